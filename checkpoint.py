@@ -1,0 +1,183 @@
+"""The run folder: where files lie, how they are written whole or not at all, and what they are loaded back into.
+
+runs/NAME/recipe.json                     resolved options, versions, data
+runs/NAME/log.jsonl                       one record per status line
+runs/NAME/checkpoints/epoch_0005.pt       generator for use
+runs/NAME/checkpoints/state.pt            all that an exact resume needs
+runs/NAME/samples/epoch_0005.png
+runs/NAME/{inputs,targets}/STEM.png  outputs/epoch_0005/STEM.png
+runs/NAME/scores.csv scores.json curves.png losses.png generator.ts
+"""
+
+import json
+import os
+import pickle
+import re
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import color
+from colorizer import Colorizer, use_batch_statistics
+from models import GENERATORS
+
+FORMAT = "tinct-generator-1"
+
+
+def pick_device(name: str) -> torch.device:
+    """Return the device called auto, cpu, cuda, cuda:1 or mps.
+
+    Raises:
+        ValueError: unknown name, or not available on this machine.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", name):
+        raise ValueError(f"no device {name}: use auto, cpu, cuda or mps")
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(
+            f"{name} asked for, but torch sees {torch.cuda.device_count()} CUDA devices; use --device cpu"
+        )
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise ValueError("mps asked for, but torch does not see it on this machine; use --device cpu")
+    return device
+
+
+def write_json(path: Path, payload: Any) -> None:
+    """Write JSON, complete or not at all."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(payload, indent=1) + "\n")
+    os.replace(temporary, path)
+
+
+def save(path: Path, payload: dict[str, Any]) -> None:
+    """Write a checkpoint, complete or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    torch.save(payload, temporary)
+    os.replace(temporary, path)
+
+
+def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """Read a checkpoint; never runs code from the file.
+
+    Raises:
+        ValueError: missing, or not a checkpoint.
+    """
+    if not path.is_file():
+        raise ValueError(f"no checkpoint {path}")
+    try:
+        payload = torch.load(path, map_location=device, weights_only=True)
+    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError):
+        payload = None
+    if not isinstance(payload, dict):
+        raise ValueError(f"{path} is not a checkpoint of this project, or it is damaged")
+    return payload
+
+
+def epoch_path(run: Path, epoch: int) -> Path:
+    """Return the file of one saved epoch."""
+    return run / "checkpoints" / f"epoch_{epoch:04d}.pt"
+
+
+def state_path(run: Path) -> Path:
+    """Return the file that a resume reads."""
+    return run / "checkpoints" / "state.pt"
+
+
+def saved_epochs(run: Path) -> list[int]:
+    """Return the epochs that have a checkpoint, in order."""
+    names = [re.fullmatch(r"epoch_(\d+)\.pt", path.name) for path in (run / "checkpoints").glob("epoch_*.pt")]
+    return sorted(int(match[1]) for match in names if match)
+
+
+def choose_epochs(run: Path, epoch: int | None, all_epochs: bool) -> list[int]:
+    """Return the epochs that a stage works on: all, the one asked for, or the last.
+
+    Raises:
+        ValueError: none is saved, or not the one asked for.
+    """
+    epochs = saved_epochs(run)
+    if not epochs:
+        raise ValueError(f"no saved epoch in {run / 'checkpoints'}; train first: python train.py --run {run}")
+    if epoch is not None and epoch not in epochs:
+        raise ValueError(f"epoch {epoch} is not saved in {run}; saved: {' '.join(map(str, epochs))}")
+    return epochs if all_epochs else [epochs[-1] if epoch is None else epoch]
+
+
+def newest_run(runs: Path) -> Path:
+    """Return the run folder that was last written to. Raises ValueError where there is none."""
+    found = sorted(runs.glob("*/recipe.json"), key=lambda path: path.stat().st_mtime)
+    if not found:
+        raise ValueError(f"no run in {runs}/; train one first: python train.py --recipe demo")
+    return found[-1].parent
+
+
+def read_run(run: Path) -> dict[str, Any]:
+    """Return a run's recipe.json. Raises ValueError where it is missing or damaged."""
+    path = run / "recipe.json"
+    if not path.is_file():
+        raise ValueError(f"{run} is not a run folder: it has no recipe.json")
+    try:
+        payload = json.loads(path.read_text())
+    except ValueError:
+        payload = None
+    if not isinstance(payload, dict) or "recipe" not in payload or "data" not in payload:
+        raise ValueError(f"{path} is damaged: not the JSON that train.py writes")
+    return payload
+
+
+def build_colorizer(recipe: Mapping[str, Any]) -> Colorizer:
+    """Build an untrained Colorizer from a recipe's fields."""
+    channels = color.CHANNELS[recipe["input"]], color.CHANNELS[recipe["output"]]
+    build = GENERATORS[recipe["generator"]]
+    generator = build(*channels, ngf=recipe["ngf"], depth=recipe["depth"], dropout=recipe["dropout"])
+    return Colorizer(generator, recipe["input"], recipe["output"], recipe["size"], 2 ** recipe["depth"])
+
+
+def save_generator(run: Path, epoch: int, recipe: Mapping[str, Any], generator: nn.Module) -> None:
+    """Write the generator of one epoch, with the recipe that rebuilds it."""
+    payload = {"format": FORMAT, "epoch": epoch, "recipe": dict(recipe), "generator": generator.state_dict()}
+    save(epoch_path(run, epoch), payload)
+
+
+def load_colorizer(run: Path, epoch: int, device: torch.device) -> Colorizer:
+    """Return the Colorizer of one saved epoch, ready for inference.
+
+    Raises:
+        ValueError: missing, damaged, or not a generator of this project.
+    """
+    path = epoch_path(run, epoch)
+    payload = load(path)
+    if payload.get("format") != FORMAT:
+        raise ValueError(f"{path} is not a generator in the format {FORMAT}")
+    colorizer = build_colorizer(payload["recipe"])
+    colorizer.generator.load_state_dict(payload["generator"])
+    if payload["recipe"]["norm_stats"] == "batch":
+        colorizer.apply(use_batch_statistics)
+    return colorizer.eval().requires_grad_(False).to(device)
+
+
+def load_exported(path: Path, device: torch.device) -> tuple[torch.jit.ScriptModule, dict[str, Any]]:
+    """Return an exported generator.ts and its metadata.
+
+    Raises:
+        ValueError: missing, not TorchScript, or not written by export.py.
+    """
+    if not path.is_file():
+        raise ValueError(f"no model {path}; write one with: python export.py")
+    files = {"tinct.json": ""}
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # TorchScript is deprecated, and asked for
+            model = torch.jit.load(path, map_location=device, _extra_files=files)
+    except RuntimeError:
+        raise ValueError(f"{path} is not a TorchScript file, or it is damaged") from None
+    if not files["tinct.json"]:
+        raise ValueError(f"{path} is a TorchScript file, but not one written by export.py")
+    return model.eval(), json.loads(files["tinct.json"])

@@ -1,0 +1,177 @@
+"""Colour in torch: sRGB <-> CIELAB, the scaling of network tensors, gamut clipping, line extraction.
+
+Everything here is batched, runs on any device, can be scripted, and computes in float32 whatever autocast says:
+only element-wise products and sums are used, never a matrix product that autocast would round to bfloat16.
+
+Sources: IEC 61966-2-1 (sRGB), CIE 15 (Lab), D65 white and matrix as in scikit-image; line extraction:
+Winnemoeller, Kyprianidis, Olsen, "XDoG: an eXtended difference-of-Gaussians compendium", 2012.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+CHANNELS = {"L": 1, "sketch": 3, "ab": 2, "rgb": 3}  # of the tensors that encode returns
+
+
+def rgb01(image: Tensor) -> Tensor:
+    """Return an image as float32 RGB in [0, 1].
+
+    Args:
+        image: (N, 1|3, H, W), uint8 in [0, 255] or floating point in [0, 1]; one channel is repeated.
+    """
+    if image.dtype == torch.uint8:
+        rgb = image.to(torch.float32) / 255.0
+    else:
+        rgb = image.to(torch.float32).clamp(0.0, 1.0)
+    return rgb.expand(-1, 3, -1, -1)  # (N, 3, H, W)
+
+
+def to_uint8(rgb: Tensor) -> Tensor:
+    """Return RGB in [0, 1] as uint8, rounded to nearest."""
+    return (rgb.clamp(0.0, 1.0) * 255.0).round().to(torch.uint8)
+
+
+def linear_rgb(rgb: Tensor) -> Tensor:
+    """Undo sRGB's transfer curve; [0, 1] -> [0, 1]."""
+    return torch.where(rgb > 0.04045, ((rgb + 0.055) / 1.055).clamp(min=0.0) ** 2.4, rgb / 12.92)
+
+
+def gamma_rgb(linear: Tensor) -> Tensor:
+    """Apply sRGB's transfer curve; [0, 1] -> [0, 1]."""
+    return torch.where(
+        linear > 0.0031308, 1.055 * linear.clamp(min=1e-6) ** (1.0 / 2.4) - 0.055, linear * 12.92
+    )
+
+
+def rgb_to_lab(rgb: Tensor) -> Tensor:
+    """Convert sRGB to CIELAB (D65, 2 degrees).
+
+    Args:
+        rgb: (N, 3, H, W) float, in [0, 1].
+
+    Returns:
+        (N, 3, H, W) float32, L in [0, 100], a and b in about [-108, 99].
+    """
+    r, g, b = linear_rgb(rgb.to(torch.float32)).unbind(1)
+    x = (0.412453 * r + 0.357580 * g + 0.180423 * b) / 0.95047
+    y = 0.212671 * r + 0.715160 * g + 0.072169 * b
+    z = (0.019334 * r + 0.119193 * g + 0.950227 * b) / 1.08883
+    xyz = torch.stack([x, y, z], 1)
+    f = torch.where(xyz > 0.008856, xyz.clamp(min=1e-6) ** (1.0 / 3.0), 7.787 * xyz + 16.0 / 116.0)
+    fx, fy, fz = f.unbind(1)
+    return torch.stack([116.0 * fy - 16.0, 500.0 * (fx - fy), 200.0 * (fy - fz)], 1)
+
+
+def lab_to_rgb(lab: Tensor) -> Tensor:
+    """Convert CIELAB to sRGB; colours outside sRGB are desaturated until they fit, at the same L.
+
+    Args:
+        lab: (N, 3, H, W) float, L in [0, 100].
+
+    Returns:
+        (N, 3, H, W) float32 in [0, 1].
+    """
+    lightness, a, b = lab.to(torch.float32).unbind(1)
+    fy = (lightness + 16.0) / 116.0
+    f = torch.stack([fy + a / 500.0, fy, fy - b / 200.0], 1)
+    xyz = torch.where(f > 0.2068966, f * f * f, (f - 16.0 / 116.0) / 7.787)
+    x, y, z = xyz.unbind(1)
+    x, z = x * 0.95047, z * 1.08883
+    red = 3.24048134 * x - 1.53715152 * y - 0.49853633 * z
+    green = -0.96925495 * x + 1.87599 * y + 0.04155593 * z
+    blue = 0.05564664 * x - 0.20404134 * y + 1.05731107 * z
+    return gamma_rgb(clip_gamut(torch.stack([red, green, blue], 1), y.unsqueeze(1)))
+
+
+def clip_gamut(linear: Tensor, luminance: Tensor) -> Tensor:
+    """Move out-of-gamut colours along the straight line to the gray of their luminance, which keeps L exactly.
+
+    Args:
+        linear: (N, 3, H, W) linear RGB, any range.
+        luminance: (N, 1, H, W), Y of the same colours.
+
+    Returns:
+        (N, 3, H, W) in [0, 1].
+    """
+    gray = luminance.clamp(0.0, 1.0)
+    offset = linear - gray
+    limit = torch.where(offset > 0, 1.0 - gray, gray)
+    keep = (limit / offset.abs().clamp(min=1e-8)).amin(1, keepdim=True).clamp(max=1.0)  # (N, 1, H, W)
+    return (gray + offset * keep).clamp(0.0, 1.0)
+
+
+def encode(image: Tensor, kind: str) -> Tensor:
+    """Turn an image into a network tensor.
+
+    Args:
+        image: (N, 1|3, H, W), uint8 or float in [0, 1].
+        kind: L -> (N, 1, H, W) = L/50 - 1; ab -> (N, 2, H, W) = ab/110; sketch, rgb -> (N, 3, H, W).
+
+    Returns:
+        float32 in [-1, 1].
+    """
+    rgb = rgb01(image)
+    if kind == "L":
+        return rgb_to_lab(rgb)[:, :1] / 50.0 - 1.0  # (N, 1, H, W)
+    if kind == "ab":  # sRGB's ab reach from -107.9 to 98.3; literals, because scripts cannot read globals
+        return (rgb_to_lab(rgb)[:, 1:] / 110.0).clamp(-1.0, 1.0)  # (N, 2, H, W)
+    return rgb * 2.0 - 1.0  # (N, 3, H, W)
+
+
+def join_lab(lightness: Tensor, y: Tensor) -> Tensor:
+    """Return RGB in [0, 1] from L in [0, 100] (N, 1, H, W) and a network's ab/110 (N, 2, H, W)."""
+    return lab_to_rgb(torch.cat([lightness, y.to(torch.float32) * 110.0], 1))  # (N, 3, H, W)
+
+
+def recolor(image: Tensor, a: float, b: float) -> Tensor:
+    """Return an image (N, 1|3, H, W) with its own lightness and one ab everywhere, as uint8; (0, 0) is gray."""
+    lightness = rgb_to_lab(rgb01(image))[:, :1]
+    ab = torch.tensor([a, b], device=image.device).view(1, 2, 1, 1).expand(-1, -1, *image.shape[2:])
+    return to_uint8(lab_to_rgb(torch.cat([lightness, ab.expand(len(image), -1, -1, -1)], 1)))
+
+
+def show_input(source: Tensor, kind: str) -> Tensor:
+    """Return what a network that takes `kind` sees of a source image (N, 3, H, W), as uint8 to look at."""
+    return recolor(source, 0.0, 0.0) if kind == "L" else source
+
+
+def gaussian_blur(image: Tensor, sigma: float) -> Tensor:
+    """Blur each channel; sigma in px, borders replicated."""
+    radius = max(1, math.ceil(3.0 * sigma))
+    offsets = torch.arange(-radius, radius + 1, device=image.device, dtype=torch.float32)
+    weights = torch.exp(-0.5 * (offsets / sigma) ** 2)
+    weights = weights / weights.sum()
+    planes = image.flatten(0, 1).unsqueeze(1)  # (N*C, 1, H, W)
+    planes = F.pad(planes, [radius, radius, radius, radius], mode="replicate")
+    planes = F.conv2d(planes, weights.view(1, 1, 1, -1))
+    planes = F.conv2d(planes, weights.view(1, 1, -1, 1))
+    return planes.view(image.shape)
+
+
+def line_art(image: Tensor, sigma: float = 0.7, threshold: float = 0.95, softness: float = 0.08) -> Tensor:
+    """Draw the lines of colour pictures as ink on white paper.
+
+    A difference of Gaussians with a soft threshold, taken per colour channel and relative to the local tone:
+    plain XDoG fills dark areas with black, and lines in gray lose edges between colours of equal lightness.
+    Source: Winnemoeller et al. 2012, eq. 2-5, divided by the wider Gaussian.
+
+    Args:
+        image: (N, 3, H, W) uint8, or float in [0, 1].
+        sigma: px, about the width of a line.
+        threshold: tau, of fine / wide tone; at or above it the paper stays white.
+        softness: the drop below the threshold over which white turns to black ink.
+
+    Returns:
+        (N, 3, H, W) uint8, gray.
+    """
+    rgb = rgb01(image)
+    fine = gaussian_blur(rgb, sigma)
+    wide = gaussian_blur(rgb, 3.0 * sigma)
+    ratio = ((fine + 0.06) / (wide + 0.06)).amin(
+        1, keepdim=True
+    )  # (N, 1, H, W); 0.06 hushes noise in the dark
+    ink = torch.tanh(((threshold - ratio) / softness).clamp(min=0.0))
+    return to_uint8(1.0 - ink).expand(-1, 3, -1, -1)

@@ -1,0 +1,76 @@
+"""Colourise image files with an exported generator.
+
+    python colorize.py photo.jpg folder/                       # newest run's generator.ts, into out/
+    python colorize.py scans/ --model runs/coco/generator.ts --out coloured/
+
+Names, folder structure and sizes are kept. A file that cannot be read is listed at the end; the others are done.
+"""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from tqdm import tqdm
+
+from checkpoint import load_exported, newest_run, pick_device
+from config import RUNS, DeviceOption, command
+from images import Array, find_images, read_image, write_image
+
+
+def plan_outputs(inputs: list[Path], out: Path) -> dict[Path, Path]:
+    """Return output file -> input file, folders searched through and their structure kept.
+
+    Raises:
+        ValueError: an input is missing, two would get one output, or one would be overwritten.
+    """
+    plan: dict[Path, Path] = {}
+    for given in inputs:
+        if not given.exists():
+            raise ValueError(f"no file or folder {given}")
+        for path in find_images(given) if given.is_dir() else [given]:
+            output = out / (path.relative_to(given) if given.is_dir() else path.name)
+            if output in plan:
+                raise ValueError(
+                    f"{plan[output]} and {path} would both become {output}; colourise them in two calls"
+                )
+            if output.resolve() == path.resolve():
+                raise ValueError(f"{path} would be overwritten; name another folder with --out")
+            plan[output] = path
+    return plan
+
+
+def colorize_image(model: torch.nn.Module, image: Array, device: torch.device) -> Array:
+    """Return the colour version of one picture, (H, W, 3) uint8 to the same."""
+    tensor = torch.from_numpy(image.copy()).permute(2, 0, 1)[None].to(device)  # (1, 3, H, W)
+    with torch.inference_mode():
+        return model(tensor)[0].permute(1, 2, 0).cpu().numpy()
+
+
+def main(
+    inputs: Annotated[list[Path], typer.Argument(metavar="FILE|FOLDER...", help="Images to colourise.")],
+    model: Annotated[Path | None, typer.Option(metavar="FILE", help="An exported generator.ts.")] = None,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where the pictures go.")] = Path("out"),
+    device: DeviceOption = "auto",
+) -> list[Path]:
+    """Colourise files and folders; returns the files written. Exits with 1 if some could not be read."""
+    on = pick_device(device)
+    plan = plan_outputs(inputs, out)
+    exported, _ = load_exported(model or newest_run(RUNS) / "generator.ts", on)
+    failed = []
+    for output, path in tqdm(plan.items(), "colourising", unit="image", leave=False, disable=None):
+        try:
+            write_image(output, colorize_image(exported, read_image(path), on))
+        except (ValueError, OSError) as error:
+            failed.append(str(error))
+    print(f"coloured {len(plan) - len(failed)} of {len(plan)} images, in {out}/")
+    for sentence in failed:
+        print(f"not done: {sentence}", file=sys.stderr)
+    if failed:
+        raise SystemExit(1)
+    return list(plan)
+
+
+if __name__ == "__main__":
+    command(main)

@@ -1,0 +1,103 @@
+"""The deployable network: an image of any size in, the colour image of the same size out.
+
+Training samples, test.py, colorize.py and the exported generator.ts all run this one forward, in Python or scripted.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import color
+
+
+class Colorizer(nn.Module):
+    """Colourise images of any size.
+
+    The network sees the picture with its short side at `size` px (the long side at most twice that), mirrored out to
+    the next multiple that its halvings need; aspect ratio is kept. What it predicts is enlarged to the input's size:
+
+    - output ab: joined with the input's own full-resolution lightness;
+    - output rgb (from a sketch): multiplied by what the full-resolution lines have over the reduced ones, so lines
+      stay sharp.
+
+    Attributes a caller may set: `size` (px).
+    """
+
+    def __init__(self, generator: nn.Module, input: str, output: str, size: int, multiple: int) -> None:
+        """Wrap a generator.
+
+        Args:
+            generator: maps (N, Cx, H, W) to (N, Cy, H, W), both in [-1, 1].
+            input: kind of x, output: kind of y; see color.encode.
+            size: px, short side at which the network works.
+            multiple: px, the network takes sides that are multiples of this.
+        """
+        super().__init__()
+        self.generator = generator
+        self.input = input
+        self.output = output
+        self.size = size
+        self.multiple = multiple
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Colourise a batch.
+
+        Args:
+            image: (N, 1|3, H, W), uint8 in [0, 255] or floating point in [0, 1]; any N, H, W >= 1.
+
+        Returns:
+            (N, 3, H, W), same dtype and range.
+        """
+        rgb = color.rgb01(image)  # (N, 3, H, W)
+        small = self.shrink(rgb)  # (N, 3, h, w)
+        y = self.predict(color.encode(small, self.input)).to(torch.float32)  # (N, 2|3, h, w)
+        if self.output == "ab":
+            lightness = color.rgb_to_lab(rgb)[:, :1]  # (N, 1, H, W)
+            out = color.join_lab(lightness, resample(y, rgb.size(2), rgb.size(3)))
+        else:
+            out = (resample(y, rgb.size(2), rgb.size(3)) + 1.0) / 2.0
+            blurred = resample(small, rgb.size(2), rgb.size(3)).mean(1, keepdim=True)
+            detail = (rgb.mean(1, keepdim=True) + 0.1) / (blurred.clamp(0.0, 1.0) + 0.1)  # (N, 1, H, W)
+            out = (out.clamp(0.0, 1.0) * detail).clamp(0.0, 1.0)
+        if image.dtype == torch.uint8:
+            return color.to_uint8(out)
+        return out.to(image.dtype)
+
+    def shrink(self, rgb: Tensor) -> Tensor:
+        """Bring the short side to `size` px, or the long side to twice that if it would be longer."""
+        height, width = rgb.size(2), rgb.size(3)
+        scale = min(self.size / min(height, width), 2.0 * self.size / max(height, width))
+        small = resample(rgb, max(1, int(round(height * scale))), max(1, int(round(width * scale))))
+        return small.clamp(0.0, 1.0)
+
+    def predict(self, x: Tensor) -> Tensor:
+        """Run the generator on x (N, C, h, w) of any size, mirrored out to what its halvings need."""
+        height, width = x.size(2), x.size(3)
+        rows = mirror(height, self.multiple, x.device)
+        columns = mirror(width, self.multiple, x.device)
+        y = self.generator(x.index_select(2, rows).index_select(3, columns))
+        top = (rows.size(0) - height) // 2
+        left = (columns.size(0) - width) // 2
+        return y[:, :, top : top + height, left : left + width]
+
+
+def resample(image: Tensor, height: int, width: int) -> Tensor:
+    """Resize (N, C, H, W) with an antialiased bicubic filter; may overshoot. The same size is left as it is."""
+    if image.size(2) == height and image.size(3) == width:
+        return image
+    return F.interpolate(image, [height, width], mode="bicubic", antialias=True)
+
+
+def mirror(length: int, multiple: int, device: torch.device) -> Tensor:
+    """Return indices that extend 0..length-1 on both sides by reflection to the next multiple."""
+    total = (length + multiple - 1) // multiple * multiple
+    index = torch.remainder(torch.arange(total, device=device) - (total - length) // 2, 2 * length)
+    return torch.minimum(index, 2 * length - 1 - index)
+
+
+def use_batch_statistics(module: nn.Module) -> None:
+    """Let one module, for `apply`, normalise by the batch at hand instead of by running statistics."""
+    if isinstance(module, nn.BatchNorm2d):
+        module.track_running_stats = False
+        module.running_mean = None
+        module.running_var = None

@@ -1,0 +1,237 @@
+"""Items of a data set -> decoded pixels -> batches of uint8 tensors.
+
+Decoding happens once: every split becomes one memory-mapped file of uint8 pixels below cache/. Nothing is float
+before it is on the device.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+import color
+import scenes
+from folders import Item, list_items
+from images import Array, read_image, resize
+
+MAX_ASPECT = 3  # a long side beyond this many short sides is cut off around the centre
+VERSION = 1  # of the cache's contents; raise it when decoding changes
+
+
+@dataclass(frozen=True)
+class Loading:
+    """How files become pixels; see the fields of the same names in config.Recipe."""
+
+    load_size: int
+    fit: str
+    pair: str
+    sketch: bool  # keep a sketch beside each colour picture
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """One split, decoded. `pixels` holds (H, W, C) pictures back to back, C = 6 where a sketch follows the colour."""
+
+    stems: list[str]
+    pixels: NDArray[np.uint8]  # memory-mapped, flat
+    index: NDArray[np.int64]  # (N, 3): offset, height, width
+    channels: int
+    bad: list[str]  # one sentence per file that could not be read
+    key: str  # fingerprint of the files and of how they were loaded
+
+    def __len__(self) -> int:
+        return len(self.stems)
+
+    def picture(self, i: int) -> Array:
+        """Return picture i as (H, W, 3|6) uint8."""
+        offset, height, width = (int(value) for value in self.index[i])
+        return self.pixels[offset : offset + height * width * self.channels].reshape(
+            height, width, self.channels
+        )
+
+    def gather(
+        self,
+        ids: Sequence[int],
+        size: int,
+        corners: NDArray[np.float64] | None = None,
+        flips: NDArray[np.bool_] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Cut squares out of pictures.
+
+        Args:
+            ids: which pictures.
+            size: px, side of the squares.
+            corners: (len(ids), 2) in [0, 1), where between top (left) and bottom (right) to cut; None = centre.
+            flips: (len(ids),) which to mirror left to right; None = none.
+
+        Returns:
+            source and target, each (N, 3, size, size) uint8; the same tensor where there are no sketches.
+        """
+        out = np.empty((len(ids), size, size, self.channels), np.uint8)
+        for row, i in enumerate(ids):
+            picture = self.picture(i)
+            spare = np.array(picture.shape[:2]) - size
+            top, left = spare // 2 if corners is None else (corners[row] * (spare + 1)).astype(int)
+            square = picture[top : top + size, left : left + size]
+            out[row] = square[:, ::-1] if flips is not None and flips[row] else square
+        tensor = torch.from_numpy(out).permute(0, 3, 1, 2)  # (N, 3|6, size, size)
+        target = tensor[:, :3]
+        return (tensor[:, 3:] if self.channels == 6 else target), target
+
+
+def training_batches(
+    images: ImageSet, batch_size: int, size: int, flip: float, seed: int, epoch: int, start: int = 0
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield shuffled, randomly cropped and flipped batches of one epoch, from step `start` on.
+
+    Everything random depends on (seed, epoch) alone, so that a resumed epoch goes on exactly where it stopped.
+    A last batch that is not full is left out, unless it is the only one.
+    """
+    rng = np.random.default_rng([seed, epoch])
+    order = rng.permutation(len(images))
+    corners = rng.random((len(images), 2))
+    flips = rng.random(len(images)) < flip
+    for step in range(start, steps_per_epoch(len(images), batch_size)):
+        ids = order[step * batch_size : (step + 1) * batch_size]
+        yield images.gather(ids.tolist(), size, corners[ids], flips[ids])
+
+
+def steps_per_epoch(images: int, batch_size: int) -> int:
+    """Return the number of batches that training_batches yields."""
+    return max(1, images // batch_size)
+
+
+def decode(item: Item, loading: Loading) -> Array:
+    """Read one item as (H, W, 3) uint8, or (H, W, 6) where its sketch follows the colour.
+
+    Raises:
+        ValueError: a file that cannot be read, or a pair of odd width; names the file.
+    """
+    if isinstance(item.target, int):
+        colour, sketch = scenes.draw(item.target, loading.load_size)
+        return np.concatenate([colour, sketch], 2) if loading.sketch else colour
+    colour = read_image(item.target)
+    sketch = None if item.source is None else read_image(item.source)
+    if sketch is None and loading.pair != "none":
+        half, odd = divmod(colour.shape[1], 2)
+        if odd or not half:
+            raise ValueError(
+                f"{item.target}: a pair needs an even width, this one is {colour.shape[1]} px wide"
+            )
+        left, right = colour[:, :half], colour[:, half:]
+        colour, sketch = (left, right) if loading.pair == "AB" else (right, left)
+    colour = fit_image(colour, loading.load_size, loading.fit)
+    if not loading.sketch:
+        return colour
+    if sketch is None:
+        planes = torch.from_numpy(colour.copy()).permute(2, 0, 1)[None]  # (1, 3, H, W)
+        drawn = color.line_art(planes)[0].permute(1, 2, 0).numpy()
+    else:
+        drawn = resize(fit_image(sketch, loading.load_size, loading.fit), *colour.shape[:2])
+    return np.concatenate([colour, drawn], 2)
+
+
+def fit_image(image: Array, load_size: int, fit: str) -> Array:
+    """Resize to a square (squash), or the short side to load_size with at most MAX_ASPECT of the long one (crop)."""
+    if fit == "squash":
+        return resize(image, load_size, load_size)
+    height, width = image.shape[:2]
+    limit = MAX_ASPECT * min(height, width)
+    top, left = max(0, height - limit) // 2, max(0, width - limit) // 2
+    image = image[top : top + limit, left : left + limit]
+    scale = load_size / min(height, width)
+    return resize(image, *(max(load_size, round(side * scale)) for side in image.shape[:2]))
+
+
+def load_images(items: Sequence[Item], loading: Loading, cache: Path, label: str) -> ImageSet:
+    """Return one split decoded, from the cache where it is there, else decoding it now in parallel.
+
+    Raises:
+        ValueError: not one image could be read.
+    """
+    key = fingerprint(items, loading)
+    folder = cache / key
+    if not folder.is_dir():
+        _fill_cache(folder, items, loading, label)
+    meta = json.loads((folder / "meta.json").read_text())
+    pixels = np.memmap(folder / "pixels.bin", np.uint8, mode="r")
+    index = np.array(meta["index"], np.int64).reshape(-1, 3)
+    return ImageSet(meta["stems"], pixels, index, 6 if loading.sketch else 3, meta["bad"], key)
+
+
+def open_split(record: Mapping[str, Any], data: str | None, split: str, cache: Path) -> ImageSet:
+    """Return a split of the data that a run remembers in its recipe.json, or of another data set, loaded alike."""
+    recipe = record["recipe"]
+    items = list_items(data or record["data"], recipe["val_fraction"], recipe["seed"])
+    return load_images(items[split], Loading(**record["loading"]), cache, split)
+
+
+def fingerprint(items: Sequence[Item], loading: Loading) -> str:
+    """Return a hash that changes with any file's name, size or time, and with how files are loaded."""
+    digest = hashlib.sha256(repr((VERSION, loading)).encode())
+    for item in items:
+        for path in (item.target, item.source):
+            if isinstance(path, Path):
+                stat = path.stat()
+                digest.update(f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}".encode())
+        digest.update(item.stem.encode())
+    if items and isinstance(items[0].target, int):
+        digest.update(Path(scenes.__file__).read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _fill_cache(folder: Path, items: Sequence[Item], loading: Loading, label: str) -> None:
+    """Decode all items into a new cache folder; appears whole or not at all."""
+    partial = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
+    partial.mkdir(parents=True, exist_ok=True)
+    stems, index, bad, offset = [], [], [], 0
+
+    def attempt(item: Item) -> Array | ValueError:
+        try:
+            return decode(item, loading)
+        except ValueError as error:
+            return error
+
+    try:
+        with open(partial / "pixels.bin", "wb") as file, ThreadPoolExecutor(os.cpu_count()) as pool:
+            for start in tqdm(
+                range(0, len(items), 64), f"decoding {label}", unit="x64", leave=False, disable=None
+            ):
+                chunk = items[start : start + 64]  # bounds what waits in memory
+                for item, picture in zip(chunk, pool.map(attempt, chunk), strict=True):
+                    if isinstance(picture, ValueError):
+                        bad.append(str(picture))
+                        continue
+                    file.write(np.ascontiguousarray(picture).data)
+                    stems.append(item.stem)
+                    index.append([offset, *picture.shape[:2]])
+                    offset += picture.size
+        if not stems:
+            raise ValueError(f"none of the {len(items)} {label} images can be read; the first: {bad[0]}")
+        (partial / "meta.json").write_text(json.dumps({"stems": stems, "index": index, "bad": bad}))
+        if not folder.is_dir():
+            os.replace(partial, folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def mean_ab(images: ImageSet, size: int, limit: int = 2048) -> tuple[float, float]:
+    """Return the mean a and b, in Lab units, of at most `limit` evenly chosen pictures' centres."""
+    ids = np.linspace(0, len(images) - 1, min(limit, len(images))).astype(int).tolist()
+    sums = torch.zeros(2, dtype=torch.float64)
+    for start in range(0, len(ids), 16):
+        _, target = images.gather(ids[start : start + 16], size)
+        sums += color.rgb_to_lab(color.rgb01(target))[:, 1:].mean((2, 3)).sum(0, dtype=torch.float64)
+    a, b = (sums / len(ids)).tolist()
+    return a, b

@@ -1,0 +1,118 @@
+"""Which pictures a data set holds: files, pairs, splits.
+
+A data set is a folder of pictures (any depth), of pictures side by side (colour and sketch, --pair), or of two folders
+`targets/` and `inputs/` (or `color/` and `sketch/`) matched by stem; or `demo`, the embedded scenes. Where it has
+`train/` and `val/` (and `test/`), they are the split; else a share is held out by a hash of the name, so that adding
+files moves none from one side to the other.
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+import scenes
+from images import find_images, read_image
+
+DEMO = "demo"
+PAIR_FOLDERS = (("targets", "inputs"), ("color", "sketch"))  # (colour, sketch)
+
+
+@dataclass(frozen=True)
+class Item:
+    """One picture of a data set: where its colour comes from, and its sketch where that is a file of its own."""
+
+    stem: str
+    target: Path | int  # file, or index of a demo scene
+    source: Path | None = None
+
+
+def list_items(data: str, val_fraction: float, seed: int) -> dict[str, list[Item]]:
+    """Return the items of the splits train, val and test (val again, where the data has no test folder).
+
+    Raises:
+        ValueError: no such folder, no image, pairs without partners, or too few images to split.
+    """
+    if data == DEMO:
+        return _hash_split([Item(f"scene_{i:04d}", i) for i in range(scenes.SCENES)], val_fraction, seed)
+    root = Path(data)
+    if not root.is_dir():
+        raise ValueError(f"no folder {data}: --data takes an image folder, or {DEMO}")
+    if (root / "train").is_dir() and (root / "val").is_dir():
+        splits = {name: _find_items(root / name) for name in ("train", "val")}
+        test = root / "test"
+        return {**splits, "test": _find_items(test) if test.is_dir() else splits["val"]}
+    return _hash_split(_find_items(root), val_fraction, seed)
+
+
+def _hash_split(items: list[Item], val_fraction: float, seed: int) -> dict[str, list[Item]]:
+    """Hold out the items whose hashed name falls below the fraction, at least one."""
+    if len(items) < 2:
+        raise ValueError(f"{len(items)} image is too few: one is needed to train and one to validate")
+
+    def share(item: Item) -> float:
+        digest = hashlib.sha256(f"{seed}/{item.stem}".encode()).digest()
+        return int.from_bytes(digest[:8], "big") / 2**64
+
+    first = min(items, key=share)
+    val = [item for item in items if item is first or share(item) < val_fraction]
+    train = [item for item in items if item not in set(val)]
+    if not train:
+        raise ValueError(f"val_fraction {val_fraction} leaves none of {len(items)} images for training")
+    return {"train": train, "val": val, "test": val}
+
+
+def _find_items(folder: Path) -> list[Item]:
+    for colour, sketch in PAIR_FOLDERS:
+        if (folder / colour).is_dir() and (folder / sketch).is_dir():
+            return _match_stems(folder / colour, folder / sketch)
+    paths = find_images(folder)
+    return [Item(stem, path) for stem, path in zip(_unique_stems(paths, folder), paths, strict=True)]
+
+
+def _match_stems(colour: Path, sketch: Path) -> list[Item]:
+    targets, sources = find_images(colour), find_images(sketch)
+    partners = dict(zip(_unique_stems(sources, sketch), sources, strict=True))
+    stems = _unique_stems(targets, colour)
+    alone = sorted(set(stems) ^ set(partners))
+    if alone:
+        raise ValueError(
+            f"{len(alone)} images of {colour} and {sketch} have no partner, the first is {alone[0]}"
+        )
+    return [Item(stem, path, partners[stem]) for stem, path in zip(stems, targets, strict=True)]
+
+
+def _unique_stems(paths: list[Path], folder: Path) -> list[str]:
+    """Return a flat name per file: its path without the ending, or with it where two would be the same."""
+    names = [path.relative_to(folder) for path in paths]
+    flat = [name.with_suffix("").as_posix().replace("/", "__") for name in names]
+    count = Counter(flat)
+    return [
+        stem if count[stem] == 1 else f"{stem}_{name.suffix[1:]}"
+        for stem, name in zip(flat, names, strict=True)
+    ]
+
+
+def find_pair(items: Sequence[Item]) -> str:
+    """Tell by looking whether pictures are pairs side by side: "AB" (colour left), "BA" (colour right) or "none".
+
+    They are when each of the first eight is twice as wide as tall and one same half alone has no colour.
+    """
+    votes = set()
+    for item in items[:8]:
+        if isinstance(item.target, int) or item.source is not None:
+            return "none"
+        try:
+            image = read_image(item.target).astype(np.int16)
+        except ValueError:
+            continue
+        height, width = image.shape[:2]
+        if width != 2 * height:
+            return "none"
+        spread = (image.max(2) - image.min(2)).reshape(height, 2, height).mean((0, 2))  # left, right
+        gray = spread < 4  # levels of 255; JPEG's chroma noise stays below
+        votes.add("AB" if gray[1] and not gray[0] else "BA" if gray[0] and not gray[1] else "none")
+    return votes.pop() if len(votes) == 1 else "none"

@@ -1,0 +1,278 @@
+"""Train a colouriser on a folder of images.
+
+    python train.py                                        # recipe demo, its own scenes
+    python train.py --recipe coco --data photos/           # photo -> colour in Lab
+    python train.py --recipe anime --data panels/          # sketch -> colour; lines are drawn where there are none
+    python train.py --resume --run runs/coco               # goes on exactly where it stopped
+
+Every save_every epochs the run folder gets a generator, a resumable state, a sample sheet and the loss curves.
+"""
+
+import platform
+import shutil
+import subprocess
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import torchvision
+import typer
+from tqdm import tqdm
+
+import checkpoint
+import color
+from checkpoint import pick_device, read_run
+from config import (
+    CACHE,
+    ROOT,
+    RUNS,
+    VERSION,
+    DataOption,
+    DeviceOption,
+    Recipe,
+    RunOption,
+    command,
+    make_recipe,
+    parse_settings,
+)
+from data import ImageSet, Loading, load_images, mean_ab, steps_per_epoch, training_batches
+from folders import DEMO, Item, find_pair, list_items
+from gan import Training, build_training, pick_precision, train_step
+from images import contact_sheet, write_image
+from log import Log, noted_signals
+from models import count_parameters
+from plots import plot_losses
+
+RESUMABLE = {"epochs", "save_every", "log_every", "precision", "compile"}  # fields that a resume may change
+
+
+def resolve(
+    recipe: str | None, data: str | None, run: Path | None, overrides: dict[str, Any], resume: bool
+) -> tuple[Recipe, str, Path]:
+    """Settle recipe, data and run folder; a resumed run brings its own.
+
+    Raises:
+        ValueError: what was given does not fit together, or not to the run folder.
+    """
+    if not resume:
+        made = make_recipe(recipe or DEMO, overrides)
+        if data is None and made.name != DEMO:
+            raise ValueError(f"recipe {made.name} needs --data PATH (or --data {DEMO})")
+        folder = run or RUNS / made.name
+        if (folder / "recipe.json").exists():
+            raise ValueError(
+                f"{folder} already holds a run of recipe {read_run(folder)['recipe']['name']}; "
+                f"go on with --resume, or name another folder with --run"
+            )
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise ValueError(f"{folder} is not empty and not a run; name another folder with --run")
+        return made, data or DEMO, folder
+    folder = run or (RUNS / recipe if recipe else checkpoint.newest_run(RUNS))
+    stored = read_run(folder)
+    kept = Recipe(**stored["recipe"])
+    if recipe and recipe != kept.name:
+        raise ValueError(
+            f"{folder} was trained with recipe {kept.name}, not {recipe}; name another folder with --run"
+        )
+    for key, value in overrides.items():
+        if key not in RESUMABLE and value is not None and value != getattr(kept, key):
+            raise ValueError(
+                f"{folder} was trained with {key}={getattr(kept, key)}; a resume cannot make it {value}"
+            )
+    changes = {key: value for key, value in overrides.items() if value is not None}
+    return replace(kept, **changes), data or stored["data"], folder
+
+
+def find_loading(recipe: Recipe, items: list[Item]) -> Loading:
+    """Return how the items become pixels; resolves pair=auto by looking."""
+    sketch = recipe.input == "sketch"
+    pair = find_pair(items) if recipe.pair == "auto" and sketch else recipe.pair
+    return Loading(recipe.load_size, recipe.fit, "none" if pair == "auto" else pair, sketch)
+
+
+def describe(
+    recipe: Recipe,
+    data: str,
+    run: Path,
+    items: dict[str, list[Item]],
+    loading: Loading,
+    training: Training,
+    hardware: str,
+) -> str:
+    """Return what is resolved, one line each."""
+    kind = {"AB": "pairs, colour left", "BA": "pairs, colour right", "none": "pictures"}[loading.pair]
+    if loading.sketch and loading.pair == "none" and isinstance(items["train"][0].target, Path):
+        kind = "sketch and colour files" if items["train"][0].source else "pictures, lines drawn from them"
+    counts = count_parameters(training.generator), count_parameters(training.discriminator)
+    lines = {
+        "run": run,
+        "data": f"{data}: {len(items['train'])} to train, {len(items['val'])} to validate ({kind})",
+        "recipe": f"{recipe.name}: {recipe.input} -> {recipe.output} at {recipe.size} px, {recipe.epochs} epochs",
+        "generator": f"{recipe.generator}, {counts[0]:,} parameters",
+        "discriminator": f"{recipe.discriminator}, {counts[1]:,} parameters",
+        "device": hardware,
+    }
+    return "\n".join(f"{key:<14} {value}" for key, value in lines.items())
+
+
+def git_hash() -> str | None:
+    """Return the commit of this code, None where it is no git checkout."""
+    if not (ROOT / ".git").exists() or shutil.which("git") is None:
+        return None
+    done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or None
+
+
+def run_record(recipe: Recipe, data: str, loading: Loading, images: dict[str, ImageSet]) -> dict[str, Any]:
+    """Return what recipe.json holds."""
+    versions = {"tinct": VERSION, "python": platform.python_version(), "torch": torch.__version__}
+    return {
+        "recipe": asdict(recipe),
+        "data": data if data == DEMO else str(Path(data).resolve()),
+        "loading": asdict(loading),
+        "images": {name: len(split) for name, split in images.items()},
+        "fingerprints": {name: split.key for name, split in images.items()},
+        "mean_ab": mean_ab(images["train"], recipe.size),
+        "versions": {**versions, "torchvision": torchvision.__version__, "numpy": np.__version__},
+        "git": git_hash(),
+    }
+
+
+def finish_epoch(
+    run: Path,
+    recipe: Recipe,
+    training: Training,
+    log: Log,
+    images: dict[str, ImageSet],
+    device: torch.device,
+    interrupted: bool,
+) -> None:
+    """Go to the next epoch, unless interrupted within this one; save where one is due or the run is to stop."""
+    done = training.epoch
+    complete = training.step == steps_per_epoch(len(images["train"]), recipe.batch_size)
+    due = complete and (done % recipe.save_every == 0 or done == recipe.epochs)
+    if due or interrupted:
+        log.flush(training)
+        training.check_finite()
+    if complete:
+        training.epoch, training.step = done + 1, 0
+    if due:
+        checkpoint.save_generator(run, done, asdict(recipe), training.generator_for_use())
+        save_samples(run, recipe, done, images["val"], device)
+        plot_losses(run / "losses.png", log.records)
+    if due or interrupted:
+        checkpoint.save(checkpoint.state_path(run), training.state_dict())
+        log.clear()  # what saving took is no training time
+
+
+def save_samples(run: Path, recipe: Recipe, epoch: int, images: ImageSet, device: torch.device) -> None:
+    """Write input | ours | truth of the same few validation images at every save."""
+    ids = np.linspace(0, len(images) - 1, min(recipe.samples, len(images))).astype(int).tolist()
+    source, target = images.gather(ids, recipe.size)
+    ours = checkpoint.load_colorizer(run, epoch, device)(source.to(device)).cpu()
+    columns = (color.show_input(source, recipe.input), ours, target)
+    rows = [[picture.permute(1, 2, 0).numpy() for picture in row] for row in zip(*columns, strict=True)]
+    write_image(run / "samples" / f"epoch_{epoch:04d}.png", contact_sheet(rows, ["input", "ours", "truth"]))
+
+
+def train_epoch(
+    training: Training,
+    recipe: Recipe,
+    images: ImageSet,
+    device: torch.device,
+    amp: torch.autocast,
+    log: Log,
+    caught: list[int],
+) -> None:
+    """Train from training.step to the end of its epoch, or until a signal is caught."""
+    steps = steps_per_epoch(len(images), recipe.batch_size)
+    batches = training_batches(
+        images, recipe.batch_size, recipe.size, recipe.flip, recipe.seed, training.epoch, training.step
+    )
+    title = f"epoch {training.epoch}/{recipe.epochs}"
+    bar = tqdm(total=steps, initial=training.step, desc=title, leave=False, disable=None)
+    started = time.perf_counter()
+    for source, target in batches:
+        source, target = source.to(device, non_blocking=True), target.to(device, non_blocking=True)
+        waited = time.perf_counter() - started
+        training.set_learning_rate(recipe, training.steps / (recipe.epochs * steps))
+        x, y = color.encode(source, recipe.input), color.encode(target, recipe.output)
+        log.add(train_step(training, x, y, recipe, amp), len(x), waited)
+        training.step, training.steps = training.step + 1, training.steps + 1
+        bar.update()
+        if training.steps % recipe.log_every == 0:
+            log.flush(training)
+        if caught:
+            break
+        started = time.perf_counter()
+    bar.close()
+
+
+def main(
+    recipe: Annotated[str | None, typer.Option(metavar="NAME", help="demo, coco or anime.")] = None,
+    data: DataOption = None,
+    run: RunOption = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the training images.")] = None,
+    size: Annotated[int | None, typer.Option(min=4, help="Side of the training squares, px.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Images per step.")] = None,
+    save_every: Annotated[int | None, typer.Option(min=1, help="Epochs between checkpoints.")] = None,
+    gan_mode: Annotated[
+        str | None, typer.Option(metavar="vanilla|lsgan|hinge", help="Adversarial loss.")
+    ] = None,
+    pair: Annotated[
+        str | None, typer.Option(metavar="AB|BA|none|auto", help="Colour left (AB) or right.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of everything random.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any recipe field.")
+    ] = None,
+    device: DeviceOption = "auto",
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where the run stopped.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what is resolved, and stop.")] = False,
+) -> Path:
+    """Train a colouriser; returns the run folder. Raises ValueError for whatever does not fit, before any work."""
+    options = {
+        "epochs": epochs, "size": size, "batch_size": batch_size, "save_every": save_every, "gan_mode": gan_mode,
+        "pair": pair, "seed": seed, **parse_settings(set_ or []),
+    }  # fmt: skip
+    made, where, folder = resolve(recipe, data, run, options, resume)
+    on = pick_device(device)
+    precision = pick_precision(made.precision, on)
+    items = list_items(where, made.val_fraction, made.seed)
+    loading = find_loading(made, items["train"])
+    training = build_training(made, on, precision)
+    print(describe(made, where, folder, items, loading, training, f"{on}, {precision}"), flush=True)
+    if dry_run:
+        print("\n".join(f"  {key} = {value}" for key, value in asdict(made).items()))
+        return folder
+
+    images = {name: load_images(items[name], loading, CACHE, name) for name in ("train", "val")}
+    if resume and checkpoint.state_path(folder).exists():
+        training.load_state_dict(checkpoint.load(checkpoint.state_path(folder)))
+    record = run_record(made, where, loading, images)
+    if resume and read_run(folder)["fingerprints"] != record["fingerprints"]:
+        print("the images have changed since this run began: it goes on with those there are now")
+    folder.mkdir(parents=True, exist_ok=True)
+    checkpoint.write_json(folder / "recipe.json", record)
+    log = Log(folder / "log.jsonl", training.steps)
+    amp = torch.autocast(
+        on.type, {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision), precision != "fp32"
+    )
+    with noted_signals() as caught:
+        while training.epoch <= made.epochs and not caught:
+            train_epoch(training, made, images["train"], on, amp, log, caught)
+            finish_epoch(folder, made, training, log, images, on, bool(caught))
+    for sentence in images["train"].bad + images["val"].bad:
+        print(f"skipped {sentence}")
+    if caught:
+        print(f"stopped in epoch {training.epoch}; go on with: python train.py --resume --run {folder}")
+        raise SystemExit(128 + caught[0])
+    print(f"trained {made.epochs} epochs; test them with: python test.py --all-epochs --run {folder}")
+    return folder
+
+
+if __name__ == "__main__":
+    command(main)

@@ -1,4 +1,4 @@
-"""The run folder: where files lie, how they are written whole or not at all, and what they are loaded back into.
+"""The run folder: where files lie, written whole or not at all, and what they are loaded back into.
 
 runs/NAME/recipe.json                     resolved options, versions, data
 runs/NAME/log.jsonl                       one record per status line

@@ -1,7 +1,8 @@
 """Colour in torch: sRGB <-> CIELAB, the scaling of network tensors, gamut clipping, line extraction.
 
-Everything here is batched, runs on any device, can be scripted, and computes in float32 whatever autocast says:
-only element-wise products and sums are used, never a matrix product that autocast would round to bfloat16.
+Everything here is batched, runs on any device, can be scripted, and computes in float32 whatever autocast
+says: only element-wise products and sums are used, never a matrix product that autocast would round to
+bfloat16.
 
 Sources: IEC 61966-2-1 (sRGB), CIE 15 (Lab), D65 white and matrix as in scikit-image; line extraction:
 Winnemoeller, Kyprianidis, Olsen, "XDoG: an eXtended difference-of-Gaussians compendium", 2012.
@@ -87,7 +88,7 @@ def lab_to_rgb(lab: Tensor) -> Tensor:
 
 
 def clip_gamut(linear: Tensor, luminance: Tensor) -> Tensor:
-    """Move out-of-gamut colours along the straight line to the gray of their luminance, which keeps L exactly.
+    """Move out-of-gamut colours straight towards the gray of their luminance, which keeps L exactly.
 
     Args:
         linear: (N, 3, H, W) linear RGB, any range.
@@ -127,7 +128,7 @@ def join_lab(lightness: Tensor, y: Tensor) -> Tensor:
 
 
 def recolor(image: Tensor, a: float, b: float) -> Tensor:
-    """Return an image (N, 1|3, H, W) with its own lightness and one ab everywhere, as uint8; (0, 0) is gray."""
+    """Return an image (N, 1|3, H, W) with its own lightness and one ab, as uint8; (0, 0) is gray."""
     lightness = rgb_to_lab(rgb01(image))[:, :1]
     ab = torch.tensor([a, b], device=image.device).view(1, 2, 1, 1).expand(-1, -1, *image.shape[2:])
     return to_uint8(lab_to_rgb(torch.cat([lightness, ab.expand(len(image), -1, -1, -1)], 1)))

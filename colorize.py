@@ -3,7 +3,7 @@
     python colorize.py photo.jpg folder/                       # newest run's generator.ts, into out/
     python colorize.py scans/ --model runs/coco/generator.ts --out coloured/
 
-Names, folder structure and sizes are kept. A file that cannot be read is listed at the end; the others are done.
+Names, folder structure and sizes are kept. Files that cannot be read are listed at the end.
 """
 
 import sys
@@ -43,7 +43,7 @@ def plan_outputs(inputs: list[Path], out: Path) -> dict[Path, Path]:
 
 def colorize_image(model: torch.nn.Module, image: Array, device: torch.device) -> Array:
     """Return the colour version of one picture, (H, W, 3) uint8 to the same."""
-    tensor = torch.from_numpy(image.copy()).permute(2, 0, 1)[None].to(device)  # (1, 3, H, W)
+    tensor = torch.from_numpy(image).permute(2, 0, 1)[None].to(device)  # (1, 3, H, W)
     with torch.inference_mode():
         return model(tensor)[0].permute(1, 2, 0).cpu().numpy()
 

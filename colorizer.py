@@ -1,6 +1,6 @@
 """The deployable network: an image of any size in, the colour image of the same size out.
 
-Training samples, test.py, colorize.py and the exported generator.ts all run this one forward, in Python or scripted.
+Training samples, test.py, colorize.py and generator.ts all run this one forward, eager or scripted.
 """
 
 import torch
@@ -13,29 +13,30 @@ import color
 class Colorizer(nn.Module):
     """Colourise images of any size.
 
-    The network sees the picture with its short side at `size` px (the long side at most twice that), mirrored out to
-    the next multiple that its halvings need; aspect ratio is kept. What it predicts is enlarged to the input's size:
+    The network sees the picture with its short side at `size` px (the long side at most twice that),
+    mirrored out to the next multiple that its halvings need; aspect ratio is kept. What it predicts is
+    enlarged to the input's size:
 
     - output ab: joined with the input's own full-resolution lightness;
-    - output rgb (from a sketch): multiplied by what the full-resolution lines have over the reduced ones, so lines
-      stay sharp.
+    - output rgb (from a sketch): multiplied by what the full-resolution lines have over the reduced ones, so
+      lines stay sharp.
 
     Attributes a caller may set: `size` (px).
     """
 
-    def __init__(self, generator: nn.Module, input: str, output: str, size: int, multiple: int) -> None:
+    def __init__(self, generator: nn.Module, x_kind: str, y_kind: str, size: int, multiple: int) -> None:
         """Wrap a generator.
 
         Args:
             generator: maps (N, Cx, H, W) to (N, Cy, H, W), both in [-1, 1].
-            input: kind of x, output: kind of y; see color.encode.
+            x_kind, y_kind: what the generator takes and gives; see color.encode.
             size: px, short side at which the network works.
             multiple: px, the network takes sides that are multiples of this.
         """
         super().__init__()
         self.generator = generator
-        self.input = input
-        self.output = output
+        self.x_kind = x_kind
+        self.y_kind = y_kind
         self.size = size
         self.multiple = multiple
 
@@ -50,8 +51,8 @@ class Colorizer(nn.Module):
         """
         rgb = color.rgb01(image)  # (N, 3, H, W)
         small = self.shrink(rgb)  # (N, 3, h, w)
-        y = self.predict(color.encode(small, self.input)).to(torch.float32)  # (N, 2|3, h, w)
-        if self.output == "ab":
+        y = self.predict(color.encode(small, self.x_kind)).to(torch.float32)  # (N, 2|3, h, w)
+        if self.y_kind == "ab":
             lightness = color.rgb_to_lab(rgb)[:, :1]  # (N, 1, H, W)
             out = color.join_lab(lightness, resample(y, rgb.size(2), rgb.size(3)))
         else:
@@ -67,7 +68,7 @@ class Colorizer(nn.Module):
         """Bring the short side to `size` px, or the long side to twice that if it would be longer."""
         height, width = rgb.size(2), rgb.size(3)
         scale = min(self.size / min(height, width), 2.0 * self.size / max(height, width))
-        small = resample(rgb, max(1, int(round(height * scale))), max(1, int(round(width * scale))))
+        small = resample(rgb, max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5)))
         return small.clamp(0.0, 1.0)
 
     def predict(self, x: Tensor) -> Tensor:
@@ -82,7 +83,7 @@ class Colorizer(nn.Module):
 
 
 def resample(image: Tensor, height: int, width: int) -> Tensor:
-    """Resize (N, C, H, W) with an antialiased bicubic filter; may overshoot. The same size is left as it is."""
+    """Resize (N, C, H, W) with an antialiased bicubic filter; may overshoot; the same size stays."""
     if image.size(2) == height and image.size(3) == width:
         return image
     return F.interpolate(image, [height, width], mode="bicubic", antialias=True)

@@ -128,8 +128,8 @@ RECIPES: dict[str, dict[str, Any]] = {
     "coco": dict(flip=0.5, epochs=950, save_every=25, init="default"),
     # Sketch -> colour in RGB. Published: 150 epochs, a checkpoint every 10, no augmentation.
     "anime": dict(
-        input="sketch", output="rgb", generator="unet-reflect", discriminator="patch26", epochs=150, save_every=10,
-        init="default",
+        input="sketch", output="rgb", generator="unet-reflect", discriminator="patch26",
+        epochs=150, save_every=10, init="default",
     ),
 }  # fmt: skip
 

@@ -1,7 +1,7 @@
 """Items of a data set -> decoded pixels -> batches of uint8 tensors.
 
-Decoding happens once: every split becomes one memory-mapped file of uint8 pixels below cache/. Nothing is float
-before it is on the device.
+Decoding happens once: every split becomes one memory-mapped file of uint8 pixels below cache/. Nothing is
+float before it is on the device.
 """
 
 import hashlib
@@ -41,7 +41,7 @@ class Loading:
 
 @dataclass(frozen=True)
 class ImageSet:
-    """One split, decoded. `pixels` holds (H, W, C) pictures back to back, C = 6 where a sketch follows the colour."""
+    """One split, decoded; (H, W, C) pictures back to back, C = 6 where a sketch follows the colour."""
 
     stems: list[str]
     pixels: NDArray[np.uint8]  # memory-mapped, flat
@@ -72,7 +72,7 @@ class ImageSet:
         Args:
             ids: which pictures.
             size: px, side of the squares.
-            corners: (len(ids), 2) in [0, 1), where between top (left) and bottom (right) to cut; None = centre.
+            corners: (len(ids), 2) in [0, 1), where from top (left) to bottom (right) to cut; None = centre.
             flips: (len(ids),) which to mirror left to right; None = none.
 
         Returns:
@@ -95,8 +95,8 @@ def training_batches(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield shuffled, randomly cropped and flipped batches of one epoch, from step `start` on.
 
-    Everything random depends on (seed, epoch) alone, so that a resumed epoch goes on exactly where it stopped.
-    A last batch that is not full is left out, unless it is the only one.
+    Everything random depends on (seed, epoch) alone, so that a resumed epoch goes on exactly where it
+    stopped. A last batch that is not full is left out, unless it is the only one.
     """
     rng = np.random.default_rng([seed, epoch])
     order = rng.permutation(len(images))
@@ -135,7 +135,7 @@ def decode(item: Item, loading: Loading) -> Array:
     if not loading.sketch:
         return colour
     if sketch is None:
-        planes = torch.from_numpy(colour.copy()).permute(2, 0, 1)[None]  # (1, 3, H, W)
+        planes = torch.from_numpy(colour).permute(2, 0, 1)[None]  # (1, 3, H, W)
         drawn = color.line_art(planes)[0].permute(1, 2, 0).numpy()
     else:
         drawn = resize(fit_image(sketch, loading.load_size, loading.fit), *colour.shape[:2])
@@ -143,7 +143,7 @@ def decode(item: Item, loading: Loading) -> Array:
 
 
 def fit_image(image: Array, load_size: int, fit: str) -> Array:
-    """Resize to a square (squash), or the short side to load_size with at most MAX_ASPECT of the long one (crop)."""
+    """Resize to a square (squash), or the short side to load_size, the long one cut to MAX_ASPECT (crop)."""
     if fit == "squash":
         return resize(image, load_size, load_size)
     height, width = image.shape[:2]
@@ -171,7 +171,7 @@ def load_images(items: Sequence[Item], loading: Loading, cache: Path, label: str
 
 
 def open_split(record: Mapping[str, Any], data: str | None, split: str, cache: Path) -> ImageSet:
-    """Return a split of the data that a run remembers in its recipe.json, or of another data set, loaded alike."""
+    """Return a split of the data that a run remembers in recipe.json, or of another set, loaded alike."""
     recipe = record["recipe"]
     items = list_items(data or record["data"], recipe["val_fraction"], recipe["seed"])
     return load_images(items[split], Loading(**record["loading"]), cache, split)

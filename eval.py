@@ -3,7 +3,7 @@
     python eval.py --all-epochs                      # newest run; renders what is missing
     python eval.py --epoch 50 --run runs/coco
 
-Baselines, both given the truth's own lightness: `gray` has no colour, `mean_ab` has the training set's mean ab.
+Baselines, both given the truth's own lightness: `gray` has no colour, `mean_ab` the training set's mean ab.
 Writes scores.csv, scores.json and curves.png in the run folder.
 """
 

@@ -1,9 +1,9 @@
 """Which pictures a data set holds: files, pairs, splits.
 
-A data set is a folder of pictures (any depth), of pictures side by side (colour and sketch, --pair), or of two folders
-`targets/` and `inputs/` (or `color/` and `sketch/`) matched by stem; or `demo`, the embedded scenes. Where it has
-`train/` and `val/` (and `test/`), they are the split; else a share is held out by a hash of the name, so that adding
-files moves none from one side to the other.
+A data set is a folder of pictures (any depth), of pictures side by side (colour and sketch, --pair), or of
+two folders `targets/` and `inputs/` (or `color/` and `sketch/`) matched by stem; or `demo`, the embedded
+scenes. Where it has `train/` and `val/` (and `test/`), they are the split; else a share is held out by a
+hash of the name, so that adding files moves none from one side to the other.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ PAIR_FOLDERS = (("targets", "inputs"), ("color", "sketch"))  # (colour, sketch)
 
 @dataclass(frozen=True)
 class Item:
-    """One picture of a data set: where its colour comes from, and its sketch where that is a file of its own."""
+    """One picture of a data set: where its colour comes from, and its sketch where that has a file."""
 
     stem: str
     target: Path | int  # file, or index of a demo scene
@@ -97,7 +97,7 @@ def _unique_stems(paths: list[Path], folder: Path) -> list[str]:
 
 
 def find_pair(items: Sequence[Item]) -> str:
-    """Tell by looking whether pictures are pairs side by side: "AB" (colour left), "BA" (colour right) or "none".
+    """Tell whether pictures are pairs side by side: "AB" (colour left), "BA" (colour right) or "none".
 
     They are when each of the first eight is twice as wide as tall and one same half alone has no colour.
     """

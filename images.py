@@ -1,7 +1,8 @@
 """Image files <-> arrays: any file that Pillow opens becomes sRGB uint8 (H, W, 3), and back.
 
-Reading applies the EXIF orientation and the ICC profile, lays transparency over white and brings every mode (palette,
-CMYK, 1 bit, 16 bit, float) to 8 bits per channel. A file that cannot be read raises ValueError with the path and cause.
+Reading applies the EXIF orientation and the ICC profile, lays transparency over white and brings every mode
+(palette, CMYK, 1 bit, 16 bit, float) to 8 bits per channel. A file that cannot be read raises ValueError
+with the path and cause.
 """
 
 import io
@@ -61,7 +62,7 @@ def read_image(path: Path) -> Array:
     try:
         with Image.open(path) as image:
             image.load()
-            return np.asarray(_to_srgb(ImageOps.exif_transpose(image)))
+            return np.array(_to_srgb(ImageOps.exif_transpose(image)))
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file") from None
     except UnidentifiedImageError:
@@ -131,7 +132,7 @@ def resize(image: Array, height: int, width: int) -> Array:
     """Resize (H, W, C) uint8 with an antialiased bicubic filter."""
     if image.shape[:2] == (height, width):
         return image
-    planes = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]  # (1, C, H, W)
+    planes = torch.from_numpy(image).permute(2, 0, 1)[None]  # (1, C, H, W)
     planes = F.interpolate(planes, (height, width), mode="bicubic", antialias=True)
     return np.ascontiguousarray(planes[0].permute(1, 2, 0).numpy())
 

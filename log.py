@@ -50,20 +50,20 @@ class Log:
         """
         if not self.steps:
             return
-        means = dict(
-            zip(self.sums, (torch.stack(list(self.sums.values())) / self.steps).tolist(), strict=True)
-        )
+        lr = training.optimizer_g.param_groups[0]["lr"]
+        values = (torch.stack(list(self.sums.values())) / self.steps).tolist()  # the one wait for the device
+        means = dict(zip(self.sums, values, strict=True))
         broken = [name for name, value in means.items() if not math.isfinite(value)]
         if broken:
             raise ValueError(
-                f"{' '.join(broken)} is not finite by step {training.steps}; nothing was saved since the last "
-                f"checkpoint. Try --set lr={training.optimizer_g.param_groups[0]['lr'] / 2:g} or --set precision=fp32"
+                f"{' '.join(broken)} not finite by step {training.steps}; the last checkpoint is kept: "
+                f"go on from it with --resume --set lr={lr / 4:g}, or --set precision=fp32"
             )
         seconds = time.perf_counter() - self.started
         record = {
             **training.progress(),
             **means,
-            "lr": training.optimizer_g.param_groups[0]["lr"],
+            "lr": lr,
             "images_per_s": self.images / seconds,
             "data_wait_percent": 100 * self.waited / seconds,
             "memory_mb": peak_memory_mb(),
@@ -72,10 +72,9 @@ class Log:
         with open(self.path, "a") as file:
             file.write(json.dumps(record) + "\n")
         terms = " ".join(f"{name} {value:.4f}" for name, value in means.items())
-        tqdm.write(
-            f"epoch {training.epoch} step {training.steps} | {terms} | {record['images_per_s']:.1f} images/s | "
-            f"data wait {record['data_wait_percent']:.1f} % | {record['memory_mb']:.0f} MB"
-        )
+        speed = f"{record['images_per_s']:.1f} images/s | data wait {record['data_wait_percent']:.1f} %"
+        where = f"epoch {training.epoch} step {training.steps}"
+        tqdm.write(f"{where} | {terms} | {speed} | {record['memory_mb']:.0f} MB")
         self.clear()
 
 

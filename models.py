@@ -1,11 +1,11 @@
 """Generators and discriminators of the published systems, from one set of blocks.
 
-The dictionaries at the end name every network that a recipe can ask for. Parameter counts at ngf = ndf = 64, depth 8:
-unet 54,409,856 (L -> ab), unet-reflect 54,414,531 (RGB -> RGB), patch30 2,765,633 (3 channels),
+The dictionaries at the end name every network that a recipe can ask for. Parameter counts at ngf = ndf = 64,
+depth 8: unet 54,409,856 (L -> ab), unet-reflect 54,414,531 (RGB -> RGB), patch30 2,765,633 (3 channels),
 patch26 2,768,640 (6 channels).
 
-Sources: Isola et al., "Image-to-image translation with conditional adversarial networks", arXiv 1611.07004, and the
-two systems that train it on photographs in Lab and on anime sketches.
+Sources: Isola et al., "Image-to-image translation with conditional adversarial networks", arXiv 1611.07004,
+and the two systems that train it on photographs in Lab and on anime sketches.
 """
 
 from collections.abc import Callable
@@ -57,14 +57,14 @@ class UNet(nn.Module):
         dropout: float = 0.5,
         bias: bool = False,
         padding_mode: str = "zeros",
-        bottleneck: Callable[[], nn.Module] = partial(nn.LeakyReLU, 0.2),
+        bottleneck_slope: float = 0.2,
     ) -> None:
         """Build the network.
 
         Args:
             bias: on the first, the innermost and the last convolution; the others have BatchNorm instead.
             padding_mode: of the encoder's convolutions, zeros or reflect.
-            bottleneck: activation of the innermost convolution.
+            bottleneck_slope: of the LeakyReLU after the innermost convolution; 0 makes it a ReLU.
         """
         super().__init__()
         widths = [min(ngf * 2**i, ngf * 8) for i in range(depth)]  # after each halving
@@ -72,7 +72,7 @@ class UNet(nn.Module):
         for i in range(1, depth - 1):
             self.encoder.append(down(widths[i - 1], widths[i], True, False, padding_mode))
         inner = nn.Conv2d(widths[-2], widths[-1], 4, 2, 1, bias=bias, padding_mode=padding_mode)
-        self.bottleneck = nn.Sequential(inner, bottleneck())
+        self.bottleneck = nn.Sequential(inner, nn.LeakyReLU(bottleneck_slope))
         self.decoder = nn.ModuleList([up(widths[-1], widths[-2], dropout)])
         for i in range(depth - 2, 0, -1):
             rate = dropout if depth - 1 - i < DROPOUT_BLOCKS else 0.0
@@ -151,7 +151,7 @@ def count_parameters(module: nn.Module) -> int:
 # name -> callable(in_channels, out_channels, ngf, depth, dropout)
 GENERATORS: dict[str, Callable[..., nn.Module]] = {
     "unet": UNet,
-    "unet-reflect": partial(UNet, bias=True, padding_mode="reflect", bottleneck=nn.ReLU),
+    "unet-reflect": partial(UNet, bias=True, padding_mode="reflect", bottleneck_slope=0.0),
 }
 
 # name -> callable(in_channels of x and y together, ndf); named by the side of their logits at 256 px

@@ -13,7 +13,7 @@ matplotlib.use("agg")
 
 
 def plot_losses(path: Path, records: Sequence[Mapping[str, float]]) -> None:
-    """Draw every G_ and D_ term of log.jsonl's records over steps: raw, and a moving average over a tenth of them."""
+    """Draw every G_ and D_ term of log.jsonl over steps: raw, and averaged over a tenth of the records."""
     names = [name for name in records[-1] if name.startswith(("G_", "D_"))]
     figure = Figure(figsize=(4 * len(names), 3.2), layout="constrained")
     window = max(1, len(records) // 10)

@@ -1,4 +1,4 @@
-"""Render the test split with saved epochs: the network's input, its output and the truth, as PNGs of one name.
+"""Render the test split with saved epochs: input, output and truth as PNGs of one name.
 
     python test.py                                   # newest run, last epoch
     python test.py --all-epochs --run runs/coco

@@ -2,10 +2,10 @@
 
     python train.py                                        # recipe demo, its own scenes
     python train.py --recipe coco --data photos/           # photo -> colour in Lab
-    python train.py --recipe anime --data panels/          # sketch -> colour; lines are drawn where there are none
+    python train.py --recipe anime --data panels/          # sketch -> colour, lines drawn if there are none
     python train.py --resume --run runs/coco               # goes on exactly where it stopped
 
-Every save_every epochs the run folder gets a generator, a resumable state, a sample sheet and the loss curves.
+Every save_every epochs the run folder gets a generator, a resumable state, a sample sheet and loss curves.
 """
 
 import platform
@@ -46,7 +46,14 @@ from log import Log, noted_signals
 from models import count_parameters
 from plots import plot_losses
 
-RESUMABLE = {"epochs", "save_every", "log_every", "precision", "compile"}  # fields that a resume may change
+RESUMABLE = {
+    "epochs",
+    "save_every",
+    "log_every",
+    "lr",
+    "precision",
+    "compile",
+}  # fields that a resume may change
 
 
 def resolve(
@@ -110,7 +117,7 @@ def describe(
     lines = {
         "run": run,
         "data": f"{data}: {len(items['train'])} to train, {len(items['val'])} to validate ({kind})",
-        "recipe": f"{recipe.name}: {recipe.input} -> {recipe.output} at {recipe.size} px, {recipe.epochs} epochs",
+        "recipe": f"{recipe.name}, {recipe.input} -> {recipe.output}, {recipe.size} px, epochs: {recipe.epochs}",
         "generator": f"{recipe.generator}, {counts[0]:,} parameters",
         "discriminator": f"{recipe.discriminator}, {counts[1]:,} parameters",
         "device": hardware,
@@ -150,7 +157,7 @@ def finish_epoch(
     device: torch.device,
     interrupted: bool,
 ) -> None:
-    """Go to the next epoch, unless interrupted within this one; save where one is due or the run is to stop."""
+    """Go to the next epoch if this one is complete; save where that is due or the run is to stop."""
     done = training.epoch
     complete = training.step == steps_per_epoch(len(images["train"]), recipe.batch_size)
     due = complete and (done % recipe.save_every == 0 or done == recipe.epochs)
@@ -233,10 +240,10 @@ def main(
     resume: Annotated[bool, typer.Option("--resume", help="Go on where the run stopped.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what is resolved, and stop.")] = False,
 ) -> Path:
-    """Train a colouriser; returns the run folder. Raises ValueError for whatever does not fit, before any work."""
+    """Train a colouriser; returns the run folder. Raises ValueError before any work if something is off."""
     options = {
-        "epochs": epochs, "size": size, "batch_size": batch_size, "save_every": save_every, "gan_mode": gan_mode,
-        "pair": pair, "seed": seed, **parse_settings(set_ or []),
+        "epochs": epochs, "size": size, "batch_size": batch_size, "save_every": save_every,
+        "gan_mode": gan_mode, "pair": pair, "seed": seed, **parse_settings(set_ or []),
     }  # fmt: skip
     made, where, folder = resolve(recipe, data, run, options, resume)
     on = pick_device(device)

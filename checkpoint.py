@@ -9,11 +9,13 @@ runs/NAME/{inputs,targets}/STEM.png  outputs/epoch_0005/STEM.png
 runs/NAME/scores.csv scores.json curves.png losses.png generator.ts
 """
 
+import contextlib
 import json
 import os
 import pickle
 import re
 import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -71,10 +73,10 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
     """
     if not path.is_file():
         raise ValueError(f"no checkpoint {path}")
-    try:
-        payload = torch.load(path, map_location=device, weights_only=True)
-    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError):
-        payload = None
+    payload = None
+    if zipfile.is_zipfile(path):  # what torch.save writes; its reader of older files fails in many ways
+        with contextlib.suppress(RuntimeError, pickle.UnpicklingError):
+            payload = torch.load(path, map_location=device, weights_only=True)
     if not isinstance(payload, dict):
         raise ValueError(f"{path} is not a checkpoint of this project, or it is damaged")
     return payload

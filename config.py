@@ -117,7 +117,7 @@ def _deepest(size: int) -> int:
     return next((n for n in range(MAX_DEPTH, 0, -1) if size % 2**n == 0), 0)
 
 
-# What each published system changes. Source: the systems' own documents, summed up in docs/recipes.md.
+# What each published system changes of the defaults above.
 RECIPES: dict[str, dict[str, Any]] = {
     # The embedded scenes, minutes on two CPU cores.
     "demo": dict(

@@ -13,12 +13,12 @@ import shutil
 import subprocess
 import time
 from dataclasses import asdict, replace
+from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import torch
-import torchvision
 import typer
 from tqdm import tqdm
 
@@ -117,7 +117,8 @@ def describe(
     lines = {
         "run": run,
         "data": f"{data}: {len(items['train'])} to train, {len(items['val'])} to validate ({kind})",
-        "recipe": f"{recipe.name}, {recipe.input} -> {recipe.output}, {recipe.size} px, epochs: {recipe.epochs}",
+        "recipe": f"{recipe.name}, {recipe.input} -> {recipe.output} at {recipe.size} px",
+        "epochs": recipe.epochs,
         "generator": f"{recipe.generator}, {counts[0]:,} parameters",
         "discriminator": f"{recipe.discriminator}, {counts[1]:,} parameters",
         "device": hardware,
@@ -135,7 +136,9 @@ def git_hash() -> str | None:
 
 def run_record(recipe: Recipe, data: str, loading: Loading, images: dict[str, ImageSet]) -> dict[str, Any]:
     """Return what recipe.json holds."""
-    versions = {"tinct": VERSION, "python": platform.python_version(), "torch": torch.__version__}
+    libraries = {
+        name: metadata.version(name) for name in ("torch", "torchvision", "numpy", "pillow", "scikit-image")
+    }
     return {
         "recipe": asdict(recipe),
         "data": data if data == DEMO else str(Path(data).resolve()),
@@ -143,36 +146,34 @@ def run_record(recipe: Recipe, data: str, loading: Loading, images: dict[str, Im
         "images": {name: len(split) for name, split in images.items()},
         "fingerprints": {name: split.key for name, split in images.items()},
         "mean_ab": mean_ab(images["train"], recipe.size),
-        "versions": {**versions, "torchvision": torchvision.__version__, "numpy": np.__version__},
+        "versions": {"tinct": VERSION, "python": platform.python_version(), **libraries},
         "git": git_hash(),
     }
 
 
 def finish_epoch(
-    run: Path,
-    recipe: Recipe,
-    training: Training,
-    log: Log,
-    images: dict[str, ImageSet],
-    device: torch.device,
-    interrupted: bool,
+    run: Path, recipe: Recipe, training: Training, log: Log, val: ImageSet, device: torch.device
 ) -> None:
-    """Go to the next epoch if this one is complete; save where that is due or the run is to stop."""
+    """Go on to the next epoch, saving what save_every asks for."""
     done = training.epoch
-    complete = training.step == steps_per_epoch(len(images["train"]), recipe.batch_size)
-    due = complete and (done % recipe.save_every == 0 or done == recipe.epochs)
-    if due or interrupted:
+    due = done % recipe.save_every == 0 or done == recipe.epochs
+    if due:
         log.flush(training)
         training.check_finite()
-    if complete:
-        training.epoch, training.step = done + 1, 0
-    if due:
         checkpoint.save_generator(run, done, asdict(recipe), training.generator_for_use())
-        save_samples(run, recipe, done, images["val"], device)
+        save_samples(run, recipe, done, val, device)
         plot_losses(run / "losses.png", log.records)
-    if due or interrupted:
-        checkpoint.save(checkpoint.state_path(run), training.state_dict())
-        log.clear()  # what saving took is no training time
+    training.epoch, training.step = done + 1, 0
+    if due:
+        save_state(run, training, log)
+
+
+def save_state(run: Path, training: Training, log: Log) -> None:
+    """Write all that a resume needs."""
+    log.flush(training)
+    training.check_finite()
+    checkpoint.save(checkpoint.state_path(run), training.state_dict())
+    log.clear()  # what saving took is no training time
 
 
 def save_samples(run: Path, recipe: Recipe, epoch: int, images: ImageSet, device: torch.device) -> None:
@@ -250,6 +251,7 @@ def main(
     precision = pick_precision(made.precision, on)
     items = list_items(where, made.val_fraction, made.seed)
     loading = find_loading(made, items["train"])
+    torch.backends.cudnn.benchmark = True  # every batch has one shape
     training = build_training(made, on, precision)
     print(describe(made, where, folder, items, loading, training, f"{on}, {precision}"), flush=True)
     if dry_run:
@@ -268,10 +270,14 @@ def main(
     amp = torch.autocast(
         on.type, {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision), precision != "fp32"
     )
+    steps = steps_per_epoch(len(images["train"]), made.batch_size)
     with noted_signals() as caught:
         while training.epoch <= made.epochs and not caught:
             train_epoch(training, made, images["train"], on, amp, log, caught)
-            finish_epoch(folder, made, training, log, images, on, bool(caught))
+            if training.step >= steps:
+                finish_epoch(folder, made, training, log, images["val"], on)
+        if caught:
+            save_state(folder, training, log)
     for sentence in images["train"].bad + images["val"].bad:
         print(f"skipped {sentence}")
     if caught:

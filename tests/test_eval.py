@@ -1,0 +1,92 @@
+"""Scoring: the table, the baselines, and what does not match."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from skimage.metrics import peak_signal_noise_ratio
+
+from eval import best_epochs, main
+from images import read_image, write_image
+
+
+@pytest.fixture
+def run(trained: Path, tmp_path: Path) -> Path:
+    """Return a copy of the trained run that a test may change."""
+    return Path(shutil.copytree(trained, tmp_path / "run"))
+
+
+def test_scores_all_epochs_and_baselines(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = main(run=run, all_epochs=True, device="cpu")
+    assert list(rows) == ["gray", "mean_ab", "epoch_0001", "epoch_0002"]
+    pairs = [
+        (read_image(path), read_image(run / "outputs/epoch_0002" / path.name))
+        for path in sorted((run / "targets").glob("*.png"))
+    ]
+    expected = np.mean([peak_signal_noise_ratio(*pair, data_range=255) for pair in pairs])
+    assert rows["epoch_0002"]["psnr_db"] == pytest.approx(expected)
+    assert rows["gray"]["colorfulness"] < 1 < rows["gray"]["colorfulness_truth"]
+    assert rows["mean_ab"]["ab_mse"] < rows["gray"]["ab_mse"]
+    printed = capsys.readouterr().out
+    assert "best ab_mse (lower): epoch_000" in printed
+    assert "fid unavailable: 4 test images" in printed
+    assert (run / "curves.png").stat().st_size > 1000
+
+
+def test_files_agree_with_what_is_returned(run: Path) -> None:
+    rows = main(run=run, all_epochs=True, device="cpu")
+    with open(run / "scores.csv", newline="") as file:
+        table = {row["name"]: row for row in csv.DictReader(file)}
+    stored = json.loads((run / "scores.json").read_text())
+    assert stored["rows"] == rows
+    assert stored["best"] == best_epochs(rows)
+    assert list(table) == list(rows)
+    for name, row in rows.items():
+        assert float(table[name]["ssim"]) == row["ssim"]
+        assert table[name]["fid"] == ""  # unavailable is never a number
+
+
+def test_one_epoch_keeps_the_rows_of_the_others(run: Path) -> None:
+    both = main(run=run, all_epochs=True, device="cpu")
+    assert main(run=run, epoch=1, device="cpu") == both
+
+
+def test_other_data_drops_the_rows_of_the_first(run: Path, pictures: Path) -> None:
+    main(run=run, all_epochs=True, device="cpu")
+    rows = main(run=run, epoch=1, data=str(pictures / "train"), device="cpu")
+    assert list(rows) == ["gray", "mean_ab", "epoch_0001"]
+
+
+def test_best_epoch_follows_the_direction() -> None:
+    base = {"psnr_db": 20.0, "ssim": 0.5, "ab_mse": 9.0, "colorfulness": 30.0, "colorfulness_truth": 40.0}
+    base |= {"s0_psnr_db": 20.0, "s0_ssim": 0.5, "fid": "unavailable: why"}
+    better = base | {"psnr_db": 21.0, "ab_mse": 8.0, "colorfulness": 45.0}
+    best = best_epochs({"gray": base | {"psnr_db": 99.0}, "epoch_0001": base, "epoch_0002": better})
+    assert {best["psnr_db"], best["ab_mse"], best["colorfulness"]} == {"epoch_0002"}
+    assert best["ssim"] == "epoch_0001"
+    assert "fid" not in best
+
+
+def test_a_truth_rendered_as_output_scores_perfectly(run: Path) -> None:
+    main(run=run, epoch=1, device="cpu")
+    for path in (run / "targets").glob("*.png"):
+        write_image(run / "outputs/epoch_0001" / path.name, read_image(path))
+    row = main(run=run, epoch=1, device="cpu")["epoch_0001"]
+    assert (row["psnr_db"], row["ssim"], row["ab_mse"]) == (100.0, pytest.approx(1.0), 0.0)
+    assert row["colorfulness"] == row["colorfulness_truth"]
+
+
+def test_missing_output_is_rendered_again(run: Path) -> None:
+    before = main(run=run, epoch=1, device="cpu")
+    (run / "outputs/epoch_0001/a__p13.png").unlink()
+    assert main(run=run, epoch=1, device="cpu") == before
+
+
+def test_output_of_another_size_is_named(run: Path) -> None:
+    main(run=run, epoch=1, device="cpu")
+    write_image(run / "outputs/epoch_0001/a__p13.png", np.zeros((16, 16, 3), np.uint8))
+    with pytest.raises(ValueError, match=r"epoch_0001/a__p13\.png is \(16, 16\), its target \(32, 32\)"):
+        main(run=run, epoch=1, device="cpu")

@@ -1,0 +1,107 @@
+"""generator.ts: equal to eager, alone with torch, never half written."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import checkpoint
+import export
+
+BARE = """
+import json, sys, torch
+files = {"tinct.json": ""}
+model = torch.jit.load(sys.argv[1], _extra_files=files)
+for shape in ((1, 3, 1, 1), (1, 1, 37, 501), (2, 3, 300, 200)):
+    image = (torch.rand(shape) * 255).to(torch.uint8)
+    colour = model(image)
+    assert colour.dtype == torch.uint8 and colour.shape == (shape[0], 3, *shape[2:]), colour.shape
+    colour = model(image.double() / 255)
+    assert colour.dtype == torch.float64 and 0 <= colour.min() and colour.max() <= 1
+assert not {"color", "colorizer", "models"} & set(sys.modules)
+print(json.loads(files["tinct.json"])["recipe"]["name"])
+"""
+
+
+@pytest.fixture
+def run(trained: Path, tmp_path: Path) -> Path:
+    """Return a copy of the trained run that a test may change."""
+    return Path(shutil.copytree(trained, tmp_path / "run"))
+
+
+def test_exported_file_equals_eager_and_says_what_it_is(run: Path) -> None:
+    path = export.main(run=run, epoch=1, device="cpu")
+    model, metadata = checkpoint.load_exported(path, torch.device("cpu"))
+    assert path == run / "generator.ts"
+    assert (metadata["epoch"], metadata["recipe"]["size"]) == (1, 32)
+    image = torch.randint(0, 256, (2, 3, 50, 70), dtype=torch.uint8)
+    eager = checkpoint.load_colorizer(run, 1, torch.device("cpu"))
+    assert torch.equal(model(image), eager(image))
+
+
+def test_a_bare_process_with_torch_alone_runs_it(run: Path, tmp_path: Path) -> None:
+    path = export.main(run=run, device="cpu")
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", BARE, path],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "coco", "")
+
+
+def test_working_size_can_be_set_after_loading(run: Path) -> None:
+    model, _ = checkpoint.load_exported(export.main(run=run, device="cpu"), torch.device("cpu"))
+    image = torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8)
+    small = model(image)
+    model.size = 64
+    assert not torch.equal(model(image), small)
+
+
+def test_a_difference_writes_nothing(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, other = torch.jit.script, checkpoint.load_colorizer(run, 1, torch.device("cpu"))
+    monkeypatch.setattr(torch.jit, "script", lambda _: real(other))
+    with pytest.raises(ValueError, match=r"differ by .*; nothing was written"):
+        export.main(run=run, epoch=2, device="cpu")
+    assert not list(run.glob("generator.ts*"))
+
+
+def test_batch_statistics_are_exported(run: Path) -> None:
+    payload = checkpoint.load(checkpoint.epoch_path(run, 2))
+    payload["recipe"]["norm_stats"] = "batch"
+    checkpoint.save(checkpoint.epoch_path(run, 2), payload)
+    record = checkpoint.read_run(run)
+    record["recipe"]["norm_stats"] = "batch"
+    checkpoint.write_json(run / "recipe.json", record)
+    model, metadata = checkpoint.load_exported(export.main(run=run, device="cpu"), torch.device("cpu"))
+    assert metadata["recipe"]["norm_stats"] == "batch"
+    image = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    assert not torch.equal(model(image)[:1], model(image[:1]))  # what stands beside a picture changes it
+
+
+def test_metadata_is_json(run: Path) -> None:
+    _, metadata = checkpoint.load_exported(export.main(run=run, device="cpu"), torch.device("cpu"))
+    assert json.loads(json.dumps(metadata)) == metadata
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [(None, "no model"), (b"hello", "is not a TorchScript file"), (b"", "is not a TorchScript")],
+)
+def test_a_file_that_is_no_model(tmp_path: Path, content: bytes | None, sentence: str) -> None:
+    path = tmp_path / "model.ts"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ValueError, match=sentence):
+        checkpoint.load_exported(path, torch.device("cpu"))
+
+
+def test_torchscript_of_somebody_else(tmp_path: Path) -> None:
+    torch.jit.script(torch.nn.ReLU()).save(tmp_path / "other.ts")
+    with pytest.raises(ValueError, match=r"not one written by export\.py"):
+        checkpoint.load_exported(tmp_path / "other.ts", torch.device("cpu"))

@@ -1,0 +1,50 @@
+"""Everything in one go."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+import checkpoint
+import config
+import main as pipeline
+import scenes
+from images import read_image
+
+
+@pytest.fixture
+def small_demo(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the demo recipe a matter of seconds."""
+    monkeypatch.setattr(scenes, "SCENES", 24)
+    tiny = dict(size=32, ngf=4, ndf=4, epochs=2, save_every=1, val_fraction=0.4, batch_size=4)
+    monkeypatch.setitem(config.RECIPES, "demo", tiny)
+
+
+def test_every_stage_leaves_its_files(small_demo: None, capsys: pytest.CaptureFixture[str]) -> None:
+    sheet = pipeline.main(device="cpu")
+    run = Path("runs/demo")
+    assert sheet == run / "contact_sheet.png"
+    for name in (
+        "scores.csv",
+        "scores.json",
+        "curves.png",
+        "losses.png",
+        "generator.ts",
+        "colorized/coffee.png",
+    ):
+        assert (run / name).stat().st_size > 0
+    assert read_image(run / "colorized/coffee.png").shape == (400, 600, 3)
+    assert read_image(sheet).shape[0] > 6 * 20  # five scenes and the photograph under a header
+    assert capsys.readouterr().out.splitlines()[-3:] == [
+        "picture  runs/demo/contact_sheet.png",
+        "scores   runs/demo/scores.csv",
+        "model    runs/demo/generator.ts",
+    ]
+
+
+def test_called_again_it_goes_on(small_demo: None) -> None:
+    pipeline.main(device="cpu", epochs=1)
+    before = os.stat(checkpoint.epoch_path(Path("runs/demo"), 1)).st_mtime_ns
+    pipeline.main(device="cpu", epochs=2)
+    assert os.stat(checkpoint.epoch_path(Path("runs/demo"), 1)).st_mtime_ns == before
+    assert checkpoint.saved_epochs(Path("runs/demo")) == [1, 2]

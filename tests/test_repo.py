@@ -1,0 +1,99 @@
+"""The house keeps its plan: who imports whom, how long files are, what the README promises."""
+
+import ast
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from config import ROOT
+
+STAGES = {"train", "test", "eval", "export", "colorize", "main"}
+MODULES = {path.stem: path for path in ROOT.glob("*.py")}
+LONGEST = {"models": 400}  # lines; every other file 300
+
+
+def imports(path: Path) -> set[str]:
+    """Return the names of our own modules that a file imports."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add(node.module)
+    return found & set(MODULES)
+
+
+ALLOWED = {
+    "config": set(),
+    "color": set(),
+    "models": set(),
+    "losses": set(),
+    "images": set(),
+    "scenes": set(),
+    "plots": set(),
+    "folders": {"images", "scenes"},
+    "data": {"color", "folders", "images", "scenes"},
+    "colorizer": {"color"},
+    "metrics": {"color", "images"},
+    "checkpoint": {"color", "colorizer", "models"},
+    "gan": {"checkpoint", "color", "config", "losses", "models"},
+    "log": {"gan"},
+}
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_imports_follow_the_design(name: str) -> None:
+    found = imports(MODULES[name])
+    if name in ALLOWED:
+        assert found <= ALLOWED[name]
+    else:
+        assert name in STAGES
+        exceptions = {"main": STAGES - {"main"}, "eval": {"test"}}.get(name, set())
+        assert found & STAGES <= exceptions
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_files_and_functions_are_short(name: str) -> None:
+    source = MODULES[name].read_text()
+    assert len(source.splitlines()) <= LONGEST.get(name, 300)
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef):
+            assert node.end_lineno is not None
+            assert node.end_lineno - node.lineno < (100 if (name, node.name) == ("train", "main") else 40), (
+                node.name
+            )
+            assert node.returns is not None or node.name == "__init__", f"{node.name} has no return type"
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_every_file_has_a_docstring_and_a_test(name: str) -> None:
+    assert ast.get_docstring(ast.parse(MODULES[name].read_text()))
+    assert (ROOT / "tests" / f"test_{name}.py").exists()
+
+
+def test_torch_jit_is_touched_in_two_files_only() -> None:
+    users = {
+        name
+        for name, path in MODULES.items()
+        if "torch.jit." in re.sub(r'""".*?"""', "", path.read_text(), flags=re.S)
+    }
+    assert users == {"export", "checkpoint"}
+
+
+def test_readme_shows_the_commands_that_ci_runs() -> None:
+    readme, ci = (ROOT / "README.md").read_text(), (ROOT / ".ci" / "run").read_text()
+    assert "pip install -r requirements-dev.txt" in readme
+    assert "requirements-dev.txt" in ci
+    for name in re.findall(r"python (\w+)\.py", readme):
+        assert name in MODULES
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="needs a git checkout")
+def test_no_large_or_generated_file_is_tracked() -> None:
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for line in listed.splitlines():
+        path = ROOT / line
+        assert path.suffix not in {".pt", ".ts", ".npy", ".bin", ".pyc"}
+        assert not path.exists() or path.stat().st_size < 600_000, line

@@ -1,0 +1,69 @@
+"""Rendering saved epochs."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import checkpoint
+import test as test_stage
+from images import read_image
+
+
+@pytest.fixture
+def run(trained: Path, tmp_path: Path) -> Path:
+    """Return a copy of the trained run that a test may change."""
+    return Path(shutil.copytree(trained, tmp_path / "run"))
+
+
+def test_renders_every_epoch_with_the_names_of_the_files(run: Path) -> None:
+    outputs = test_stage.main(run=run, all_epochs=True, device="cpu")
+    assert [folder.name for folder in outputs] == ["epoch_0001", "epoch_0002"]
+    names = {"b__p12.png", "a__p13.png", "b__p14.png", "a__p15.png"}
+    for folder in (run / "inputs", run / "targets", *outputs):
+        assert {path.name for path in folder.glob("*.png")} == names
+
+
+def test_outputs_are_what_the_network_makes_of_the_targets(run: Path) -> None:
+    (folder,) = test_stage.main(run=run, epoch=1, device="cpu")
+    target = read_image(run / "targets" / "a__p13.png")
+    assert target.shape == (32, 32, 3)
+    colorizer = checkpoint.load_colorizer(run, 1, torch.device("cpu"))
+    expected = colorizer(torch.from_numpy(target).permute(2, 0, 1)[None])[0].permute(1, 2, 0).numpy()
+    np.testing.assert_array_equal(read_image(folder / "a__p13.png"), expected)
+    shown = read_image(run / "inputs" / "a__p13.png").astype(int)
+    assert np.ptp(shown, axis=2).max() <= 1  # the input of a photo colouriser is gray
+
+
+def test_last_epoch_is_the_default(run: Path) -> None:
+    assert [folder.name for folder in test_stage.main(run=run, device="cpu")] == ["epoch_0002"]
+
+
+def test_other_data_replaces_what_was_rendered(run: Path, pictures: Path) -> None:
+    test_stage.main(run=run, epoch=1, device="cpu")
+    test_stage.main(run=run, epoch=2, data=str(pictures / "train"), device="cpu")
+    assert not (run / "outputs" / "epoch_0001").exists()
+    rendered = {path.stem for path in (run / "outputs" / "epoch_0002").glob("*.png")}
+    assert rendered
+    assert rendered == {path.stem for path in (run / "targets").glob("*.png")}
+    assert rendered <= {f"{'a' if i % 2 else 'b'}__p{i:02d}" for i in range(12)}
+
+
+def test_missing_data_says_so(run: Path) -> None:
+    with pytest.raises(ValueError, match="no folder gone"):
+        test_stage.main(run=run, data="gone", device="cpu")
+
+
+@pytest.mark.parametrize(("epoch", "sentence"), [(7, "epoch 7 is not saved in .*; saved: 1 2")])
+def test_missing_epoch(run: Path, epoch: int, sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        test_stage.main(run=run, epoch=epoch, device="cpu")
+
+
+def test_checkpoint_that_is_none(run: Path) -> None:
+    checkpoint.epoch_path(run, 2).write_bytes(b"GIF89a")
+    with pytest.raises(ValueError, match=r"epoch_0002\.pt is not a checkpoint"):
+        test_stage.main(run=run, device="cpu")
+    assert not (run / "outputs" / "epoch_0002").exists()

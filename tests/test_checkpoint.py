@@ -1,0 +1,314 @@
+"""checkpoint.py: whole files, safe loading, the right epoch and run, and an error for everything else."""
+
+import json
+import os
+import pickle
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import checkpoint
+from checkpoint import (
+    choose_epochs,
+    epoch_path,
+    load_colorizer,
+    load_exported,
+    newest_run,
+    pick_device,
+    read_run,
+)
+from config import Recipe
+
+CPU = torch.device("cpu")
+RUN = Path("runs/x")
+FIELDS = asdict(Recipe("x", size=32, ngf=4, depth=3))
+
+
+def payload() -> dict[str, Any]:
+    return {"weights": torch.arange(5.0), "nested": {"epoch": 3, "names": ["a", "b"]}}
+
+
+def save_epochs(*epochs: int) -> None:
+    for epoch in epochs:
+        checkpoint.save(epoch_path(RUN, epoch), {})
+
+
+def trained_generator(**fields: Any) -> tuple[dict[str, Any], torch.nn.Module]:
+    """Return a recipe's fields and a generator whose weights and running statistics are not the initial."""
+    torch.manual_seed(0)
+    recipe = {**FIELDS, **fields}
+    colorizer = checkpoint.build_colorizer(recipe)
+    x = torch.rand(4, 1 if recipe["input"] == "L" else 3, 32, 32)
+    colorizer.generator(x)
+    return recipe, colorizer.generator
+
+
+def test_save_and_load() -> None:
+    path = Path("deep/er/x.pt")
+    checkpoint.save(path, payload())
+    back = checkpoint.load(path)
+    assert torch.equal(back.pop("weights"), payload()["weights"])
+    assert back == {"nested": payload()["nested"]}
+    assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("write", [checkpoint.save, checkpoint.write_json])
+def test_writing_is_whole_or_not_at_all(write: Any) -> None:
+    path = Path("x.file")
+    write(path, {"epoch": 1})
+    before = path.read_bytes()
+    with pytest.raises((TypeError, AttributeError, pickle.PicklingError)):
+        write(path, {"a": list(range(1000)), "b": lambda: None})
+    assert path.read_bytes() == before
+
+
+def test_write_json() -> None:
+    checkpoint.write_json(Path("x.json"), {"a": [1, 2]})
+    assert json.loads(Path("x.json").read_text()) == {"a": [1, 2]}
+    assert list(Path().iterdir()) == [Path("x.json")]
+
+
+def contents() -> dict[str, bytes]:
+    checkpoint.save(Path("whole.pt"), payload())
+    torch.save([1, 2], "list.pt")
+    whole = Path("whole.pt").read_bytes()
+    return {
+        "whole": whole,
+        "empty": b"",
+        "text": b"hello",
+        "another text": b"this is no checkpoint",
+        "json": b"{}",
+        "binary": bytes(range(256)),
+        "cut": whole[: len(whole) // 2],
+        "damaged": whole[:60] + b"\xff" * 20 + whole[80:],
+        "a list": Path("list.pt").read_bytes(),
+        "zip": b"PK\x03\x04",
+        "jpeg": b"\xff\xd8\xff\xe0\x00\x10JFIF\x00",
+        "utf-8 error": b"X\xe1\xe1\xe1\xe1\xe1\xe1",
+    }
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "empty",
+        "text",
+        "another text",
+        "json",
+        "binary",
+        "cut",
+        "damaged",
+        "a list",
+        "zip",
+        "jpeg",
+        "utf-8 error",
+    ],
+)
+def test_load_refuses_what_is_no_checkpoint(name: str) -> None:
+    path = Path("x.pt")
+    path.write_bytes(contents()[name])
+    with pytest.raises(ValueError, match=r"^x.pt is not a checkpoint of this project, or it is damaged$"):
+        checkpoint.load(path)
+
+
+def test_load_refuses_damaged_bytes_in_one_sentence() -> None:
+    path, rng, messages = Path("x.pt"), np.random.default_rng(0), []
+    whole = np.frombuffer(contents()["whole"], np.uint8)
+    for _ in range(150):
+        damaged = whole.copy()
+        damaged[rng.integers(0, len(whole), 3)] = rng.integers(0, 256, 3)
+        path.write_bytes(damaged.tobytes())
+        try:
+            checkpoint.load(path)
+        except ValueError as error:
+            messages.append(str(error))
+    assert set(messages) == {"x.pt is not a checkpoint of this project, or it is damaged"}
+
+
+def test_load_names_a_missing_file() -> None:
+    with pytest.raises(ValueError, match=r"^no checkpoint gone.pt$"):
+        checkpoint.load(Path("gone.pt"))
+
+
+class Bomb:
+    """Touches a file when unpickled."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, ("exploded",)
+
+
+@pytest.mark.parametrize("form", ["torch", "pickle"])
+def test_load_runs_no_code_from_the_file(form: str) -> None:
+    path = Path("x.pt")
+    if form == "torch":
+        torch.save({"weights": Bomb()}, path)
+    else:
+        path.write_bytes(pickle.dumps({"weights": Bomb()}))
+    with pytest.raises(ValueError, match="is not a checkpoint"):
+        checkpoint.load(path)
+    assert not Path("exploded").exists()
+
+
+def test_saved_epochs_are_in_numerical_order() -> None:
+    save_epochs(5, 20, 9999, 12345, 100)
+    for name in ("state.pt", "epoch_x.pt", "epoch_0007.pt.tmp"):
+        (RUN / "checkpoints" / name).touch()
+    assert checkpoint.saved_epochs(RUN) == [5, 20, 100, 9999, 12345]
+    assert epoch_path(RUN, 5) == RUN / "checkpoints/epoch_0005.pt"
+    assert checkpoint.state_path(RUN) == RUN / "checkpoints/state.pt"
+
+
+@pytest.mark.parametrize(
+    ("epoch", "all_epochs", "chosen"), [(None, False, [10]), (5, False, [5]), (None, True, [5, 10])]
+)
+def test_choose_epochs(epoch: int | None, all_epochs: bool, chosen: list[int]) -> None:
+    save_epochs(10, 5)
+    assert choose_epochs(RUN, epoch, all_epochs) == chosen
+
+
+def test_choose_epochs_errors() -> None:
+    with pytest.raises(ValueError, match=r"^no saved epoch in runs/x/checkpoints; .*train.py --run runs/x$"):
+        choose_epochs(RUN, None, False)
+    save_epochs(10, 5)
+    for all_epochs in (False, True):
+        with pytest.raises(ValueError, match=r"^epoch 7 is not saved in runs/x; saved: 5 10$"):
+            choose_epochs(RUN, 7, all_epochs)
+
+
+def test_newest_run() -> None:
+    with pytest.raises(ValueError, match=r"^no run in runs/; train one first: python train.py"):
+        newest_run(Path("runs"))
+    for i, name in enumerate(["b", "c", "a"]):
+        path = Path("runs", name, "recipe.json")
+        path.parent.mkdir(parents=True)
+        path.touch()
+        os.utime(path, (i, i))
+    Path("runs/empty").mkdir()
+    assert newest_run(Path("runs")) == Path("runs/a")
+
+
+def test_read_run() -> None:
+    RUN.mkdir(parents=True)
+    record = {"recipe": FIELDS, "data": "demo"}
+    checkpoint.write_json(RUN / "recipe.json", record)
+    assert read_run(RUN) == record
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"recipe": {}}', '{"data": "demo"}', b"\xff\xfe"])
+def test_read_run_refuses_damaged_records(content: str | bytes) -> None:
+    RUN.mkdir(parents=True)
+    (RUN / "recipe.json").write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ValueError, match=r"^runs/x/recipe.json is damaged"):
+        read_run(RUN)
+
+
+def test_read_run_refuses_other_folders() -> None:
+    with pytest.raises(ValueError, match=r"^runs/x is not a run folder: it has no recipe.json$"):
+        read_run(RUN)
+
+
+@pytest.mark.parametrize(
+    ("cuda", "mps", "device"), [(True, True, "cuda"), (False, True, "mps"), (False, False, "cpu")]
+)
+def test_pick_device_auto(monkeypatch: pytest.MonkeyPatch, cuda: bool, mps: bool, device: str) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: int(cuda))
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+    assert pick_device("auto") == torch.device(device)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("gpu", "no device gpu: use auto, cpu, cuda or mps"),
+        ("cpu:x", "no device cpu:x"),
+        ("", "no device : use"),
+        ("cuda:2", "cuda:2 asked for, but torch sees 2 CUDA devices; use --device cpu"),
+        ("mps", "mps asked for, but torch does not see it on this machine; use --device cpu"),
+    ],
+)
+def test_pick_device_errors(monkeypatch: pytest.MonkeyPatch, name: str, message: str) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    assert pick_device("cuda:1") == torch.device("cuda:1")
+    with pytest.raises(ValueError, match=f"^{message}"):
+        pick_device(name)
+
+
+@pytest.mark.parametrize(
+    "fields", [{}, {"input": "sketch", "output": "rgb", "generator": "unet-reflect"}, {"norm_stats": "batch"}]
+)
+def test_colorizer_round_trip(fields: dict[str, Any]) -> None:
+    recipe, generator = trained_generator(**fields)
+    checkpoint.save_generator(RUN, 4, recipe, generator)
+    colorizer = load_colorizer(RUN, 4, CPU)
+    assert (colorizer.size, colorizer.multiple) == (32, 8)
+    assert (colorizer.x_kind, colorizer.y_kind) == (recipe["input"], recipe["output"])
+    assert not any(module.training for module in colorizer.modules())
+    assert not any(p.requires_grad for p in colorizer.parameters())
+    for key, value in colorizer.generator.named_parameters():
+        assert torch.equal(value, dict(generator.named_parameters())[key])
+    x = torch.rand(2, 1 if recipe["input"] == "L" else 3, 32, 32)
+    if recipe["norm_stats"] == "batch":
+        for module in generator.modules():
+            module.training = not isinstance(module, torch.nn.Dropout)
+    else:
+        generator.eval()
+    with torch.no_grad():
+        assert torch.equal(colorizer.generator(x), generator(x))
+
+
+def test_load_colorizer_errors() -> None:
+    with pytest.raises(ValueError, match=r"^no checkpoint runs/x/checkpoints/epoch_0003.pt$"):
+        load_colorizer(RUN, 3, CPU)
+    checkpoint.save(epoch_path(RUN, 3), {"format": "other", "weights": torch.zeros(1)})
+    with pytest.raises(
+        ValueError, match=r"epoch_0003.pt is not a generator in the format tinct-generator-1$"
+    ):
+        load_colorizer(RUN, 3, CPU)
+
+
+def script(path: str, **files: str) -> torch.nn.Module:
+    colorizer = checkpoint.build_colorizer(trained_generator()[0]).eval()
+    torch.jit.script(colorizer).save(
+        path, _extra_files={name.replace("_", "."): f for name, f in files.items()}
+    )
+    return colorizer
+
+
+def test_load_exported() -> None:
+    colorizer = script("x.ts", tinct_json='{"epoch": 3}')
+    model, metadata = load_exported(Path("x.ts"), CPU)
+    image = torch.randint(0, 256, (1, 3, 20, 30), dtype=torch.uint8)
+    assert metadata == {"epoch": 3}
+    assert not model.training
+    with torch.no_grad():
+        assert torch.equal(model(image), colorizer(image))
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("missing", r"no model x.ts; write one with: python export.py"),
+        ("text", r"x.ts is not a TorchScript file, or it is damaged"),
+        ("checkpoint", r"x.ts is not a TorchScript file, or it is damaged"),
+        ("cut", r"x.ts is not a TorchScript file, or it is damaged"),
+        ("foreign", r"x.ts is a TorchScript file, but not one written by export.py"),
+    ],
+)
+def test_load_exported_errors(kind: str, message: str) -> None:
+    path = Path("x.ts")
+    if kind == "text":
+        path.write_bytes(b"hello")
+    elif kind == "checkpoint":
+        checkpoint.save(path, payload())
+    elif kind != "missing":
+        script("x.ts")
+    if kind == "cut":
+        path.write_bytes(path.read_bytes()[:5000])
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        load_exported(path, CPU)

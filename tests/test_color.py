@@ -1,0 +1,219 @@
+"""color.py: parity with scikit-image, exact round trips, gamut, scripting, lines."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from skimage.color import lab2rgb, rgb2lab
+from torch import Tensor
+
+import color
+
+Function = Callable[..., Tensor]
+
+
+def noise(*shape: int, seed: int = 0) -> Tensor:
+    """Return uniform noise in [0, 1]."""
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def last(image: Tensor) -> np.ndarray:
+    """Return (N, C, H, W) as float64 (N, H, W, C) for scikit-image."""
+    return image.permute(0, 2, 3, 1).double().numpy()
+
+
+def wild_lab() -> Tensor:
+    """Return Lab colours of which most lie outside sRGB."""
+    scale = torch.tensor([100.0, 256.0, 256.0]).view(1, 3, 1, 1)
+    return noise(1, 3, 200, 200) * scale - torch.tensor([0.0, 128.0, 128.0]).view(1, 3, 1, 1)
+
+
+def test_rgb_to_lab_matches_scikit_image() -> None:
+    rgb = noise(2, 3, 150, 150)
+    rgb[0, :, :20] *= 0.05  # the linear foot of both curves
+    lab = color.rgb_to_lab(rgb)
+    assert lab.shape == (2, 3, 150, 150)
+    np.testing.assert_allclose(last(lab), rgb2lab(last(rgb)), atol=1e-3)
+
+
+def test_lab_to_rgb_matches_scikit_image() -> None:
+    rgb = noise(2, 3, 150, 150)
+    rgb[0, :, :20] *= 0.05
+    lab = torch.from_numpy(rgb2lab(last(rgb))).permute(0, 3, 1, 2)
+    np.testing.assert_allclose(last(color.lab_to_rgb(lab)), lab2rgb(last(lab)), atol=1e-3)
+
+
+def test_all_colours_survive_lab() -> None:
+    changed = 0
+    for start in range(0, 2**24, 2**20):
+        index = torch.arange(start, start + 2**20).view(1, 1, 1024, 1024)
+        image = torch.cat([index >> 16, (index >> 8) & 255, index & 255], 1).to(torch.uint8)
+        back = color.to_uint8(color.lab_to_rgb(color.rgb_to_lab(color.rgb01(image))))
+        changed += int((back != image).any(1).sum())
+    assert changed == 0
+
+
+def test_colours_survive_the_network_tensors() -> None:
+    index = torch.arange(0, 2**24, 61)[: 512 * 512].view(1, 1, 512, 512)
+    image = torch.cat([index >> 16, (index >> 8) & 255, index & 255], 1).to(torch.uint8)
+    lightness = (color.encode(image, "L") + 1.0) * 50.0
+    back = color.to_uint8(color.join_lab(lightness, color.encode(image, "ab")))
+    assert torch.equal(back, image)
+
+
+def test_colours_out_of_gamut_keep_lightness_and_as_much_colour_as_fits() -> None:
+    lab = wild_lab()
+    rgb = color.lab_to_rgb(lab)
+    assert rgb.min() >= 0
+    assert rgb.max() <= 1
+    back = rgb2lab(last(rgb))
+    np.testing.assert_allclose(back[..., 0], last(lab)[..., 0], atol=0.02)
+    cut = np.abs(back[..., 1:] - last(lab)[..., 1:]).max(-1) > 1
+    assert cut.mean() > 0.5
+    edge = torch.minimum(rgb.amin(1), 1 - rgb.amax(1))[torch.from_numpy(cut)]
+    assert edge.max() < 1e-3  # desaturated to the gamut's border, not further
+
+
+def test_clip_gamut_moves_straight_towards_gray() -> None:
+    linear = torch.tensor([1.4, 0.2, -0.3]).view(1, 3, 1, 1)
+    gray = torch.full((1, 1, 1, 1), 0.4)
+    clipped = color.clip_gamut(linear, gray)
+    keep = min(0.6 / 1.0, 0.4 / 0.7)  # the first border on the way out
+    torch.testing.assert_close(clipped, 0.4 + (linear - 0.4) * keep)
+
+
+IMAGE = (noise(2, 3, 24, 31) * 255).to(torch.uint8)
+CALLS: list[tuple[Function, tuple[Any, ...]]] = [
+    (color.rgb01, (IMAGE,)),
+    (color.to_uint8, (noise(2, 3, 8, 8) * 1.2,)),
+    (color.linear_rgb, (noise(1, 3, 16, 16),)),
+    (color.gamma_rgb, (noise(1, 3, 16, 16),)),
+    (color.rgb_to_lab, (noise(1, 3, 64, 64),)),
+    (color.lab_to_rgb, (wild_lab(),)),
+    *((color.encode, (IMAGE, kind)) for kind in color.CHANNELS),
+    (color.join_lab, (noise(2, 1, 8, 8) * 100, noise(2, 2, 8, 8) * 2 - 1)),
+    (color.recolor, (IMAGE, 20.0, -30.0)),
+    (color.gaussian_blur, (noise(2, 3, 24, 31), 1.3)),
+    (color.line_art, (IMAGE,)),
+]
+each_function = pytest.mark.parametrize(
+    ("function", "arguments"), CALLS, ids=lambda v: getattr(v, "__name__", "")
+)
+
+
+@each_function
+def test_autocast_changes_nothing(function: Function, arguments: tuple[Any, ...]) -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = function(*arguments)
+    assert torch.equal(inside, function(*arguments))
+
+
+@each_function
+def test_scripted_is_eager(function: Function, arguments: tuple[Any, ...]) -> None:
+    torch.testing.assert_close(
+        torch.jit.script(function)(*arguments), function(*arguments), atol=1e-6, rtol=0
+    )
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("kind", color.CHANNELS)
+def test_encode_shapes_and_ranges(kind: str, channels: int) -> None:
+    x = color.encode(IMAGE[:, :channels], kind)
+    assert x.shape == (2, color.CHANNELS[kind], 24, 31)
+    assert x.dtype == torch.float32
+    assert x.abs().max() <= 1
+
+
+def test_encode_values() -> None:
+    corners = torch.tensor([[0, 0, 0], [255, 255, 255], [255, 0, 0]], dtype=torch.uint8).T.view(1, 3, 1, 3)
+    red = rgb2lab(np.array([[[1.0, 0.0, 0.0]]]))[0, 0]
+    expected = {
+        "L": [[-1, 1, red[0] / 50 - 1]],
+        "ab": [[0, 0, red[1] / 110], [0, 0, red[2] / 110]],
+        "rgb": [[-1, 1, 1], [-1, 1, -1], [-1, 1, -1]],
+        "sketch": [[-1, 1, 1], [-1, 1, -1], [-1, 1, -1]],
+    }
+    for kind, values in expected.items():
+        got = color.encode(corners, kind)[0, :, 0]
+        torch.testing.assert_close(got, torch.tensor(values, dtype=torch.float32), atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float16, torch.float32, torch.float64])
+def test_rgb01_and_to_uint8(dtype: torch.dtype) -> None:
+    levels = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16)
+    image = levels if dtype == torch.uint8 else (levels.double() / 255).to(dtype)
+    rgb = color.rgb01(image)
+    assert rgb.shape == (1, 3, 16, 16)
+    assert rgb.dtype == torch.float32
+    assert torch.equal(color.to_uint8(rgb), levels.expand(-1, 3, -1, -1))
+    assert color.to_uint8(torch.tensor([-0.1, 0.4999 / 255, 0.5001 / 255, 2.0])).tolist() == [0, 0, 1, 255]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_recolor_keeps_lightness_and_takes_the_colour(channels: int) -> None:
+    image = (80 + 40 * noise(2, channels, 12, 15)).to(torch.uint8)
+    out = color.recolor(image, 5.0, -8.0)
+    assert out.dtype == torch.uint8
+    assert out.shape == (2, 3, 12, 15)
+    lab, own = color.rgb_to_lab(color.rgb01(out)), color.rgb_to_lab(color.rgb01(image))
+    assert (lab[:, :1] - own[:, :1]).abs().max() < 0.5
+    torch.testing.assert_close(lab[:, 1:].mean((0, 2, 3)), torch.tensor([5.0, -8.0]), atol=0.2, rtol=0)
+
+
+def test_show_input() -> None:
+    gray = color.show_input(IMAGE, "L")
+    assert (gray.amax(1).int() - gray.amin(1).int()).max() <= 1  # the matrices' white is 1e-4 off
+    assert (color.encode(gray, "L") - color.encode(IMAGE, "L")).abs().max() < 0.01
+    assert torch.equal(color.show_input(IMAGE, "sketch"), IMAGE)
+
+
+def halves(left: list[int], right: list[int]) -> Tensor:
+    """Return (1, 3, 40, 40) uint8, left and right half of one colour each."""
+    image = torch.tensor(left, dtype=torch.uint8).view(1, 3, 1, 1).repeat(1, 1, 40, 40)
+    image[:, :, :, 20:] = torch.tensor(right, dtype=torch.uint8).view(1, 3, 1, 1)
+    return image
+
+
+@pytest.mark.parametrize("level", [0, 3, 20, 128, 255])
+def test_line_art_leaves_flat_areas_white(level: int) -> None:
+    assert color.line_art(halves([level, 0, level], [level, 0, level])).min() == 255
+
+
+@pytest.mark.parametrize(
+    ("left", "right"),
+    [([0, 0, 0], [255, 255, 255]), ([60, 70, 80], [120, 110, 140]), ([8, 8, 8], [60, 30, 20])],
+)
+def test_line_art_inks_edges_only(left: list[int], right: list[int]) -> None:
+    lines = color.line_art(halves(left, right))
+    assert lines.shape == (1, 3, 40, 40)
+    assert lines.dtype == torch.uint8
+    assert torch.equal(lines.amax(1), lines.amin(1))
+    assert lines[..., 17:23].amin(-1).max() < 100  # ink in every row
+    assert lines[..., :14].min() == lines[..., 26:].min() == 255
+
+
+def test_line_art_inks_an_edge_between_equally_light_colours() -> None:
+    lab = torch.tensor([[60.0, 40.0, 0.0], [60.0, -40.0, 0.0]]).T.reshape(1, 3, 1, 2)
+    left, right = color.to_uint8(color.lab_to_rgb(lab))[0, :, 0].T.tolist()
+    image = halves(left, right)
+    lightness = color.encode(image, "L")
+    assert lightness.max() - lightness.min() < 0.01
+    assert color.line_art(image)[..., 17:23].amin(-1).max() < 100
+
+
+def test_line_art_takes_float_and_any_memory_layout() -> None:
+    expected = color.line_art(IMAGE)
+    assert torch.equal(color.line_art(IMAGE.contiguous(memory_format=torch.channels_last)), expected)
+    assert (color.line_art(IMAGE.float() / 255).int() - expected.int()).abs().max() <= 1
+
+
+def test_gaussian_blur_matches_scipy() -> None:
+    from scipy.ndimage import gaussian_filter
+
+    image = noise(1, 2, 30, 41)
+    blurred = color.gaussian_blur(image, 1.5)
+    for channel in range(2):
+        expected = gaussian_filter(image[0, channel].numpy(), 1.5, mode="nearest", radius=5)
+        np.testing.assert_allclose(blurred[0, channel].numpy(), expected, atol=1e-5)

@@ -1,0 +1,309 @@
+"""data.py: decoding, the cache, exact cuts, and an order that depends on seed and epoch alone."""
+
+import os
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from skimage.color import rgb2lab
+from torch import Tensor
+
+import color
+import data
+import scenes
+from data import ImageSet, Loading, decode, fingerprint, fit_image, load_images, mean_ab, training_batches
+from folders import Item, list_items
+from images import Array, resize
+
+CACHE = Path("cache")
+PHOTO = Loading(load_size=16, fit="crop", pair="none", sketch=False)
+
+
+def picture(height: int, width: int, seed: int = 0) -> Array:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+
+
+def write(name: str, image: Array) -> Item:
+    """Write a picture losslessly and return it as an item."""
+    path = Path("data", name)
+    path.parent.mkdir(exist_ok=True)
+    Image.fromarray(image).save(path)
+    return Item(path.stem, path)
+
+
+def write_set(count: int = 5) -> list[Item]:
+    return [write(f"p{i}.png", picture(16 + i, 20, i)) for i in range(count)]
+
+
+def in_memory(pictures: list[Array]) -> ImageSet:
+    """Return a decoded split without files."""
+    sizes = np.array([p.size for p in pictures])
+    index = [[end - p.size, *p.shape[:2]] for end, p in zip(sizes.cumsum(), pictures, strict=True)]
+    pixels = np.concatenate([p.ravel() for p in pictures])
+    names = [f"p{i}" for i in range(len(pictures))]
+    return ImageSet(names, pixels, np.array(index), pictures[0].shape[2], [], "key")
+
+
+def numbered(count: int, side: int = 12) -> ImageSet:
+    """Return pictures whose red level is their number, and green and blue the row and column."""
+    rows, columns = np.mgrid[:side, :side].astype(np.uint8)
+    return in_memory([np.stack([np.full_like(rows, i), rows, columns], 2) for i in range(count)])
+
+
+def epoch(
+    images: ImageSet, seed: int = 1, number: int = 1, start: int = 0, flip: float = 0.5
+) -> list[Tensor]:
+    """Return the targets of one epoch's batches of 4 cuts of 8 px."""
+    return [target for _, target in training_batches(images, 4, 8, flip, seed, number, start)]
+
+
+def same(first: list[Tensor], second: list[Tensor]) -> bool:
+    return len(first) == len(second) and all(map(torch.equal, first, second))
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "fit", "shape"),
+    [
+        (40, 60, "crop", (16, 24)),
+        (60, 40, "crop", (24, 16)),
+        (8, 8, "crop", (16, 16)),
+        (20, 200, "crop", (16, 48)),  # cut to three times the short side
+        (1, 1, "crop", (16, 16)),
+        (200, 17, "crop", (48, 16)),
+        (40, 60, "squash", (16, 16)),
+        (1, 90, "squash", (16, 16)),
+    ],
+)
+def test_fit_image(height: int, width: int, fit: str, shape: tuple[int, int]) -> None:
+    out = fit_image(picture(height, width), 16, fit)
+    assert out.shape == (*shape, 3)
+    assert out.dtype == np.uint8
+
+
+def test_fit_image_keeps_the_centre_of_a_long_picture() -> None:
+    image = np.zeros((16, 160, 3), np.uint8)
+    image[:, 56:104] = picture(16, 48)
+    assert np.array_equal(fit_image(image, 16, "crop"), image[:, 56:104])
+
+
+def test_decode_draws_the_lines_of_a_photo() -> None:
+    item = write("a.png", picture(20, 30))
+    out = decode(item, replace(PHOTO, sketch=True))
+    assert out.shape == (16, 24, 6)
+    assert np.array_equal(out[..., :3], decode(item, PHOTO))
+    drawn = color.line_art(torch.from_numpy(out[..., :3].copy()).permute(2, 0, 1)[None])
+    assert np.array_equal(out[..., 3:], drawn[0].permute(1, 2, 0).numpy())
+
+
+@pytest.mark.parametrize(("pair", "sides"), [("AB", (0, 1)), ("BA", (1, 0))])
+def test_decode_splits_pairs(pair: str, sides: tuple[int, int]) -> None:
+    halves = picture(16, 16, 1), picture(16, 16, 2)
+    item = write("a.png", np.concatenate(halves, 1))
+    out = decode(item, replace(PHOTO, pair=pair, sketch=True))
+    assert np.array_equal(out, np.concatenate([halves[side] for side in sides], 2))
+    assert np.array_equal(decode(item, replace(PHOTO, pair=pair)), halves[sides[0]])
+
+
+@pytest.mark.parametrize("width", [1, 31])
+def test_decode_refuses_a_pair_of_odd_width(width: int) -> None:
+    item = write("a.png", picture(16, width))
+    with pytest.raises(ValueError, match=rf"a.png: a pair needs an even width, this one is {width} px wide"):
+        decode(item, replace(PHOTO, pair="AB"))
+
+
+def test_decode_brings_a_partner_file_to_the_same_size() -> None:
+    colour, sketch = write("colour.png", picture(32, 48)), write("sketch.png", picture(64, 96, 1))
+    out = decode(Item("x", colour.target, sketch.target), replace(PHOTO, sketch=True, pair="AB"))
+    assert np.array_equal(out[..., :3], resize(picture(32, 48), 16, 24))
+    assert np.array_equal(out[..., 3:], resize(picture(64, 96, 1), 16, 24))
+
+
+def test_decode_draws_demo_scenes() -> None:
+    colour, sketch = scenes.draw(3, 32)
+    loading = Loading(32, "crop", "none", sketch=True)
+    assert np.array_equal(decode(Item("scene_0003", 3), loading), np.concatenate([colour, sketch], 2))
+    assert np.array_equal(decode(Item("scene_0003", 3), replace(loading, sketch=False)), colour)
+
+
+def test_gather_cuts_centres_corners_and_flips_exactly() -> None:
+    pictures = [picture(16, 24, 0), picture(21, 16, 1)]
+    images = in_memory(pictures)
+    _, centre = images.gather([1, 0], 16)
+    assert centre.shape == (2, 3, 16, 16)
+    assert centre.dtype == torch.uint8
+    assert np.array_equal(centre[0].permute(1, 2, 0), pictures[1][2:18])
+    assert np.array_equal(centre[1].permute(1, 2, 0), pictures[0][:, 4:20])
+    corners = np.array([[0.0, 0.0], [0.999, 0.999], [0.5, 0.0]])
+    source, target = images.gather([0, 0, 1], 16, corners, np.array([False, True, False]))
+    assert np.array_equal(target[0].permute(1, 2, 0), pictures[0][:, :16])
+    assert np.array_equal(target[1].permute(1, 2, 0), pictures[0][:, 8:][:, ::-1])
+    assert np.array_equal(target[2].permute(1, 2, 0), pictures[1][3:19])
+    assert source is target
+
+
+def test_source_and_target_are_cut_alike() -> None:
+    colour = [picture(14, 20, i) for i in range(8)]
+    images = in_memory([np.concatenate([c, 255 - c], 2) for c in colour])
+    batches = list(training_batches(images, 4, 8, 0.5, 1, 1))
+    assert len(batches) == 2
+    for source, target in batches:
+        assert source.shape == target.shape == (4, 3, 8, 8)
+        assert torch.equal(source, 255 - target)
+
+
+def test_training_batches_show_every_picture_once() -> None:
+    numbers = [batch[:, 0, 0, 0].tolist() for batch in epoch(numbered(11))]
+    assert [len(batch) for batch in numbers] == [4, 4]  # a last batch that is not full is left out
+    seen = numbers[0] + numbers[1]
+    assert len(set(seen)) == 8
+    assert seen != sorted(seen)
+
+
+def test_training_batches_depend_on_seed_and_epoch_alone() -> None:
+    images = numbered(24)
+    reference = epoch(images)
+    np.random.seed(0)  # noqa: NPY002 - global state must not matter
+    torch.manual_seed(0)
+    assert same(reference, epoch(images))
+    assert not same(reference, epoch(images, seed=2))
+    assert not same(reference, epoch(images, number=2))
+
+
+@pytest.mark.parametrize("start", [0, 1, 5, 6])
+def test_training_batches_go_on_where_they_stopped(start: int) -> None:
+    images = numbered(24)
+    assert same(epoch(images)[start:], epoch(images, start=start))
+
+
+@pytest.mark.parametrize(("flip", "low", "high"), [(0.0, 0, 0), (0.5, 40, 80), (1.0, 120, 120)])
+def test_flips_and_corners_are_spread(flip: float, low: int, high: int) -> None:
+    targets = torch.cat(epoch(numbered(120), flip=flip))
+    columns = targets[:, 2].int()
+    mirrored = columns[:, 0, 0] > columns[:, 0, -1]
+    assert low <= int(mirrored.sum()) <= high
+    assert set(targets[:, 1, 0, 0].tolist()) == set(range(5))  # tops of 8 px cuts of 12 px
+    assert set(columns.amin((1, 2)).tolist()) == set(range(5))
+
+
+def test_short_data_make_one_batch() -> None:
+    (batch,) = epoch(numbered(3))
+    assert sorted(batch[:, 0, 0, 0].tolist()) == [0, 1, 2]
+    assert [data.steps_per_epoch(count, 4) for count in (3, 4, 7, 8)] == [1, 1, 1, 2]
+
+
+def test_load_images_is_what_decode_returns() -> None:
+    items = write_set()
+    images = load_images(items, PHOTO, CACHE, "train")
+    assert images.stems == [item.stem for item in items]
+    assert (images.bad, images.channels, len(images)) == ([], 3, 5)
+    assert isinstance(images.pixels, np.memmap)
+    for i, item in enumerate(items):
+        assert np.array_equal(images.picture(i), decode(item, PHOTO))
+
+
+def test_load_images_keeps_sketches() -> None:
+    loading = replace(PHOTO, sketch=True)
+    items = write_set(2)
+    images = load_images(items, loading, CACHE, "train")
+    assert images.channels == 6
+    assert np.array_equal(images.picture(1), decode(items[1], loading))
+
+
+def test_a_second_load_does_not_decode(monkeypatch: pytest.MonkeyPatch) -> None:
+    items = write_set()
+    first = load_images(items, PHOTO, CACHE, "train")
+
+    def fail(item: Item, loading: Loading) -> Array:
+        raise AssertionError("decoded again")
+
+    monkeypatch.setattr(data, "decode", fail)
+    second = load_images(items, PHOTO, CACHE, "train")
+    assert second.key == first.key
+    assert np.array_equal(second.pixels, first.pixels)
+    assert np.array_equal(second.index, first.index)
+
+
+def test_a_changed_file_is_decoded_again() -> None:
+    items = write_set()
+    first = load_images(items, PHOTO, CACHE, "train")
+    write("p2.png", 255 - picture(18, 20, 2))
+    second = load_images(items, PHOTO, CACHE, "train")
+    assert second.key != first.key
+    assert np.array_equal(second.picture(2), decode(items[2], PHOTO))
+    assert not np.array_equal(second.picture(2), first.picture(2))
+
+
+def test_fingerprint_sees_files_order_names_and_loading() -> None:
+    items = write_set(3)
+    keys = [fingerprint(items, PHOTO), fingerprint(items[:2], PHOTO), fingerprint(items[::-1], PHOTO)]
+    keys += [fingerprint([replace(items[0], stem="other"), *items[1:]], PHOTO)]
+    for change in ({"load_size": 17}, {"fit": "squash"}, {"pair": "AB"}, {"sketch": True}):
+        keys.append(fingerprint(items, replace(PHOTO, **change)))
+    keys.append(fingerprint([replace(items[0], source=items[1].target), *items[1:]], PHOTO))
+    stat = os.stat(items[0].target)
+    os.utime(items[0].target, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
+    keys.append(fingerprint(items, PHOTO))
+    assert len(set(keys)) == len(keys)
+    assert fingerprint(items, PHOTO) == keys[-1]
+
+
+def test_bad_files_are_skipped_and_reported() -> None:
+    items = write_set(3)
+    items[1].target.write_bytes(b"")
+    for _ in range(2):  # decoded, then cached
+        images = load_images(items, PHOTO, CACHE, "train")
+        assert images.stems == ["p0", "p2"]
+        assert images.bad == ["data/p1.png: not an image that can be read"]
+        assert np.array_equal(images.picture(1), decode(items[2], PHOTO))
+
+
+def test_only_bad_files_are_an_error() -> None:
+    items = write_set(2)
+    for item in items:
+        item.target.write_bytes(b"")
+    with pytest.raises(ValueError, match=r"none of the 2 train images can be read; the first: data/p0.png"):
+        load_images(items, PHOTO, CACHE, "train")
+    assert list(CACHE.iterdir()) == []
+
+
+def test_an_interrupted_cache_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    items = write_set(70)
+
+    def interrupt(item: Item, loading: Loading) -> Array:
+        if item.stem == "p66":
+            raise KeyboardInterrupt
+        return decode(item, loading)
+
+    monkeypatch.setattr(data, "decode", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        load_images(items, PHOTO, CACHE, "train")
+    assert list(CACHE.iterdir()) == []
+    monkeypatch.undo()
+    assert len(load_images(items, PHOTO, CACHE, "train")) == 70
+
+
+def test_open_split_loads_what_a_run_remembers() -> None:
+    write_set(12)
+    record = {"recipe": {"val_fraction": 0.3, "seed": 7}, "data": "data", "loading": asdict(PHOTO)}
+    splits = list_items("data", 0.3, 7)
+    for split in ("train", "val"):
+        images = data.open_split(record, None, split, CACHE)
+        assert images.stems == [item.stem for item in splits[split]]
+    Path("data").rename("moved")
+    assert data.open_split(record, "moved", "val", CACHE).stems == images.stems
+
+
+@pytest.mark.parametrize("count", [1, 21])
+def test_mean_ab_matches_scikit_image(count: int) -> None:
+    pictures = [np.minimum(picture(16, 20, i) // 2 + 6 * i, 255).astype(np.uint8) for i in range(count)]
+    expected = np.mean([rgb2lab(p[:, 2:18])[..., 1:].mean((0, 1)) for p in pictures], 0)
+    assert mean_ab(in_memory(pictures), 16) == pytest.approx(expected, abs=1e-3)
+
+
+def test_mean_ab_takes_evenly_chosen_pictures_when_there_are_many() -> None:
+    pictures = [picture(16, 16, i) for i in range(5)]
+    expected = np.mean([rgb2lab(pictures[i])[..., 1:].mean((0, 1)) for i in (0, 2, 4)], 0)
+    assert mean_ab(in_memory(pictures), 16, limit=3) == pytest.approx(expected, abs=1e-3)

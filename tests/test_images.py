@@ -1,0 +1,257 @@
+"""images.py: every kind of file becomes sRGB, every bad one a sentence; writing is whole or not at all."""
+
+import re
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image, ImageCms
+
+from images import EXTENSIONS, GAP, Array, contact_sheet, find_images, read_image, resize, write_image
+
+RAMP = (np.add.outer(np.arange(24), 2 * np.arange(32))[..., None] * [2, 1, 3] % 256).astype(np.uint8)
+RED, GREEN, WHITE, BLACK = [255, 0, 0], [0, 255, 0], [255, 255, 255], [0, 0, 0]
+
+
+def flat(*colour: int, mode: str = "RGB") -> Image.Image:
+    """Return a 4x4 picture of one colour."""
+    return Image.new(mode, (4, 4), colour if len(colour) > 1 else colour[0])
+
+
+def read_back(image: Image.Image, name: str, **options: Any) -> Array:
+    """Save a picture and read it."""
+    image.save(name, **options)
+    out = read_image(Path(name))
+    assert out.dtype == np.uint8
+    assert out.shape[2:] == (3,)
+    return out
+
+
+def green_called_red() -> bytes:
+    """Return the sRGB profile with its red and green primaries swapped: its red is sRGB's green."""
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    assert profile.count(b"rXYZ") == profile.count(b"gXYZ") == 1
+    return profile.replace(b"rXYZ", b"....").replace(b"gXYZ", b"rXYZ").replace(b"....", b"gXYZ")
+
+
+@pytest.mark.parametrize("ending", ["png", "bmp", "tif", "ppm", "gif", "webp", "jpg", "jp2", "avif"])
+def test_formats(ending: str) -> None:
+    options = {"lossless": True} if ending == "webp" else {"quality": 95} if ending in ("jpg", "avif") else {}
+    smooth = resize(RAMP[:3, :3], 24, 32)
+    tolerance = {"jpg": 40, "avif": 40, "gif": 60, "jp2": 2}.get(ending, 0)
+    assert f".{ending}" in EXTENSIONS
+    out = read_back(Image.fromarray(smooth), f"x.{ending}", **options)
+    assert np.abs(out.astype(int) - smooth).max() <= tolerance
+
+
+@pytest.mark.parametrize(
+    ("orientation", "upright"),
+    [
+        (1, RAMP),
+        (2, RAMP[:, ::-1]),
+        (3, RAMP[::-1, ::-1]),
+        (4, RAMP[::-1]),
+        (5, RAMP.swapaxes(0, 1)),
+        (6, np.rot90(RAMP, -1)),
+        (7, RAMP[::-1, ::-1].swapaxes(0, 1)),
+        (8, np.rot90(RAMP, 1)),
+    ],
+)
+def test_exif_orientation(orientation: int, upright: Array) -> None:
+    exif = Image.Exif()
+    exif[274] = orientation
+    assert np.array_equal(read_back(Image.fromarray(RAMP), "x.png", exif=exif), upright)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P"])
+def test_icc_profile_is_applied(mode: str) -> None:
+    image = flat(*RED).convert(mode)
+    if mode == "P":
+        image = flat(*RED).quantize(4)
+    out = read_back(image, "x.png", icc_profile=green_called_red())
+    assert np.abs(out.astype(int) - GREEN).max() <= 2
+
+
+@pytest.mark.parametrize("profile", [b"no profile", green_called_red()[:200]])
+def test_a_broken_icc_profile_is_left_out(profile: bytes) -> None:
+    assert (read_back(flat(*RED), "x.png", icc_profile=profile) == RED).all()
+
+
+def test_an_srgb_profile_changes_nothing() -> None:
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    out = read_back(Image.fromarray(RAMP), "x.png", icc_profile=profile)
+    assert np.abs(out.astype(int) - RAMP).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("image", "name", "options", "expected"),
+    [
+        (flat(255, 0, 0, 0, mode="RGBA"), "x.png", {}, WHITE),
+        (flat(255, 0, 0, 255, mode="RGBA"), "x.png", {}, RED),
+        (flat(255, 0, 0, 127, mode="RGBA"), "x.webp", {"lossless": True}, [255, 128, 128]),
+        (flat(0, 51, mode="LA"), "x.png", {}, [204, 204, 204]),
+        (flat(*RED).quantize(4), "x.png", {}, RED),
+        (flat(*RED).quantize(4), "x.png", {"transparency": 0}, WHITE),
+        (flat(*RED), "x.png", {"transparency": tuple(RED)}, WHITE),
+        (flat(90, mode="L"), "x.png", {}, [90, 90, 90]),
+        (flat(1, mode="1"), "x.png", {}, WHITE),
+        (flat(0, mode="1"), "x.tif", {}, BLACK),
+        (flat(0, 255, 255, 0, mode="CMYK"), "x.tif", {}, RED),
+        (flat(0, 0, 0, 255, mode="CMYK"), "x.tif", {}, BLACK),
+        (flat(65535, mode="I;16"), "x.png", {}, WHITE),
+        (flat(257 * 100, mode="I;16"), "x.tif", {}, [100, 100, 100]),
+        (flat(200, mode="I"), "x.tif", {}, [200, 200, 200]),
+        (flat(257 * 200, mode="I"), "x.tif", {}, [200, 200, 200]),
+        (flat(0.4, mode="F"), "x.tif", {}, [102, 102, 102]),
+        (flat(1.0, mode="F"), "x.tif", {}, WHITE),
+        (flat(102.0, mode="F"), "x.tif", {}, [102, 102, 102]),
+        (flat(-3.0, mode="F"), "x.tif", {}, BLACK),
+    ],
+    ids=lambda value: f"{value.mode}{value.getpixel((0, 0))}" if isinstance(value, Image.Image) else "",
+)
+def test_modes(image: Image.Image, name: str, options: dict[str, Any], expected: list[int]) -> None:
+    assert read_back(image, name, **options).tolist() == [[expected] * 4] * 4
+
+
+def test_dark_16_bit_gray_stays_dark() -> None:
+    image = Image.fromarray(np.full((4, 4), 200, np.uint16))  # 200 of 65535, not of 255
+    assert read_back(image, "x.png").max() <= 1
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_values_that_are_not_finite_are_refused(value: float) -> None:
+    Image.fromarray(np.array([[0.5, value]], np.float32)).save("x.tif")
+    with pytest.raises(ValueError, match=r"^x.tif: .*NaN"):
+        read_image(Path("x.tif"))
+
+
+def encoded(ending: str) -> bytes:
+    Image.fromarray(np.repeat(np.repeat(RAMP, 4, 0), 4, 1)).save(f"whole.{ending}")
+    return Path(f"whole.{ending}").read_bytes()
+
+
+@pytest.mark.parametrize("ending", ["jpg", "png", "gif", "tif", "webp", "jp2", "bmp", "avif"])
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+def test_truncated_files_are_refused(ending: str, share: float) -> None:
+    data, path = encoded(ending), Path(f"cut.{ending}")
+    path.write_bytes(data[: int(len(data) * share)])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # Pillow's, on a cut TIFF
+        with pytest.raises(ValueError, match=rf"^cut.{ending}: "):
+            read_image(path)
+
+
+@pytest.mark.parametrize("ending", ["jpg", "png", "avif"])
+def test_damaged_bytes_end_in_a_sentence_or_a_picture(ending: str) -> None:
+    data, path, rng = encoded(ending), Path(f"x.{ending}"), np.random.default_rng(0)
+    messages: list[str] = []
+    for _ in range(60):
+        damaged = np.frombuffer(data, np.uint8).copy()
+        damaged[rng.integers(0, min(len(data), 400), 3)] = rng.integers(0, 256, 3)
+        path.write_bytes(damaged.tobytes())
+        try:
+            assert read_image(path).shape[2] == 3
+        except ValueError as error:
+            messages.append(str(error))
+    assert messages
+    assert all(message.startswith(f"{path}: ") for message in messages)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "not an image that can be read"),
+        (b"this is a text", "not an image that can be read"),
+        (None, "no such file"),
+    ],
+)
+def test_what_is_no_image(content: bytes | None, message: str) -> None:
+    path = Path("x.jpg")
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ValueError, match=f"^x.jpg: {message}"):
+        read_image(path)
+
+
+def test_decompression_bomb_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.fromarray(RAMP).save("x.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(ValueError, match=r"^x.png: .*decompression bomb"):
+        read_image(Path("x.png"))
+
+
+def test_find_images() -> None:
+    shown = ["B.JPG", "a.jpeg", "a/x.Png", "a/b/c.tIf", "b.webp", "z.avif"]
+    for name in [*shown, ".hidden.png", ".cache/x.png", "a/.trash/y.png", "notes.txt", "png", "x.png.txt"]:
+        path = Path("root", name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    found = find_images(Path("root"))
+    assert [path.relative_to("root").as_posix() for path in found] == sorted(shown)
+
+
+def test_find_images_errors() -> None:
+    with pytest.raises(ValueError, match="no folder nowhere"):
+        find_images(Path("nowhere"))
+    Path("empty").mkdir()
+    Path("empty/readme.txt").touch()
+    with pytest.raises(ValueError, match=r"no image in empty: looked for .*\.png"):
+        find_images(Path("empty"))
+
+
+@pytest.mark.parametrize("name", ["x.png", "deep/er/x.PNG", "x.bmp", "x.tif"])
+def test_write_image_round_trip(name: str) -> None:
+    write_image(Path(name), RAMP)
+    assert np.array_equal(read_image(Path(name)), RAMP)
+    assert [path.name for path in Path(name).parent.iterdir()] == [Path(name).name]
+
+
+@pytest.mark.parametrize("ending", [".xyz", "", ".psd"])  # Pillow reads .psd but cannot write it
+def test_write_image_refuses_unknown_endings(ending: str) -> None:
+    with pytest.raises(ValueError, match=f"^x{re.escape(ending)}: no image format .*{ending!r}"):
+        write_image(Path(f"x{ending}"), RAMP)
+    assert list(Path().iterdir()) == []
+
+
+def test_write_image_is_whole_or_not_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    path = Path("x.png")
+    write_image(path, RAMP)
+
+    def full_disk(self: Image.Image, file: Path, **options: Any) -> None:
+        file.write_bytes(b"half a picture")
+        raise OSError("no space left")
+
+    monkeypatch.setattr(Image.Image, "save", full_disk)
+    with pytest.raises(OSError, match="no space left"):
+        write_image(path, 255 - RAMP)
+    assert np.array_equal(read_image(path), RAMP)
+    assert list(Path().iterdir()) == [path]
+
+
+@pytest.mark.parametrize(("height", "width"), [(12, 16), (50, 10), (48, 64)])
+def test_resize_is_pillows_bicubic(height: int, width: int) -> None:
+    smooth = np.asarray(Image.fromarray(RAMP[:6, :8]).resize((32, 24), Image.Resampling.BICUBIC))
+    expected = np.asarray(Image.fromarray(smooth).resize((width, height), Image.Resampling.BICUBIC))
+    out = resize(smooth, height, width)
+    assert out.shape == (height, width, 3)
+    assert np.abs(out.astype(int) - expected).max() <= 1
+
+
+def test_resize_leaves_the_same_size_alone() -> None:
+    assert resize(RAMP, 24, 32) is RAMP
+
+
+def test_contact_sheet_places_every_picture() -> None:
+    rows = [[RAMP, RAMP[:, :10]], [RAMP[:5], 255 - RAMP[:5]]]
+    sheet = contact_sheet(rows, ["input", "truth"])
+    assert sheet.shape == (26 + 24 + 5 + 2 * GAP, 2 * (32 + GAP) + GAP, 3)
+    tops = (26, 26 + 24 + GAP)
+    for row, top in zip(rows, tops, strict=True):
+        for column, picture in enumerate(row):
+            left = GAP + column * (32 + GAP)
+            height, width = picture.shape[:2]
+            assert np.array_equal(sheet[top : top + height, left : left + width], picture)
+    assert sheet[:26].min() < 100  # titles
+    assert sheet[26:, :GAP].min() == 255

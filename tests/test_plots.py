@@ -1,0 +1,83 @@
+"""plots.py: what is drawn is what was measured."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from PIL import Image
+
+import plots
+
+PATH = Path("x.png")
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    """Collect the figures that are written."""
+    figures: list[Figure] = []
+    save = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda self, *a, **k: figures.append(self) or save(self, *a, **k))
+    return figures
+
+
+def lines(axis: Axes) -> dict[str, tuple[list[float], list[float]]]:
+    """Return label -> x, y of every line."""
+    return {
+        str(line.get_label()): tuple(np.asarray(v).tolist() for v in line.get_data()) for line in axis.lines
+    }
+
+
+def records(count: int) -> list[dict[str, float]]:
+    return [
+        {"steps": 10 * i, "lr": 1.0, "G_l1": 1.0 / i, "D_real": float(i % 3)} for i in range(1, count + 1)
+    ]
+
+
+@pytest.mark.parametrize(("count", "window"), [(1, 1), (9, 1), (30, 3)])
+def test_plot_losses(drawn: list[Figure], count: int, window: int) -> None:
+    plots.plot_losses(PATH, records(count))
+    axes = drawn[0].axes
+    assert [axis.get_title() for axis in axes] == ["G_l1", "D_real"]
+    steps = [record["steps"] for record in records(count)]
+    for axis in axes:
+        values = [record[axis.get_title()] for record in records(count)]
+        means = [np.mean(values[i - window + 1 : i + 1]) for i in range(window - 1, count)]
+        got = lines(axis)
+        assert got["raw"] == (steps, values)
+        assert got[f"mean of {window}"][0] == steps[window - 1 :]
+        assert got[f"mean of {window}"][1] == pytest.approx(means)
+
+
+@pytest.mark.parametrize(("names", "rows"), [("a", 1), ("abcd", 1), ("abcde", 2)])
+def test_plot_scores(drawn: list[Figure], names: str, rows: int) -> None:
+    epochs = [5, 10, 15]
+    scores = {name: [float(ord(name)), 2.0, 3.5] for name in names}
+    plots.plot_scores(PATH, epochs, scores, {"a": {"gray": 1.5, "mean colour": 2.5}})
+    axes = drawn[0].axes
+    assert [axis.get_title() for axis in axes] == list(names)
+    assert len({round(axis.get_position().y0, 2) for axis in axes}) == rows
+    for axis in axes:
+        got = lines(axis)
+        assert got.pop("ours") == (epochs, scores[axis.get_title()])
+        floors = {label: y for label, (_, y) in got.items()}
+        assert floors == ({"gray": [1.5, 1.5], "mean colour": [2.5, 2.5]} if axis.get_title() == "a" else {})
+
+
+def test_files_are_pictures_and_whole_or_not_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    plots.plot_losses(PATH, records(5))
+    before = PATH.read_bytes()
+    with Image.open(PATH) as image:
+        assert image.format == "PNG"
+        assert image.width > image.height > 100
+
+    def fail(self: Figure, *_: Any, **__: Any) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(Figure, "savefig", fail)
+    with pytest.raises(OSError, match="no space left"):
+        plots.plot_losses(PATH, records(6))
+    assert PATH.read_bytes() == before
+    assert list(Path().iterdir()) == [PATH]

@@ -11,7 +11,6 @@ runs/NAME/scores.csv scores.json curves.png losses.png generator.ts
 
 import contextlib
 import json
-import os
 import pickle
 import re
 import warnings
@@ -24,6 +23,7 @@ import torch
 from torch import nn
 
 import color
+from atomic import replacing
 from colorizer import Colorizer, use_batch_statistics
 from models import GENERATORS
 
@@ -52,17 +52,14 @@ def pick_device(name: str) -> torch.device:
 
 def write_json(path: Path, payload: Any) -> None:
     """Write JSON, complete or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(payload, indent=1) + "\n")
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(payload, indent=1) + "\n")
 
 
 def save(path: Path, payload: dict[str, Any]) -> None:
     """Write a checkpoint, complete or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    torch.save(payload, temporary)
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        torch.save(payload, temporary)
 
 
 def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
@@ -75,7 +72,16 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
         raise ValueError(f"no checkpoint {path}")
     payload = None
     if zipfile.is_zipfile(path):  # what torch.save writes; its reader of older files fails in many ways
-        with contextlib.suppress(RuntimeError, pickle.UnpicklingError):
+        damaged = (
+            RuntimeError,
+            ValueError,
+            EOFError,
+            OSError,
+            KeyError,
+            zipfile.BadZipFile,
+            pickle.UnpicklingError,
+        )
+        with contextlib.suppress(*damaged):
             payload = torch.load(path, map_location=device, weights_only=True)
     if not isinstance(payload, dict):
         raise ValueError(f"{path} is not a checkpoint of this project, or it is damaged")
@@ -178,7 +184,7 @@ def load_exported(path: Path, device: torch.device) -> tuple[torch.jit.ScriptMod
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # TorchScript is deprecated, and asked for
             model = torch.jit.load(path, map_location=device, _extra_files=files)
-    except RuntimeError:
+    except (RuntimeError, ValueError):
         raise ValueError(f"{path} is not a TorchScript file, or it is damaged") from None
     if not files["tinct.json"]:
         raise ValueError(f"{path} is a TorchScript file, but not one written by export.py")

@@ -79,11 +79,11 @@ def lab_to_rgb(lab: Tensor) -> Tensor:
     fy = (lightness + 16.0) / 116.0
     f = torch.stack([fy + a / 500.0, fy, fy - b / 200.0], 1)
     xyz = torch.where(f > 0.2068966, f * f * f, (f - 16.0 / 116.0) / 7.787)
-    x, y, z = xyz.unbind(1)
+    x, y, z = xyz.unbind(1)  # the inverse matrix's rows are scaled to turn white into exactly (1, 1, 1)
     x, z = x * 0.95047, z * 1.08883
-    red = 3.24048134 * x - 1.53715152 * y - 0.49853633 * z
-    green = -0.96925495 * x + 1.87599 * y + 0.04155593 * z
-    blue = 0.05564664 * x - 0.20404134 * y + 1.05731107 * z
+    red = 3.240457143 * x - 1.537140042 * y - 0.498532607 * z
+    green = -0.969265039 * x + 1.876009528 * y + 0.041556363 * z
+    blue = 0.055642126 * x - 0.204024787 * y + 1.057225293 * z
     return gamma_rgb(clip_gamut(torch.stack([red, green, blue], 1), y.unsqueeze(1)))
 
 
@@ -130,8 +130,8 @@ def join_lab(lightness: Tensor, y: Tensor) -> Tensor:
 def recolor(image: Tensor, a: float, b: float) -> Tensor:
     """Return an image (N, 1|3, H, W) with its own lightness and one ab, as uint8; (0, 0) is gray."""
     lightness = rgb_to_lab(rgb01(image))[:, :1]
-    ab = torch.tensor([a, b], device=image.device).view(1, 2, 1, 1).expand(-1, -1, *image.shape[2:])
-    return to_uint8(lab_to_rgb(torch.cat([lightness, ab.expand(len(image), -1, -1, -1)], 1)))
+    planes = [lightness, torch.full_like(lightness, a), torch.full_like(lightness, b)]
+    return to_uint8(lab_to_rgb(torch.cat(planes, 1)))
 
 
 def show_input(source: Tensor, kind: str) -> Tensor:
@@ -140,16 +140,16 @@ def show_input(source: Tensor, kind: str) -> Tensor:
 
 
 def gaussian_blur(image: Tensor, sigma: float) -> Tensor:
-    """Blur each channel; sigma in px, borders replicated."""
+    """Blur each channel; sigma in px, borders replicated. In float64, which autocast leaves alone."""
     radius = max(1, math.ceil(3.0 * sigma))
-    offsets = torch.arange(-radius, radius + 1, device=image.device, dtype=torch.float32)
+    offsets = torch.arange(-radius, radius + 1, device=image.device, dtype=torch.float64)
     weights = torch.exp(-0.5 * (offsets / sigma) ** 2)
     weights = weights / weights.sum()
-    planes = image.flatten(0, 1).unsqueeze(1)  # (N*C, 1, H, W)
+    planes = image.to(torch.float64).flatten(0, 1).unsqueeze(1)  # (N*C, 1, H, W)
     planes = F.pad(planes, [radius, radius, radius, radius], mode="replicate")
     planes = F.conv2d(planes, weights.view(1, 1, 1, -1))
     planes = F.conv2d(planes, weights.view(1, 1, -1, 1))
-    return planes.view(image.shape)
+    return planes.view(image.shape).to(torch.float32)
 
 
 def line_art(image: Tensor, sigma: float = 0.7, threshold: float = 0.95, softness: float = 0.08) -> Tensor:

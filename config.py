@@ -35,6 +35,7 @@ CHOICES = {
     "init": ("normal", "default"),
     "precision": ("auto", "fp32", "bf16", "fp16"),
 }
+SMALLEST = {"patch30": 24, "patch26": 52}  # px, below which a discriminator has no logits left
 UNIT_INTERVAL = ("flip", "val_fraction", "dropout", "beta1", "beta2", "ema")
 POSITIVE = ("size", "ngf", "ndf", "batch_size", "epochs", "save_every", "lr", "log_every", "samples")
 NOT_NEGATIVE = ("load_size", "depth", "lambda_gan", "lambda_l1", "seed")
@@ -98,6 +99,8 @@ class Recipe:
             _require(0 < getattr(self, key) < math.inf, key, self, "greater than 0")
         for key in NOT_NEGATIVE:
             _require(0 <= getattr(self, key) < math.inf, key, self, "at least 0")
+        smallest = SMALLEST[self.discriminator]
+        _require(self.size >= smallest, "size", self, f"at least {smallest} for {self.discriminator}")
         if self.load_size == 0:
             object.__setattr__(self, "load_size", self.size)
         if self.depth == 0:

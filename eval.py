@@ -9,7 +9,6 @@ Writes scores.csv, scores.json and curves.png in the run folder.
 
 import csv
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from tqdm import tqdm
 
 import checkpoint
 import color
+from atomic import replacing
 from checkpoint import choose_epochs, pick_device, read_run
 from config import RUNS, AllEpochsOption, DataOption, DeviceOption, EpochOption, RunOption, command
 from images import read_image, write_image
@@ -115,13 +115,11 @@ def write_scores(run: Path, rows: dict[str, Row]) -> None:
         run / "scores.json", {"directions": DIRECTIONS, "best": best_epochs(rows), "rows": rows}
     )
     columns = list(next(iter(rows.values())))
-    temporary = run / "scores.csv.tmp"
-    with open(temporary, "w", newline="") as file:
+    with replacing(run / "scores.csv") as temporary, open(temporary, "w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["name", *columns])
         for name, row in rows.items():
             writer.writerow([name, *("" if isinstance(row[c], str) else row[c] for c in columns)])
-    os.replace(temporary, run / "scores.csv")
     ours = {name: row for name, row in rows.items() if name not in BASELINES}
     curves = {m: [row[m] for row in ours.values()] for m in best_epochs(rows)}
     floors = {

@@ -10,7 +10,6 @@ The file is written only if eager, scripted and reloaded modules agree on images
 """
 
 import json
-import os
 import warnings
 from pathlib import Path
 from typing import Annotated
@@ -20,6 +19,7 @@ import typer
 from torch import Tensor, nn
 
 import checkpoint
+from atomic import replacing
 from checkpoint import choose_epochs, load_exported, pick_device, read_run
 from config import RUNS, VERSION, DeviceOption, EpochOption, RunOption, command
 
@@ -71,16 +71,11 @@ def main(
     check("scripted", colorizer, scripted, on)
     record = read_run(folder)
     metadata = {"version": VERSION, "epoch": number, "recipe": record["recipe"], "torch": torch.__version__}
-    temporary = path.with_name(path.name + ".tmp")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
+    with replacing(path) as temporary:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
             scripted.to("cpu").save(temporary, _extra_files={"tinct.json": json.dumps(metadata)})
         check("reloaded", colorizer, load_exported(temporary, on)[0], on)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
     print(f"wrote {path}; use it with: python colorize.py photo.jpg --model {path}")
     return path
 

@@ -7,6 +7,7 @@ hash of the name, so that adding files moves none from one side to the other.
 """
 
 import hashlib
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ PAIR_FOLDERS = (("targets", "inputs"), ("color", "sketch"))  # (colour, sketch)
 class Item:
     """One picture of a data set: where its colour comes from, and its sketch where that has a file."""
 
-    stem: str
+    stem: str  # flat name without ending, unique
     target: Path | int  # file, or index of a demo scene
     source: Path | None = None
 
@@ -37,7 +38,8 @@ def list_items(data: str, val_fraction: float, seed: int) -> dict[str, list[Item
         ValueError: no such folder, no image, pairs without partners, or too few images to split.
     """
     if data == DEMO:
-        return _hash_split([Item(f"scene_{i:04d}", i) for i in range(scenes.SCENES)], val_fraction, seed)
+        items = [Item(f"scene_{i:04d}", i) for i in range(scenes.SCENES)]
+        return _hash_split(items, Path(), val_fraction, seed)
     root = Path(data)
     if not root.is_dir():
         raise ValueError(f"no folder {data}: --data takes an image folder, or {DEMO}")
@@ -45,21 +47,23 @@ def list_items(data: str, val_fraction: float, seed: int) -> dict[str, list[Item
         splits = {name: _find_items(root / name) for name in ("train", "val")}
         test = root / "test"
         return {**splits, "test": _find_items(test) if test.is_dir() else splits["val"]}
-    return _hash_split(_find_items(root), val_fraction, seed)
+    return _hash_split(_find_items(root), root, val_fraction, seed)
 
 
-def _hash_split(items: list[Item], val_fraction: float, seed: int) -> dict[str, list[Item]]:
-    """Hold out the items whose hashed name falls below the fraction, at least one."""
+def _hash_split(items: list[Item], root: Path, val_fraction: float, seed: int) -> dict[str, list[Item]]:
+    """Hold out the items whose hashed name falls below the fraction; the lowest where none does."""
     if len(items) < 2:
         raise ValueError(f"{len(items)} image is too few: one is needed to train and one to validate")
 
     def share(item: Item) -> float:
-        digest = hashlib.sha256(f"{seed}/{item.stem}".encode()).digest()
+        name = item.stem if isinstance(item.target, int) else _name(item.target, root)
+        digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
         return int.from_bytes(digest[:8], "big") / 2**64
 
-    first = min(items, key=share)
-    val = [item for item in items if item is first or share(item) < val_fraction]
-    train = [item for item in items if item not in set(val)]
+    shares = [share(item) for item in items]
+    limit = max(val_fraction, math.nextafter(min(shares), 1.0))  # at least one is held out
+    val = [item for item, place in zip(items, shares, strict=True) if place < limit]
+    train = [item for item, place in zip(items, shares, strict=True) if place >= limit]
     if not train:
         raise ValueError(f"val_fraction {val_fraction} leaves none of {len(items)} images for training")
     return {"train": train, "val": val, "test": val}
@@ -70,7 +74,8 @@ def _find_items(folder: Path) -> list[Item]:
         if (folder / colour).is_dir() and (folder / sketch).is_dir():
             return _match_stems(folder / colour, folder / sketch)
     paths = find_images(folder)
-    return [Item(stem, path) for stem, path in zip(_unique_stems(paths, folder), paths, strict=True)]
+    stems = _unique_stems(paths, folder)
+    return [Item(stem, path) for stem, path in zip(stems, paths, strict=True)]
 
 
 def _match_stems(colour: Path, sketch: Path) -> list[Item]:
@@ -85,15 +90,27 @@ def _match_stems(colour: Path, sketch: Path) -> list[Item]:
     return [Item(stem, path, partners[stem]) for stem, path in zip(stems, targets, strict=True)]
 
 
+def _name(path: Path, folder: Path) -> str:
+    return path.relative_to(folder).as_posix()
+
+
 def _unique_stems(paths: list[Path], folder: Path) -> list[str]:
-    """Return a flat name per file: its path without the ending, or with it where two would be the same."""
-    names = [path.relative_to(folder) for path in paths]
-    flat = [name.with_suffix("").as_posix().replace("/", "__") for name in names]
-    count = Counter(flat)
-    return [
-        stem if count[stem] == 1 else f"{stem}_{name.suffix[1:]}"
-        for stem, name in zip(flat, names, strict=True)
-    ]
+    """Return a flat name per file: its path without ending; with it, or a hash, where two are the same."""
+    names = [_name(path, folder) for path in paths]
+    flat = [name.replace("/", "__") for name in names]
+    choices = (
+        [str(Path(stem).with_suffix("")) for stem in flat],
+        ["_".join(stem.rsplit(".", 1)) for stem in flat],
+        [
+            f"{stem}_{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+            for stem, name in zip(flat, names, strict=True)
+        ],
+    )
+    stems = choices[0]
+    for choice in choices[1:]:
+        count = Counter(stems)
+        stems = [stem if count[stem] == 1 else other for stem, other in zip(stems, choice, strict=True)]
+    return stems
 
 
 def find_pair(items: Sequence[Item]) -> str:

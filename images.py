@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image, ImageCms, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
 
+from atomic import replacing
+
 EXTENSIONS = {
     ".jpg",
     ".jpeg",
@@ -69,7 +71,7 @@ def read_image(path: Path) -> Array:
         raise ValueError(f"{path}: not an image that can be read") from None
     except Image.DecompressionBombError as error:
         raise ValueError(f"{path}: {error}") from None
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
+    except (OSError, SyntaxError, ValueError, EOFError, RuntimeError) as error:
         raise ValueError(f"{path}: damaged image ({error})") from None
 
 
@@ -116,16 +118,11 @@ def _apply_profile(image: Image.Image) -> Image.Image:
 def write_image(path: Path, image: Array) -> None:
     """Write (H, W, 3) uint8 in the format of the name's ending, complete or not at all."""
     form = Image.registered_extensions().get(path.suffix.lower())
-    if form is None:
+    if form not in Image.SAVE:
         raise ValueError(f"{path}: no image format has the ending {path.suffix!r}")
     options = {"JPEG": {"quality": 95, "subsampling": 0}, "PNG": {"compress_level": 1}}.get(form, {})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with replacing(path) as temporary:
         Image.fromarray(image).save(temporary, format=form, **options)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def resize(image: Array, height: int, width: int) -> Array:

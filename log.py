@@ -27,6 +27,8 @@ class Log:
         """Open the log; records after `steps`, left by a run that was cut off, are dropped."""
         self.path = path
         lines = path.read_text().splitlines() if path.exists() else []
+        if lines and not lines[-1].endswith("}"):
+            lines.pop()  # half written by a run that was killed
         self.records = [record for record in map(json.loads, lines) if record["steps"] <= steps]
         path.write_text("".join(json.dumps(record) + "\n" for record in self.records))
         self.clear()

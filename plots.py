@@ -1,13 +1,13 @@
 """Curves of a run: losses over steps, scores over epochs."""
 
-import io
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+
+from atomic import replacing
 
 matplotlib.use("agg")
 
@@ -56,8 +56,5 @@ def plot_scores(
 
 
 def _write(figure: Figure, path: Path) -> None:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=90)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(buffer.getvalue())
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=90)

@@ -2,9 +2,8 @@
 
     colour, sketch = draw(index=7, size=128)     # two uint8 (128, 128, 3) images of one composition
 
-Every shape is filled and shaded on a colour layer, painted white and outlined on a sketch layer: nearer ones
-hide the lines behind them, and both layers agree. Colours are mixed in OKLab (Source: B. Ottosson, 2020)
-under one light per scene, which moves every lightness: only texture and context tell the colour.
+Shapes are filled on a colour layer and outlined on a white one, nearer ones over what is behind. Colours are
+mixed in OKLab (Source: B. Ottosson, 2020) under one light per scene; texture and context tell them.
 """
 
 from functools import lru_cache
@@ -26,8 +25,8 @@ def table(text: str) -> dict[str, list[str]]:
 
 
 # OKLab in hundredths, and the texture that gives the colour away
-MATERIALS = table("""grass 64 -10 11 blades; hay 76 0 14 furrow; snow 93 -1 -3 fine; leaf 55 -11 9 leaf;
-rust 62 11 13 flake; blossom 76 14 -1 petal; needle 45 -9 3 blades; bark 42 5 6 plank; birch 88 0 3 birch;
+MATERIALS = table("""grass 64 -10 11 blades; hay 76 0 14 furrow; snow 93 -1 -3 fine; leaf 50 -11 9 leaf;
+rust 64 11 13 flake; blossom 80 13 -1 petal; needle 45 -9 3 blades; bark 42 5 6 plank; birch 88 0 3 birch;
 rock 55 3 -8 crag; water 58 -8 -9 wave; sand 80 2 10 fine; brick 55 12 8 brick; plank 52 5 9 plank; plaster
 86 0 8 fine; tile 58 14 11 tile; slate 48 0 -9 slate; thatch 72 1 13 blades; glass 62 -6 -6 fine; lamp 90 1
 16 fine; moon 96 -1 3 fine; cloud 94 -1 -2 fine; streak 74 13 3 fine; skin 78 6 8 fine; stripe 60 18 8
@@ -39,7 +38,9 @@ crag 14 18 40 3; wave 9 60 45 1; furrow 4 50 30 2""")  # cells across, down, gai
 LIGHTS = table("""day 66 -5 -13 90 -5 -3 100 100 44 lamp moon cloud glass; cloudy 70 -5 -9 90 -4 -3 88 90 10
 moon moon cloud glass; mist 80 -8 -3 94 1 7 95 85 8 lamp moon cloud glass; sunset 42 8 -11 80 6 14 74 100 22
 lamp lamp streak lamp; night 22 1 -10 45 -4 -11 56 85 16 moon moon cloud lamp""")
-SEASONS = table("summer grass leaf hay;autumn hay rust grass;spring grass blossom hay;winter snow snow snow")
+# Field, crown, rarer field; width, height and number of a crown's dabs, which tell the season in gray
+SEASONS = table("""summer grass leaf hay 30 20 60; autumn hay rust grass 55 40 35; spring grass blossom hay
+14 14 150; winter snow snow snow 30 20 60""")
 # light at the centre, and what it gains to the sun's side, upwards, and by the squared radius
 SHADES = table("side 128 60 45 0; round 165 75 80 -55; land 190 25 95 0; sky 190 0 -210 0")
 SIZES = table("house 60; boat 70; sheep 30; fence 50; mushroom 35; birds 20; balloon 60")  # others: 100
@@ -192,12 +193,10 @@ class Canvas:
             line = (np.concatenate([xy, xy[:1]]) + slant).ravel().tolist()
             self.nib.line(line, fill=INK, width=nib, joint="curve")
 
-    def dabs(
-        self, points: np.ndarray, r: np.ndarray | float, name: str, dl: float = 0, ink: float = 0
-    ) -> None:
+    def dabs(self, at: np.ndarray, r: np.ndarray | float, name: str, dl: float = 0, ink: float = 0) -> None:
         """Scatter flat ellipses in five tones; a share `ink` of them shows as arcs in the sketch."""
         tones = to_srgb(self.tone(name, dl) + np.linspace(-0.12, 0.14, 5)[:, None] * (1, 0, 0.1)).tolist()
-        boxes = np.sort(np.stack([self.xy(points - r), self.xy(points + r)], 1), 1).reshape(-1, 4).tolist()
+        boxes = np.sort(np.stack([self.xy(at - r), self.xy(at + r)], 1), 1).reshape(-1, 4).tolist()
         for box, k, p in zip(boxes, *self.rng.random((2, len(boxes))), strict=True):
             self.pen.ellipse(box, fill=tuple(tones[int(5 * k)]))
             if p < ink:
@@ -272,8 +271,9 @@ class Canvas:
         swap |= {"roof": "snow", "frost": "snow", "fringe": "cap"} if self.season == "winter" else {}
         self.figure(what, dl, swap)
         if what in ("broad", "birch", "poplar"):
-            spots = self.rng.normal((0, 0.66), 0.13, (int(60 * s) + 4, 2)) * (1 - 0.5 * (what == "poplar"), 1)
-            self.dabs(spots, np.array([0.03, 0.02]), swap["crown"], dl + 0.05, 0.6)
+            *dab, number = np.array(SEASONS[self.season][3:], float) / 1000
+            spots = self.rng.normal((0, 0.66), 0.13, (int(1000 * number * s) + 4, 2))
+            self.dabs(spots * (1 - 0.5 * (what == "poplar"), 1), np.array(dab), swap["crown"], dl + 0.05, 0.6)
         if what == "house" and light == "lamp":
             self.veil(0.7, 0.2, 0.6, 0.5, "lamp", 0.45)
         for x in (-0.12, 0.12) if what == "bust" else ():
@@ -289,7 +289,7 @@ def draw(index: int, size: int) -> tuple[np.ndarray, np.ndarray]:
     for row in " ".join(FAMILIES[c.rng.choice(list(FAMILIES))]).split(";"):
         name, things = row.split()[0], row.split()[6:]
         y, rough, depth, number, s = np.array(row.split()[1:6], float) / 100
-        name = c.rng.choice(SEASONS[c.season][::2], p=[0.7, 0.3]) if name == "land" else name
+        name = c.rng.choice(SEASONS[c.season][:3:2], p=[0.85, 0.15]) if name == "land" else name
         crest = c.land(y + c.rng.uniform(-0.04, 0.04), rough, name, depth)
         n = 1 if "bust" in things else c.rng.poisson(number)
         for x in (np.arange(n) + c.rng.uniform(0.25, 0.75, n)) / max(n, 1):

@@ -4,10 +4,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import scenes
 import train
+
+torch.set_num_threads(
+    1
+)  # tiny networks gain nothing from more, and on a busy machine threads wait for each other
 
 TINY = {"size": 32, "batch_size": 4, "set_": ["ngf=4", "ndf=4", "log_every=1", "samples=2"], "device": "cpu"}
 

@@ -45,6 +45,14 @@ def test_lab_to_rgb_matches_scikit_image() -> None:
     np.testing.assert_allclose(last(color.lab_to_rgb(lab)), lab2rgb(last(lab)), atol=1e-3)
 
 
+@pytest.mark.parametrize("convert", [color.rgb_to_lab, color.lab_to_rgb])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
+def test_conversions_compute_in_float32(convert: Function, dtype: torch.dtype) -> None:
+    image = (noise(1, 3, 8, 8) * (1 if convert is color.rgb_to_lab else 50)).to(dtype)
+    assert convert(image).dtype == torch.float32
+    assert torch.equal(convert(image), convert(image.float()))
+
+
 def test_all_colours_survive_lab() -> None:
     changed = 0
     for start in range(0, 2**24, 2**20):
@@ -194,8 +202,9 @@ def test_line_art_inks_edges_only(left: list[int], right: list[int]) -> None:
     assert lines[..., :14].min() == lines[..., 26:].min() == 255
 
 
-def test_line_art_inks_an_edge_between_equally_light_colours() -> None:
-    lab = torch.tensor([[60.0, 40.0, 0.0], [60.0, -40.0, 0.0]]).T.reshape(1, 3, 1, 2)
+@pytest.mark.parametrize("a", [20.0, 40.0])
+def test_line_art_inks_an_edge_between_equally_light_colours(a: float) -> None:
+    lab = torch.tensor([[60.0, a, 0.0], [60.0, -a, 0.0]]).T.reshape(1, 3, 1, 2)
     left, right = color.to_uint8(color.lab_to_rgb(lab))[0, :, 0].T.tolist()
     image = halves(left, right)
     lightness = color.encode(image, "L")

@@ -161,6 +161,11 @@ def test_resample_keeps_the_same_size_and_flat_areas() -> None:
     )
 
 
+def test_fine_texture_is_averaged_for_the_network() -> None:
+    fine = picture(1, 3, 128, 128, dtype=torch.float32)  # noise of deviation 0.29
+    assert Colorizer(Constant(2, 0.0), "L", "ab", 32, 8).shrink(fine).std() < 0.12
+
+
 def test_lines_of_a_sketch_stay_dark_and_thin_at_four_times_the_working_size() -> None:
     sketch = torch.full((1, 3, 128, 128), 255, dtype=torch.uint8)
     sketch[:, :, 61] = 0

@@ -123,7 +123,9 @@ def test_make_recipe_leaves_none_out() -> None:
         ("zzz", {}, "no recipe zzz (known: anime coco demo)"),
         ("coco", {"lambda_L1": 3.0}, "no recipe field lambda_L1; did you mean lambda_l1? (known: "),
         ("coco", {"name": "other"}, "no recipe field name"),
-        ("coco", {"size": 3}, "depth must be 2 to 8"),
+        ("coco", {"size": 3}, "size must be at least 24 for patch30, got 3"),
+        ("anime", {"size": 48}, "size must be at least 52 for patch26, got 48"),
+        ("coco", {"size": 33}, "depth must be 2 to 8"),
     ],
 )
 def test_make_recipe_errors(name: str, overrides: dict[str, Any], message: str) -> None:

@@ -110,7 +110,7 @@ def test_decode_splits_pairs(pair: str, sides: tuple[int, int]) -> None:
 @pytest.mark.parametrize("width", [1, 31])
 def test_decode_refuses_a_pair_of_odd_width(width: int) -> None:
     item = write("a.png", picture(16, width))
-    with pytest.raises(ValueError, match=rf"a.png: a pair needs an even width, this one is {width} px wide"):
+    with pytest.raises(ValueError, match=rf"a.png: a pair needs an even width, .* is {width} px wide"):
         decode(item, replace(PHOTO, pair="AB"))
 
 
@@ -194,22 +194,14 @@ def test_short_data_make_one_batch() -> None:
     assert [data.steps_per_epoch(count, 4) for count in (3, 4, 7, 8)] == [1, 1, 1, 2]
 
 
-def test_load_images_is_what_decode_returns() -> None:
-    items = write_set()
-    images = load_images(items, PHOTO, CACHE, "train")
-    assert images.stems == [item.stem for item in items]
-    assert (images.bad, images.channels, len(images)) == ([], 3, 5)
-    assert isinstance(images.pixels, np.memmap)
-    for i, item in enumerate(items):
-        assert np.array_equal(images.picture(i), decode(item, PHOTO))
-
-
-def test_load_images_keeps_sketches() -> None:
-    loading = replace(PHOTO, sketch=True)
-    items = write_set(2)
+@pytest.mark.parametrize("sketch", [False, True])
+def test_load_images_is_what_decode_returns(sketch: bool) -> None:
+    items, loading = write_set(), replace(PHOTO, sketch=sketch)
     images = load_images(items, loading, CACHE, "train")
-    assert images.channels == 6
-    assert np.array_equal(images.picture(1), decode(items[1], loading))
+    assert images.stems == [item.stem for item in items]
+    assert (images.bad, images.channels, len(images)) == ([], 6 if sketch else 3, 5)
+    assert isinstance(images.pixels, np.memmap)
+    assert all(np.array_equal(images.picture(i), decode(item, loading)) for i, item in enumerate(items))
 
 
 def test_a_second_load_does_not_decode(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -223,7 +215,6 @@ def test_a_second_load_does_not_decode(monkeypatch: pytest.MonkeyPatch) -> None:
     second = load_images(items, PHOTO, CACHE, "train")
     assert second.key == first.key
     assert np.array_equal(second.pixels, first.pixels)
-    assert np.array_equal(second.index, first.index)
 
 
 def test_a_changed_file_is_decoded_again() -> None:
@@ -281,7 +272,7 @@ def test_an_interrupted_cache_leaves_nothing_behind(monkeypatch: pytest.MonkeyPa
     with pytest.raises(KeyboardInterrupt):
         load_images(items, PHOTO, CACHE, "train")
     assert list(CACHE.iterdir()) == []
-    monkeypatch.undo()
+    monkeypatch.setattr(data, "decode", decode)
     assert len(load_images(items, PHOTO, CACHE, "train")) == 70
 
 

@@ -29,7 +29,7 @@ def test_scores_all_epochs_and_baselines(run: Path, capsys: pytest.CaptureFixtur
     expected = np.mean([peak_signal_noise_ratio(*pair, data_range=255) for pair in pairs])
     assert rows["epoch_0002"]["psnr_db"] == pytest.approx(expected)
     assert rows["gray"]["colorfulness"] < 1 < rows["gray"]["colorfulness_truth"]
-    assert rows["mean_ab"]["ab_mse"] < rows["gray"]["ab_mse"]
+    assert rows["gray"]["colorfulness"] < rows["mean_ab"]["colorfulness"]
     printed = capsys.readouterr().out
     assert "best ab_mse (lower): epoch_000" in printed
     assert "fid unavailable: 4 test images" in printed

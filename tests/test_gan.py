@@ -1,7 +1,7 @@
 """gan.py: one step of training moves the right network by the right terms; runs repeat and go on bitwise."""
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from copy import deepcopy
 from typing import Any
 
@@ -15,6 +15,15 @@ from gan import Training, build_training, pick_precision, train_step
 
 CPU = torch.device("cpu")
 TERMS = {"G_gan", "G_l1", "D_real", "D_fake"}
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Use one thread: on a busy machine, two that wait for one another are 100 times slower."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def tiny(**fields: Any) -> Recipe:
@@ -37,7 +46,13 @@ def step(training: Training, recipe: Recipe, seed: int = 0, bf16: bool = False) 
 
 
 def weights(network: nn.Module) -> list[Tensor]:
+    """Return copies of all parameters."""
     return [parameter.detach().clone() for parameter in network.parameters()]
+
+
+def floats(network: nn.Module) -> list[Tensor]:
+    """Return weights and running statistics."""
+    return [value.clone() for value in network.state_dict().values() if value.is_floating_point()]
 
 
 def changed(network: nn.Module, before: list[Tensor]) -> list[bool]:
@@ -101,15 +116,15 @@ def test_halves_come_in_order_and_leave_the_other_network_alone() -> None:
     assert not any(changed(training.discriminator, after_d["d"]))
     assert set(terms) == TERMS
     assert not any(value.requires_grad or value.ndim for value in terms.values())
+    assert not any(grad_norms(training.generator) + grad_norms(training.discriminator))  # none left over
 
 
 @pytest.mark.parametrize("mode", config.CHOICES["gan_mode"])
 @pytest.mark.parametrize("networks", [("unet", "patch30"), ("unet-reflect", "patch30")], ids=str)
 def test_gradients_reach_every_parameter_of_their_own_network(mode: str, networks: tuple[str, str]) -> None:
     seen = gradients(tiny(gan_mode=mode, generator=networks[0], discriminator=networks[1]))
-    own = seen["d"]["d"]
-    if mode == "hinge":
-        own = own[:-1]  # real and fake pull the last bias equally, to opposite sides
+    # hinge: real and fake pull D's last bias equally, to opposite sides
+    own = seen["d"]["d"][:-1] if mode == "hinge" else seen["d"]["d"]
     assert all(norm > 0 for norm in own)
     assert not any(seen["d"]["g"])  # the fake is detached
     assert all(norm > 0 for norm in seen["g"]["g"])
@@ -127,29 +142,30 @@ def test_each_term_alone_reaches_the_generator(
     assert [norm > 0 for norm in norms] == [reached] * len(norms)
 
 
-def test_weights_scale_the_generators_gradient() -> None:
-    single, double = (gradients(tiny(lambda_gan=0.0, lambda_l1=weight))["g"]["g"] for weight in (1.0, 2.0))
-    assert double == pytest.approx([2 * norm for norm in single], rel=1e-4)
-
-
-def test_no_gradient_is_left_for_the_next_step() -> None:
-    recipe = tiny()
-    training = build(recipe)
+def test_the_discriminator_minimises_half_the_sum_of_both_verdicts() -> None:
+    recipe, (x, y) = tiny(dropout=0.0), batch()
+    training, grads = build(recipe), []
+    generator, discriminator = deepcopy(training.generator), deepcopy(training.discriminator)
+    training.optimizer_d.register_step_pre_hook(
+        lambda *_: grads.extend(p.grad.clone() for p in training.discriminator.parameters())
+    )
     step(training, recipe)
-    assert not any(grad_norms(training.generator) + grad_norms(training.discriminator))
+    real, fake = discriminator(x, y), discriminator(x, generator(x).detach())
+    softplus = nn.functional.softplus
+    (0.5 * (softplus(-real).mean() + softplus(fake).mean())).backward()
+    torch.testing.assert_close(grads, [p.grad for p in discriminator.parameters()], atol=1e-6, rtol=1e-3)
 
 
 def test_terms_are_the_losses_of_the_batch() -> None:
     recipe = tiny(dropout=0.0)
     training, (x, y) = build(recipe), batch()
     generator, discriminator = deepcopy(training.generator), deepcopy(training.discriminator)
-    terms = step(training, recipe)
+    terms, softplus = step(training, recipe), nn.functional.softplus
     with torch.no_grad():
         fake = generator(x)
         real_logits, fake_logits = discriminator(x, y), discriminator(x, fake)
         later = training.discriminator(x, fake)  # the generator meets the discriminator's new weights
         expected = {"D_real": real_logits, "D_fake": -fake_logits, "G_gan": later}
-    softplus = nn.functional.softplus
     for name, logits in expected.items():
         torch.testing.assert_close(terms[name], softplus(-logits).mean(), atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(terms["G_l1"], (fake - y).abs().mean())
@@ -159,7 +175,6 @@ def test_one_batch_can_be_learned() -> None:
     recipe = tiny(lr=1e-2, ngf=8, dropout=0.0)
     training = build(recipe)
     history = [float(step(training, recipe)["G_l1"]) for _ in range(40)]
-    print(history)
     assert sum(history[-5:]) / 5 < 0.6 * history[0]
 
 
@@ -170,7 +185,6 @@ def test_a_step_in_bf16_keeps_losses_and_weights_in_float32() -> None:
     for name in TERMS:
         assert terms[name].dtype == torch.float32
         torch.testing.assert_close(terms[name], expected[name], atol=0.02, rtol=0)
-    assert bits(half.state_dict()) != bits(full.state_dict())
     assert {p.dtype for p in half.generator.parameters()} == {torch.float32}
 
 
@@ -182,12 +196,12 @@ def test_networks_follow_the_recipe() -> None:
     for network in (training.generator, training.discriminator):
         big = [p for p in network.parameters() if p.ndim == 4]
         assert torch.cat([p.flatten() for p in big]).std().item() == pytest.approx(0.02, rel=0.1)
-    default = build(tiny(init="default"))
-    assert next(default.generator.parameters()).std() > 0.1
+    assert next(build(tiny(init="default")).generator.parameters()).std() > 0.1
 
 
-@pytest.mark.parametrize("recipe", [tiny(), tiny(ema=0.9, gan_mode="lsgan")], ids=["plain", "ema"])
-def test_runs_are_bitwise_the_same_from_their_seed(recipe: Recipe) -> None:
+def test_runs_are_bitwise_the_same_from_their_seed() -> None:
+    recipe = tiny(ema=0.9)
+
     def run(recipe: Recipe) -> list[bytes | str]:
         training = build(recipe)
         for seed in range(3):
@@ -210,7 +224,6 @@ def test_a_resumed_run_goes_on_bitwise_dropout_included() -> None:
     torch.save(training.state_dict(), file)
     file.seek(0)
     last = [step(training, recipe, seed) for seed in (3, 4)]
-
     resumed = build(Recipe(**{**vars(recipe), "seed": 8}))
     resumed.load_state_dict(torch.load(file, weights_only=True))
     assert resumed.progress() == {"epoch": 2, "step": 1, "steps": 3}
@@ -224,20 +237,13 @@ def test_averaged_generator_follows_slowly() -> None:
     expected: list[Tensor] = []
     for i in range(4):
         step(training, recipe, i)
-        now = weights(training.generator)
+        now = floats(training.generator)
         expected = [0.9 * e + 0.1 * n for e, n in zip(expected, now, strict=True)] if i else now
     averaged = training.generator_for_use()
     assert all(changed(training.generator, weights(averaged)))
-    torch.testing.assert_close(weights(averaged), expected)
-    running = [b for b in averaged.buffers() if b.is_floating_point()]
-    assert all((b != 0).any() and (b != 1).any() for b in running)  # averaged too, not left as built
-
-
-def test_without_averaging_the_trained_generator_is_used() -> None:
-    training = build(tiny(ema=0.0))
-    assert training.ema is None
-    assert training.generator_for_use() is training.generator
-    assert "ema" not in training.state_dict()
+    torch.testing.assert_close(floats(averaged), expected)  # BatchNorm's running statistics included
+    plain = build(tiny(ema=0.0))
+    assert plain.generator_for_use() is plain.generator
 
 
 @pytest.mark.parametrize(
@@ -253,38 +259,30 @@ def test_learning_rate_schedule(schedule: str, factors: list[float]) -> None:
 
 
 @pytest.mark.parametrize("name", ["generator", "discriminator"])
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("kind", ["parameters", "buffers"])
-def test_check_finite(name: str, value: float, kind: str) -> None:
+def test_check_finite(name: str, kind: str) -> None:
     training = build(tiny())
     training.check_finite()
     tensors = [t for t in getattr(getattr(training, name), kind)() if t.is_floating_point()]
     with torch.no_grad():
-        tensors[-1][(0,) * tensors[-1].ndim] = value
+        tensors[-1][(0,) * tensors[-1].ndim] = float("nan" if kind == "buffers" else "inf")
     with pytest.raises(ValueError, match=f"^the {name} has weights that are not finite"):
         training.check_finite()
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_pick_precision_takes_what_is_asked_for(precision: str) -> None:
-    assert pick_precision(precision, CPU) == precision
-
-
 @pytest.mark.parametrize(
-    ("features", "precision"),
-    [({}, "fp32"), ({"avx2": True}, "fp32"), ({"amx_bf16": True}, "bf16"), ({"avx512_bf16": True}, "bf16")],
+    ("feature", "auto"), [("avx2", "fp32"), ("amx_bf16", "bf16"), ("avx512_bf16", "bf16")]
 )
-def test_pick_precision_auto(
-    monkeypatch: pytest.MonkeyPatch, features: dict[str, bool], precision: str
-) -> None:
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: features)
-    assert pick_precision("auto", CPU) == precision
+def test_pick_precision_auto(monkeypatch: pytest.MonkeyPatch, feature: str, auto: str) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {feature: True})
+    assert pick_precision("auto", CPU) == auto
 
 
 def test_fp16_needs_cuda() -> None:
     with pytest.raises(ValueError, match=r"^precision fp16 needs CUDA, this is cpu; use bf16, fp32 or auto$"):
         pick_precision("fp16", CPU)
     assert pick_precision("fp16", torch.device("cuda")) == "fp16"
+    assert [pick_precision(precision, CPU) for precision in ("fp32", "bf16")] == ["fp32", "bf16"]
 
 
 @pytest.mark.gpu

@@ -26,18 +26,19 @@ def imports(path: Path) -> set[str]:
 
 
 ALLOWED = {
+    "atomic": set(),
     "config": set(),
     "color": set(),
     "models": set(),
     "losses": set(),
-    "images": set(),
+    "images": {"atomic"},
     "scenes": set(),
-    "plots": set(),
+    "plots": {"atomic"},
     "folders": {"images", "scenes"},
     "data": {"color", "folders", "images", "scenes"},
     "colorizer": {"color"},
     "metrics": {"color", "images"},
-    "checkpoint": {"color", "colorizer", "models"},
+    "checkpoint": {"atomic", "color", "colorizer", "models"},
     "gan": {"checkpoint", "color", "config", "losses", "models"},
     "log": {"gan"},
 }
@@ -84,8 +85,8 @@ def test_torch_jit_is_touched_in_two_files_only() -> None:
 
 def test_readme_shows_the_commands_that_ci_runs() -> None:
     readme, ci = (ROOT / "README.md").read_text(), (ROOT / ".ci" / "run").read_text()
-    assert "pip install -r requirements-dev.txt" in readme
-    assert "requirements-dev.txt" in ci
+    (command,) = (line for line in ci.splitlines() if "pytest" in line)
+    assert command in readme.splitlines()
     for name in re.findall(r"python (\w+)\.py", readme):
         assert name in MODULES
 

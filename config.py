@@ -124,8 +124,8 @@ def _deepest(size: int) -> int:
 RECIPES: dict[str, dict[str, Any]] = {
     # The embedded scenes, minutes on two CPU cores.
     "demo": dict(
-        size=128, flip=0.5, ngf=32, ndf=32, epochs=15, lr=1e-3, schedule="linear", ema=0.99, save_every=5,
-        log_every=10,
+        size=128, flip=0.5, ngf=32, ndf=16, depth=5, dropout=0.0, init="default", epochs=20, batch_size=8,
+        lr=2e-3, schedule="linear", lambda_gan=0.05, ema=0.99, save_every=5, log_every=100,
     ),
     # Photo -> colour in Lab. Published: 950 epochs, images squashed to the square; flips from epoch 350 on.
     "coco": dict(flip=0.5, epochs=950, save_every=25, init="default"),

@@ -21,7 +21,7 @@ import train
 from config import RUNS, DataOption, DeviceOption, RunOption, command
 from images import Array, contact_sheet, find_images, read_image, resize, write_image
 
-PHOTO = "coffee.png"  # a real photograph inside scikit-image
+PHOTO = "rocket.jpg"  # a real photograph inside scikit-image
 ROWS = 5  # test pictures on the contact sheet
 
 

@@ -11,7 +11,7 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageOps
 
-SCENES = 480  # pictures in the set
+SCENES = 900  # pictures in the set
 SEED = 1873  # of the whole set; another seed is another set
 INK, PALE_INK = 30, 150  # gray levels of outlines and of surface patterns in the sketch
 LMS = np.array([[1, 0.39634, 0.2158], [1, -0.10556, -0.06385], [1, -0.08948, -1.29149]])  # from OKLab
@@ -39,7 +39,7 @@ LIGHTS = table("""day 66 -5 -13 90 -5 -3 100 100 44 lamp moon cloud glass; cloud
 moon moon cloud glass; mist 80 -8 -3 94 1 7 95 85 8 lamp moon cloud glass; sunset 42 8 -11 80 6 14 74 100 22
 lamp lamp streak lamp; night 22 1 -10 45 -4 -11 56 85 16 moon moon cloud lamp""")
 # Field, crown, rarer field; width, height and number of a crown's dabs, which tell the season in gray
-SEASONS = table("""summer grass leaf hay 30 20 60; autumn hay rust grass 55 40 35; spring grass blossom hay
+SEASONS = table("""summer grass leaf hay 42 16 60; autumn hay rust grass 16 42 60; spring grass blossom hay
 14 14 150; winter snow snow snow 30 20 60""")
 # light at the centre, and what it gains to the sun's side, upwards, and by the squared radius
 SHADES = table("side 128 60 45 0; round 165 75 80 -55; land 190 25 95 0; sky 190 0 -210 0")
@@ -142,7 +142,7 @@ class Canvas:
         self.colour, self.sketch = Image.new("RGB", (self.px,) * 2), Image.new("L", (self.px,) * 2, 255)
         self.pen, self.nib = ImageDraw.Draw(self.colour), ImageDraw.Draw(self.sketch)
         self.time = rng.choice(list(LIGHTS), p=[int(light[8]) / 100 for light in LIGHTS.values()])
-        self.season = rng.choice(list(SEASONS), p=[0.42, 0.24, 0.2, 0.14])
+        self.season = rng.choice(list(SEASONS), p=[0.5, 0.18, 0.2, 0.12])
         light = np.array(LIGHTS[self.time][:9], float) / 100
         self.gain, self.drift = light[6] * rng.uniform(0.82, 1.1), rng.normal(0, (0, 0.005, 0.005))
         self.vivid, (self.top, self.low) = light[7], light[:6].reshape(2, 3) + rng.normal(0, 0.01, (2, 3))

@@ -30,7 +30,7 @@ def test_every_stage_leaves_its_files(small_demo: None, capsys: pytest.CaptureFi
         "curves.png",
         "losses.png",
         "generator.ts",
-        "colorized/coffee.png",
+        "colorized/rocket.jpg",
     ):
         assert (run / name).stat().st_size > 0
     assert read_image(run / "colorized/rocket.jpg").shape == (427, 640, 3)

@@ -17,6 +17,7 @@ import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import torch
@@ -28,6 +29,8 @@ from colorizer import Colorizer, use_batch_statistics
 from models import GENERATORS
 
 FORMAT = "tinct-generator-1"
+STAMP = ".stamp"  # file in a folder of rendered pictures that says what they were rendered from
+RECORD = {"recipe", "data", "loading", "fingerprints", "mean_ab"}  # what recipe.json must hold
 
 
 def pick_device(name: str) -> torch.device:
@@ -58,8 +61,11 @@ def write_json(path: Path, payload: Any) -> None:
 
 def save(path: Path, payload: dict[str, Any]) -> None:
     """Write a checkpoint, complete or not at all."""
-    with replacing(path) as temporary:
-        torch.save(payload, temporary)
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        try:
+            torch.save(payload, file)
+        except RuntimeError as error:  # what torch makes of a full disk
+            raise OSError(f"{path} could not be written: {error}") from error
 
 
 def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
@@ -93,6 +99,17 @@ def epoch_path(run: Path, epoch: int) -> Path:
     return run / "checkpoints" / f"epoch_{epoch:04d}.pt"
 
 
+def outputs_path(run: Path, epoch: int) -> Path:
+    """Return the folder of one epoch's rendered pictures."""
+    return run / "outputs" / epoch_path(run, epoch).stem
+
+
+def stamp(run: Path, epoch: int, key: str) -> str:
+    """Return what tells whether rendered pictures are still those of this checkpoint and data set."""
+    stat = epoch_path(run, epoch).stat()
+    return f"{key} {stat.st_size} {stat.st_mtime_ns}"
+
+
 def state_path(run: Path) -> Path:
     """Return the file that a resume reads."""
     return run / "checkpoints" / "state.pt"
@@ -110,16 +127,23 @@ def choose_epochs(run: Path, epoch: int | None, all_epochs: bool) -> list[int]:
     Raises:
         ValueError: none is saved, or not the one asked for.
     """
+    read_run(run)
     epochs = saved_epochs(run)
     if not epochs:
-        raise ValueError(f"no saved epoch in {run / 'checkpoints'}; train first: python train.py --run {run}")
+        command = f"python train.py --resume --run {quote(str(run))}"
+        raise ValueError(f"no saved epoch in {run}; train on with: {command}")
     if epoch is not None and epoch not in epochs:
         raise ValueError(f"epoch {epoch} is not saved in {run}; saved: {' '.join(map(str, epochs))}")
     return epochs if all_epochs else [epochs[-1] if epoch is None else epoch]
 
 
+def pick_run(run: Path | str | None, runs: Path) -> Path:
+    """Return the run asked for, else the newest_run."""
+    return newest_run(runs) if run is None else Path(run)
+
+
 def newest_run(runs: Path) -> Path:
-    """Return the run folder that was last written to. Raises ValueError where there is none."""
+    """Return the run folder that was last trained. Raises ValueError where there is none."""
     found = sorted(runs.glob("*/recipe.json"), key=lambda path: path.stat().st_mtime)
     if not found:
         raise ValueError(f"no run in {runs}/; train one first: python train.py --recipe demo")
@@ -135,8 +159,8 @@ def read_run(run: Path) -> dict[str, Any]:
         payload = json.loads(path.read_text())
     except ValueError:
         payload = None
-    if not isinstance(payload, dict) or "recipe" not in payload or "data" not in payload:
-        raise ValueError(f"{path} is damaged: not the JSON that train.py writes")
+    if not isinstance(payload, dict) or not payload.keys() >= RECORD:
+        raise ValueError(f"{path} is damaged, or of another version: it lacks {' '.join(sorted(RECORD))}")
     return payload
 
 
@@ -164,8 +188,12 @@ def load_colorizer(run: Path, epoch: int, device: torch.device) -> Colorizer:
     payload = load(path)
     if payload.get("format") != FORMAT:
         raise ValueError(f"{path} is not a generator in the format {FORMAT}")
-    colorizer = build_colorizer(payload["recipe"])
-    colorizer.generator.load_state_dict(payload["generator"])
+    with torch.random.fork_rng(devices=[]):  # building draws weights; a training run must not notice
+        colorizer = build_colorizer(payload["recipe"])
+    try:
+        colorizer.generator.load_state_dict(payload["generator"])
+    except RuntimeError:
+        raise ValueError(f"{path} is damaged: its weights do not fit its recipe") from None
     if payload["recipe"]["norm_stats"] == "batch":
         colorizer.apply(use_batch_statistics)
     return colorizer.eval().requires_grad_(False).to(device)

@@ -35,9 +35,11 @@ def plan_outputs(inputs: list[Path], out: Path) -> dict[Path, Path]:
                 raise ValueError(
                     f"{plan[output]} and {path} would both become {output}; colourise them in two calls"
                 )
-            if output.resolve() == path.resolve():
-                raise ValueError(f"{path} would be overwritten; name another folder with --out")
             plan[output] = path
+    originals = {path.resolve() for path in plan.values()}
+    for output, path in plan.items():
+        if output.resolve() in originals:
+            raise ValueError(f"{output}, the result of {path}, would overwrite an input; name another --out")
     return plan
 
 
@@ -54,21 +56,22 @@ def main(
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where the pictures go.")] = Path("out"),
     device: DeviceOption = "auto",
 ) -> list[Path]:
-    """Colourise files and folders; returns the files written. Exits with 1 if some could not be read."""
+    """Colourise files and folders; returns the files written. Exits with 1 if some fail, 2 if all do."""
     on = pick_device(device)
-    plan = plan_outputs(inputs, out)
-    exported, _ = load_exported(model or newest_run(RUNS) / "generator.ts", on)
+    plan = plan_outputs([Path(path) for path in inputs], Path(out))
+    exported, _ = load_exported(Path(model or newest_run(RUNS) / "generator.ts"), on)
+    Path(out).mkdir(parents=True, exist_ok=True)
     failed = []
     for output, path in tqdm(plan.items(), "colourising", unit="image", leave=False, disable=None):
         try:
             write_image(output, colorize_image(exported, read_image(path), on))
-        except (ValueError, OSError) as error:
+        except ValueError as error:
             failed.append(str(error))
     print(f"coloured {len(plan) - len(failed)} of {len(plan)} images, in {out}/")
     for sentence in failed:
         print(f"not done: {sentence}", file=sys.stderr)
     if failed:
-        raise SystemExit(1)
+        raise SystemExit(2 if len(failed) == len(plan) else 1)
     return list(plan)
 
 

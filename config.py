@@ -20,6 +20,7 @@ VERSION = "0.1.0"
 RUNS = Path("runs")  # one folder per training run
 CACHE = Path("cache")  # decoded images, safe to delete at any time
 ROOT = Path(__file__).resolve().parent
+MULTIPLE = 16  # px; a size that can be halved less often would make the U-Net a shallow one
 MAX_DEPTH = 8  # halvings in pix2pix's U-Net: 256 px -> 1 px
 
 CHOICES = {
@@ -36,7 +37,7 @@ CHOICES = {
     "precision": ("auto", "fp32", "bf16", "fp16"),
 }
 SMALLEST = {"patch30": 24, "patch26": 52}  # px, below which a discriminator has no logits left
-UNIT_INTERVAL = ("flip", "val_fraction", "dropout", "beta1", "beta2", "ema")
+UNIT_INTERVAL = ("val_fraction", "dropout", "beta1", "beta2", "ema")
 POSITIVE = ("size", "ngf", "ndf", "batch_size", "epochs", "save_every", "lr", "log_every", "samples")
 NOT_NEGATIVE = ("load_size", "depth", "lambda_gan", "lambda_l1", "seed")
 
@@ -92,9 +93,8 @@ class Recipe:
         for key, choices in CHOICES.items():
             _require(getattr(self, key) in choices, key, self, f"one of {' '.join(choices)}")
         for key in UNIT_INTERVAL:
-            _require(
-                0 <= getattr(self, key) < 1 or (key == "flip" and self.flip == 1), key, self, "in [0, 1)"
-            )
+            _require(0 <= getattr(self, key) < 1, key, self, "in [0, 1)")
+        _require(0 <= self.flip <= 1, "flip", self, "in [0, 1]")
         for key in POSITIVE:
             _require(0 < getattr(self, key) < math.inf, key, self, "greater than 0")
         for key in NOT_NEGATIVE:
@@ -104,6 +104,7 @@ class Recipe:
         if self.load_size == 0:
             object.__setattr__(self, "load_size", self.size)
         if self.depth == 0:
+            _require(self.size % MULTIPLE == 0, "size", self, f"a multiple of {MULTIPLE} (or set depth)")
             object.__setattr__(self, "depth", _deepest(self.size))
         _require(self.load_size >= self.size, "load_size", self, f"at least size ({self.size})")
         deep_enough = 2 <= self.depth <= MAX_DEPTH and self.size % 2**self.depth == 0
@@ -196,19 +197,33 @@ AllEpochsOption = Annotated[bool, typer.Option("--all-epochs", help="Every saved
 DeviceOption = Annotated[str, typer.Option(metavar="auto|cpu|cuda|mps", help="Where the networks run.")]
 
 
+UsageError = typer.BadParameter.__bases__[0]  # click's, wherever this version of typer keeps it
+
+
 def command(main: Callable[..., object]) -> None:
     """Run a stage's main from the command line. A user's mistake ends in one sentence and exit code 2.
 
-    A mistake is a ValueError or OSError that our own code raises; the same types out of a library are
-    bugs and keep their traceback.
+    A mistake is an unknown option, a ValueError that our own code raises, or a file that the system refuses;
+    a ValueError out of a library is a bug and keeps its traceback.
     """
+    app = typer.Typer(add_completion=False)
+    app.command()(main)
     try:
-        typer.run(main)
+        app(standalone_mode=False)
+    except UsageError as error:
+        _quit(error.format_message(), 2)
     except (ValueError, OSError) as error:
         frame = error.__traceback__
         while frame and frame.tb_next:
             frame = frame.tb_next
-        if frame is None or Path(frame.tb_frame.f_code.co_filename).resolve().parent != ROOT:
+        ours = frame is not None and Path(frame.tb_frame.f_code.co_filename).resolve().parent == ROOT
+        if not ours and getattr(error, "filename", None) is None:
             raise
-        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
-        sys.exit(2)
+        _quit(str(error), 2)
+    except (KeyboardInterrupt, typer.Abort):
+        _quit("interrupted; what was saved before is kept", 130)
+
+
+def _quit(sentence: str, code: int) -> None:
+    print(f"{Path(sys.argv[0]).name}: {' '.join(sentence.split())}", file=sys.stderr)
+    sys.exit(code)

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 import color
 import scenes
-from folders import Item, list_items
+from folders import Item, find_pair, list_items
 from images import Array, read_image, resize
 
 MAX_ASPECT = 3  # a long side beyond this many short sides is cut off around the centre
@@ -170,11 +170,21 @@ def load_images(items: Sequence[Item], loading: Loading, cache: Path, label: str
     return ImageSet(meta["stems"], pixels, index, 6 if loading.sketch else 3, meta["bad"], key)
 
 
+def find_loading(recipe: Mapping[str, Any], items: Sequence[Item]) -> Loading:
+    """Return how a recipe loads items; resolves pair=auto by looking."""
+    if recipe["pair"] in ("AB", "BA") and (isinstance(items[0].target, int) or items[0].source):
+        raise ValueError(f"--pair {recipe['pair']}, but this data holds no pairs side by side; leave it out")
+    sketch = recipe["input"] == "sketch"
+    pair = find_pair(items) if recipe["pair"] == "auto" and sketch else recipe["pair"]
+    return Loading(recipe["load_size"], recipe["fit"], "none" if pair == "auto" else pair, sketch)
+
+
 def open_split(record: Mapping[str, Any], data: str | None, split: str, cache: Path) -> ImageSet:
-    """Return a split of the data that a run remembers in recipe.json, or of another set, loaded alike."""
+    """Return a split of the data that a run remembers in recipe.json, or of another data set."""
     recipe = record["recipe"]
-    items = list_items(data or record["data"], recipe["val_fraction"], recipe["seed"])
-    return load_images(items[split], Loading(**record["loading"]), cache, split)
+    items = list_items(str(data or record["data"]), recipe["val_fraction"], recipe["seed"])
+    loading = find_loading(recipe, items[split]) if data else Loading(**record["loading"])
+    return load_images(items[split], loading, cache, split)
 
 
 def fingerprint(items: Sequence[Item], loading: Loading) -> str:

@@ -19,8 +19,9 @@ from tqdm import tqdm
 import checkpoint
 import color
 from atomic import replacing
-from checkpoint import choose_epochs, pick_device, read_run
-from config import RUNS, AllEpochsOption, DataOption, DeviceOption, EpochOption, RunOption, command
+from checkpoint import choose_epochs, pick_device, pick_run, read_run
+from config import CACHE, RUNS, AllEpochsOption, DataOption, DeviceOption, EpochOption, RunOption, command
+from data import ImageSet, open_split
 from images import read_image, write_image
 from metrics import DIRECTIONS, fid, score
 from plots import plot_scores
@@ -35,12 +36,13 @@ def stems(folder: Path) -> set[str]:
     return {path.stem for path in folder.glob("*.png")}
 
 
-def render_missing(run: Path, epochs: list[int], data: str | None, device: torch.device) -> None:
-    """Render the epochs whose outputs are not complete, and the baselines."""
+def render_missing(run: Path, epochs: list[int], images: ImageSet, device: torch.device) -> None:
+    """Render epochs and baselines whose pictures are missing, or of other data or another checkpoint."""
     for epoch in epochs:
-        folder = run / "outputs" / checkpoint.epoch_path(run, epoch).stem
-        if data is not None or not stems(run / "targets") or stems(folder) != stems(run / "targets"):
-            render_epoch(run, epoch, data, device)
+        folder = checkpoint.outputs_path(run, epoch)
+        current = read_stamp(folder) == checkpoint.stamp(run, epoch, images.key)
+        if not current or stems(folder) != stems(run / "targets"):
+            render_epoch(run, epoch, images, device)
     mean_ab = read_run(run)["mean_ab"]
     for name, (a, b) in zip(BASELINES, ((0.0, 0.0), mean_ab), strict=True):
         for stem in sorted(stems(run / "targets") - stems(run / "outputs" / name)):
@@ -49,8 +51,14 @@ def render_missing(run: Path, epochs: list[int], data: str | None, device: torch
             write_image(run / "outputs" / name / f"{stem}.png", picture)
 
 
-def score_folder(run: Path, name: str, device: torch.device) -> Row:
-    """Return the mean of every metric over one folder of outputs.
+def read_stamp(folder: Path) -> str:
+    """Return what a folder of pictures was rendered from, empty if it does not say."""
+    path = folder / checkpoint.STAMP
+    return path.read_text() if path.exists() else ""
+
+
+def score_folder(run: Path, name: str) -> Row:
+    """Return the mean of every per-picture metric over one folder of outputs.
 
     Raises:
         ValueError: outputs and targets do not match.
@@ -69,7 +77,16 @@ def score_folder(run: Path, name: str, device: torch.device) -> Row:
             raise ValueError(f"{folder / stem}.png is {output.shape[:2]}, its target {target.shape[:2]}")
         rows.append(score(target, output))
     means = {metric: float(np.mean([row[metric] for row in rows])) for metric in rows[0]}
-    return {**means, "fid": fid(folder, targets, len(names), device), "images": len(names)}
+    return {**means, "images": len(names)}
+
+
+def add_fid(run: Path, rows: dict[str, Row], device: torch.device) -> None:
+    """Add FID to every row; the reason why there is none is found once."""
+    value: float | str = 0.0
+    for name, row in rows.items():
+        if isinstance(value, float):
+            value = fid(run / "outputs" / name, run / "targets", row["images"], device)
+        row["fid"] = value
 
 
 def best_epochs(rows: dict[str, Row]) -> dict[str, str]:
@@ -114,7 +131,7 @@ def write_scores(run: Path, rows: dict[str, Row]) -> None:
     checkpoint.write_json(
         run / "scores.json", {"directions": DIRECTIONS, "best": best_epochs(rows), "rows": rows}
     )
-    columns = list(next(iter(rows.values())))
+    columns = [*rows[BASELINES[0]]]
     with replacing(run / "scores.csv") as temporary, open(temporary, "w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["name", *columns])
@@ -129,17 +146,20 @@ def write_scores(run: Path, rows: dict[str, Row]) -> None:
     plot_scores(run / "curves.png", [int(name.removeprefix("epoch_")) for name in ours], curves, floors)
 
 
-def earlier_rows(run: Path, epochs: list[int]) -> dict[str, Row]:
-    """Return the rows of scores.json for saved epochs that are not scored now, of the same pictures."""
+def earlier_rows(run: Path, epochs: list[int], key: str) -> dict[str, Row]:
+    """Return the rows of scores.json for saved epochs that are not scored now, where they are still valid."""
     path = run / "scores.json"
     if not path.exists():
         return {}
-    names = {checkpoint.epoch_path(run, epoch).stem for epoch in epochs}
-    rows = json.loads(path.read_text())["rows"]
+    try:
+        stored = json.loads(path.read_text())["rows"]
+    except (ValueError, KeyError):
+        raise ValueError(f"{path} is damaged; delete it and score again") from None
+    others = {checkpoint.epoch_path(run, n).stem: n for n in checkpoint.saved_epochs(run) if n not in epochs}
     return {
-        name: row
-        for name, row in rows.items()
-        if name not in names and stems(run / "outputs" / name) == stems(run / "targets")
+        name: stored[name]
+        for name, epoch in others.items()
+        if name in stored and stored[name]["stamp"] == checkpoint.stamp(run, epoch, key)
     }
 
 
@@ -152,15 +172,17 @@ def main(
 ) -> dict[str, Row]:
     """Score one or all saved epochs and the baselines; returns name -> metrics."""
     on = pick_device(device)
-    folder = run or checkpoint.newest_run(RUNS)
+    folder = pick_run(run, RUNS)
     epochs = choose_epochs(folder, epoch, all_epochs)
-    render_missing(folder, epochs, data, on)
-    names = [*BASELINES, *(checkpoint.epoch_path(folder, number).stem for number in epochs)]
-    scored = {name: score_folder(folder, name, on) for name in names}
-    others = earlier_rows(folder, epochs)
-    rows = {
-        name: {**others, **scored}[name] for name in [*BASELINES, *sorted({*others, *names} - {*BASELINES})]
-    }
+    images = open_split(read_run(folder), data, "test", CACHE)
+    render_missing(folder, epochs, images, on)
+    scored = {name: score_folder(folder, name) for name in BASELINES}
+    for number in epochs:
+        name = checkpoint.epoch_path(folder, number).stem
+        scored[name] = score_folder(folder, name) | {"stamp": checkpoint.stamp(folder, number, images.key)}
+    add_fid(folder, scored, on)
+    ours = {**earlier_rows(folder, epochs, images.key), **scored}
+    rows = {name: ours[name] for name in [*BASELINES, *sorted(ours.keys() - {*BASELINES})]}
     write_scores(folder, rows)
     print_table(rows)
     print(f"scores: {folder / 'scores.csv'}, curves: {folder / 'curves.png'}")

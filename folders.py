@@ -10,13 +10,14 @@ import hashlib
 import math
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 import scenes
-from images import find_images, read_image
+from images import Array, find_images, read_image
 
 DEMO = "demo"
 PAIR_FOLDERS = (("targets", "inputs"), ("color", "sketch"))  # (colour, sketch)
@@ -116,20 +117,30 @@ def _unique_stems(paths: list[Path], folder: Path) -> list[str]:
 def find_pair(items: Sequence[Item]) -> str:
     """Tell whether pictures are pairs side by side: "AB" (colour left), "BA" (colour right) or "none".
 
-    They are when each of the first eight is twice as wide as tall and one same half alone has no colour.
+    The first eight vote: AB or BA if about twice as wide as tall with one half alone gray; else none.
+
+    Raises:
+        ValueError: they disagree.
     """
-    votes = set()
+    votes: Counter[str] = Counter()
     for item in items[:8]:
         if isinstance(item.target, int) or item.source is not None:
             return "none"
-        try:
-            image = read_image(item.target).astype(np.int16)
-        except ValueError:
-            continue
-        height, width = image.shape[:2]
-        if width != 2 * height:
-            return "none"
-        spread = (image.max(2) - image.min(2)).reshape(height, 2, height).mean((0, 2))  # left, right
-        gray = spread < 4  # levels of 255; JPEG's chroma noise stays below
-        votes.add("AB" if gray[1] and not gray[0] else "BA" if gray[0] and not gray[1] else "none")
-    return votes.pop() if len(votes) == 1 else "none"
+        with suppress(ValueError):  # an unreadable file has no vote
+            votes.update(_vote(read_image(item.target)))
+    if len(votes) > 1:
+        counts = ", ".join(f"{number} {kind}" for kind, number in votes.most_common())
+        raise ValueError(f"pairs or pictures? the first images look like {counts}; say --pair AB, BA or none")
+    return next(iter(votes), "none")
+
+
+def _vote(image: Array) -> list[str]:
+    """Return [AB], [BA] or [none] for one picture, [] for one without any colour."""
+    height, width = image.shape[:2]
+    if not 1.8 <= width / height <= 2.2:
+        return ["none"]
+    channels = image.astype(np.int16)
+    spread = channels.max(2) - channels.min(2)
+    halves = spread[:, : width // 2], spread[:, width // 2 :]
+    gray = tuple(bool(half.mean() < 4) for half in halves)  # of 255 levels; JPEG's chroma noise is below
+    return {(True, True): [], (False, True): ["AB"], (True, False): ["BA"]}.get(gray, ["none"])

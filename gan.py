@@ -16,6 +16,9 @@ import losses
 from config import Recipe
 from models import DISCRIMINATORS, init_normal
 
+FORMAT = "tinct-state-1"
+REMEDY = "train with a smaller step size (--set lr=...) or with --set precision=fp32"
+
 
 @dataclass
 class Training:
@@ -40,16 +43,27 @@ class Training:
         """Return what state.pt holds."""
         state = {name: part.state_dict() for name, part in self.parts().items()}
         cuda_rng = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-        return {**state, **self.progress(), "rng": torch.get_rng_state(), "cuda_rng": cuda_rng}
+        return {
+            "format": FORMAT,
+            **state,
+            **self.progress(),
+            "rng": torch.get_rng_state(),
+            "cuda_rng": cuda_rng,
+        }
 
     def progress(self) -> dict[str, int]:
         """Return epoch, step and steps."""
         return {"epoch": self.epoch, "step": self.step, "steps": self.steps}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what state_dict returned."""
-        for name, part in self.parts().items():
-            part.load_state_dict(state[name])
+        """Restore what state_dict returned. Raises ValueError if it does not fit these networks."""
+        if state.get("format") != FORMAT:
+            raise ValueError(f"state.pt is not a training state in the format {FORMAT}")
+        try:
+            for name, part in self.parts().items():
+                part.load_state_dict(state[name])
+        except (KeyError, RuntimeError, ValueError):
+            raise ValueError("state.pt does not fit the networks of this recipe") from None
         self.epoch, self.step, self.steps = state["epoch"], state["step"], state["steps"]
         torch.set_rng_state(state["rng"].cpu())
         if len(state["cuda_rng"]) == torch.cuda.device_count():
@@ -66,7 +80,7 @@ class Training:
         for name in ("generator", "discriminator"):
             if not all(torch.isfinite(p).all() for p in getattr(self, name).state_dict().values()):
                 raise ValueError(
-                    f"the {name} has weights that are not finite; the last checkpoint is as it was"
+                    f"the {name} has weights that are not finite; nothing was overwritten: {REMEDY}"
                 )
 
     def generator_for_use(self) -> nn.Module:

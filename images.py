@@ -136,7 +136,7 @@ def resize(image: Array, height: int, width: int) -> Array:
 
 def contact_sheet(rows: Sequence[Sequence[Array]], titles: Sequence[str]) -> Array:
     """Lay equally tall pictures out in rows under column titles; returns (H, W, 3) uint8 on white."""
-    cell_width = max(picture.shape[1] for row in rows for picture in row)
+    cell_width = max(64, *(picture.shape[1] for row in rows for picture in row))  # room for a title
     heights = [max(picture.shape[0] for picture in row) for row in rows]
     header = 26
     width = len(titles) * (cell_width + GAP) + GAP

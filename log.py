@@ -7,17 +7,28 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from gan import Training
+from atomic import replacing
+from gan import REMEDY, Training
 
 if sys.platform != "win32":
     import resource
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """Return the records of a log.jsonl; lines that a killed run left half written are left out."""
+    records = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        with suppress(ValueError):
+            records.append(json.loads(line))
+    return records
 
 
 class Log:
@@ -26,11 +37,9 @@ class Log:
     def __init__(self, path: Path, steps: int) -> None:
         """Open the log; records after `steps`, left by a run that was cut off, are dropped."""
         self.path = path
-        lines = path.read_text().splitlines() if path.exists() else []
-        if lines and not lines[-1].endswith("}"):
-            lines.pop()  # half written by a run that was killed
-        self.records = [record for record in map(json.loads, lines) if record["steps"] <= steps]
-        path.write_text("".join(json.dumps(record) + "\n" for record in self.records))
+        self.records = [record for record in read_records(path) if record["steps"] <= steps]
+        with replacing(path) as temporary:
+            temporary.write_text("".join(json.dumps(record) + "\n" for record in self.records))
         self.clear()
 
     def clear(self) -> None:
@@ -57,9 +66,9 @@ class Log:
         means = dict(zip(self.sums, values, strict=True))
         broken = [name for name, value in means.items() if not math.isfinite(value)]
         if broken:
+            names = " ".join(broken)
             raise ValueError(
-                f"{' '.join(broken)} not finite by step {training.steps}; the last checkpoint is kept: "
-                f"go on from it with --resume --set lr={lr / 4:g}, or --set precision=fp32"
+                f"{names} not finite by step {training.steps}; nothing was overwritten: {REMEDY}"
             )
         seconds = time.perf_counter() - self.started
         record = {

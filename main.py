@@ -11,13 +11,16 @@ from typing import Annotated
 
 import numpy as np
 import skimage
+import torch
 import typer
 
+import color
 import colorize
 import eval as evaluation
 import export
 import test
 import train
+from checkpoint import read_run
 from config import RUNS, DataOption, DeviceOption, RunOption, command
 from images import Array, contact_sheet, find_images, read_image, resize, write_image
 
@@ -25,7 +28,17 @@ PHOTO = "rocket.jpg"  # a real photograph inside scikit-image
 ROWS = 5  # test pictures on the contact sheet
 
 
-def sheet_rows(run: Path, outputs: Path, photo: Path, coloured: Path) -> list[list[Array]]:
+def write_example(folder: Path, kind: str) -> tuple[Path, Array]:
+    """Write the photograph as an input of `kind`; returns the file and the photograph itself."""
+    photo = read_image(Path(skimage.__file__).parent / "data" / PHOTO)
+    tensor = torch.from_numpy(photo).permute(2, 0, 1)[None]  # (1, 3, H, W)
+    shown = color.line_art(tensor) if kind == "sketch" else color.show_input(tensor, kind)
+    path = folder / "photograph.png"
+    write_image(path, shown[0].permute(1, 2, 0).numpy())
+    return path, photo
+
+
+def sheet_rows(run: Path, outputs: Path, example: tuple[Array, Array, Array]) -> list[list[Array]]:
     """Return input | ours | truth of a few test pictures and of the photograph."""
     names = [path.name for path in find_images(run / "targets")]
     chosen = [names[i] for i in np.linspace(0, len(names) - 1, min(ROWS, len(names))).astype(int)]
@@ -34,11 +47,8 @@ def sheet_rows(run: Path, outputs: Path, photo: Path, coloured: Path) -> list[li
         for name in chosen
     ]
     width = rows[0][0].shape[1]
-    pictures = [read_image(path) for path in (photo, coloured)]
-    height = round(width * pictures[0].shape[0] / pictures[0].shape[1])
-    truth, ours = (resize(picture, height, width) for picture in pictures)
-    gray = np.repeat(truth.mean(2, keepdims=True).round().astype(np.uint8), 3, axis=2)
-    return [*rows, [gray, ours, truth]]
+    height = round(width * example[0].shape[0] / example[0].shape[1])
+    return [*rows, [resize(picture, height, width) for picture in example]]
 
 
 def main(
@@ -49,18 +59,17 @@ def main(
     device: DeviceOption = "auto",
 ) -> Path:
     """Run every stage; returns the contact sheet."""
-    folder = run or RUNS / recipe
+    folder = Path(run or RUNS / recipe)
     resume = (folder / "recipe.json").exists()
     train.main(recipe=recipe, data=data, run=folder, epochs=epochs, device=device, resume=resume)
     outputs = test.main(run=folder, all_epochs=True, device=device)
     evaluation.main(run=folder, all_epochs=True, device=device)
     model = export.main(run=folder, device=device)
-    photo = Path(skimage.__file__).parent / "data" / PHOTO
-    coloured = colorize.main([photo], model=model, out=folder / "colorized", device=device)[0]
+    shown, photo = write_example(folder, read_run(folder)["recipe"]["input"])
+    coloured = colorize.main([shown], model=model, out=folder / "colorized", device=device)[0]
     sheet = folder / "contact_sheet.png"
-    write_image(
-        sheet, contact_sheet(sheet_rows(folder, outputs[-1], photo, coloured), ["input", "ours", "truth"])
-    )
+    example = read_image(shown), read_image(coloured), photo
+    write_image(sheet, contact_sheet(sheet_rows(folder, outputs[-1], example), ["input", "ours", "truth"]))
     print(f"\npicture  {sheet}\nscores   {folder / 'scores.csv'}\nmodel    {model}")
     return sheet
 

@@ -3,7 +3,7 @@
 Pictures are (H, W, 3) uint8 sRGB arrays; `target` is the truth, `output` what a network made of its input.
 """
 
-import urllib.error
+import http.client
 from pathlib import Path
 
 import numpy as np
@@ -113,8 +113,9 @@ def fid(outputs: Path, targets: Path, images: int, device: torch.device) -> floa
                 use_dataparallel=False,
             )
         )
-    except urllib.error.URLError as error:
+    except (OSError, RuntimeError, http.client.HTTPException) as error:
+        reason = " ".join(str(error).split())[:100]
         return (
-            f"unavailable: no network to fetch the Inception weights ({error.reason}); "
-            f"put inception-2015-12-05.pt from NVIDIA's StyleGAN2-ADA metrics into /tmp"
+            f"unavailable: no Inception weights ({reason}); put inception-2015-12-05.pt, "
+            "published with NVIDIA's StyleGAN2-ADA metrics, whole into /tmp"
         )

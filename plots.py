@@ -49,6 +49,7 @@ def plot_scores(
         for i, (label, value) in enumerate(floors.get(name, {}).items()):
             axis.axhline(value, linestyle="--", color=f"C{i + 1}", label=label)
         axis.set(title=name, xlabel="epoch")
+        axis.xaxis.get_major_locator().set_params(integer=True)
         axis.legend(fontsize="small")
     for axis in list(figure.axes)[len(scores) :]:
         axis.remove()

@@ -8,6 +8,7 @@ Writes inputs/STEM.png, targets/STEM.png and outputs/epoch_0050/STEM.png in the 
 """
 
 import shutil
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from tqdm import tqdm
 
 import checkpoint
 import color
-from checkpoint import choose_epochs, pick_device, read_run
+from checkpoint import choose_epochs, pick_device, pick_run, read_run
 from config import CACHE, RUNS, AllEpochsOption, DataOption, DeviceOption, EpochOption, RunOption, command
 from data import ImageSet, open_split
 from images import write_image
@@ -25,50 +26,49 @@ from images import write_image
 BATCH = 16  # images per forward
 
 
-def render_epoch(run: Path, epoch: int, data: str | None, device: torch.device) -> Path:
-    """Render the test split with one saved epoch; returns the folder of its outputs.
+def render_epoch(run: Path, epoch: int, images: ImageSet, device: torch.device) -> Path:
+    """Render a test split with one saved epoch; returns the folder of its outputs.
 
-    Args:
-        data: another data set than the run's own; its pictures replace those rendered before.
+    Outputs of another data set than `images` are deleted first, since names alone would not tell them apart.
     """
-    images = open_split(read_run(run), data, "test", CACHE)
-    size = read_run(run)["recipe"]["size"]
-    write_references(run, images, size, read_run(run)["recipe"]["input"])
+    recipe = read_run(run)["recipe"]
     colorizer = checkpoint.load_colorizer(run, epoch, device)
-    folder = run / "outputs" / checkpoint.epoch_path(run, epoch).stem
-    starts = range(0, len(images), BATCH)
+    write_references(run, images, recipe["size"], recipe["input"])
+    folder = checkpoint.outputs_path(run, epoch)
     with ThreadPoolExecutor() as pool:  # PNGs are written beside the network
-        for start in tqdm(starts, folder.name, unit_scale=BATCH, leave=False, disable=None):
-            ids = range(start, min(start + BATCH, len(images)))
-            source, _ = images.gather(ids, size)
-            ours = colorizer(source.to(device)).cpu()
-            list(pool.map(write_image, [folder / f"{images.stems[i]}.png" for i in ids], to_arrays(ours)))
+        for ids in tqdm(list(batched(len(images))), folder.name, leave=False, disable=None):
+            source, _ = images.gather(ids, recipe["size"])
+            save_all(pool, folder, [images.stems[i] for i in ids], colorizer(source.to(device)).cpu())
+    (folder / checkpoint.STAMP).write_text(checkpoint.stamp(run, epoch, images.key))
     return folder
 
 
 def write_references(run: Path, images: ImageSet, size: int, kind: str) -> None:
-    """Write inputs/ and targets/, once per data set; outputs of another data set are deleted."""
-    stamp = run / "targets" / ".fingerprint"
+    """Write inputs/ and targets/, once per data set; what was rendered of another one is deleted."""
+    stamp = run / "targets" / checkpoint.STAMP
     if stamp.exists() and stamp.read_text() == images.key:
         return
     for name in ("inputs", "targets", "outputs"):
         shutil.rmtree(run / name, ignore_errors=True)
     with ThreadPoolExecutor() as pool:
-        for start in range(0, len(images), BATCH):
-            ids = range(start, min(start + BATCH, len(images)))
+        for ids in batched(len(images)):
             source, target = images.gather(ids, size)
-            for name, pictures in (("inputs", color.show_input(source, kind)), ("targets", target)):
-                list(
-                    pool.map(
-                        write_image, [run / name / f"{images.stems[i]}.png" for i in ids], to_arrays(pictures)
-                    )
-                )
+            stems = [images.stems[i] for i in ids]
+            save_all(pool, run / "inputs", stems, color.show_input(source, kind))
+            save_all(pool, run / "targets", stems, target)
     stamp.write_text(images.key)
 
 
-def to_arrays(batch: Tensor) -> list:
-    """Return (N, 3, H, W) uint8 as a list of (H, W, 3) arrays."""
-    return list(batch.permute(0, 2, 3, 1).numpy())
+def batched(count: int) -> Iterator[list[int]]:
+    """Yield 0..count-1 in lists of at most BATCH."""
+    for start in range(0, count, BATCH):
+        yield list(range(start, min(start + BATCH, count)))
+
+
+def save_all(pool: ThreadPoolExecutor, folder: Path, stems: list[str], pictures: Tensor) -> None:
+    """Write (N, 3, H, W) uint8 pictures as PNGs."""
+    arrays = list(pictures.permute(0, 2, 3, 1).numpy())
+    list(pool.map(write_image, [folder / f"{stem}.png" for stem in stems], arrays))
 
 
 def main(
@@ -80,14 +80,14 @@ def main(
 ) -> list[Path]:
     """Render one or all saved epochs; returns the output folders."""
     on = pick_device(device)
-    folder = run or checkpoint.newest_run(RUNS)
+    folder = pick_run(run, RUNS)
     epochs = choose_epochs(folder, epoch, all_epochs)
-    outputs = [render_epoch(folder, number, data, on) for number in epochs]
+    images = open_split(read_run(folder), data, "test", CACHE)
+    outputs = [render_epoch(folder, number, images, on) for number in epochs]
     for output in outputs:
-        print(f"rendered {output}")
-    for sentence in open_split(read_run(folder), data, "test", CACHE).bad:
+        print(f"rendered {len(images)} images into {output}")
+    for sentence in images.bad:
         print(f"skipped {sentence}")
-    print(f"score them with: python eval.py --all-epochs --run {folder}")
     return outputs
 
 

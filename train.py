@@ -8,14 +8,11 @@
 Every save_every epochs the run folder gets a generator, a resumable state, a sample sheet and loss curves.
 """
 
-import platform
-import shutil
-import subprocess
 import time
-from dataclasses import asdict, replace
-from importlib import metadata
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from shlex import quote
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -24,131 +21,23 @@ from tqdm import tqdm
 
 import checkpoint
 import color
-from checkpoint import pick_device, read_run
+from checkpoint import pick_device
 from config import (
     CACHE,
-    ROOT,
-    RUNS,
-    VERSION,
     DataOption,
     DeviceOption,
     Recipe,
     RunOption,
     command,
-    make_recipe,
     parse_settings,
 )
-from data import ImageSet, Loading, load_images, mean_ab, steps_per_epoch, training_batches
-from folders import DEMO, Item, find_pair, list_items
+from data import ImageSet, find_loading, load_images, steps_per_epoch, training_batches
+from folders import list_items
 from gan import Training, build_training, pick_precision, train_step
 from images import contact_sheet, write_image
 from log import Log, noted_signals
-from models import count_parameters
 from plots import plot_losses
-
-RESUMABLE = {
-    "epochs",
-    "save_every",
-    "log_every",
-    "lr",
-    "precision",
-    "compile",
-}  # fields that a resume may change
-
-
-def resolve(
-    recipe: str | None, data: str | None, run: Path | None, overrides: dict[str, Any], resume: bool
-) -> tuple[Recipe, str, Path]:
-    """Settle recipe, data and run folder; a resumed run brings its own.
-
-    Raises:
-        ValueError: what was given does not fit together, or not to the run folder.
-    """
-    if not resume:
-        made = make_recipe(recipe or DEMO, overrides)
-        if data is None and made.name != DEMO:
-            raise ValueError(f"recipe {made.name} needs --data PATH (or --data {DEMO})")
-        folder = run or RUNS / made.name
-        if (folder / "recipe.json").exists():
-            raise ValueError(
-                f"{folder} already holds a run of recipe {read_run(folder)['recipe']['name']}; "
-                f"go on with --resume, or name another folder with --run"
-            )
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise ValueError(f"{folder} is not empty and not a run; name another folder with --run")
-        return made, data or DEMO, folder
-    folder = run or (RUNS / recipe if recipe else checkpoint.newest_run(RUNS))
-    stored = read_run(folder)
-    kept = Recipe(**stored["recipe"])
-    if recipe and recipe != kept.name:
-        raise ValueError(
-            f"{folder} was trained with recipe {kept.name}, not {recipe}; name another folder with --run"
-        )
-    for key, value in overrides.items():
-        if key not in RESUMABLE and value is not None and value != getattr(kept, key):
-            raise ValueError(
-                f"{folder} was trained with {key}={getattr(kept, key)}; a resume cannot make it {value}"
-            )
-    changes = {key: value for key, value in overrides.items() if value is not None}
-    return replace(kept, **changes), data or stored["data"], folder
-
-
-def find_loading(recipe: Recipe, items: list[Item]) -> Loading:
-    """Return how the items become pixels; resolves pair=auto by looking."""
-    sketch = recipe.input == "sketch"
-    pair = find_pair(items) if recipe.pair == "auto" and sketch else recipe.pair
-    return Loading(recipe.load_size, recipe.fit, "none" if pair == "auto" else pair, sketch)
-
-
-def describe(
-    recipe: Recipe,
-    data: str,
-    run: Path,
-    items: dict[str, list[Item]],
-    loading: Loading,
-    training: Training,
-    hardware: str,
-) -> str:
-    """Return what is resolved, one line each."""
-    kind = {"AB": "pairs, colour left", "BA": "pairs, colour right", "none": "pictures"}[loading.pair]
-    if loading.sketch and loading.pair == "none" and isinstance(items["train"][0].target, Path):
-        kind = "sketch and colour files" if items["train"][0].source else "pictures, lines drawn from them"
-    counts = count_parameters(training.generator), count_parameters(training.discriminator)
-    lines = {
-        "run": run,
-        "data": f"{data}: {len(items['train'])} to train, {len(items['val'])} to validate ({kind})",
-        "recipe": f"{recipe.name}, {recipe.input} -> {recipe.output} at {recipe.size} px",
-        "epochs": recipe.epochs,
-        "generator": f"{recipe.generator}, {counts[0]:,} parameters",
-        "discriminator": f"{recipe.discriminator}, {counts[1]:,} parameters",
-        "device": hardware,
-    }
-    return "\n".join(f"{key:<14} {value}" for key, value in lines.items())
-
-
-def git_hash() -> str | None:
-    """Return the commit of this code, None where it is no git checkout."""
-    if not (ROOT / ".git").exists() or shutil.which("git") is None:
-        return None
-    done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
-    return done.stdout.strip() or None
-
-
-def run_record(recipe: Recipe, data: str, loading: Loading, images: dict[str, ImageSet]) -> dict[str, Any]:
-    """Return what recipe.json holds."""
-    libraries = {
-        name: metadata.version(name) for name in ("torch", "torchvision", "numpy", "pillow", "scikit-image")
-    }
-    return {
-        "recipe": asdict(recipe),
-        "data": data if data == DEMO else str(Path(data).resolve()),
-        "loading": asdict(loading),
-        "images": {name: len(split) for name, split in images.items()},
-        "fingerprints": {name: split.key for name, split in images.items()},
-        "mean_ab": mean_ab(images["train"], recipe.size),
-        "versions": {"tinct": VERSION, "python": platform.python_version(), **libraries},
-        "git": git_hash(),
-    }
+from preflight import describe, resolve, resolve_resumed, write_record
 
 
 def finish_epoch(
@@ -246,26 +135,24 @@ def main(
         "epochs": epochs, "size": size, "batch_size": batch_size, "save_every": save_every,
         "gan_mode": gan_mode, "pair": pair, "seed": seed, **parse_settings(set_ or []),
     }  # fmt: skip
-    made, where, folder = resolve(recipe, data, run, options, resume)
+    made, where, folder = (resolve_resumed if resume else resolve)(recipe, data, run, options)
     on = pick_device(device)
     precision = pick_precision(made.precision, on)
     items = list_items(where, made.val_fraction, made.seed)
-    loading = find_loading(made, items["train"])
+    loading = find_loading(asdict(made), items["train"])
     torch.backends.cudnn.benchmark = True  # every batch has one shape
     training = build_training(made, on, precision)
     print(describe(made, where, folder, items, loading, training, f"{on}, {precision}"), flush=True)
     if dry_run:
         print("\n".join(f"  {key} = {value}" for key, value in asdict(made).items()))
         return folder
-
-    images = {name: load_images(items[name], loading, CACHE, name) for name in ("train", "val")}
     if resume and checkpoint.state_path(folder).exists():
         training.load_state_dict(checkpoint.load(checkpoint.state_path(folder)))
-    record = run_record(made, where, loading, images)
-    if resume and read_run(folder)["fingerprints"] != record["fingerprints"]:
-        print("the images have changed since this run began: it goes on with those there are now")
-    folder.mkdir(parents=True, exist_ok=True)
-    checkpoint.write_json(folder / "recipe.json", record)
+    for place in (folder, CACHE):
+        place.mkdir(parents=True, exist_ok=True)  # fails now rather than after decoding
+
+    images = {name: load_images(items[name], loading, CACHE, name) for name in ("train", "val")}
+    write_record(folder, made, where, loading, images, resume)
     log = Log(folder / "log.jsonl", training.steps)
     amp = torch.autocast(
         on.type, {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision), precision != "fp32"
@@ -280,10 +167,11 @@ def main(
             save_state(folder, training, log)
     for sentence in images["train"].bad + images["val"].bad:
         print(f"skipped {sentence}")
-    if caught:
-        print(f"stopped in epoch {training.epoch}; go on with: python train.py --resume --run {folder}")
+    name = quote(str(folder))
+    if training.epoch <= made.epochs:
+        print(f"stopped in epoch {training.epoch}; go on with: python train.py --resume --run {name}")
         raise SystemExit(128 + caught[0])
-    print(f"trained {made.epochs} epochs; test them with: python test.py --all-epochs --run {folder}")
+    print(f"trained {made.epochs} epochs; see which is best: python eval.py --all-epochs --run {name}")
     return folder
 
 

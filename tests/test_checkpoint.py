@@ -26,6 +26,7 @@ from config import Recipe
 CPU = torch.device("cpu")
 RUN = Path("runs/x")
 FIELDS = asdict(Recipe("x", size=32, ngf=4, depth=3))
+RECORD = {"recipe": FIELDS, "data": "demo", "loading": {}, "fingerprints": {}, "mean_ab": [0, 0]}
 
 
 def payload() -> dict[str, Any]:
@@ -152,11 +153,13 @@ def test_saved_epochs_are_in_numerical_order() -> None:
 )
 def test_choose_epochs(epoch: int | None, all_epochs: bool, chosen: list[int]) -> None:
     save_epochs(10, 5)
+    checkpoint.write_json(RUN / "recipe.json", RECORD)
     assert choose_epochs(RUN, epoch, all_epochs) == chosen
 
 
 def test_choose_epochs_errors() -> None:
-    with pytest.raises(ValueError, match=r"^no saved epoch in runs/x/checkpoints; .*train.py --run runs/x$"):
+    checkpoint.write_json(RUN / "recipe.json", RECORD)
+    with pytest.raises(ValueError, match=r"^no saved epoch in runs/x; .*train.py --resume --run runs/x$"):
         choose_epochs(RUN, None, False)
     save_epochs(10, 5)
     for all_epochs in (False, True):
@@ -177,10 +180,8 @@ def test_newest_run() -> None:
 
 
 def test_read_run() -> None:
-    RUN.mkdir(parents=True)
-    record = {"recipe": FIELDS, "data": "demo"}
-    checkpoint.write_json(RUN / "recipe.json", record)
-    assert read_run(RUN) == record
+    checkpoint.write_json(RUN / "recipe.json", RECORD)
+    assert read_run(RUN) == RECORD
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"recipe": {}}', '{"data": "demo"}', b"\xff\xfe"])

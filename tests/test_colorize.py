@@ -62,7 +62,7 @@ def test_a_bad_file_is_listed_and_the_others_are_done(
     [
         (["missing.jpg"], "out", "no file or folder missing.jpg"),
         (["scans", "scans/one.png"], "out", "would both become out/one.png"),
-        (["scans"], "scans", "would be overwritten"),
+        (["scans"], "scans", "would overwrite an input"),
         (["empty"], "out", "no image in empty"),
     ],
 )
@@ -73,6 +73,22 @@ def test_mistakes_are_found_before_any_work(
     with pytest.raises(ValueError, match=sentence):
         colorize.main([Path(name) for name in inputs], model=model, out=Path(out), device="cpu")
     assert not Path("out").exists()
+
+
+def test_no_output_replaces_any_input(model: Path, scans: Path) -> None:
+    original = scans / "album" / "one.png"
+    original.write_bytes((scans / "one.png").read_bytes())
+    before = original.read_bytes()
+    with pytest.raises(ValueError, match="would overwrite an input"):
+        colorize.main([scans], model=model, out=scans / "album", device="cpu")
+    assert original.read_bytes() == before
+
+
+def test_nothing_but_bad_files_is_exit_code_2(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "bad.jpg").write_bytes(b"text")
+    with pytest.raises(SystemExit) as stopped:
+        colorize.main(["bad.jpg"], model=str(model), out="out", device="cpu")  # names may be plain strings
+    assert stopped.value.code == 2
 
 
 def test_model_defaults_to_the_newest_run(scans: Path, trained: Path) -> None:

@@ -49,14 +49,14 @@ def test_recipe_refuses_unknown_choices(key: str) -> None:
     ("given", "message"),
     [
         *(({key: 1.0}, "in [0, 1), got 1.0") for key in ("val_fraction", "dropout", "beta1", "beta2", "ema")),
-        ({"flip": 1.01}, "in [0, 1), got 1.01"),
+        ({"flip": 1.01}, "in [0, 1], got 1.01"),
         *(({key: 0}, "greater than 0, got 0") for key in ("size", "ngf", "ndf", "batch_size", "epochs")),
         *(({key: 0}, "greater than 0, got 0") for key in ("save_every", "lr", "log_every", "samples")),
         ({"load_size": 255}, "at least size (256), got 255"),
         ({"depth": 1}, "2 to 8 with size a multiple of 2^depth (size is 256), got 1"),
         ({"depth": 9, "size": 512}, "got 9"),
         ({"depth": 6, "size": 96}, "(size is 96), got 6"),
-        ({"size": 250}, "2 to 8"),
+        ({"size": 250}, "a multiple of 16 (or set depth), got 250"),
         ({"size": 256.5}, "int, got 256.5"),
         ({"size": "256"}, "int, got '256'"),
         ({"lr": "fast"}, "float, got 'fast'"),
@@ -65,7 +65,7 @@ def test_recipe_refuses_unknown_choices(key: str) -> None:
     ],
 )
 def test_recipe_refuses(given: dict[str, Any], message: str) -> None:
-    key = "depth" if given == {"size": 250} else next(iter(given))
+    key = next(iter(given))
     with pytest.raises(ValueError, match=rf"^{key} must be .*{re.escape(message)}"):
         Recipe("x", **given)
 
@@ -125,7 +125,7 @@ def test_make_recipe_leaves_none_out() -> None:
         ("coco", {"name": "other"}, "no recipe field name"),
         ("coco", {"size": 3}, "size must be at least 24 for patch30, got 3"),
         ("anime", {"size": 48}, "size must be at least 52 for patch26, got 48"),
-        ("coco", {"size": 33}, "depth must be 2 to 8"),
+        ("coco", {"size": 33, "depth": 3}, "depth must be 2 to 8"),
     ],
 )
 def test_make_recipe_errors(name: str, overrides: dict[str, Any], message: str) -> None:

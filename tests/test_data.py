@@ -278,7 +278,9 @@ def test_an_interrupted_cache_leaves_nothing_behind(monkeypatch: pytest.MonkeyPa
 
 def test_open_split_loads_what_a_run_remembers() -> None:
     write_set(12)
-    record = {"recipe": {"val_fraction": 0.3, "seed": 7}, "data": "data", "loading": asdict(PHOTO)}
+    recipe = {"val_fraction": 0.3, "seed": 7, "input": "L", "pair": "auto"}
+    recipe |= {"load_size": PHOTO.load_size, "fit": PHOTO.fit}
+    record = {"recipe": recipe, "data": "data", "loading": asdict(PHOTO)}
     splits = list_items("data", 0.3, 7)
     for split in ("train", "val"):
         images = data.open_split(record, None, split, CACHE)

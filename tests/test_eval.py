@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -9,8 +10,10 @@ import numpy as np
 import pytest
 from skimage.metrics import peak_signal_noise_ratio
 
+import checkpoint
 from eval import best_epochs, main
 from images import read_image, write_image
+from test import main as render
 
 
 @pytest.fixture
@@ -58,6 +61,19 @@ def test_other_data_drops_the_rows_of_the_first(run: Path, pictures: Path) -> No
     main(run=run, all_epochs=True, device="cpu")
     rows = main(run=run, epoch=1, data=str(pictures / "train"), device="cpu")
     assert list(rows) == ["gray", "mean_ab", "epoch_0001"]
+
+
+def test_a_checkpoint_written_again_is_rendered_again(run: Path) -> None:
+    first = main(run=run, all_epochs=True, device="cpu")
+    os.replace(checkpoint.epoch_path(run, 2), checkpoint.epoch_path(run, 1))
+    again = main(run=run, all_epochs=True, device="cpu")
+    assert again["epoch_0001"]["psnr_db"] == first["epoch_0002"]["psnr_db"] != first["epoch_0001"]["psnr_db"]
+
+
+def test_what_was_rendered_of_other_data_is_not_scored_as_the_runs_own(run: Path, pictures: Path) -> None:
+    own = main(run=run, epoch=1, device="cpu")
+    render(run=run, epoch=1, data=str(pictures / "train"), device="cpu")
+    assert main(run=run, epoch=1, device="cpu") == own
 
 
 def test_best_epoch_follows_the_direction() -> None:

@@ -84,6 +84,30 @@ def test_batch_statistics_are_exported(run: Path) -> None:
     assert not torch.equal(model(image)[:1], model(image[:1]))  # what stands beside a picture changes it
 
 
+def test_export_leaves_the_eager_module_alone(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    eager = checkpoint.load_colorizer(run, 2, torch.device("cpu")).double()  # as if on another device
+    monkeypatch.setattr(checkpoint, "load_colorizer", lambda *_: eager)
+    monkeypatch.setattr(export, "check", lambda *_: None)
+    before = [tensor.data_ptr() for tensor in eager.state_dict().values()]
+    export.main(run=run, device="cpu")
+    model, _ = checkpoint.load_exported(run / "generator.ts", torch.device("cpu"))
+    assert [tensor.data_ptr() for tensor in eager.state_dict().values()] == before
+    scripted = {tensor.data_ptr() for tensor in model.state_dict().values()}
+    assert not scripted & set(before)
+
+
+def test_a_nan_in_any_shape_is_a_difference(run: Path) -> None:
+    eager = checkpoint.load_colorizer(run, 2, torch.device("cpu"))
+
+    class Broken(torch.nn.Module):
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            out = eager(image)
+            return out * float("nan") if len(image) == 3 and image.is_floating_point() else out
+
+    with pytest.raises(ValueError, match="nothing was written"):
+        export.check("broken", eager, Broken(), torch.device("cpu"))
+
+
 def test_metadata_is_json(run: Path) -> None:
     _, metadata = checkpoint.load_exported(export.main(run=run, device="cpu"), torch.device("cpu"))
     assert json.loads(json.dumps(metadata)) == metadata

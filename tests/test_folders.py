@@ -167,9 +167,7 @@ def halves(kind: str, i: int, side: int = 40) -> np.ndarray:
         (["gc"] * 4, "BA"),
         (["cc"] * 4, "none"),  # ordinary pictures, twice as wide as tall
         (["gg"] * 4, "none"),
-        (["cg", "cg", "gc"], "none"),
-        (["cg", "cg", "cc"], "none"),
-        (["cg", "c"], "none"),
+        (["cg", "gg", "cg"], "AB"),  # a page without colour has no vote
         (["c"] * 3, "none"),
         (["ccc"], "none"),
         ([], "none"),
@@ -182,6 +180,16 @@ def test_find_pair(kinds: list[str], pair: str, ending: str) -> None:
         Image.fromarray(halves(kind, i)).save(path)
         items.append(Item(path.stem, path))
     assert find_pair(items) == pair
+
+
+@pytest.mark.parametrize("kinds", [["cg", "cg", "gc"], ["cg", "cg", "cc"], ["cg", "c"]])
+def test_find_pair_asks_where_pictures_disagree(kinds: list[str]) -> None:
+    items = []
+    for i, kind in enumerate(kinds):
+        Image.fromarray(halves(kind, i)).save(f"p{i}.png")
+        items.append(Item(f"p{i}", Path(f"p{i}.png")))
+    with pytest.raises(ValueError, match=r"^pairs or pictures\? .* 1 .*; say --pair AB, BA or none$"):
+        find_pair(items)
 
 
 def test_find_pair_passes_over_unreadable_files() -> None:

@@ -246,11 +246,11 @@ def test_resize_leaves_the_same_size_alone() -> None:
 def test_contact_sheet_places_every_picture() -> None:
     rows = [[RAMP, RAMP[:, :10]], [RAMP[:5], 255 - RAMP[:5]]]
     sheet = contact_sheet(rows, ["input", "truth"])
-    assert sheet.shape == (26 + 24 + 5 + 2 * GAP, 2 * (32 + GAP) + GAP, 3)
+    assert sheet.shape == (26 + 24 + 5 + 2 * GAP, 2 * (64 + GAP) + GAP, 3)
     tops = (26, 26 + 24 + GAP)
     for row, top in zip(rows, tops, strict=True):
         for column, picture in enumerate(row):
-            left = GAP + column * (32 + GAP)
+            left = GAP + column * (64 + GAP)
             height, width = picture.shape[:2]
             assert np.array_equal(sheet[top : top + height, left : left + width], picture)
     assert sheet[:26].min() < 100  # titles

@@ -30,10 +30,10 @@ def test_every_stage_leaves_its_files(small_demo: None, capsys: pytest.CaptureFi
         "curves.png",
         "losses.png",
         "generator.ts",
-        "colorized/rocket.jpg",
+        "colorized/photograph.png",
     ):
         assert (run / name).stat().st_size > 0
-    assert read_image(run / "colorized/rocket.jpg").shape == (427, 640, 3)
+    assert read_image(run / "colorized/photograph.png").shape == (427, 640, 3)
     assert read_image(sheet).shape[0] > 6 * 20  # five scenes and the photograph under a header
     assert capsys.readouterr().out.splitlines()[-3:] == [
         "picture  runs/demo/contact_sheet.png",

@@ -40,7 +40,8 @@ ALLOWED = {
     "metrics": {"color", "images"},
     "checkpoint": {"atomic", "color", "colorizer", "models"},
     "gan": {"checkpoint", "color", "config", "losses", "models"},
-    "log": {"gan"},
+    "log": {"atomic", "gan"},
+    "preflight": {"checkpoint", "config", "data", "folders", "gan", "models"},
 }
 
 

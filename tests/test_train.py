@@ -18,7 +18,7 @@ from torch import Tensor
 import checkpoint
 import gan
 import train
-from config import ROOT
+from config import ROOT, make_recipe
 
 
 def weights(run: Path, epoch: int) -> dict[str, Tensor]:
@@ -82,6 +82,14 @@ def test_killed_run_goes_on_from_its_last_checkpoint(pictures: Path) -> None:
     assert [record["steps"] for record in log_of(parts)] == [record["steps"] for record in log_of(whole)]
 
 
+def test_how_often_samples_are_drawn_changes_no_weight(pictures: Path) -> None:
+    often, seldom = (
+        train.main(recipe="coco", data=str(pictures), run=name, epochs=2, save_every=every, **TINY)
+        for name, every in (("often", 1), ("seldom", 2))
+    )
+    assert_same_weights(often, seldom, 2)
+
+
 def test_more_epochs_on_resume(pictures: Path) -> None:
     run = train.main(recipe="coco", data=str(pictures), epochs=1, **TINY)
     train.main(run=run, resume=True, epochs=2, device="cpu")
@@ -130,7 +138,7 @@ def test_nonfinite_loss_stops_and_keeps_the_checkpoint(
         return {**real(*args), "G_l1": torch.tensor(float("nan"))}
 
     monkeypatch.setattr(train, "train_step", broken)
-    with pytest.raises(ValueError, match="G_l1 not finite by step 4"):
+    with pytest.raises(ValueError, match="G_l1 not finite by step 4; nothing was overwritten"):
         train.main(run=run, resume=True, epochs=2, device="cpu")
     assert checkpoint.state_path(run).read_bytes() == before
     assert checkpoint.saved_epochs(run) == [1]
@@ -160,7 +168,7 @@ def test_pairs_are_seen_and_their_sketches_used(pictures: Path, tmp_path: Path) 
 
 
 def test_compiled_step_is_the_same_function(pictures: Path) -> None:
-    recipe = train.make_recipe("coco", {"size": 32, "ngf": 4, "ndf": 4, "dropout": 0.0})
+    recipe = make_recipe("coco", {"size": 32, "ngf": 4, "ndf": 4, "dropout": 0.0})
     x, y = torch.rand(2, 1, 32, 32), torch.rand(2, 2, 32, 32)
     amp = torch.autocast("cpu", enabled=False)
     terms = []
@@ -226,8 +234,13 @@ def test_cuda_asked_for_and_absent() -> None:
     ("options", "sentence"),
     [
         ({"recipe": "coco", "data": "x"}, "already holds a run of recipe coco"),
-        ({"recipe": "anime", "resume": True}, "was trained with recipe coco, not anime"),
-        ({"resume": True, "size": 64}, "trained with size=32; a resume cannot make it 64"),
+        ({"recipe": "anime", "resume": True}, "was trained with recipe coco; a resume cannot make it anime"),
+        (
+            {"resume": True, "data": "elsewhere"},
+            "was trained with data .*; a resume cannot make it .*elsewhere",
+        ),
+        ({"resume": True, "epochs": 1}, "has 2 epochs already"),
+        ({"resume": True, "size": 64}, "trained with size 32; a resume cannot make it 64"),
     ],
 )
 def test_a_run_is_never_mixed_with_another(trained: Path, options: dict[str, Any], sentence: str) -> None:

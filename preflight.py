@@ -1,0 +1,152 @@
+"""What a run is about to do, settled and checked before any work, and what recipe.json records of it."""
+
+import platform
+import shutil
+import subprocess
+from dataclasses import asdict, replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import checkpoint
+from checkpoint import read_run
+from config import ROOT, RUNS, VERSION, Recipe, make_recipe
+from data import ImageSet, Loading, mean_ab
+from folders import DEMO, Item
+from gan import Training
+from models import count_parameters
+
+RESUMABLE = {
+    "epochs",
+    "save_every",
+    "log_every",
+    "lr",
+    "precision",
+    "compile",
+}  # fields that a resume may change
+
+
+def resolve(
+    recipe: str | None, data: str | None, run: Path | None, overrides: dict[str, Any]
+) -> tuple[Recipe, str, Path]:
+    """Settle recipe, data and folder of a new run.
+
+    Raises:
+        ValueError: what was given does not fit together, or the folder is taken.
+    """
+    made = make_recipe(recipe or DEMO, overrides)
+    if data is None and made.name != DEMO:
+        raise ValueError(f"recipe {made.name} needs --data PATH (or --data {DEMO})")
+    folder = Path(run or RUNS / made.name)
+    if (folder / "recipe.json").exists():
+        name = read_run(folder)["recipe"]["name"]
+        hint = "go on with --resume, or name another folder with --run"
+        raise ValueError(f"{folder} already holds a run of recipe {name}; {hint}")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder} is not empty and not a run; name another folder with --run")
+    return made, str(data or DEMO), folder
+
+
+def resolve_resumed(
+    recipe: str | None, data: str | None, run: Path | None, overrides: dict[str, Any]
+) -> tuple[Recipe, str, Path]:
+    """Settle recipe, data and folder of a run that goes on; it brings its own.
+
+    Raises:
+        ValueError: no such run, or what was given is not what it was trained with.
+    """
+    folder = Path(run) if run else RUNS / recipe if recipe else checkpoint.newest_run(RUNS)
+    stored = read_run(folder)
+    try:
+        kept = Recipe(**stored["recipe"])
+    except TypeError:
+        raise ValueError(
+            f"{folder}/recipe.json has other fields than this version; start another run"
+        ) from None
+    changes = {key: value for key, value in overrides.items() if value is not None}
+    given = {"recipe": recipe or kept.name, "data": remembered(data or stored["data"])}
+    trained = {"recipe": kept.name, "data": stored["data"]}
+    for key, value in {**given, **changes}.items():
+        before = trained.get(key) or getattr(kept, key)
+        if key not in RESUMABLE and value != before:
+            raise ValueError(f"{folder} was trained with {key} {before}; a resume cannot make it {value}")
+    done = checkpoint.saved_epochs(folder)
+    if done and not checkpoint.state_path(folder).exists():
+        raise ValueError(
+            f"{checkpoint.state_path(folder)} is missing: {folder} can be used, but not trained on"
+        )
+    if done and changes.get("epochs", done[-1]) < done[-1]:
+        raise ValueError(
+            f"{folder} has {done[-1]} epochs already; --epochs {changes['epochs']} would be fewer"
+        )
+    return replace(kept, **changes), stored["data"], folder
+
+
+def remembered(data: str) -> str:
+    """Return how a run stores the name of its data: absolute, so that stages may run anywhere."""
+    return data if data == DEMO else str(Path(data).resolve())
+
+
+def describe(
+    recipe: Recipe,
+    data: str,
+    run: Path,
+    items: dict[str, list[Item]],
+    loading: Loading,
+    training: Training,
+    hardware: str,
+) -> str:
+    """Return what is resolved, one line each."""
+    kind = {"AB": "pairs, colour left", "BA": "pairs, colour right", "none": "pictures"}[loading.pair]
+    if loading.sketch and loading.pair == "none" and isinstance(items["train"][0].target, Path):
+        kind = "sketch and colour files" if items["train"][0].source else "pictures, lines drawn from them"
+    counts = count_parameters(training.generator), count_parameters(training.discriminator)
+    lines = {
+        "run": run,
+        "data": f"{data}: {len(items['train'])} to train, {len(items['val'])} to validate ({kind})",
+        "recipe": f"{recipe.name}, {recipe.input} -> {recipe.output} at {recipe.size} px",
+        "epochs": recipe.epochs,
+        "generator": f"{recipe.generator}, depth {recipe.depth}, {counts[0]:,} parameters",
+        "discriminator": f"{recipe.discriminator}, {counts[1]:,} parameters",
+        "device": hardware,
+    }
+    return "\n".join(f"{key:<14} {value}" for key, value in lines.items())
+
+
+def git_hash() -> str | None:
+    """Return the commit of this code, None where it is no git checkout."""
+    if not (ROOT / ".git").exists() or shutil.which("git") is None:
+        return None
+    done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or None
+
+
+def provenance(images: dict[str, ImageSet]) -> dict[str, Any]:
+    """Return what a run was made with: data, versions, commit."""
+    libraries = ("torch", "torchvision", "numpy", "pillow", "scikit-image")
+    return {
+        "images": {name: len(split) for name, split in images.items()},
+        "fingerprints": {name: split.key for name, split in images.items()},
+        "versions": {
+            "tinct": VERSION,
+            "python": platform.python_version(),
+            **{name: metadata.version(name) for name in libraries},
+        },
+        "git": git_hash(),
+    }
+
+
+def write_record(
+    folder: Path, recipe: Recipe, data: str, loading: Loading, images: dict[str, ImageSet], resume: bool
+) -> None:
+    """Write recipe.json; a resume is added to what the run began with."""
+    made_with = provenance(images)
+    if resume:
+        stored = read_run(folder)
+        if stored["fingerprints"] != made_with["fingerprints"]:
+            print("the images have changed since this run began: it goes on with those there are now")
+        record = {**stored, "resumed": [*stored.get("resumed", []), made_with]}
+    else:
+        record = {"data": remembered(data), "loading": asdict(loading), **made_with}
+        record["mean_ab"] = mean_ab(images["train"], recipe.size)
+    checkpoint.write_json(folder / "recipe.json", {**record, "recipe": asdict(recipe)})

@@ -45,8 +45,8 @@ def test_from_folder_to_coloured_files(recipe: str, pictures: Path, tmp_path: Pa
     ("stage", "args", "sentence"),
     [
         ("test", [], "no run in runs/; train one first"),
-        ("eval", ["--run", "nowhere"], "no saved epoch in nowhere/checkpoints"),
-        ("export", ["--epoch", "3", "--run", "nowhere"], "no saved epoch"),
+        ("eval", ["--run", "nowhere"], "nowhere is not a run folder"),
+        ("export", ["--epoch", "3", "--run", "nowhere"], "nowhere is not a run folder"),
         ("colorize", ["photo.jpg"], "no file or folder photo.jpg"),
         ("main", ["--recipe", "coco"], "recipe coco needs --data"),
     ],

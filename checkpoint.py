@@ -28,7 +28,7 @@ from atomic import replacing
 from colorizer import Colorizer, use_batch_statistics
 from models import GENERATORS
 
-FORMAT = "tinct-generator-1"
+FORMAT = "tinct-generator-2"
 STAMP = ".stamp"  # file in a folder of rendered pictures that says what they were rendered from
 RECORD = {"recipe", "data", "loading", "fingerprints", "mean_ab"}  # what recipe.json must hold
 
@@ -85,7 +85,7 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
             OSError,
             KeyError,
             zipfile.BadZipFile,
-            pickle.UnpicklingError,
+            pickle.PickleError,
         )
         with contextlib.suppress(*damaged):
             payload = torch.load(path, map_location=device, weights_only=True)
@@ -167,9 +167,12 @@ def read_run(run: Path) -> dict[str, Any]:
 def build_colorizer(recipe: Mapping[str, Any]) -> Colorizer:
     """Build an untrained Colorizer from a recipe's fields."""
     channels = color.CHANNELS[recipe["input"]], color.CHANNELS[recipe["output"]]
-    build = GENERATORS[recipe["generator"]]
-    generator = build(*channels, ngf=recipe["ngf"], depth=recipe["depth"], dropout=recipe["dropout"])
-    return Colorizer(generator, recipe["input"], recipe["output"], recipe["size"], 2 ** recipe["depth"])
+    size, depth, attention = recipe["size"], recipe["depth"], recipe["attention"]
+    generator = GENERATORS[recipe["generator"]](
+        *channels, recipe["ngf"], depth=depth, dropout=recipe["dropout"],
+        attention_depth=(size // attention).bit_length() - 1 if attention else 0,
+    )  # fmt: skip
+    return Colorizer(generator, recipe["input"], recipe["output"], size, 2**depth)
 
 
 def save_generator(run: Path, epoch: int, recipe: Mapping[str, Any], generator: nn.Module) -> None:

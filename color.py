@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-CHANNELS = {"L": 1, "sketch": 3, "ab": 2, "rgb": 3}  # of the tensors that encode returns
+# of the tensors that encode returns
+CHANNELS = {"L": 1, "gray": 1, "line": 1, "gray+line": 1, "sketch": 3, "ab": 2, "rgb": 3, "Lab": 3}
 
 
 def rgb01(image: Tensor) -> Tensor:
@@ -104,22 +105,46 @@ def clip_gamut(linear: Tensor, luminance: Tensor) -> Tensor:
     return (gray + offset * keep).clamp(0.0, 1.0)
 
 
+def luma(rgb: Tensor) -> Tensor:
+    """Return the luma Y' (N, 1, H, W) of RGB (N, 3, H, W). Source: ITU-R BT.601."""
+    return 0.299 * rgb[:, :1] + 0.587 * rgb[:, 1:2] + 0.114 * rgb[:, 2:]
+
+
 def encode(image: Tensor, kind: str) -> Tensor:
     """Turn an image into a network tensor.
 
     Args:
         image: (N, 1|3, H, W), uint8 or float in [0, 1].
-        kind: L -> (N, 1, H, W) = L/50 - 1; ab -> (N, 2, H, W) = ab/110; sketch, rgb -> (N, 3, H, W).
+        kind: L -> (N, 1, H, W) = L/50 - 1; ab -> (N, 2, H, W) = ab/110; Lab -> (N, 3, H, W), both;
+            gray, line, gray+line -> (N, 1, H, W), luma; sketch, rgb -> (N, 3, H, W).
 
     Returns:
         float32 in [-1, 1].
     """
     rgb = rgb01(image)
-    if kind == "L":
-        return rgb_to_lab(rgb)[:, :1] / 50.0 - 1.0  # (N, 1, H, W)
-    if kind == "ab":  # sRGB's ab reach from -107.9 to 98.3; literals, because scripts cannot read globals
-        return (rgb_to_lab(rgb)[:, 1:] / 110.0).clamp(-1.0, 1.0)  # (N, 2, H, W)
-    return rgb * 2.0 - 1.0  # (N, 3, H, W)
+    if kind == "L" or kind == "ab" or kind == "Lab":  # a script cannot look into a tuple of strings
+        lab = rgb_to_lab(rgb)
+        lightness = lab[:, :1] / 50.0 - 1.0  # (N, 1, H, W)
+        ab = (lab[:, 1:] / 110.0).clamp(-1.0, 1.0)  # (N, 2, H, W); sRGB's reach from -107.9 to 98.3
+        return lightness if kind == "L" else ab if kind == "ab" else torch.cat([lightness, ab], 1)
+    if kind == "sketch" or kind == "rgb":
+        return rgb * 2.0 - 1.0  # (N, 3, H, W)
+    return luma(rgb) * 2.0 - 1.0  # (N, 1, H, W)
+
+
+def decode(y: Tensor, kind: str, lightness: Tensor) -> Tensor:
+    """Turn a network's output back into RGB in [0, 1] (N, 3, H, W); differentiable.
+
+    Args:
+        y: (N, 2|3, H, W) in [-1, 1], of kind ab, rgb or Lab.
+        lightness: (N, 1, H, W), L in [0, 100], for ab.
+    """
+    y = y.to(torch.float32)
+    if kind == "rgb":
+        return ((y + 1.0) / 2.0).clamp(0.0, 1.0)
+    if kind == "Lab":
+        return join_lab(((y[:, :1] + 1.0) * 50.0).clamp(0.0, 100.0), y[:, 1:])
+    return join_lab(lightness, y)
 
 
 def join_lab(lightness: Tensor, y: Tensor) -> Tensor:
@@ -135,8 +160,10 @@ def recolor(image: Tensor, a: float, b: float) -> Tensor:
 
 
 def show_input(source: Tensor, kind: str) -> Tensor:
-    """Return what a network that takes `kind` sees of a source image (N, 3, H, W), as uint8 to look at."""
-    return recolor(source, 0.0, 0.0) if kind == "L" else source
+    """Return what a network that takes `kind` sees of a source image (N, 1|3, H, W), as uint8 to look at."""
+    if kind == "L":
+        return recolor(source, 0.0, 0.0)
+    return to_uint8((encode(source, kind) + 1.0) / 2.0).expand(-1, 3, -1, -1)
 
 
 def gaussian_blur(image: Tensor, sigma: float) -> Tensor:

@@ -18,7 +18,9 @@ class Colorizer(nn.Module):
     enlarged to the input's size:
 
     - output ab: joined with the input's own full-resolution lightness;
-    - output rgb (from a sketch): multiplied by what the full-resolution lines have over the reduced ones, so
+    - output Lab: the restored lightness is given the input's finer detail, except where it was mended;
+    - output rgb from gray or L: given the input's own full-resolution luma;
+    - output rgb from line art: multiplied by what the full-resolution lines have over the reduced ones, so
       lines stay sharp.
 
     Attributes a caller may set: `size` (px).
@@ -50,19 +52,39 @@ class Colorizer(nn.Module):
             (N, 3, H, W), same dtype and range.
         """
         rgb = color.rgb01(image)  # (N, 3, H, W)
+        if self.x_kind != "L" and self.x_kind != "sketch":
+            rgb = color.luma(rgb).expand(-1, 3, -1, -1)
         small = self.shrink(rgb)  # (N, 3, h, w)
         y = self.predict(color.encode(small, self.x_kind)).to(torch.float32)  # (N, 2|3, h, w)
-        if self.y_kind == "ab":
-            lightness = color.rgb_to_lab(rgb)[:, :1]  # (N, 1, H, W)
-            out = color.join_lab(lightness, resample(y, rgb.size(2), rgb.size(3)))
-        else:
-            out = (resample(y, rgb.size(2), rgb.size(3)) + 1.0) / 2.0
-            blurred = resample(small, rgb.size(2), rgb.size(3)).mean(1, keepdim=True)
-            detail = (rgb.mean(1, keepdim=True) + 0.1) / (blurred.clamp(0.0, 1.0) + 0.1)  # (N, 1, H, W)
-            out = (out.clamp(0.0, 1.0) * detail).clamp(0.0, 1.0)
+        out = self.join(rgb, small, y)
         if image.dtype == torch.uint8:
             return color.to_uint8(out)
         return out.to(image.dtype)
+
+    def join(self, rgb: Tensor, small: Tensor, y: Tensor) -> Tensor:
+        """Bring a prediction to full resolution: (N, 3, H, W) in [0, 1].
+
+        Args:
+            rgb: (N, 3, H, W) the input, small: (N, 3, h, w) what the network saw of it, both in [0, 1].
+            y: (N, 2|3, h, w) the prediction.
+        """
+        height, width = rgb.size(2), rgb.size(3)
+        if self.y_kind == "rgb":
+            out = ((resample(y, height, width) + 1.0) / 2.0).clamp(0.0, 1.0)
+            if self.x_kind == "L" or self.x_kind == "gray":
+                return (out + color.luma(rgb) - color.luma(out)).clamp(0.0, 1.0)
+            blurred = resample(small, height, width).mean(1, keepdim=True).clamp(0.0, 1.0)
+            return (out * (rgb.mean(1, keepdim=True) + 0.1) / (blurred + 0.1)).clamp(0.0, 1.0)
+        lightness = color.rgb_to_lab(rgb)[:, :1]  # (N, 1, H, W)
+        if self.y_kind == "Lab":
+            seen = color.rgb_to_lab(small)[:, :1]  # (N, 1, h, w)
+            restored = (y[:, :1] + 1.0) * 50.0
+            change = restored - seen
+            mended = change - F.avg_pool2d(change, 17, 1, 8, count_include_pad=False)  # not the fading
+            keep = resample(torch.exp(-((mended / 4.0) ** 2)), height, width).clamp(0.0, 1.0)
+            detail = lightness - resample(seen, height, width)  # what the network could not see
+            lightness = (resample(restored, height, width) + keep * detail).clamp(0.0, 100.0)
+        return color.join_lab(lightness, resample(y[:, -2:], height, width))
 
     def shrink(self, rgb: Tensor) -> Tensor:
         """Bring the short side to `size` px, or the long side to twice that if it would be longer."""
@@ -98,7 +120,7 @@ def mirror(length: int, multiple: int, device: torch.device) -> Tensor:
 
 def use_batch_statistics(module: nn.Module) -> None:
     """Let one module, for `apply`, normalise by the batch at hand instead of by running statistics."""
-    if isinstance(module, nn.BatchNorm2d):
+    if isinstance(module, nn.BatchNorm2d) and module.weight.requires_grad:  # not in a frozen extractor
         module.track_running_stats = False
         module.running_mean = None
         module.running_var = None

@@ -1,9 +1,14 @@
 """The two networks of a pix2pix-style GAN, their optimisers, and one step of training.
 
+Training has up to two stages: for the first pretrain_epochs the generator learns alone, from every term but
+the adversarial one, by Adam at a constant pretrain_lr; then Adam starts anew, and both networks train, at lr
+and lr_d under `schedule`. Without a discriminator there is one stage, scheduled, of the generator alone.
+
 Source: Isola et al., "Image-to-image translation with conditional adversarial networks", arXiv 1611.07004.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,10 +18,12 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 import checkpoint
 import color
 import losses
+from blocks import INITS, add_spectral_norm
 from config import Recipe
-from models import DISCRIMINATORS, init_normal
+from features import DanbooruFeatures, VGGFeatures, load_weights
+from models import DISCRIMINATORS
 
-FORMAT = "tinct-state-1"
+FORMAT = "tinct-state-2"
 REMEDY = "train with a smaller step size (--set lr=...) or with --set precision=fp32"
 
 
@@ -25,14 +32,15 @@ class Training:
     """All that changes while training, and so all that a resume restores."""
 
     generator: nn.Module
-    discriminator: nn.Module
+    discriminator: nn.Module | None
     optimizer_g: torch.optim.Optimizer
-    optimizer_d: torch.optim.Optimizer
+    optimizer_d: torch.optim.Optimizer | None
     ema: AveragedModel | None
     scaler: torch.amp.GradScaler
     epoch: int = 1  # the one under way, from 1
     step: int = 0  # batches done in this epoch
     steps: int = 0  # batches done in all
+    extractors: dict[str, nn.Module] = field(default_factory=dict)  # loss term -> frozen, so not saved
 
     def parts(self) -> dict[str, Any]:
         """Return everything with a state_dict, by name."""
@@ -69,16 +77,26 @@ class Training:
         if len(state["cuda_rng"]) == torch.cuda.device_count():
             torch.cuda.set_rng_state_all([rng.cpu() for rng in state["cuda_rng"]])
 
-    def set_learning_rate(self, recipe: Recipe, progress: float) -> None:
-        """Set both optimisers' step size; progress is the share of all steps done, in [0, 1)."""
+    def set_learning_rate(self, recipe: Recipe, steps_per_epoch: int) -> None:
+        """Set the step sizes of the stage that the run is in."""
+        done = self.steps / steps_per_epoch - recipe.pretrain_epochs  # epochs of the scheduled stage
+        progress = done / max(1, recipe.epochs - recipe.pretrain_epochs)
         factor = min(1.0, 2.0 * (1.0 - progress)) if recipe.schedule == "linear" else 1.0
-        for optimizer in (self.optimizer_g, self.optimizer_d):
-            optimizer.param_groups[0]["lr"] = recipe.lr * factor
+        alone = self.epoch <= recipe.pretrain_epochs
+        lr_g = (recipe.pretrain_lr or recipe.lr) if alone else recipe.lr * factor
+        self.optimizer_g.param_groups[0]["lr"] = lr_g
+        if self.optimizer_d is not None:
+            self.optimizer_d.param_groups[0]["lr"] = (recipe.lr_d or recipe.lr) * factor
+
+    def is_adversarial(self, recipe: Recipe) -> bool:
+        """Tell whether the discriminator takes part in this epoch."""
+        return self.discriminator is not None and self.epoch > recipe.pretrain_epochs
 
     def check_finite(self) -> None:
         """Raise ValueError if a weight of either network is not finite, before it is saved."""
         for name in ("generator", "discriminator"):
-            if not all(torch.isfinite(p).all() for p in getattr(self, name).state_dict().values()):
+            network = getattr(self, name)
+            if network and not all(torch.isfinite(p).all() for p in network.state_dict().values()):
                 raise ValueError(
                     f"the {name} has weights that are not finite; nothing was overwritten: {REMEDY}"
                 )
@@ -92,24 +110,57 @@ def build_training(recipe: Recipe, device: torch.device, precision: str) -> Trai
     """Build and initialise networks and optimisers from the recipe's seed."""
     torch.manual_seed(recipe.seed)
     generator = checkpoint.build_colorizer(asdict(recipe)).generator
-    channels = color.CHANNELS[recipe.input] + color.CHANNELS[recipe.output]
-    discriminator = DISCRIMINATORS[recipe.discriminator](channels, recipe.ndf)
-    for network in (generator, discriminator):
-        if recipe.init == "normal":
-            network.apply(init_normal)
+    discriminator = None
+    if recipe.discriminator != "none":
+        channels = color.CHANNELS[recipe.input], color.CHANNELS[recipe.output]
+        discriminator = DISCRIMINATORS[recipe.discriminator](*channels, recipe.ndf, norm=recipe.norm_d)
+    networks = [network for network in (generator, discriminator) if network is not None]
+    for network in networks:
+        if recipe.init in INITS:
+            network.apply(INITS[recipe.init])
+    if discriminator is not None and recipe.spectral_norm:
+        discriminator.apply(add_spectral_norm)
+    for network in networks:
         network.to(device, memory_format=torch.channels_last)
         if recipe.compile:
             network.compile()
     ema = None
     if recipe.ema > 0:
         ema = AveragedModel(generator, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema), use_buffers=True)
-    fused = device.type in ("cpu", "cuda")
-    optimizer_g, optimizer_d = (
-        torch.optim.Adam(network.parameters(), recipe.lr, (recipe.beta1, recipe.beta2), fused=fused)
-        for network in (generator, discriminator)
-    )
+    optimizers = [build_optimizer(network, recipe, device) for network in networks]
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
-    return Training(generator, discriminator, optimizer_g, optimizer_d, ema, scaler)
+    return Training(generator, discriminator, optimizers[0], (*optimizers, None)[1], ema, scaler)
+
+
+def build_optimizer(network: nn.Module, recipe: Recipe, device: torch.device) -> torch.optim.Adam:
+    """Return Adam over what is trained of a network."""
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    fused = device.type in ("cpu", "cuda")
+    return torch.optim.Adam(trained, recipe.lr, (recipe.beta1, recipe.beta2), fused=fused)
+
+
+def load_pretrained(training: Training, recipe: Recipe, folder: Path | None, fresh: bool) -> None:
+    """Load the published weights that a recipe asks for: nothing is downloaded for one that does not.
+
+    Args:
+        folder: with the weight files; None = torch.hub's cache, filled by download.
+        fresh: False where a state restores the generator.
+
+    Raises:
+        ValueError: a file is missing and cannot be had.
+    """
+    generator = training.generator
+    if fresh and recipe.pretrained:
+        generator.encoder.load_pretrained(load_weights(generator.encoder.name, folder))
+    if fresh and recipe.generator.endswith("-ext"):
+        generator.extractor.load_published(load_weights("danbooru", folder))
+    sources = {"G_perceptual": (VGGFeatures, "vgg16"), "G_anime": (DanbooruFeatures, "danbooru")}
+    device = next(generator.parameters()).device
+    for term in sources.keys() & term_weights(recipe).keys():
+        build, name = sources[term]
+        extractor = build()
+        extractor.load_published(load_weights(name, folder))
+        training.extractors[term] = extractor.to(device, memory_format=torch.channels_last)
 
 
 def pick_precision(precision: str, device: torch.device) -> str:
@@ -128,34 +179,84 @@ def pick_precision(precision: str, device: torch.device) -> str:
     return "bf16" if features.get("amx_bf16") or features.get("avx512_bf16") else "fp32"
 
 
-def train_step(
-    training: Training, x: Tensor, y: Tensor, recipe: Recipe, amp: torch.autocast
-) -> dict[str, Tensor]:
-    """Update D, then G, on one batch.
+def term_weights(recipe: Recipe) -> dict[str, float]:
+    """Return the weight of every loss term that a recipe has."""
+    adversarial = recipe.discriminator != "none"
+    weights = {
+        "G_gan": recipe.lambda_gan if adversarial else 0.0,
+        "G_l1": recipe.lambda_l1,
+        "G_mse": recipe.lambda_mse,
+        "G_perceptual": recipe.lambda_perceptual * (1 - recipe.anime_share),
+        "G_anime": recipe.lambda_perceptual * recipe.anime_share,
+        "D_real": 0.5 if adversarial else 0.0,
+        "D_fake": 0.5 if adversarial else 0.0,
+    }
+    return {name: weight for name, weight in weights.items() if weight > 0}
 
-    Args:
-        x: (N, Cx, H, W), y: (N, Cy, H, W), float32 in [-1, 1] on the device.
+
+@dataclass(frozen=True)
+class Batch:
+    """What one step trains on, on the device."""
+
+    x: Tensor  # (N, Cx, S, S) float32 in [-1, 1], what the generator sees
+    y: Tensor  # (N, Cy, S, S) float32 in [-1, 1], what it should answer
+    target: Tensor  # (N, 3, S, S) uint8, the colour image, for losses on RGB
+
+
+def discriminator_terms(
+    training: Training, batch: Batch, fake: Tensor, recipe: Recipe, amp: torch.autocast
+) -> dict[str, Tensor]:
+    """Return the discriminator's loss terms, unweighted; no gradient goes back to `fake` (N, Cy, S, S)."""
+    with amp:
+        real_logits = training.discriminator(batch.x, batch.y)  # (N, 1, h, w)
+        fake_logits = training.discriminator(batch.x, fake.detach())
+    return losses.discriminator_losses(real_logits, fake_logits, recipe.gan_mode, recipe.label_real)
+
+
+def generator_terms(
+    training: Training, batch: Batch, fake: Tensor, recipe: Recipe, amp: torch.autocast
+) -> dict[str, Tensor]:
+    """Return the generator's loss terms of this epoch's stage, unweighted."""
+    wanted = term_weights(recipe)
+    terms = {}
+    if training.is_adversarial(recipe) and "G_gan" in wanted:
+        with amp:
+            fake_logits = training.discriminator(batch.x, fake)  # (N, 1, h, w)
+        terms["G_gan"] = losses.adversarial_loss(fake_logits, recipe.gan_mode, recipe.label_real)
+    for name, loss in losses.PIXEL.items():
+        if name in wanted:
+            terms[name] = loss(fake.float(), batch.y)
+    if training.extractors:
+        real_rgb = color.rgb01(batch.target)  # (N, 3, S, S)
+        lightness = color.rgb_to_lab(real_rgb)[:, :1] if recipe.output == "ab" else real_rgb
+        fake_rgb = color.decode(fake, recipe.output, lightness)
+        for name, extractor in training.extractors.items():
+            with amp:
+                terms[name] = losses.perceptual_loss(extractor, fake_rgb, real_rgb)
+    return terms
+
+
+def train_step(training: Training, batch: Batch, recipe: Recipe, amp: torch.autocast) -> dict[str, Tensor]:
+    """Update D, where it takes part, then G, on one batch.
 
     Returns:
         Every loss term, unweighted, as a detached scalar on the device.
     """
     generator, discriminator, scaler = training.generator, training.discriminator, training.scaler
+    weights, d_terms = term_weights(recipe), {}
     with amp:
-        fake = generator(x)  # (N, Cy, H, W)
+        fake = generator(batch.x)  # (N, Cy, S, S)
 
-    discriminator.requires_grad_(True)
-    with amp:
-        real_logits, fake_logits = discriminator(x, y), discriminator(x, fake.detach())  # (N, 1, h, w)
-    d_terms = losses.discriminator_losses(real_logits, fake_logits, recipe.gan_mode)
-    scaler.scale(losses.total(d_terms, {"D_real": 0.5, "D_fake": 0.5})).backward()
-    scaler.step(training.optimizer_d)
-    training.optimizer_d.zero_grad()
+    if training.is_adversarial(recipe):
+        discriminator.requires_grad_(True)
+        d_terms = discriminator_terms(training, batch, fake, recipe, amp)
+        scaler.scale(losses.total(d_terms, weights)).backward()
+        scaler.step(training.optimizer_d)
+        training.optimizer_d.zero_grad()
+        discriminator.requires_grad_(False)  # saves its weight gradients, a ninth of the step's work
 
-    discriminator.requires_grad_(False)  # saves its weight gradients, a ninth of the step's work
-    with amp:
-        fake_logits = discriminator(x, fake)  # (N, 1, h, w)
-    g_terms = losses.generator_losses(fake_logits, fake, y, recipe.gan_mode)
-    scaler.scale(losses.total(g_terms, {"G_gan": recipe.lambda_gan, "G_l1": recipe.lambda_l1})).backward()
+    g_terms = generator_terms(training, batch, fake, recipe, amp)
+    scaler.scale(losses.total(g_terms, weights)).backward()
     scaler.step(training.optimizer_g)
     training.optimizer_g.zero_grad()
 

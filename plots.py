@@ -14,12 +14,14 @@ matplotlib.use("agg")
 
 def plot_losses(path: Path, records: Sequence[Mapping[str, float]]) -> None:
     """Draw every G_ and D_ term of log.jsonl over steps: raw, and averaged over a tenth of the records."""
-    names = [name for name in records[-1] if name.startswith(("G_", "D_"))]
+    names = list(
+        dict.fromkeys(name for record in records for name in record if name.startswith(("G_", "D_")))
+    )
     figure = Figure(figsize=(4 * len(names), 3.2), layout="constrained")
-    window = max(1, len(records) // 10)
-    steps = [record["steps"] for record in records]
     for axis, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
-        values = np.array([record[name] for record in records])
+        values = np.array([record[name] for record in records if name in record])  # a stage has its own terms
+        steps = [record["steps"] for record in records if name in record]
+        window = max(1, len(values) // 10)
         smooth = np.convolve(values, np.ones(window) / window, "valid")
         axis.plot(steps, values, color="0.8", label="raw")
         axis.plot(steps[window - 1 :], smooth, color="C0", label=f"mean of {window}")

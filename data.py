@@ -22,11 +22,13 @@ from tqdm import tqdm
 
 import color
 import scenes
-from folders import Item, find_pair, list_items
-from images import Array, read_image, resize
+from damage import make_fixed_input
+from datasets import Blob
+from folders import Item, find_pair, list_items, read_picture
+from images import Array, colorfulness, resize
 
 MAX_ASPECT = 3  # a long side beyond this many short sides is cut off around the centre
-VERSION = 1  # of the cache's contents; raise it when decoding changes
+VERSION = 2  # of the cache's contents; raise it when decoding changes
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ class Loading:
     fit: str
     pair: str
     sketch: bool  # keep a sketch beside each colour picture
+    min_colorfulness: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -44,10 +47,12 @@ class ImageSet:
     """One split, decoded; (H, W, C) pictures back to back, C = 6 where a sketch follows the colour."""
 
     stems: list[str]
+    labels: list[str]  # class names, empty where there are none
     pixels: NDArray[np.uint8]  # memory-mapped, flat
     index: NDArray[np.int64]  # (N, 3): offset, height, width
     channels: int
     bad: list[str]  # one sentence per file that could not be read
+    gray: int  # pictures left out as near-gray
     key: str  # fingerprint of the files and of how they were loaded
 
     def __len__(self) -> int:
@@ -89,6 +94,15 @@ class ImageSet:
         target = tensor[:, :3]
         return (tensor[:, 3:] if self.channels == 6 else target), target
 
+    def gather_fixed(self, ids: list[int], recipe: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+        """Cut the centre squares of pictures to look at or to score; their inputs are the same every time.
+
+        Returns:
+            what the network is given (N, 1|3, S, S) and target (N, 3, S, S), uint8.
+        """
+        source, target = self.gather(ids, recipe["size"])
+        return make_fixed_input(source, target, recipe, ids), target
+
 
 def training_batches(
     images: ImageSet, batch_size: int, size: int, flip: float, seed: int, epoch: int, start: int = 0
@@ -121,8 +135,8 @@ def decode(item: Item, loading: Loading) -> Array:
     if isinstance(item.target, int):
         colour, sketch = scenes.draw(item.target, loading.load_size)
         return np.concatenate([colour, sketch], 2) if loading.sketch else colour
-    colour = read_image(item.target)
-    sketch = None if item.source is None else read_image(item.source)
+    colour = read_picture(item.target)
+    sketch = None if item.source is None else read_picture(item.source)
     if sketch is None and loading.pair != "none":
         half, odd = divmod(colour.shape[1], 2)
         if odd or not half:
@@ -167,22 +181,25 @@ def load_images(items: Sequence[Item], loading: Loading, cache: Path, label: str
     meta = json.loads((folder / "meta.json").read_text())
     pixels = np.memmap(folder / "pixels.bin", np.uint8, mode="r")
     index = np.array(meta["index"], np.int64).reshape(-1, 3)
-    return ImageSet(meta["stems"], pixels, index, 6 if loading.sketch else 3, meta["bad"], key)
+    channels = 6 if loading.sketch else 3
+    return ImageSet(meta["stems"], meta["labels"], pixels, index, channels, meta["bad"], meta["gray"], key)
 
 
 def find_loading(recipe: Mapping[str, Any], items: Sequence[Item]) -> Loading:
     """Return how a recipe loads items; resolves pair=auto by looking."""
     if recipe["pair"] in ("AB", "BA") and (isinstance(items[0].target, int) or items[0].source):
         raise ValueError(f"--pair {recipe['pair']}, but this data holds no pairs side by side; leave it out")
-    sketch = recipe["input"] == "sketch"
-    pair = find_pair(items) if recipe["pair"] == "auto" and sketch else recipe["pair"]
-    return Loading(recipe["load_size"], recipe["fit"], "none" if pair == "auto" else pair, sketch)
+    sketch = recipe["input"] in ("sketch", "line", "gray+line")
+    drawn = recipe["input"] != "L"  # drawings come as pairs, photographs do not
+    pair = find_pair(items) if recipe["pair"] == "auto" and drawn else recipe["pair"]
+    pair = "none" if pair == "auto" else pair
+    return Loading(recipe["load_size"], recipe["fit"], pair, sketch, recipe["min_colorfulness"])
 
 
 def open_split(record: Mapping[str, Any], data: str | None, split: str, cache: Path) -> ImageSet:
     """Return a split of the data that a run remembers in recipe.json, or of another data set."""
     recipe = record["recipe"]
-    items = list_items(str(data or record["data"]), recipe["val_fraction"], recipe["seed"])
+    items = list_items(str(data or record["data"]), recipe, cache)
     loading = find_loading(recipe, items[split]) if data else Loading(**record["loading"])
     return load_images(items[split], loading, cache, split)
 
@@ -190,12 +207,14 @@ def open_split(record: Mapping[str, Any], data: str | None, split: str, cache: P
 def fingerprint(items: Sequence[Item], loading: Loading) -> str:
     """Return a hash that changes with any file's name, size or time, and with how files are loaded."""
     digest = hashlib.sha256(repr((VERSION, loading)).encode())
+    stats = {}  # of an archive once, not per picture
     for item in items:
-        for path in (item.target, item.source):
+        for picture in (item.target, item.source):
+            path = picture.archive if isinstance(picture, Blob) else picture
             if isinstance(path, Path):
-                stat = path.stat()
-                digest.update(f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}".encode())
-        digest.update(item.stem.encode())
+                stats[path] = stats.get(path) or path.stat()
+                digest.update(f"{path.resolve()} {stats[path].st_size} {stats[path].st_mtime_ns}".encode())
+        digest.update(f"{item.stem} {item.target}".encode())
     if items and isinstance(items[0].target, int):
         digest.update(Path(scenes.__file__).read_bytes())
     return digest.hexdigest()[:16]
@@ -205,7 +224,7 @@ def _fill_cache(folder: Path, items: Sequence[Item], loading: Loading, label: st
     """Decode all items into a new cache folder; appears whole or not at all."""
     partial = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
     partial.mkdir(parents=True, exist_ok=True)
-    stems, index, bad, offset = [], [], [], 0
+    stems, labels, index, bad, offset, gray = [], [], [], [], 0, 0
 
     def attempt(item: Item) -> Array | ValueError:
         try:
@@ -223,13 +242,22 @@ def _fill_cache(folder: Path, items: Sequence[Item], loading: Loading, label: st
                     if isinstance(picture, ValueError):
                         bad.append(str(picture))
                         continue
+                    if (
+                        loading.min_colorfulness
+                        and colorfulness(picture[:, :, :3]) < loading.min_colorfulness
+                    ):
+                        gray += 1
+                        continue
                     file.write(np.ascontiguousarray(picture).data)
                     stems.append(item.stem)
+                    labels.append(item.label)
                     index.append([offset, *picture.shape[:2]])
                     offset += picture.size
         if not stems:
-            raise ValueError(f"none of the {len(items)} {label} images can be read; the first: {bad[0]}")
-        (partial / "meta.json").write_text(json.dumps({"stems": stems, "index": index, "bad": bad}))
+            reason = f"the first: {bad[0]}" if bad else f"all are near-gray, below {loading.min_colorfulness}"
+            raise ValueError(f"none of the {len(items)} {label} images can be used; {reason}")
+        meta = {"stems": stems, "labels": labels, "index": index, "bad": bad, "gray": gray}
+        (partial / "meta.json").write_text(json.dumps(meta))
         if not folder.is_dir():
             os.replace(partial, folder)
     finally:

@@ -1,26 +1,32 @@
-"""Which pictures a data set holds: files, pairs, splits.
+"""Which pictures a data set holds: their names, splits, pairs and labels.
 
 A data set is a folder of pictures (any depth), of pictures side by side (colour and sketch, --pair), or of
-two folders `targets/` and `inputs/` (or `color/` and `sketch/`) matched by stem; or `demo`, the embedded
-scenes. Where it has `train/` and `val/` (and `test/`), they are the split; else a share is held out by a
-hash of the name, so that adding files moves none from one side to the other.
+two folders `targets/` and `inputs/` (or `color/` and `sketch/`) matched by stem; or an archive that holds
+the same; or a torchvision data set by name; or `demo`, the embedded scenes. Where it has `train/` and `val/`
+or `test/`, they are the split; else a share is held out by a hash of the name, so that adding files moves
+none from one side to the other. The first folder below that is a picture's label.
 """
 
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 import scenes
+from datasets import Blob, Entry, find_named, open_archive, open_named
 from images import Array, find_images, read_image
 
 DEMO = "demo"
 PAIR_FOLDERS = (("targets", "inputs"), ("color", "sketch"))  # (colour, sketch)
+
+Picture = Path | int | Blob | Entry  # file, index of a demo scene, or a place in an archive or data set
+Tree = dict[str, Picture]  # name, with folders -> picture, in order
 
 
 @dataclass(frozen=True)
@@ -28,76 +34,122 @@ class Item:
     """One picture of a data set: where its colour comes from, and its sketch where that has a file."""
 
     stem: str  # flat name without ending, unique
-    target: Path | int  # file, or index of a demo scene
-    source: Path | None = None
+    target: Picture
+    source: Picture | None = None
+    label: str = ""  # name of its class, empty where there are none
+    name: str = ""  # within the data set; decides on which side of a split it falls
 
 
-def list_items(data: str, val_fraction: float, seed: int) -> dict[str, list[Item]]:
-    """Return the items of the splits train, val and test (val again, where the data has no test folder).
+def read_picture(picture: Path | Blob | Entry) -> Array:
+    """Return a picture as sRGB (H, W, 3) uint8. Raises ValueError naming it where it cannot be read."""
+    return read_image(picture) if isinstance(picture, Path) else picture.read()
+
+
+def list_items(data: str, recipe: Mapping[str, Any], cache: Path) -> dict[str, list[Item]]:
+    """Return the items of the splits train, val and test (val again, where the data has no test pictures).
+
+    Args:
+        data: folder, .tar or .npz file, demo, or a torchvision data set.
+        recipe: fields val_fraction, limit and seed of config.Recipe.
+        cache: where a data set by name is downloaded to.
 
     Raises:
-        ValueError: no such folder, no image, pairs without partners, or too few images to split.
+        ValueError: no such data, no image, pairs without partners, or too few images to split.
     """
-    if data == DEMO:
-        items = [Item(f"scene_{i:04d}", i) for i in range(scenes.SCENES)]
-        return _hash_split(items, Path(), val_fraction, seed)
+    tree, seed = open_tree(data, cache), recipe["seed"]
+    parts = {
+        split: {
+            name.split("/", 1)[1]: picture for name, picture in tree.items() if name.startswith(f"{split}/")
+        }
+        for split in ("train", "val", "test")
+    }
+    if not parts["train"] or not (parts["val"] or parts["test"]):
+        parts = {"train": parts["train"] if len(parts["train"]) == len(tree) else tree}
+    splits = {split: find_items(part, f"{data}/{split}") for split, part in parts.items() if part}
+    if "val" not in splits:
+        splits["train"], splits["val"] = hold_out(splits["train"], recipe["val_fraction"], seed)
+    splits = {split: pick(items, recipe["limit"], seed) for split, items in splits.items()}
+    return {"test": splits["val"], **splits}
+
+
+def open_tree(data: str, cache: Path) -> Tree:
+    """Return every picture of a data set by name. Raises ValueError where there is none."""
     root = Path(data)
-    if not root.is_dir():
-        raise ValueError(f"no folder {data}: --data takes an image folder, or {DEMO}")
-    if (root / "train").is_dir() and (root / "val").is_dir():
-        splits = {name: _find_items(root / name) for name in ("train", "val")}
-        test = root / "test"
-        return {**splits, "test": _find_items(test) if test.is_dir() else splits["val"]}
-    return _hash_split(_find_items(root), root, val_fraction, seed)
+    if data == DEMO:
+        return {f"scene_{i:04d}": i for i in range(scenes.SCENES)}
+    if root.is_dir():
+        return {path.relative_to(root).as_posix(): path for path in find_images(root)}
+    if root.is_file():
+        return dict(open_archive(root))
+    if find_named(data):
+        return dict(open_named(data, cache / "datasets"))
+    raise ValueError(
+        f"no folder {data}: --data takes an image folder, a .tar or .npz file, {DEMO}, "
+        "or a torchvision data set such as cifar10"
+    )
 
 
-def _hash_split(items: list[Item], root: Path, val_fraction: float, seed: int) -> dict[str, list[Item]]:
-    """Hold out the items whose hashed name falls below the fraction; the lowest where none does."""
+def share(item: Item, salt: object) -> float:
+    """Return a number in [0, 1) that depends on an item's name and the salt alone."""
+    digest = hashlib.sha256(f"{salt}/{item.name}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64
+
+
+def hold_out(items: list[Item], val_fraction: float, seed: int) -> tuple[list[Item], list[Item]]:
+    """Return train and val: held out is whose share falls below the fraction; the lowest where none does."""
     if len(items) < 2:
         raise ValueError(f"{len(items)} image is too few: one is needed to train and one to validate")
-
-    def share(item: Item) -> float:
-        name = item.stem if isinstance(item.target, int) else _name(item.target, root)
-        digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
-        return int.from_bytes(digest[:8], "big") / 2**64
-
-    shares = [share(item) for item in items]
+    shares = [share(item, seed) for item in items]
     limit = max(val_fraction, math.nextafter(min(shares), 1.0))  # at least one is held out
     val = [item for item, place in zip(items, shares, strict=True) if place < limit]
     train = [item for item, place in zip(items, shares, strict=True) if place >= limit]
     if not train:
         raise ValueError(f"val_fraction {val_fraction} leaves none of {len(items)} images for training")
-    return {"train": train, "val": val, "test": val}
+    return train, val
 
 
-def _find_items(folder: Path) -> list[Item]:
+def pick(items: list[Item], limit: int, seed: int) -> list[Item]:
+    """Return at most `limit` items, chosen by their share and so from all over; 0 = all."""
+    if not limit or len(items) <= limit:
+        return items
+    chosen = {item.stem for item in sorted(items, key=lambda item: share(item, f"limit/{seed}"))[:limit]}
+    return [item for item in items if item.stem in chosen]
+
+
+def find_items(tree: Tree, where: str) -> list[Item]:
+    """Return one split's items: pairs by stem where it has a folder for each half, else single pictures.
+
+    Raises:
+        ValueError: pictures without a partner.
+    """
     for colour, sketch in PAIR_FOLDERS:
-        if (folder / colour).is_dir() and (folder / sketch).is_dir():
-            return _match_stems(folder / colour, folder / sketch)
-    paths = find_images(folder)
-    stems = _unique_stems(paths, folder)
-    return [Item(stem, path) for stem, path in zip(stems, paths, strict=True)]
+        halves = [
+            {name[len(half) + 1 :]: picture for name, picture in tree.items() if name.startswith(f"{half}/")}
+            for half in (colour, sketch)
+        ]
+        if all(halves):
+            return _match_stems(*halves, where)
+    stems = unique_stems(list(tree))
+    return [
+        Item(stem, picture, None, name.split("/", 1)[0] if "/" in name else "", name)
+        for stem, (name, picture) in zip(stems, tree.items(), strict=True)
+    ]
 
 
-def _match_stems(colour: Path, sketch: Path) -> list[Item]:
-    targets, sources = find_images(colour), find_images(sketch)
-    partners = dict(zip(_unique_stems(sources, sketch), sources, strict=True))
-    stems = _unique_stems(targets, colour)
+def _match_stems(colour: Tree, sketch: Tree, where: str) -> list[Item]:
+    partners = dict(zip(unique_stems(list(sketch)), sketch.values(), strict=True))
+    stems = unique_stems(list(colour))
     alone = sorted(set(stems) ^ set(partners))
     if alone:
-        raise ValueError(
-            f"{len(alone)} images of {colour} and {sketch} have no partner, the first is {alone[0]}"
-        )
-    return [Item(stem, path, partners[stem]) for stem, path in zip(stems, targets, strict=True)]
+        raise ValueError(f"{len(alone)} pictures in {where} have no partner of their name, first {alone[0]}")
+    return [
+        Item(stem, picture, partners[stem], "", name)
+        for stem, (name, picture) in zip(stems, colour.items(), strict=True)
+    ]
 
 
-def _name(path: Path, folder: Path) -> str:
-    return path.relative_to(folder).as_posix()
-
-
-def _unique_stems(paths: list[Path], folder: Path) -> list[str]:
+def unique_stems(names: list[str]) -> list[str]:
     """Return a flat name per file: its path without ending; with it, or a hash, where two are the same."""
-    names = [_name(path, folder) for path in paths]
     flat = [name.replace("/", "__") for name in names]
     choices = (
         [str(Path(stem).with_suffix("")) for stem in flat],
@@ -127,7 +179,7 @@ def find_pair(items: Sequence[Item]) -> str:
         if isinstance(item.target, int) or item.source is not None:
             return "none"
         with suppress(ValueError):  # an unreadable file has no vote
-            votes.update(_vote(read_image(item.target)))
+            votes.update(_vote(read_picture(item.target)))
     if len(votes) > 1:
         counts = ", ".join(f"{number} {kind}" for kind, number in votes.most_common())
         raise ValueError(f"pairs or pictures? the first images look like {counts}; say --pair AB, BA or none")

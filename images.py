@@ -18,20 +18,7 @@ from PIL import Image, ImageCms, ImageDraw, ImageFont, ImageOps, UnidentifiedIma
 
 from atomic import replacing
 
-EXTENSIONS = {
-    ".jpg",
-    ".jpeg",
-    ".png",
-    ".webp",
-    ".bmp",
-    ".tif",
-    ".tiff",
-    ".gif",
-    ".ppm",
-    ".pgm",
-    ".jp2",
-    ".avif",
-}
+EXTENSIONS = frozenset(".jpg .jpeg .png .webp .bmp .tif .tiff .gif .ppm .pgm .jp2 .avif".split())
 GAP = 6  # px between the pictures of a contact sheet
 
 Array = NDArray[np.uint8]
@@ -55,16 +42,19 @@ def find_images(folder: Path) -> list[Path]:
     return sorted(found, key=Path.as_posix)
 
 
-def read_image(path: Path) -> Array:
+def read_image(path: Path, content: bytes | None = None) -> Array:
     """Read one image file as sRGB (H, W, 3) uint8.
+
+    Args:
+        content: the file's bytes, where `path` only says what to call it.
 
     Raises:
         ValueError: missing, unreadable, truncated, too large to be safe, or not an image; names the file.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(path if content is None else io.BytesIO(content)) as image:
             image.load()
-            return np.array(_to_srgb(ImageOps.exif_transpose(image)))
+            return to_array(image)
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file") from None
     except UnidentifiedImageError:
@@ -73,6 +63,21 @@ def read_image(path: Path) -> Array:
         raise ValueError(f"{path}: {error}") from None
     except (OSError, SyntaxError, ValueError, EOFError, RuntimeError) as error:
         raise ValueError(f"{path}: damaged image ({error})") from None
+
+
+def to_array(image: Image.Image) -> Array:
+    """Return a loaded Pillow image as upright sRGB (H, W, 3) uint8."""
+    return np.array(_to_srgb(ImageOps.exif_transpose(image)))
+
+
+def colorfulness(image: Array) -> float:
+    """Return colourfulness: 0 gray, 15 slight, 59 quite colourful, 109 extreme; best close to the truth's.
+
+    Source: Hasler and Suesstrunk, "Measuring colourfulness in natural images", 2003, M^(3).
+    """
+    red, green, blue = image.astype(np.float64).transpose(2, 0, 1)
+    rg, yb = red - green, (red + green) / 2 - blue
+    return float(np.hypot(rg.std(), yb.std()) + 0.3 * np.hypot(rg.mean(), yb.mean()))
 
 
 def _to_srgb(image: Image.Image) -> Image.Image:

@@ -13,7 +13,7 @@ from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 import color
-from images import Array
+from images import Array, colorfulness
 
 HIGHEST_PSNR_DB = 100.0  # identical pictures have infinite PSNR, which would swallow every mean
 FEWEST_FID_IMAGES = (
@@ -54,16 +54,6 @@ def ab_mse(target: Array, output: Array) -> float:
     pair = torch.from_numpy(np.stack([target, output])).permute(0, 3, 1, 2)  # (2, 3, H, W)
     ab = color.rgb_to_lab(color.rgb01(pair))[:, 1:]
     return float(((ab[0] - ab[1]) ** 2).mean())
-
-
-def colorfulness(image: Array) -> float:
-    """Return colourfulness: 0 gray, 15 slight, 59 quite colourful, 109 extreme; best close to the truth's.
-
-    Source: Hasler and Suesstrunk, "Measuring colourfulness in natural images", 2003, M^(3).
-    """
-    red, green, blue = image.astype(np.float64).transpose(2, 0, 1)
-    rg, yb = red - green, (red + green) / 2 - blue
-    return float(np.hypot(rg.std(), yb.std()) + 0.3 * np.hypot(rg.mean(), yb.mean()))
 
 
 def s0_gray(target: Array, output: Array) -> tuple[float, float]:

@@ -15,7 +15,8 @@ import typer
 from tqdm import tqdm
 
 from checkpoint import load_exported, newest_run, pick_device
-from config import RUNS, DeviceOption, command
+from cli import DeviceOption, command
+from config import RUNS
 from images import Array, find_images, read_image, write_image
 
 

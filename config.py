@@ -1,45 +1,24 @@
-"""Recipes, folder names and command-line options: the one home of every default.
+"""Recipes and folder names: the one home of every default.
 
+    python train.py --list-recipes
     python train.py --recipe coco --set lambda_l1=50     # any field of Recipe can be set
     python train.py --recipe coco --dry-run              # prints what is resolved
 
-A recipe is a frozen dataclass; RECIPES holds, for each published system, only what differs from it.
+A recipe is a frozen dataclass; RECIPES holds, for each published system, what differs from its defaults.
 """
 
 import difflib
-import math
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Any, get_type_hints
 
-import typer
+from checks import check
 
-VERSION = "0.1.0"
+VERSION = "0.2.0"
 RUNS = Path("runs")  # one folder per training run
-CACHE = Path("cache")  # decoded images, safe to delete at any time
+CACHE = Path("cache")  # decoded images and downloaded data sets, safe to delete at any time
 ROOT = Path(__file__).resolve().parent
-MULTIPLE = 16  # px; a size that can be halved less often would make the U-Net a shallow one
-MAX_DEPTH = 8  # halvings in pix2pix's U-Net: 256 px -> 1 px
-
-CHOICES = {
-    "input": ("L", "sketch"),
-    "output": ("ab", "rgb"),
-    "generator": ("unet", "unet-reflect"),
-    "discriminator": ("patch30", "patch26"),
-    "fit": ("crop", "squash"),
-    "pair": ("auto", "none", "AB", "BA"),
-    "schedule": ("constant", "linear"),
-    "gan_mode": ("vanilla", "lsgan", "hinge"),
-    "norm_stats": ("running", "batch"),
-    "init": ("normal", "default"),
-    "precision": ("auto", "fp32", "bf16", "fp16"),
-}
-SMALLEST = {"patch30": 24, "patch26": 52}  # px, below which a discriminator has no logits left
-UNIT_INTERVAL = ("val_fraction", "dropout", "beta1", "beta2", "ema")
-POSITIVE = ("size", "ngf", "ndf", "batch_size", "epochs", "save_every", "lr", "log_every", "samples")
-NOT_NEGATIVE = ("load_size", "depth", "lambda_gan", "lambda_l1", "seed")
 
 
 @dataclass(frozen=True)
@@ -48,94 +27,147 @@ class Recipe:
 
     name: str
     # images
-    input: str = "L"  # what the generator sees: L (1 channel, lightness) | sketch (3 channels)
-    output: str = "ab"  # what it predicts: ab (2 channels of Lab) | rgb (3 channels)
+    input: str = "L"  # L (lightness) | gray (luma) | line (drawn) | gray+line: 1 channel; sketch: 3 channels
+    output: str = "ab"  # ab (2 channels of Lab) | rgb (3 channels) | Lab (3 channels, lightness restored)
     size: int = 256  # px, side of the square the networks are trained on
     load_size: int = 0  # px, short side after loading, from which `size` is cropped; 0 = size
     fit: str = "crop"  # crop: resize the short side, crop a square | squash: resize to the square
     pair: str = "auto"  # two pictures side by side: AB colour left | BA colour right | none | auto: look
     flip: float = 0.0  # probability of a horizontal flip, training only
+    line_share: float = 0.5  # probability of line art where input is gray+line
     val_fraction: float = 0.1  # share held out where the data has no val folder
+    limit: int = 0  # images of each split at most, chosen by a hash of their names; 0 = all
+    min_colorfulness: float = 0.0  # pictures below are left out as near-gray (15 is slightly colourful)
+    # damage of the input: strength in [0, 1], and the probability with which a picture gets it
+    scratches: float = 0.5  # bright and dark threads
+    scratches_p: float = 0.0
+    stripes: float = 0.5  # vertical bands of another exposure
+    stripes_p: float = 0.0
+    blotches: float = 0.5  # stains
+    blotches_p: float = 0.0
+    fading: float = 0.5  # contrast lost, blacks lifted or whites darkened
+    fading_p: float = 0.0
+    blur: float = 0.5  # out of focus
+    blur_p: float = 0.0
+    grain: float = 0.5  # film noise
+    grain_p: float = 0.0
+    jpeg: float = 0.5  # blocks of 8 x 8 px, coarsely quantised
+    jpeg_p: float = 0.0
     # networks
     generator: str = "unet"  # a key of models.GENERATORS
-    discriminator: str = "patch30"  # a key of models.DISCRIMINATORS, named by its logits at 256 px
-    ngf: int = 64  # channels after the generator's first convolution
+    discriminator: str = "patch30"  # a key of models.DISCRIMINATORS, named by its logits at 256 px | none
+    ngf: int = 64  # channels after the generator's first convolution; of a resunet, of its last blocks
     ndf: int = 64  # channels after the discriminator's first convolution
     depth: int = 0  # halvings in the U-Net; 0 = as many as `size` allows, at most 8
     dropout: float = 0.5  # on the three innermost decoder blocks
+    attention: int = 0  # px, side of the feature map with self-attention (unet-att*); 0 = the innermost
+    pretrained: bool = False  # start the encoder of resunet* and resnet from ImageNet weights
+    norm_d: str = "batch"  # of the discriminator: batch | instance | none
+    spectral_norm: bool = False  # of the discriminator's convolutions
     norm_stats: str = "running"  # BatchNorm at test time: running statistics | batch (pix2pix's test mode)
-    init: str = "normal"  # normal: N(0, 0.02), pix2pix's own | default: PyTorch's
+    init: str = "normal"  # normal: N(0, 0.02), pix2pix's own | default: PyTorch's | kaiming: fan out
     # optimisation
     epochs: int = 200  # passes over the training images
+    pretrain_epochs: int = 0  # of these, the first that train the generator alone, without the GAN term
+    pretrain_lr: float = 0.0  # Adam's step size in them, constant; 0 = lr. Adam starts anew afterwards
     batch_size: int = 16  # images per step
-    lr: float = 2e-4  # Adam's step size, both networks
+    lr: float = 2e-4  # Adam's step size
+    lr_d: float = 0.0  # the discriminator's own; 0 = lr
     beta1: float = 0.5  # Adam's decay of the mean
     beta2: float = 0.999  # Adam's decay of the square
-    schedule: str = "constant"  # constant | linear: constant for half of the epochs, then down to 0
+    schedule: str = "constant"  # constant | linear: constant for half of the GAN epochs, then down to 0
     gan_mode: str = "vanilla"  # vanilla (BCE) | lsgan (MSE) | hinge
-    lambda_gan: float = 1.0  # weight of the adversarial term in the generator's loss
-    lambda_l1: float = 100.0  # weight of the L1 term in the generator's loss
+    label_real: float = 1.0  # what a real image is labelled; 0.9 smooths the labels (vanilla, lsgan)
+    lambda_gan: float = 1.0  # weights of the terms of the generator's loss; 0 = not computed
+    lambda_l1: float = 100.0
+    lambda_mse: float = 0.0
+    lambda_perceptual: float = 0.0  # (1 - anime_share) x VGG-16 + anime_share x Danbooru ResNet-50
+    anime_share: float = 0.0
     ema: float = 0.0  # decay per step of the averaged generator that is saved for use; 0 = off
     precision: str = "auto"  # auto | fp32 | bf16 | fp16 (CUDA, with gradient scaling)
     compile: bool = False  # torch.compile both networks: about a minute to start, then faster
-    seed: int = 42  # of weights, shuffling, cropping, flipping and dropout
+    seed: int = 42  # of weights, shuffling, cropping, flipping, damage and dropout
     # intervals
     save_every: int = 5  # epochs between checkpoints
     log_every: int = 50  # steps between status lines
     samples: int = 6  # validation images on each sample sheet
 
     def __post_init__(self) -> None:
-        for key, kind in get_type_hints(Recipe).items():
-            if kind is float and isinstance(getattr(self, key), int):
-                object.__setattr__(self, key, float(getattr(self, key)))
-            if not isinstance(getattr(self, key), kind):
-                raise ValueError(f"{key} must be {kind.__name__}, got {getattr(self, key)!r}")
-        for key, choices in CHOICES.items():
-            _require(getattr(self, key) in choices, key, self, f"one of {' '.join(choices)}")
-        for key in UNIT_INTERVAL:
-            _require(0 <= getattr(self, key) < 1, key, self, "in [0, 1)")
-        _require(0 <= self.flip <= 1, "flip", self, "in [0, 1]")
-        for key in POSITIVE:
-            _require(0 < getattr(self, key) < math.inf, key, self, "greater than 0")
-        for key in NOT_NEGATIVE:
-            _require(0 <= getattr(self, key) < math.inf, key, self, "at least 0")
-        smallest = SMALLEST[self.discriminator]
-        _require(self.size >= smallest, "size", self, f"at least {smallest} for {self.discriminator}")
-        if self.load_size == 0:
-            object.__setattr__(self, "load_size", self.size)
-        if self.depth == 0:
-            _require(self.size % MULTIPLE == 0, "size", self, f"a multiple of {MULTIPLE} (or set depth)")
-            object.__setattr__(self, "depth", _deepest(self.size))
-        _require(self.load_size >= self.size, "load_size", self, f"at least size ({self.size})")
-        deep_enough = 2 <= self.depth <= MAX_DEPTH and self.size % 2**self.depth == 0
-        _require(deep_enough, "depth", self, f"2 to 8 with size a multiple of 2^depth (size is {self.size})")
+        check(self, get_type_hints(Recipe))
 
 
-def _require(ok: bool, key: str, recipe: Recipe, wanted: str) -> None:
-    if not ok:
-        raise ValueError(f"{key} must be {wanted}, got {getattr(recipe, key)!r}")
+_URESNET = dict(
+    generator="resunet", discriminator="patch15", pretrained=True, flip=0.5, min_colorfulness=10.0,
+    epochs=120, pretrain_epochs=20, batch_size=4, init="default",
+)  # fmt: skip
+_MANGA = dict(
+    input="gray", output="rgb", discriminator="patch15-bias", lambda_gan=0.01, lambda_l1=1.0,
+    lambda_perceptual=0.1, epochs=50, init="default",
+)  # fmt: skip
+_PLACES = dict(size=224, load_size=256, flip=0.5, epochs=50, batch_size=100, init="default", dropout=0.0)
+_CIFAR = {**_PLACES, "size": 32, "load_size": 0}
+_REGRESSION = dict(discriminator="none", lambda_l1=0.0, lambda_mse=1.0, lr=1e-3, beta1=0.9)
 
-
-def _deepest(size: int) -> int:
-    """Return how often size can be halved without a remainder, at most 8 times."""
-    return next((n for n in range(MAX_DEPTH, 0, -1) if size % 2**n == 0), 0)
-
-
-# What each published system changes of the defaults above.
+# What each published system changes of the defaults above. L and ab are scaled to [-1, 1] in all of them.
 RECIPES: dict[str, dict[str, Any]] = {
     # The embedded scenes, minutes on two CPU cores.
     "demo": dict(
         size=128, flip=0.5, ngf=32, ndf=16, depth=5, dropout=0.0, init="default", epochs=20, batch_size=8,
         lr=2e-3, schedule="linear", lambda_gan=0.05, ema=0.99, save_every=5, log_every=100,
     ),
-    # Photo -> colour in Lab. Published: 950 epochs, images squashed to the square; flips from epoch 350 on.
+    # Published: 950 epochs, images squashed to the square; flips from epoch 350 on, and of validation images.
     "coco": dict(flip=0.5, epochs=950, save_every=25, init="default"),
-    # Sketch -> colour in RGB. Published: 150 epochs, a checkpoint every 10, no augmentation.
+    # Published: fastai's decoder; its code detached the generated image, so no GAN gradient reached G.
+    "coco-resnet": _URESNET,
+    # The same system on group portraits; its pictures were resized to the square, ours are cropped.
+    "groups": _URESNET,
+    # Published: 150 epochs, a checkpoint every 10, no augmentation; its resume began at epoch 1 again.
     "anime": dict(
         input="sketch", output="rgb", generator="unet-reflect", discriminator="patch26",
         epochs=150, save_every=10, init="default",
     ),
+    # Published with anime_share 0, 0.1 and 1; the best pictures came from 0 with both additions.
+    "manga": dict(_MANGA, generator="unet-bn"),
+    # Published: attention over the single pixel of the bottleneck, which --set attention=32 mends.
+    "manga-att": dict(_MANGA, generator="unet-att"),
+    # Published: the code computed the Danbooru term without gradient; here it reaches the generator.
+    "manga-ext": dict(_MANGA, generator="unet-ext", anime_share=0.1),
+    "manga-att-ext": dict(_MANGA, generator="unet-att-ext", anime_share=0.1),
+    # Published: 5 epochs by default, random crops of varying scale; ab in [0, 1].
+    "places-resnet": dict(_PLACES, **_REGRESSION, generator="resnet"),
+    "unet32": dict(_CIFAR, **_REGRESSION, generator="unet32"),
+    "unet224": dict(_PLACES, **_REGRESSION, generator="unet224"),
+    # Published: L1 on the discriminator's output and two sigmoids; the paper it names puts L1 on the image.
+    "nazerigan32": dict(_CIFAR, generator="unet32", discriminator="image32", label_real=0.9),
+    "nazerigan224": dict(_PLACES, generator="unet224", discriminator="image224", label_real=0.9),
+    # Published: the generator saw 100 x gray, the discriminator RGB alone; here x is L as everywhere.
+    "cgan": dict(
+        _PLACES, output="rgb", generator="convgen", discriminator="image-rgb", label_real=0.9, init="kaiming",
+    ),
+    # Named by the U-ResNet's authors as future work: damage on the input, L restored beside ab.
+    "restore": dict(
+        output="Lab", flip=0.5, min_colorfulness=10.0, init="default", scratches_p=0.5, stripes_p=0.2,
+        blotches_p=0.4, fading_p=0.5, blur_p=0.3, grain_p=0.5, jpeg_p=0.3,
+    ),
 }  # fmt: skip
+SYSTEMS = {  # recipe -> what it stands for
+    "demo": "embedded scenes",
+    "coco": "photo in Lab, pix2pix",
+    "coco-resnet": "photo, U-ResNet, COCO",
+    "groups": "photo, U-ResNet, portraits",
+    "anime": "anime sketch, pix2pix",
+    "manga": "manga page",
+    "manga-att": "manga page, attention",
+    "manga-ext": "manga page, extractor",
+    "manga-att-ext": "manga page, both",
+    "places-resnet": "framework, ResNet",
+    "unet32": "framework, U-Net 32 px",
+    "unet224": "framework, U-Net 224 px",
+    "nazerigan32": "framework, GAN 32 px",
+    "nazerigan224": "framework, GAN 224 px",
+    "cgan": "framework, conditional GAN",
+    "restore": "old photo, restored",
+}
 
 
 def closest(name: str, names: Sequence[str]) -> str:
@@ -185,45 +217,3 @@ def _parse(key: str, text: str, kind: type) -> Any:
         return truth[text.lower()] if kind is bool else kind(text)
     except (ValueError, KeyError):
         raise ValueError(f"{key} takes a value of type {kind.__name__}, got {text!r}") from None
-
-
-# The command line: one option means the same in every stage.
-DataOption = Annotated[str | None, typer.Option(metavar="PATH|NAME", help="Image folder, or demo.")]
-RunOption = Annotated[Path | None, typer.Option(metavar="DIR", help="Run folder.")]
-EpochOption = Annotated[
-    int | None, typer.Option(min=1, metavar="N", help="One saved epoch; default: the last.")
-]
-AllEpochsOption = Annotated[bool, typer.Option("--all-epochs", help="Every saved epoch.")]
-DeviceOption = Annotated[str, typer.Option(metavar="auto|cpu|cuda|mps", help="Where the networks run.")]
-
-
-UsageError = typer.BadParameter.__bases__[0]  # click's, wherever this version of typer keeps it
-
-
-def command(main: Callable[..., object]) -> None:
-    """Run a stage's main from the command line. A user's mistake ends in one sentence and exit code 2.
-
-    A mistake is an unknown option, a ValueError that our own code raises, or a file that the system refuses;
-    a ValueError out of a library is a bug and keeps its traceback.
-    """
-    app = typer.Typer(add_completion=False)
-    app.command()(main)
-    try:
-        app(standalone_mode=False)
-    except UsageError as error:
-        _quit(error.format_message(), 2)
-    except (ValueError, OSError) as error:
-        frame = error.__traceback__
-        while frame and frame.tb_next:
-            frame = frame.tb_next
-        ours = frame is not None and Path(frame.tb_frame.f_code.co_filename).resolve().parent == ROOT
-        if not ours and getattr(error, "filename", None) is None:
-            raise
-        _quit(str(error), 2)
-    except (KeyboardInterrupt, typer.Abort):
-        _quit("interrupted; what was saved before is kept", 130)
-
-
-def _quit(sentence: str, code: int) -> None:
-    print(f"{Path(sys.argv[0]).name}: {' '.join(sentence.split())}", file=sys.stderr)
-    sys.exit(code)

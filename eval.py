@@ -20,7 +20,8 @@ import checkpoint
 import color
 from atomic import replacing
 from checkpoint import choose_epochs, pick_device, pick_run, read_run
-from config import CACHE, RUNS, AllEpochsOption, DataOption, DeviceOption, EpochOption, RunOption, command
+from cli import AllEpochsOption, DataOption, DeviceOption, EpochOption, RunOption, command
+from config import CACHE, RUNS
 from data import ImageSet, open_split
 from images import read_image, write_image
 from metrics import DIRECTIONS, fid, score

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 import checkpoint
 from atomic import replacing
 from checkpoint import choose_epochs, load_exported, pick_device, pick_run, read_run
-from config import RUNS, VERSION, DeviceOption, EpochOption, RunOption, command
+from cli import DeviceOption, EpochOption, RunOption, command
+from config import RUNS, VERSION
 
 SHAPES = ((1, 3, 256, 256), (2, 1, 37, 61), (1, 3, 1, 1), (3, 3, 90, 240))  # checked at export
 TOLERANCE = 1 / 255  # one level of uint8

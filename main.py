@@ -7,12 +7,10 @@ Called again, it goes on with the run it finds.
 """
 
 from pathlib import Path
-from typing import Annotated
 
 import numpy as np
 import skimage
 import torch
-import typer
 
 import color
 import colorize
@@ -21,7 +19,9 @@ import export
 import test
 import train
 from checkpoint import read_run
-from config import RUNS, DataOption, DeviceOption, RunOption, command
+from cli import DataOption, DeviceOption, EpochsOption, RecipeOption, RunOption, WeightsOption, command
+from config import RUNS
+from folders import DEMO
 from images import Array, contact_sheet, find_images, read_image, resize, write_image
 
 PHOTO = "rocket.jpg"  # a real photograph inside scikit-image
@@ -52,16 +52,19 @@ def sheet_rows(run: Path, outputs: Path, example: tuple[Array, Array, Array]) ->
 
 
 def main(
-    recipe: Annotated[str, typer.Option(metavar="NAME", help="demo, coco or anime.")] = "demo",
+    recipe: RecipeOption = None,
     data: DataOption = None,
     run: RunOption = None,
-    epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the training images.")] = None,
+    epochs: EpochsOption = None,
+    weights: WeightsOption = None,
     device: DeviceOption = "auto",
 ) -> Path:
     """Run every stage; returns the contact sheet."""
-    folder = Path(run or RUNS / recipe)
+    folder = Path(run or RUNS / (recipe or DEMO))
     resume = (folder / "recipe.json").exists()
-    train.main(recipe=recipe, data=data, run=folder, epochs=epochs, device=device, resume=resume)
+    train.main(
+        recipe=recipe, data=data, run=folder, epochs=epochs, weights=weights, device=device, resume=resume
+    )
     outputs = test.main(run=folder, all_epochs=True, device=device)
     evaluation.main(run=folder, all_epochs=True, device=device)
     model = export.main(run=folder, device=device)

@@ -8,22 +8,35 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import checkpoint
 from checkpoint import read_run
-from config import ROOT, RUNS, VERSION, Recipe, make_recipe
+from config import ROOT, RUNS, SYSTEMS, VERSION, Recipe, make_recipe
 from data import ImageSet, Loading, mean_ab
 from folders import DEMO, Item
-from gan import Training
+from gan import Training, term_weights
 from models import count_parameters
 
-RESUMABLE = {
-    "epochs",
-    "save_every",
-    "log_every",
-    "lr",
-    "precision",
-    "compile",
-}  # fields that a resume may change
+# what a resume may change
+RESUMABLE = {"epochs", "save_every", "log_every", "lr", "lr_d", "precision", "compile"}
+
+
+def recipe_table() -> str:
+    """Return one line per recipe: what it stands for, what it maps, its networks, losses and size."""
+    header = ("recipe", "system", "input -> output", "generator", "parameters", "discriminator", "loss", "px")
+    rows = [header]
+    for name, system in SYSTEMS.items():
+        recipe = make_recipe(name, {})
+        with torch.device("meta"):  # counts without drawing weights
+            generator = checkpoint.build_colorizer(asdict(recipe)).generator
+        terms = [f"{weight:g} {term[2:]}" for term, weight in term_weights(recipe).items() if term[0] == "G"]
+        maps = f"{recipe.input} -> {recipe.output}"
+        count = f"{count_parameters(generator):,}"
+        cells = (recipe.generator, count, recipe.discriminator, " + ".join(terms), str(recipe.size))
+        rows.append((name, system, maps, *cells))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows)
 
 
 def resolve(
@@ -84,7 +97,7 @@ def resolve_resumed(
 
 def remembered(data: str) -> str:
     """Return how a run stores the name of its data: absolute, so that stages may run anywhere."""
-    return data if data == DEMO else str(Path(data).resolve())
+    return str(Path(data).resolve()) if Path(data).exists() and data != DEMO else data
 
 
 def describe(
@@ -98,16 +111,23 @@ def describe(
 ) -> str:
     """Return what is resolved, one line each."""
     kind = {"AB": "pairs, colour left", "BA": "pairs, colour right", "none": "pictures"}[loading.pair]
-    if loading.sketch and loading.pair == "none" and isinstance(items["train"][0].target, Path):
+    if loading.sketch and loading.pair == "none" and data != DEMO:
         kind = "sketch and colour files" if items["train"][0].source else "pictures, lines drawn from them"
-    counts = count_parameters(training.generator), count_parameters(training.discriminator)
+    classes = len({item.label for item in items["train"]} - {""})
+    if classes > 1:
+        kind += f", {classes} classes"
+    judge = "none: the generator learns alone"
+    if training.discriminator is not None:
+        judge = f"{recipe.discriminator}, {count_parameters(training.discriminator):,} parameters"
     lines = {
         "run": run,
         "data": f"{data}: {len(items['train'])} to train, {len(items['val'])} to validate ({kind})",
         "recipe": f"{recipe.name}, {recipe.input} -> {recipe.output} at {recipe.size} px",
-        "epochs": recipe.epochs,
-        "generator": f"{recipe.generator}, depth {recipe.depth}, {counts[0]:,} parameters",
-        "discriminator": f"{recipe.discriminator}, {counts[1]:,} parameters",
+        "epochs": recipe.epochs
+        if not recipe.pretrain_epochs
+        else f"{recipe.epochs}, the first {recipe.pretrain_epochs} without the discriminator",
+        "generator": f"{recipe.generator}, {count_parameters(training.generator):,} parameters to train",
+        "discriminator": judge,
         "device": hardware,
     }
     return "\n".join(f"{key:<14} {value}" for key, value in lines.items())

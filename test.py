@@ -8,9 +8,10 @@ Writes inputs/STEM.png, targets/STEM.png and outputs/epoch_0050/STEM.png in the 
 """
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,7 +20,8 @@ from tqdm import tqdm
 import checkpoint
 import color
 from checkpoint import choose_epochs, pick_device, pick_run, read_run
-from config import CACHE, RUNS, AllEpochsOption, DataOption, DeviceOption, EpochOption, RunOption, command
+from cli import AllEpochsOption, DataOption, DeviceOption, EpochOption, RunOption, command
+from config import CACHE, RUNS
 from data import ImageSet, open_split
 from images import write_image
 
@@ -33,17 +35,17 @@ def render_epoch(run: Path, epoch: int, images: ImageSet, device: torch.device) 
     """
     recipe = read_run(run)["recipe"]
     colorizer = checkpoint.load_colorizer(run, epoch, device)
-    write_references(run, images, recipe["size"], recipe["input"])
+    write_references(run, images, recipe)
     folder = checkpoint.outputs_path(run, epoch)
     with ThreadPoolExecutor() as pool:  # PNGs are written beside the network
         for ids in tqdm(list(batched(len(images))), folder.name, leave=False, disable=None):
-            source, _ = images.gather(ids, recipe["size"])
+            source, _ = images.gather_fixed(ids, recipe)
             save_all(pool, folder, [images.stems[i] for i in ids], colorizer(source.to(device)).cpu())
     (folder / checkpoint.STAMP).write_text(checkpoint.stamp(run, epoch, images.key))
     return folder
 
 
-def write_references(run: Path, images: ImageSet, size: int, kind: str) -> None:
+def write_references(run: Path, images: ImageSet, recipe: Mapping[str, Any]) -> None:
     """Write inputs/ and targets/, once per data set; what was rendered of another one is deleted."""
     stamp = run / "targets" / checkpoint.STAMP
     if stamp.exists() and stamp.read_text() == images.key:
@@ -52,9 +54,9 @@ def write_references(run: Path, images: ImageSet, size: int, kind: str) -> None:
         shutil.rmtree(run / name, ignore_errors=True)
     with ThreadPoolExecutor() as pool:
         for ids in batched(len(images)):
-            source, target = images.gather(ids, size)
+            source, target = images.gather_fixed(ids, recipe)
             stems = [images.stems[i] for i in ids]
-            save_all(pool, run / "inputs", stems, color.show_input(source, kind))
+            save_all(pool, run / "inputs", stems, color.show_input(source, recipe["input"]))
             save_all(pool, run / "targets", stems, target)
     stamp.write_text(images.key)
 

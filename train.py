@@ -3,7 +3,10 @@
     python train.py                                        # recipe demo, its own scenes
     python train.py --recipe coco --data photos/           # photo -> colour in Lab
     python train.py --recipe anime --data panels/          # sketch -> colour, lines drawn if there are none
+    python train.py --recipe unet32 --data cifar10         # a torchvision data set by name
     python train.py --resume --run runs/coco               # goes on exactly where it stopped
+    python train.py --list-recipes
+    python train.py --recipe manga --data pages/ --audit   # does every loss term reach its network?
 
 Every save_every epochs the run folder gets a generator, a resumable state, a sample sheet and loss curves.
 """
@@ -17,27 +20,24 @@ from typing import Annotated
 import numpy as np
 import torch
 import typer
+from torch import Tensor
 from tqdm import tqdm
 
 import checkpoint
 import color
+from audit import audit, failures
+from audit import table as audit_table
 from checkpoint import pick_device
-from config import (
-    CACHE,
-    DataOption,
-    DeviceOption,
-    Recipe,
-    RunOption,
-    command,
-    parse_settings,
-)
+from cli import DataOption, DeviceOption, EpochsOption, RecipeOption, RunOption, WeightsOption, command
+from config import CACHE, RUNS, Recipe, parse_settings
+from damage import make_input, seeded
 from data import ImageSet, find_loading, load_images, steps_per_epoch, training_batches
 from folders import list_items
-from gan import Training, build_training, pick_precision, train_step
+from gan import Batch, Training, build_training, load_pretrained, pick_precision, term_weights, train_step
 from images import contact_sheet, write_image
 from log import Log, noted_signals
 from plots import plot_losses
-from preflight import describe, resolve, resolve_resumed, write_record
+from preflight import describe, recipe_table, resolve, resolve_resumed, write_record
 
 
 def finish_epoch(
@@ -68,11 +68,18 @@ def save_state(run: Path, training: Training, log: Log) -> None:
 def save_samples(run: Path, recipe: Recipe, epoch: int, images: ImageSet, device: torch.device) -> None:
     """Write input | ours | truth of the same few validation images at every save."""
     ids = np.linspace(0, len(images) - 1, min(recipe.samples, len(images))).astype(int).tolist()
-    source, target = images.gather(ids, recipe.size)
+    source, target = images.gather_fixed(ids, asdict(recipe))
     ours = checkpoint.load_colorizer(run, epoch, device)(source.to(device)).cpu()
     columns = (color.show_input(source, recipe.input), ours, target)
     rows = [[picture.permute(1, 2, 0).numpy() for picture in row] for row in zip(*columns, strict=True)]
     write_image(run / "samples" / f"epoch_{epoch:04d}.png", contact_sheet(rows, ["input", "ours", "truth"]))
+
+
+def make_batch(source: Tensor, target: Tensor, recipe: Recipe, device: torch.device, step: int) -> Batch:
+    """Bring (N, 3, S, S) uint8 pictures to the device, as what the networks take at this step of the run."""
+    source, target = source.to(device, non_blocking=True), target.to(device, non_blocking=True)
+    given = make_input(source, target, asdict(recipe), seeded(device, recipe.seed, step))
+    return Batch(color.encode(given, recipe.input), color.encode(target, recipe.output), target)
 
 
 def train_epoch(
@@ -92,12 +99,14 @@ def train_epoch(
     title = f"epoch {training.epoch}/{recipe.epochs}"
     bar = tqdm(total=steps, initial=training.step, desc=title, leave=False, disable=None)
     started = time.perf_counter()
+    if training.epoch == recipe.pretrain_epochs + 1 and training.step == 0:
+        log.flush(training)  # the terms change with the stage
+        training.optimizer_g.state.clear()
     for source, target in batches:
-        source, target = source.to(device, non_blocking=True), target.to(device, non_blocking=True)
         waited = time.perf_counter() - started
-        training.set_learning_rate(recipe, training.steps / (recipe.epochs * steps))
-        x, y = color.encode(source, recipe.input), color.encode(target, recipe.output)
-        log.add(train_step(training, x, y, recipe, amp), len(x), waited)
+        batch = make_batch(source, target, recipe, device, training.steps)
+        training.set_learning_rate(recipe, steps)
+        log.add(train_step(training, batch, recipe, amp), len(batch.x), waited)
         training.step, training.steps = training.step + 1, training.steps + 1
         bar.update()
         if training.steps % recipe.log_every == 0:
@@ -108,13 +117,28 @@ def train_epoch(
     bar.close()
 
 
+def print_audit(
+    training: Training, recipe: Recipe, images: ImageSet, device: torch.device, amp: torch.autocast
+) -> None:
+    """Print the loss audit of the first batch; exits with 1 if a term does not reach its network."""
+    batches = training_batches(images, recipe.batch_size, recipe.size, recipe.flip, recipe.seed, 1)
+    results = audit(training, make_batch(*next(batches), recipe, device, 0), recipe, amp)
+    print(audit_table(results, term_weights(recipe)))
+    dead = failures(results)
+    if dead:
+        print(f"audit failed: no finite, nonzero gradient from {' '.join(dead)}")
+        raise SystemExit(1)
+    print("audit passed: every term reaches its network")
+
+
 def main(
-    recipe: Annotated[str | None, typer.Option(metavar="NAME", help="demo, coco or anime.")] = None,
+    recipe: RecipeOption = None,
     data: DataOption = None,
     run: RunOption = None,
-    epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the training images.")] = None,
+    epochs: EpochsOption = None,
     size: Annotated[int | None, typer.Option(min=4, help="Side of the training squares, px.")] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Images per step.")] = None,
+    limit: Annotated[int | None, typer.Option(min=0, help="Images of each split at most; 0: all.")] = None,
     save_every: Annotated[int | None, typer.Option(min=1, help="Epochs between checkpoints.")] = None,
     gan_mode: Annotated[
         str | None, typer.Option(metavar="vanilla|lsgan|hinge", help="Adversarial loss.")
@@ -126,19 +150,27 @@ def main(
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any recipe field.")
     ] = None,
+    weights: WeightsOption = None,
     device: DeviceOption = "auto",
     resume: Annotated[bool, typer.Option("--resume", help="Go on where the run stopped.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what is resolved, and stop.")] = False,
+    audited: Annotated[
+        bool, typer.Option("--audit", help="Check that each loss term reaches its network, and stop.")
+    ] = False,
+    list_recipes: Annotated[bool, typer.Option("--list-recipes", help="Print all, and stop.")] = False,
 ) -> Path:
     """Train a colouriser; returns the run folder. Raises ValueError before any work if something is off."""
+    if list_recipes:
+        print(recipe_table())
+        return RUNS
     options = {
-        "epochs": epochs, "size": size, "batch_size": batch_size, "save_every": save_every,
+        "epochs": epochs, "size": size, "batch_size": batch_size, "limit": limit, "save_every": save_every,
         "gan_mode": gan_mode, "pair": pair, "seed": seed, **parse_settings(set_ or []),
     }  # fmt: skip
     made, where, folder = (resolve_resumed if resume else resolve)(recipe, data, run, options)
     on = pick_device(device)
     precision = pick_precision(made.precision, on)
-    items = list_items(where, made.val_fraction, made.seed)
+    items = list_items(where, asdict(made), CACHE)
     loading = find_loading(asdict(made), items["train"])
     torch.backends.cudnn.benchmark = True  # every batch has one shape
     training = build_training(made, on, precision)
@@ -146,17 +178,23 @@ def main(
     if dry_run:
         print("\n".join(f"  {key} = {value}" for key, value in asdict(made).items()))
         return folder
-    if resume and checkpoint.state_path(folder).exists():
-        training.load_state_dict(checkpoint.load(checkpoint.state_path(folder)))
+    state = checkpoint.state_path(folder)
+    restored = resume and state.exists()
+    load_pretrained(training, made, weights, fresh=not restored)
+    if restored:
+        training.load_state_dict(checkpoint.load(state))
+    amp = torch.autocast(
+        on.type, {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision), precision != "fp32"
+    )
+    if audited:
+        print_audit(training, made, load_images(items["train"], loading, CACHE, "train"), on, amp)
+        return folder
     for place in (folder, CACHE):
         place.mkdir(parents=True, exist_ok=True)  # fails now rather than after decoding
 
     images = {name: load_images(items[name], loading, CACHE, name) for name in ("train", "val")}
     write_record(folder, made, where, loading, images, resume)
     log = Log(folder / "log.jsonl", training.steps)
-    amp = torch.autocast(
-        on.type, {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision), precision != "fp32"
-    )
     steps = steps_per_epoch(len(images["train"]), made.batch_size)
     with noted_signals() as caught:
         while training.epoch <= made.epochs and not caught:
@@ -165,8 +203,11 @@ def main(
                 finish_epoch(folder, made, training, log, images["val"], on)
         if caught:
             save_state(folder, training, log)
-    for sentence in images["train"].bad + images["val"].bad:
-        print(f"skipped {sentence}")
+    for name, split in images.items():
+        for sentence in split.bad:
+            print(f"skipped {sentence}")
+        if split.gray:
+            print(f"left {split.gray} near-gray pictures out of {name} (min_colorfulness)")
     name = quote(str(folder))
     if training.epoch <= made.epochs:
         print(f"stopped in epoch {training.epoch}; go on with: python train.py --resume --run {name}")

@@ -1,12 +1,17 @@
 """Fixtures: every test works in a folder of its own; a folder of small pictures; one tiny trained run."""
 
+import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torchvision
 from PIL import Image
+from torch import Tensor
 
+import features
 import scenes
 import train
 
@@ -15,6 +20,38 @@ torch.set_num_threads(
 )  # tiny networks gain nothing from more, and on a busy machine threads wait for each other
 
 TINY = {"size": 32, "batch_size": 4, "set_": ["ngf=4", "ndf=4", "log_every=1", "samples=2"], "device": "cpu"}
+
+
+def stand_in(name: str) -> dict[str, Tensor]:
+    """Return random weights under the names of a published file."""
+    torch.manual_seed(0)
+    if name == "vgg16":
+        return {f"features.{key}": value for key, value in features.VGGFeatures().body.state_dict().items()}
+    if name == "danbooru":
+        extractor = features.DanbooruFeatures()
+        head = {
+            key.replace("1.", "4.").replace("0.", "2."): v for key, v in extractor.head.state_dict().items()
+        }
+        body = extractor.body.state_dict()
+        return {**{f"0.{k}": v for k, v in body.items()}, **{f"1.{k}": v for k, v in head.items()}}
+    return torchvision.models.get_model(name).state_dict()
+
+
+@pytest.fixture(scope="session")
+def weights_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Return a folder of stand-ins for the published weights: their names, shapes and keys, random numbers.
+
+    While it is in use, features.WEIGHTS names these files by their own hashes.
+    """
+    folder = tmp_path_factory.mktemp("weights")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in features.WEIGHTS:
+            path = folder / name
+            torch.save(stand_in(name), path)
+            digest = hashlib.sha256(path.read_bytes()).hexdigest()
+            path = path.rename(folder / f"{name}-{digest[:8]}.pth")
+            patch.setitem(features.WEIGHTS, name, f"https://example.org/{path.name}")
+        yield folder
 
 
 @pytest.fixture(autouse=True)

@@ -32,7 +32,7 @@ def write_example(folder: Path, kind: str) -> tuple[Path, Array]:
     """Write the photograph as an input of `kind`; returns the file and the photograph itself."""
     photo = read_image(Path(skimage.__file__).parent / "data" / PHOTO)
     tensor = torch.from_numpy(photo).permute(2, 0, 1)[None]  # (1, 3, H, W)
-    shown = color.line_art(tensor) if kind == "sketch" else color.show_input(tensor, kind)
+    shown = color.line_art(tensor) if kind in ("sketch", "line") else color.show_input(tensor, kind)
     path = folder / "photograph.png"
     write_image(path, shown[0].permute(1, 2, 0).numpy())
     return path, photo

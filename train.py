@@ -12,7 +12,7 @@ Every save_every epochs the run folder gets a generator, a resumable state, a sa
 """
 
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from shlex import quote
 from typing import Annotated
@@ -79,6 +79,8 @@ def make_batch(source: Tensor, target: Tensor, recipe: Recipe, device: torch.dev
     """Bring (N, 3, S, S) uint8 pictures to the device, as what the networks take at this step of the run."""
     source, target = source.to(device, non_blocking=True), target.to(device, non_blocking=True)
     given = make_input(source, target, asdict(recipe), seeded(device, recipe.seed, step))
+    if given is target and (recipe.input, recipe.output) == ("L", "ab"):  # a photograph: one conversion for both
+        return Batch(*color.encode(target, "Lab").split([1, 2], 1), target)
     return Batch(color.encode(given, recipe.input), color.encode(target, recipe.output), target)
 
 
@@ -172,6 +174,7 @@ def main(
     precision = pick_precision(made.precision, on)
     items = list_items(where, asdict(made), CACHE)
     loading = find_loading(asdict(made), items["train"])
+    replace(made, batch_size=min(made.batch_size, len(items["train"])))  # a lone image may be too few
     torch.backends.cudnn.benchmark = True  # every batch has one shape
     training = build_training(made, on, precision)
     print(describe(made, where, folder, items, loading, training, f"{on}, {precision}"), flush=True)

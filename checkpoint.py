@@ -26,7 +26,7 @@ from torch import nn
 import color
 from atomic import replacing
 from colorizer import Colorizer, use_batch_statistics
-from models import GENERATORS
+from models import GENERATORS, LEAST
 
 FORMAT = "tinct-generator-2"
 STAMP = ".stamp"  # file in a folder of rendered pictures that says what they were rendered from
@@ -172,7 +172,8 @@ def build_colorizer(recipe: Mapping[str, Any]) -> Colorizer:
         *channels, recipe["ngf"], depth=depth, dropout=recipe["dropout"],
         attention_depth=(size // attention).bit_length() - 1 if attention else 0,
     )  # fmt: skip
-    return Colorizer(generator, recipe["input"], recipe["output"], size, 2**depth)
+    least = LEAST.get(recipe["generator"], 1)
+    return Colorizer(generator, recipe["input"], recipe["output"], size, 2**depth, least)
 
 
 def save_generator(run: Path, epoch: int, recipe: Mapping[str, Any], generator: nn.Module) -> None:

@@ -13,7 +13,7 @@ UNETS = ("unet", "unet-reflect", "unet-bn", "unet-att", "unet-ext", "unet-att-ex
 # px, below which a network has nothing left to convolve
 SMALLEST = {
     "patch30": 24, "patch26": 52, "patch15": 32, "patch15-bias": 32,
-    "image32": 32, "image224": 160, "image-rgb": 224, "unet224": 96,
+    "image32": 32, "image224": 160, "image-rgb": 193, "unet224": 96,
 }  # fmt: skip
 CHOICES = {
     "input": ("L", "gray", "sketch", "line", "gray+line"),
@@ -29,7 +29,7 @@ CHOICES = {
     "init": ("normal", "default", "kaiming"),
     "precision": ("auto", "fp32", "bf16", "fp16"),
 }
-DAMAGES = ("scratches", "stripes", "blotches", "fading", "blur", "grain", "jpeg")  # in this order
+DAMAGES = ("scratches", "stripes", "blotches", "fading", "blur", "grain", "jpeg")
 BELOW_ONE = ("val_fraction", "dropout", "beta1", "beta2", "ema")
 UP_TO_ONE = ("flip", "line_share", "label_real", "anime_share", *DAMAGES, *(f"{d}_p" for d in DAMAGES))
 POSITIVE = ("size", "ngf", "ndf", "batch_size", "epochs", "save_every", "lr", "log_every", "samples")
@@ -105,11 +105,20 @@ def _check_networks(recipe: Any) -> None:
     )  # fmt: skip
     encoder = recipe.generator in ("resunet", "resunet34", "resnet")
     _require(encoder or not recipe.pretrained, "pretrained", recipe, f"false for {recipe.generator}")
-    one_pixel = recipe.generator in UNETS[2:] and recipe.size >> recipe.depth == 1
-    lone = one_pixel and recipe.batch_size == 1
-    _require(not lone, "batch_size", recipe, "2 or more, as BatchNorm meets a single pixel (or set depth)")
-    stats = not (one_pixel and recipe.norm_stats == "batch")
-    _require(stats, "norm_stats", recipe, "running, as BatchNorm meets a single pixel (or set depth)")
+    pixel = _meets_one_pixel(recipe)
+    judged = recipe.discriminator == "image-rgb" and recipe.norm_d == "batch" and recipe.size <= 224
+    lone = recipe.batch_size == 1 and (pixel or judged)
+    _require(not lone, "batch_size", recipe, "2 or more, as BatchNorm meets a single pixel at this size")
+    stats = not pixel or recipe.norm_stats != "batch"
+    _require(stats, "norm_stats", recipe, "running, as BatchNorm meets a single pixel at this size")
+
+
+def _meets_one_pixel(recipe: Any) -> bool:
+    """Tell whether the generator's innermost BatchNorm sees one pixel, which a single image cannot train."""
+    side = recipe.size >> recipe.depth
+    if recipe.generator == "unet224":
+        side -= 2  # by its two convolutions of stride 1
+    return side == 1 and recipe.generator not in ("unet", "unet-reflect")  # no BatchNorm at their innermost
 
 
 def _check_losses(recipe: Any) -> None:

@@ -28,6 +28,8 @@ WeightsOption = Annotated[
 ]
 UsageError = typer.BadParameter.__bases__[0]  # click's, wherever this version of typer keeps it
 
+INTERRUPTED = 130  # what typer returns for Ctrl-C
+
 
 def command(main: Callable[..., object]) -> None:
     """Run a stage's main from the command line. A user's mistake ends in one sentence and exit code 2.
@@ -38,7 +40,8 @@ def command(main: Callable[..., object]) -> None:
     app = typer.Typer(add_completion=False)
     app.command()(main)
     try:
-        app(standalone_mode=False)
+        if app(standalone_mode=False) == INTERRUPTED:
+            raise KeyboardInterrupt
     except UsageError as error:
         _quit(error.format_message(), 2)
     except (ValueError, OSError) as error:
@@ -50,7 +53,7 @@ def command(main: Callable[..., object]) -> None:
             raise
         _quit(str(error), 2)
     except (KeyboardInterrupt, typer.Abort):
-        _quit("interrupted; what was saved before is kept", 130)
+        _quit("interrupted; what was saved before is kept", INTERRUPTED)
 
 
 def _quit(sentence: str, code: int) -> None:

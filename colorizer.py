@@ -26,7 +26,9 @@ class Colorizer(nn.Module):
     Attributes a caller may set: `size` (px).
     """
 
-    def __init__(self, generator: nn.Module, x_kind: str, y_kind: str, size: int, multiple: int) -> None:
+    def __init__(
+        self, generator: nn.Module, x_kind: str, y_kind: str, size: int, multiple: int, least: int = 1
+    ) -> None:
         """Wrap a generator.
 
         Args:
@@ -34,6 +36,7 @@ class Colorizer(nn.Module):
             x_kind, y_kind: what the generator takes and gives; see color.encode.
             size: px, short side at which the network works.
             multiple: px, the network takes sides that are multiples of this.
+            least: px, and no shorter than this.
         """
         super().__init__()
         self.generator = generator
@@ -41,6 +44,7 @@ class Colorizer(nn.Module):
         self.y_kind = y_kind
         self.size = size
         self.multiple = multiple
+        self.least = least
 
     def forward(self, image: Tensor) -> Tensor:
         """Colourise a batch.
@@ -96,8 +100,8 @@ class Colorizer(nn.Module):
     def predict(self, x: Tensor) -> Tensor:
         """Run the generator on x (N, C, h, w) of any size, mirrored out to what its halvings need."""
         height, width = x.size(2), x.size(3)
-        rows = mirror(height, self.multiple, x.device)
-        columns = mirror(width, self.multiple, x.device)
+        rows = mirror(height, self.multiple, self.least, x.device)
+        columns = mirror(width, self.multiple, self.least, x.device)
         y = self.generator(x.index_select(2, rows).index_select(3, columns))
         top = (rows.size(0) - height) // 2
         left = (columns.size(0) - width) // 2
@@ -111,9 +115,9 @@ def resample(image: Tensor, height: int, width: int) -> Tensor:
     return F.interpolate(image, [height, width], mode="bicubic", antialias=True)
 
 
-def mirror(length: int, multiple: int, device: torch.device) -> Tensor:
-    """Return indices that extend 0..length-1 on both sides by reflection to the next multiple."""
-    total = (length + multiple - 1) // multiple * multiple
+def mirror(length: int, multiple: int, least: int, device: torch.device) -> Tensor:
+    """Return indices that extend 0..length-1 on both sides by reflection to the next multiple >= least."""
+    total = (max(length, least) + multiple - 1) // multiple * multiple
     index = torch.remainder(torch.arange(total, device=device) - (total - length) // 2, 2 * length)
     return torch.minimum(index, 2 * length - 1 - index)
 

@@ -224,7 +224,35 @@ def _fill_cache(folder: Path, items: Sequence[Item], loading: Loading, label: st
     """Decode all items into a new cache folder; appears whole or not at all."""
     partial = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
     partial.mkdir(parents=True, exist_ok=True)
-    stems, labels, index, bad, offset, gray = [], [], [], [], 0, 0
+    meta: dict[str, Any] = {"stems": [], "labels": [], "index": [], "bad": [], "gray": 0}
+    offset = 0
+    try:
+        with open(partial / "pixels.bin", "wb") as file:
+            for item, picture in _decode_all(items, loading, label):
+                if isinstance(picture, ValueError):
+                    meta["bad"].append(str(picture))
+                elif loading.min_colorfulness and colorfulness(picture[:, :, :3]) < loading.min_colorfulness:
+                    meta["gray"] += 1
+                else:
+                    file.write(np.ascontiguousarray(picture).data)
+                    meta["stems"].append(item.stem)
+                    meta["labels"].append(item.label)
+                    meta["index"].append([offset, *picture.shape[:2]])
+                    offset += picture.size
+        if not offset:
+            first = f"the first: {meta['bad'][0]}" if meta["bad"] else "all are below min_colorfulness"
+            raise ValueError(f"none of the {len(items)} {label} images can be used; {first}")
+        (partial / "meta.json").write_text(json.dumps(meta))
+        if not folder.is_dir():
+            os.replace(partial, folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _decode_all(
+    items: Sequence[Item], loading: Loading, label: str
+) -> Iterator[tuple[Item, Array | ValueError]]:
+    """Yield every item with its pixels, or with what is wrong with it, decoded in parallel and in order."""
 
     def attempt(item: Item) -> Array | ValueError:
         try:
@@ -232,36 +260,11 @@ def _fill_cache(folder: Path, items: Sequence[Item], loading: Loading, label: st
         except ValueError as error:
             return error
 
-    try:
-        with open(partial / "pixels.bin", "wb") as file, ThreadPoolExecutor(os.cpu_count()) as pool:
-            for start in tqdm(
-                range(0, len(items), 64), f"decoding {label}", unit="x64", leave=False, disable=None
-            ):
-                chunk = items[start : start + 64]  # bounds what waits in memory
-                for item, picture in zip(chunk, pool.map(attempt, chunk), strict=True):
-                    if isinstance(picture, ValueError):
-                        bad.append(str(picture))
-                        continue
-                    if (
-                        loading.min_colorfulness
-                        and colorfulness(picture[:, :, :3]) < loading.min_colorfulness
-                    ):
-                        gray += 1
-                        continue
-                    file.write(np.ascontiguousarray(picture).data)
-                    stems.append(item.stem)
-                    labels.append(item.label)
-                    index.append([offset, *picture.shape[:2]])
-                    offset += picture.size
-        if not stems:
-            reason = f"the first: {bad[0]}" if bad else f"all are near-gray, below {loading.min_colorfulness}"
-            raise ValueError(f"none of the {len(items)} {label} images can be used; {reason}")
-        meta = {"stems": stems, "labels": labels, "index": index, "bad": bad, "gray": gray}
-        (partial / "meta.json").write_text(json.dumps(meta))
-        if not folder.is_dir():
-            os.replace(partial, folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        starts = range(0, len(items), 64)  # a chunk at a time, which bounds what waits in memory
+        for start in tqdm(starts, f"decoding {label}", unit="x64", leave=False, disable=None):
+            chunk = items[start : start + 64]
+            yield from zip(chunk, pool.map(attempt, chunk), strict=True)
 
 
 def mean_ab(images: ImageSet, size: int, limit: int = 2048) -> tuple[float, float]:

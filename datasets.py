@@ -13,13 +13,16 @@ import inspect
 import re
 import tarfile
 import zipfile
+import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import torchvision
 from numpy.typing import NDArray
+from PIL import Image
 
 from images import EXTENSIONS, Array, read_image, to_array
 
@@ -29,6 +32,11 @@ SPLITS = {
     "val": ("val", "valid", "validation"),
     "test": ("test",),
 }
+# what a damaged archive makes of tarfile, zipfile and numpy
+UNREADABLE = (
+    tarfile.TarError, zipfile.BadZipFile, zlib.error, KeyError, IndexError, TypeError, ValueError, OSError,
+    EOFError, NotImplementedError, AttributeError,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -64,7 +72,7 @@ class Entry:
         """Return the picture as sRGB (H, W, 3) uint8. Raises ValueError where it is none."""
         try:
             return to_array(self.dataset[self.index][0])
-        except (AttributeError, TypeError, OSError, ValueError) as error:
+        except (AttributeError, TypeError, OSError, ValueError, Image.DecompressionBombError) as error:
             raise ValueError(f"{self}: not a picture that can be read ({error})") from None
 
 
@@ -79,10 +87,9 @@ def open_archive(path: Path) -> dict[str, Blob]:
         raise ValueError(f"{path} is neither a folder nor a .tar or .npz file; unpack it and name its folder")
     try:
         found = openers[path.suffix.lower()](path)
-    except (tarfile.TarError, zipfile.BadZipFile, KeyError, OSError, EOFError) as error:
-        raise ValueError(
-            f"{path} cannot be read as {path.suffix} ({error}); unpack it, or pack it anew"
-        ) from None
+    except UNREADABLE as error:
+        hint = "unpack it, or pack it anew"
+        raise ValueError(f"{path} cannot be read as {path.suffix} ({error}); {hint}") from None
     if not found:
         raise ValueError(f"no image in {path}: looked for {' '.join(sorted(EXTENSIONS))}")
     return found
@@ -90,9 +97,12 @@ def open_archive(path: Path) -> dict[str, Blob]:
 
 def _open_tar(path: Path) -> dict[str, Blob]:
     """Index an uncompressed tar; a folder that holds everything is left out of the names."""
-    data = np.memmap(path, np.uint8, mode="r")
     with tarfile.open(path, "r:") as archive:
         members = [(member.name.removeprefix("./"), member) for member in archive if member.isfile()]
+    data = np.memmap(path, np.uint8, mode="r")
+    end = max((-(-(member.offset_data + member.size) // 512) * 512 for _, member in members), default=0)
+    if data[end : end + 512].any() or len(data) < end + 512:  # tarfile takes a broken header for the end
+        raise ValueError("it is cut short or damaged behind its last whole file")
     shown = [
         (name, member)
         for name, member in members
@@ -110,22 +120,39 @@ def _open_npz(path: Path) -> dict[str, Blob]:
     with np.load(path) as packed:
         arrays = {name: packed[name] for name in packed.files}
     data, offsets = arrays["data"], arrays["offsets"]
-    count = len(offsets) - 1
-    whole = data.dtype == np.uint8 and count >= 0 and bool((np.diff(offsets) >= 0).all())
-    if (
-        not whole
-        or offsets[-1] > len(data)
-        or any(len(arrays.get(n, offsets[1:])) != count for n in ("labels", "is_test"))
-    ):
-        raise ValueError(f"{path} is damaged: its offsets, labels and data do not belong together")
-    classes, labels = arrays.get("classes"), arrays.get("labels")
+    _require(data.dtype == np.uint8 and data.ndim == 1, "data is not a flat array of bytes")
+    listed = offsets.dtype.kind in "iu" and offsets.ndim == 1 and len(offsets) > 0
+    _require(listed, "offsets are no list of numbers")
+    spans = offsets.astype(np.int64)
+    rising = bool((np.diff(spans) >= 0).all())
+    _require(rising and 0 <= spans[0] and spans[-1] <= len(data), "offsets do not lie within data")
+    count = len(spans) - 1
+    for name in ("labels", "is_test"):
+        _require(name not in arrays or arrays[name].shape == (count,), f"{name} are not one per picture")
+    kinds = _class_names(arrays, count)
     found = {}
     for i in range(count):
         split = ("test/" if arrays["is_test"][i] else "train/") if "is_test" in arrays else ""
-        kind = "" if labels is None else _folder_name(labels[i] if classes is None else classes[labels[i]])
-        name = f"{split}{kind and kind + '/'}{i:06d}.jpg"
-        found[name] = Blob(path, name, int(offsets[i]), int(offsets[i + 1]), data)
+        name = f"{split}{kinds[i] and kinds[i] + '/'}{i:06d}.jpg"
+        found[name] = Blob(path, name, int(spans[i]), int(spans[i + 1]), data)
     return found
+
+
+def _class_names(arrays: dict[str, NDArray[Any]], count: int) -> list[str]:
+    """Return each picture's class, empty where there are none."""
+    if "labels" not in arrays:
+        return [""] * count
+    labels, classes = arrays["labels"], arrays.get("classes")
+    if classes is None:
+        return [_folder_name(label) for label in labels]
+    within = labels.dtype.kind in "iu" and bool(((labels >= 0) & (labels < len(classes))).all())
+    _require(within, "labels are not places in classes")
+    return [_folder_name(classes[label]) for label in labels]
+
+
+def _require(ok: bool, reason: str) -> None:
+    if not ok:
+        raise ValueError(reason)
 
 
 def _folder_name(label: Any) -> str:
@@ -146,35 +173,40 @@ def open_named(name: str, folder: Path) -> dict[str, Entry]:
     Raises:
         ValueError: it needs more than a name, or it is not there and cannot be downloaded.
     """
-    known = find_named(name)
-    build = getattr(torchvision.datasets, known or "")
-    parameters = inspect.signature(build).parameters
-    required = {key for key, value in parameters.items() if value.default is value.empty}
-    if not required <= {"root", "kwargs"}:
-        raise ValueError(
-            f"{known} needs {' '.join(sorted(required - {'root'}))}; unpack it and name its folder"
-        )
+    known = str(find_named(name))
+    try:
+        splits = _open_splits(known, folder)
+        tree = {}
+        for prefix, dataset in splits.items():
+            for i, label in enumerate(_labels(dataset)):
+                tree[f"{prefix}{label and label + '/'}{i:06d}"] = Entry(f"{known}/{prefix}", i, dataset)
+    except (ImportError, NotImplementedError) as error:
+        reason = f"torchvision cannot open {known} here ({error})"
+        raise ValueError(f"{reason}; unpack it and name its folder") from None
+    return tree
+
+
+def _open_splits(known: str, folder: Path) -> dict[str, Any]:
+    """Return "train/", "val/" and "test/" as far as there are any; one split without a name if not."""
+    parameters = inspect.signature(getattr(torchvision.datasets, known)).parameters
+    required = {key for key, value in parameters.items() if value.default is value.empty} - {"root", "kwargs"}
+    if required:
+        raise ValueError(f"{known} needs {' '.join(sorted(required))}; unpack it and name its folder")
     options: dict[str, Any] = {"root": str(folder)} if "root" in parameters else {}
     if "small" in parameters:
         options["small"] = True  # Places365 at 256 px instead of its originals
     if "train" in parameters:
-        splits = {
-            "train/": _build(known, {**options, "train": True}),
-            "test/": _build(known, {**options, "train": False}),
-        }
-    elif "split" in parameters:
-        tried = {
-            f"{ours}/": [_build(known, {**options, "split": theirs}) for theirs in names]
-            for ours, names in SPLITS.items()
-        }
-        splits = {ours: next(filter(None, found)) for ours, found in tried.items() if any(found)}
-    else:
-        splits = {"": _build(known, options)}
-    tree = {}
-    for prefix, dataset in splits.items():
-        for i, label in enumerate(_labels(dataset)):
-            tree[f"{prefix}{label and label + '/'}{i:06d}"] = Entry(f"{known}/{prefix}", i, dataset)
-    return tree
+        sides = {"train/": True, "test/": False}
+        return {name: _build(known, {**options, "train": side}) for name, side in sides.items()}
+    if "split" not in parameters:
+        return {"": _build(known, options)}
+    splits = {}
+    for ours, names in SPLITS.items():
+        tried = (_build(known, {**options, "split": theirs}) for theirs in names)
+        splits[f"{ours}/"] = next((dataset for dataset in tried if dataset is not None), None)
+    if splits["train/"] is None:
+        raise ValueError(f"{known} has no split for training; unpack it and name its folder")
+    return {name: dataset for name, dataset in splits.items() if dataset is not None}
 
 
 def _build(known: str, options: dict[str, Any]) -> Any:
@@ -185,9 +217,11 @@ def _build(known: str, options: dict[str, Any]) -> Any:
     for download in downloads:
         try:
             return build(**options) if download is None else build(**options, download=download)
-        except ValueError:  # torchvision's word for a split that it does not know
-            return None
-        except (RuntimeError, OSError) as error:
+        except NotImplementedError:
+            raise
+        except (ValueError, RuntimeError, OSError) as error:
+            if "Unknown value" in str(error):  # torchvision's words for a split that it does not have
+                return None
             reason = error
     raise ValueError(
         f"{known} is not in {options.get('root')} and could not be downloaded ({reason}); put there what "
@@ -202,7 +236,9 @@ def _labels(dataset: Any) -> list[str]:
     )
     if values is None and hasattr(dataset, "_samples"):
         values = [label for _, label in dataset._samples]
-    if values is None or len(values) != len(dataset):
+    numbers = (int, np.integer, torch.Tensor)
+    whole = [value for value in ([] if values is None else values) if isinstance(value, numbers)]
+    if len(whole) != len(dataset):  # none, or not what is in the picture: some list the paths of annotations
         return [""] * len(dataset)
     classes = getattr(dataset, "classes", None)
-    return [_folder_name(classes[int(value)] if classes else value) for value in values]
+    return [_folder_name(classes[int(value)] if classes else int(value)) for value in whole]

@@ -160,7 +160,7 @@ def earlier_rows(run: Path, epochs: list[int], key: str) -> dict[str, Row]:
     return {
         name: stored[name]
         for name, epoch in others.items()
-        if name in stored and stored[name]["stamp"] == checkpoint.stamp(run, epoch, key)
+        if stored.get(name, {}).get("stamp") == checkpoint.stamp(run, epoch, key)
     }
 
 

@@ -65,7 +65,8 @@ def list_items(data: str, recipe: Mapping[str, Any], cache: Path) -> dict[str, l
     }
     if not parts["train"] or not (parts["val"] or parts["test"]):
         parts = {"train": parts["train"] if len(parts["train"]) == len(tree) else tree}
-    splits = {split: find_items(part, f"{data}/{split}") for split, part in parts.items() if part}
+    where = {split: f"{data}/{split}" if len(parts) > 1 else data for split in parts}
+    splits = {split: find_items(part, where[split]) for split, part in parts.items() if part}
     if "val" not in splits:
         splits["train"], splits["val"] = hold_out(splits["train"], recipe["val_fraction"], seed)
     splits = {split: pick(items, recipe["limit"], seed) for split, items in splits.items()}

@@ -22,6 +22,15 @@ DROPOUT_BLOCKS = 3  # innermost decoder blocks with dropout, pix2pix section 6.1
 class UNet(nn.Module):
     """pix2pix's U-Net: `depth` halvings down to the bottleneck, as many doublings, skips by concatenation.
 
+    Args:
+        attention_depth: halvings before the self-attention; 0 = all of them, the bottleneck.
+        bias: none | ends (the first, the innermost and the last convolution) | all.
+        norm_all: BatchNorm after every convolution but the last; else not after the first and innermost.
+        padding_mode: of the encoder's convolutions, zeros or reflect.
+        bottleneck_slope: of the LeakyReLU after the innermost convolution; 0 makes it a ReLU.
+        attention: add self-attention.
+        extractor: join the features of a frozen Danbooru ResNet-50 to the bottleneck.
+
     Source: arXiv 1611.07004, section 6.1.1; attention and extractor from the manga system.
     """
 
@@ -40,25 +49,13 @@ class UNet(nn.Module):
         attention: bool = False,
         extractor: bool = False,
     ) -> None:
-        """Build the network.
-
-        Args:
-            attention_depth: halvings before the self-attention; 0 = all of them, the bottleneck.
-            bias: none | ends (the first, the innermost and the last convolution) | all.
-            norm_all: BatchNorm after every convolution but the last; else not after the first and innermost.
-            padding_mode: of the encoder's convolutions, zeros or reflect.
-            bottleneck_slope: of the LeakyReLU after the innermost convolution; 0 makes it a ReLU.
-            attention: add self-attention.
-            extractor: join the features of a frozen Danbooru ResNet-50 to the bottleneck.
-        """
         super().__init__()
         widths = [min(ngf * 2**i, ngf * 8) for i in range(depth)]  # after each halving
         self.encoder = nn.ModuleList()
-        for i, width in enumerate(widths):
+        for i, (before, width) in enumerate(zip([in_channels, *widths], widths, strict=False)):
             end = i in (0, depth - 1)
             block = down(
-                in_channels if i == 0 else widths[i - 1], width,
-                bias=bias == "all" or (bias == "ends" and end),
+                before, width, bias=bias == "all" or (bias == "ends" and end),
                 norm="batch" if norm_all or not end else "none",
                 slope=bottleneck_slope if i == depth - 1 else 0.2, padding_mode=padding_mode,
             )  # fmt: skip
@@ -69,11 +66,11 @@ class UNet(nn.Module):
         inner = widths[-1] + (DanbooruFeatures.WIDTH if extractor else 0)
         innermost = attention and attention_depth in (0, depth)
         self.attention = SelfAttention(inner) if innermost else nn.Identity()
-        every = bias == "all"
-        self.decoder = nn.ModuleList([up(inner, widths[-2], bias=every, dropout=dropout)])
-        for i in range(depth - 2, 0, -1):
+        self.decoder = nn.ModuleList()
+        for i in range(depth - 1, 0, -1):
+            joined = inner if i == depth - 1 else 2 * widths[i]
             rate = dropout if depth - 1 - i < DROPOUT_BLOCKS else 0.0
-            self.decoder.append(up(2 * widths[i], widths[i - 1], bias=every, dropout=rate))
+            self.decoder.append(up(joined, widths[i - 1], bias=bias == "all", dropout=rate))
         last = nn.ConvTranspose2d(2 * widths[0], out_channels, 4, 2, 1, bias=bias != "none")
         self.last = nn.Sequential(last, nn.Tanh())
 
@@ -330,6 +327,8 @@ GENERATORS: dict[str, Callable[..., nn.Module]] = {
     "unet224": _of_own_depth(partial(NormLastUNet, strides=_deep)),
     "convgen": _of_own_depth(ConvGenerator),
 }
+
+LEAST = {"unet224": 96}  # px, the shortest side a generator takes; others take one multiple of their halvings
 
 # name -> callable(x_channels, y_channels, ndf, norm); patches are named by the side of their logits at 256 px
 DISCRIMINATORS: dict[str, Callable[..., nn.Module]] = {

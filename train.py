@@ -79,7 +79,10 @@ def make_batch(source: Tensor, target: Tensor, recipe: Recipe, device: torch.dev
     """Bring (N, 3, S, S) uint8 pictures to the device, as what the networks take at this step of the run."""
     source, target = source.to(device, non_blocking=True), target.to(device, non_blocking=True)
     given = make_input(source, target, asdict(recipe), seeded(device, recipe.seed, step))
-    if given is target and (recipe.input, recipe.output) == ("L", "ab"):  # a photograph: one conversion for both
+    if given is target and (recipe.input, recipe.output) == (
+        "L",
+        "ab",
+    ):  # a photograph: one conversion for both
         return Batch(*color.encode(target, "Lab").split([1, 2], 1), target)
     return Batch(color.encode(given, recipe.input), color.encode(target, recipe.output), target)
 
@@ -190,7 +193,8 @@ def main(
         on.type, {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision), precision != "fp32"
     )
     if audited:
-        print_audit(training, made, load_images(items["train"], loading, CACHE, "train"), on, amp)
+        few = items["train"][: 4 * made.batch_size]
+        print_audit(training, made, load_images(few, loading, CACHE, "some"), on, amp)
         return folder
     for place in (folder, CACHE):
         place.mkdir(parents=True, exist_ok=True)  # fails now rather than after decoding

@@ -1,8 +1,10 @@
 """data.py: decoding, the cache, exact cuts, and an order that depends on seed and epoch alone."""
 
 import os
+import tarfile
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,9 +16,21 @@ from torch import Tensor
 import color
 import data
 import scenes
-from data import ImageSet, Loading, decode, fingerprint, fit_image, load_images, mean_ab, training_batches
-from folders import Item, list_items
-from images import Array, resize
+from config import Recipe
+from damage import make_fixed_input
+from data import (
+    ImageSet,
+    Loading,
+    decode,
+    find_loading,
+    fingerprint,
+    fit_image,
+    load_images,
+    mean_ab,
+    training_batches,
+)
+from folders import Item, list_items, read_picture
+from images import Array, colorfulness, resize
 
 CACHE = Path("cache")
 PHOTO = Loading(load_size=16, fit="crop", pair="none", sketch=False)
@@ -34,6 +48,21 @@ def write(name: str, image: Array) -> Item:
     return Item(path.stem, path)
 
 
+def fields(**changes: Any) -> dict[str, Any]:
+    """Return a recipe's fields, of pictures of 16 px."""
+    recipe = asdict(Recipe("x", size=32, depth=2))
+    return {**recipe, "size": 16, "load_size": 16, "val_fraction": 0.3, **changes}
+
+
+def packed(items: list[Item]) -> list[Item]:
+    """Return the same items out of an archive."""
+    with tarfile.open("set.tar", "w") as tar:
+        for item in items:
+            tar.add(item.target, item.target.name)
+    splits = list_items("set.tar", fields(), CACHE)
+    return sorted(splits["train"] + splits["val"], key=lambda item: item.stem)
+
+
 def write_set(count: int = 5) -> list[Item]:
     return [write(f"p{i}.png", picture(16 + i, 20, i)) for i in range(count)]
 
@@ -44,7 +73,8 @@ def in_memory(pictures: list[Array]) -> ImageSet:
     index = [[end - p.size, *p.shape[:2]] for end, p in zip(sizes.cumsum(), pictures, strict=True)]
     pixels = np.concatenate([p.ravel() for p in pictures])
     names = [f"p{i}" for i in range(len(pictures))]
-    return ImageSet(names, pixels, np.array(index), pictures[0].shape[2], [], "key")
+    labels = [""] * len(pictures)
+    return ImageSet(names, labels, pixels, np.array(index), pictures[0].shape[2], [], 0, "key")
 
 
 def numbered(count: int, side: int = 12) -> ImageSet:
@@ -231,7 +261,8 @@ def test_fingerprint_sees_files_order_names_and_loading() -> None:
     items = write_set(3)
     keys = [fingerprint(items, PHOTO), fingerprint(items[:2], PHOTO), fingerprint(items[::-1], PHOTO)]
     keys += [fingerprint([replace(items[0], stem="other"), *items[1:]], PHOTO)]
-    for change in ({"load_size": 17}, {"fit": "squash"}, {"pair": "AB"}, {"sketch": True}):
+    changes: list[dict[str, Any]] = [{"load_size": 17}, {"fit": "squash"}, {"pair": "AB"}, {"sketch": True}]
+    for change in (*changes, {"min_colorfulness": 1.0}):
         keys.append(fingerprint(items, replace(PHOTO, **change)))
     keys.append(fingerprint([replace(items[0], source=items[1].target), *items[1:]], PHOTO))
     stat = os.stat(items[0].target)
@@ -255,7 +286,7 @@ def test_only_bad_files_are_an_error() -> None:
     items = write_set(2)
     for item in items:
         item.target.write_bytes(b"")
-    with pytest.raises(ValueError, match=r"none of the 2 train images can be read; the first: data/p0.png"):
+    with pytest.raises(ValueError, match=r"none of the 2 train images can be used; the first: data/p0.png"):
         load_images(items, PHOTO, CACHE, "train")
     assert list(CACHE.iterdir()) == []
 
@@ -278,15 +309,177 @@ def test_an_interrupted_cache_leaves_nothing_behind(monkeypatch: pytest.MonkeyPa
 
 def test_open_split_loads_what_a_run_remembers() -> None:
     write_set(12)
-    recipe = {"val_fraction": 0.3, "seed": 7, "input": "L", "pair": "auto"}
-    recipe |= {"load_size": PHOTO.load_size, "fit": PHOTO.fit}
+    recipe = fields(seed=7)
     record = {"recipe": recipe, "data": "data", "loading": asdict(PHOTO)}
-    splits = list_items("data", 0.3, 7)
+    splits = list_items("data", recipe, CACHE)
     for split in ("train", "val"):
         images = data.open_split(record, None, split, CACHE)
         assert images.stems == [item.stem for item in splits[split]]
     Path("data").rename("moved")
     assert data.open_split(record, "moved", "val", CACHE).stems == images.stems
+
+
+def test_open_split_of_other_data_looks_at_it_anew() -> None:
+    pair = np.concatenate([picture(16, 16), picture(16, 16, 1)[..., :1].repeat(3, 2)], 1)
+    for i in range(4):
+        write(f"p{i}.png", pair)
+    record = {"recipe": fields(input="sketch"), "data": "nowhere", "loading": asdict(PHOTO)}
+    images = data.open_split(record, "data", "val", CACHE)
+    assert np.array_equal(images.picture(0), np.concatenate([pair[:, :16], pair[:, 16:]], 2))
+
+
+def test_labels_go_through_the_cache() -> None:
+    items = [replace(item, label=label) for item, label in zip(write_set(3), ("cat", "", "dog"), strict=True)]
+    items.insert(1, replace(items[0], stem="bad", target=Path("data/bad.png"), label="bad"))
+    Path("data/bad.png").touch()
+    for _ in range(2):  # decoded, then cached
+        images = load_images(items, PHOTO, CACHE, "train")
+        assert images.labels == ["cat", "", "dog"]
+        assert (len(images.bad), images.gray) == (1, 0)
+
+
+def faded(image: Array, keep: float) -> Array:
+    """Return a picture with a share of its colour."""
+    gray = image.mean(2, keepdims=True)
+    return (gray + keep * (image - gray)).round().astype(np.uint8)
+
+
+def test_near_gray_pictures_are_left_out_and_counted() -> None:
+    noise = picture(16, 20)
+    items = [write(f"p{i}.png", faded(noise, keep)) for i, keep in enumerate((0.0, 1.0, 0.05, 0.9, 0.0))]
+    least = colorfulness(noise) / 2
+    for _ in range(2):  # decoded, then cached
+        images = load_images(items, replace(PHOTO, min_colorfulness=least), CACHE, "train")
+        assert (images.stems, images.gray, images.bad) == (["p1", "p3"], 3, [])
+        assert np.array_equal(images.picture(1), decode(items[3], PHOTO))
+    assert (len(load_images(items, PHOTO, CACHE, "train")), images.channels) == (5, 3)
+
+
+@pytest.mark.parametrize("sketch", [False, True])
+def test_near_gray_is_judged_by_the_colour_half_as_it_was_loaded(sketch: bool) -> None:
+    colourful, gray = picture(16, 16), faded(picture(16, 16, 1), 0.0)
+    items = [
+        write("a.png", np.concatenate([colourful, gray], 1)),
+        write("b.png", np.concatenate([gray, colourful], 1)),
+    ]
+    loading = replace(PHOTO, pair="AB", sketch=sketch, min_colorfulness=10.0)
+    assert load_images(items, loading, CACHE, "train").stems == ["a"]
+
+
+def test_a_picture_at_the_limit_stays() -> None:
+    low, high = sorted(write_set(2), key=lambda item: colorfulness(decode(item, PHOTO)))
+    least = colorfulness(decode(low, PHOTO))
+    for bound, stems in ((least, [low.stem, high.stem]), (float(np.nextafter(least, np.inf)), [high.stem])):
+        images = load_images([low, high], replace(PHOTO, min_colorfulness=bound), CACHE, "train")
+        assert images.stems == stems
+
+
+def test_all_near_gray_is_one_sentence() -> None:
+    items = [write(f"p{i}.png", faded(picture(16, 16, i), 0.0)) for i in range(3)]
+    message = r"^none of the 3 train images can be used; all are below min_colorfulness$"
+    with pytest.raises(ValueError, match=message):
+        load_images(items, replace(PHOTO, min_colorfulness=10.0), CACHE, "train")
+    assert list(CACHE.iterdir()) == []
+
+
+def test_an_archive_is_decoded_as_its_folder_is() -> None:
+    items = write_set()
+    ours, theirs = (
+        load_images(packed(items), PHOTO, CACHE, "train"),
+        load_images(items, PHOTO, CACHE, "train"),
+    )
+    assert ours.key != theirs.key
+    assert (ours.stems, ours.index.tolist()) == (theirs.stems, theirs.index.tolist())
+    assert np.array_equal(ours.pixels, theirs.pixels)
+
+
+def test_fingerprint_sees_an_archives_time_and_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    items = packed(write_set())
+    keys = [fingerprint(items, PHOTO), fingerprint(items[1:], PHOTO)]
+    stat = os.stat("set.tar")
+    os.utime("set.tar", ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
+    keys.append(fingerprint(items, PHOTO))
+    with open("set.tar", "ab") as file:
+        file.write(bytes(512))
+    os.utime("set.tar", ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    keys.append(fingerprint(items, PHOTO))
+    assert len(set(keys)) == len(keys)
+    looks, own = [], Path.stat
+    monkeypatch.setattr(Path, "stat", lambda path, **options: looks.append(path) or own(path, **options))
+    assert fingerprint(items, PHOTO) == keys[-1]
+    assert looks.count(Path("set.tar")) == 1  # not once per picture
+
+
+@pytest.mark.parametrize(
+    ("recipe", "pair", "sketch"),
+    [
+        ({"input": "gray", "output": "rgb"}, "AB", False),
+        ({"input": "sketch", "output": "rgb"}, "AB", True),
+        ({"input": "line", "output": "rgb"}, "AB", True),
+        ({"input": "gray+line", "output": "rgb"}, "AB", True),
+        ({"input": "L"}, "none", False),  # photographs are no pairs, and nobody looks
+        ({"input": "L", "pair": "BA"}, "BA", False),
+        ({"input": "line", "output": "rgb", "pair": "none"}, "none", True),
+    ],
+)
+def test_what_a_recipe_loads_of_pairs(recipe: dict[str, Any], pair: str, sketch: bool) -> None:
+    colour, drawing = picture(16, 16), picture(16, 16, 1)[..., :1].repeat(3, 2)
+    items = [write(f"p{i}.png", np.concatenate([colour, drawing], 1)) for i in range(2)]
+    loading = find_loading(fields(**recipe, min_colorfulness=3.0), items)
+    assert loading == Loading(16, "crop", pair, sketch, 3.0)
+    out = decode(items[0], loading)
+    if pair == "AB":
+        assert np.array_equal(out, np.concatenate([colour, drawing], 2) if sketch else colour)
+    if recipe["input"] == "line" and pair == "none":
+        whole = torch.from_numpy(read_picture(items[0].target)).permute(2, 0, 1)[None]
+        assert np.array_equal(out[..., 3:], color.line_art(whole)[0].permute(1, 2, 0).numpy())
+
+
+def test_pairs_that_are_not_there_are_one_sentence() -> None:
+    recipe = fields(input="sketch", output="rgb", pair="AB")
+    for item in (Item("scene_0000", 0), Item("a", Path("a.png"), Path("b.png"))):
+        with pytest.raises(
+            ValueError, match=r"^--pair AB, but this data holds no pairs side by side; leave it out$"
+        ):
+            find_loading(recipe, [item])
+
+
+DAMAGED = {"grain_p": 0.7, "fading_p": 0.7, "scratches_p": 0.7}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "channels"),
+    [
+        ({"input": "L", **DAMAGED}, 1),
+        ({"input": "gray", "output": "rgb", **DAMAGED}, 1),
+        ({"input": "gray+line", "output": "rgb"}, 3),
+        ({"input": "gray+line", "output": "rgb", **DAMAGED}, 1),
+    ],
+)
+def test_fixed_inputs_are_the_same_whatever_the_batch(recipe: dict[str, Any], channels: int) -> None:
+    images = in_memory(
+        [np.concatenate([picture(16, 20, 0), picture(16, 20, 1)], 2)] * 8
+    )  # eight times the same
+    recipe = fields(**recipe)
+    whole, target = images.gather_fixed(list(range(8)), recipe)
+    assert (whole.shape, whole.dtype) == ((8, channels, 16, 16), torch.uint8)
+    assert torch.equal(target, images.gather(list(range(8)), 16)[1])
+    torch.manual_seed(0)  # global state must not matter
+    for ids in ([3], [5, 1, 3], [7, 6, 5, 4, 3, 2, 1, 0]):
+        assert torch.equal(images.gather_fixed(ids, recipe)[0], whole[ids])
+    assert len({part.numpy().tobytes() for part in whole}) > 1  # each picture has its own
+    assert not torch.equal(images.gather_fixed(list(range(8)), {**recipe, "seed": 1})[0], whole)
+    assert torch.equal(make_fixed_input(*images.gather([2, 4], 16), recipe, [2, 4]), whole[[2, 4]])
+
+
+@pytest.mark.parametrize("kind", ["L", "gray", "sketch", "line"])
+def test_undamaged_fixed_inputs_are_the_sources(kind: str) -> None:
+    images = in_memory([np.concatenate([picture(16, 20, i), picture(16, 20, 9 - i)], 2) for i in range(3)])
+    recipe = fields(input=kind)
+    source, target = images.gather_fixed([2, 0], recipe)
+    expected = images.gather([2, 0], 16)
+    assert torch.equal(source, expected[0])
+    assert torch.equal(target, expected[1])
 
 
 @pytest.mark.parametrize("count", [1, 21])

@@ -1,5 +1,6 @@
 """images.py: every kind of file becomes sRGB, every bad one a sentence; writing is whole or not at all."""
 
+import io
 import re
 import warnings
 from pathlib import Path
@@ -9,7 +10,20 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from images import EXTENSIONS, GAP, Array, contact_sheet, find_images, read_image, resize, write_image
+import images
+import metrics
+from images import (
+    EXTENSIONS,
+    GAP,
+    Array,
+    colorfulness,
+    contact_sheet,
+    find_images,
+    read_image,
+    resize,
+    to_array,
+    write_image,
+)
 
 RAMP = (np.add.outer(np.arange(24), 2 * np.arange(32))[..., None] * [2, 1, 3] % 256).astype(np.uint8)
 RED, GREEN, WHITE, BLACK = [255, 0, 0], [0, 255, 0], [255, 255, 255], [0, 0, 0]
@@ -175,6 +189,37 @@ def test_what_is_no_image(content: bytes | None, message: str) -> None:
         read_image(path)
 
 
+@pytest.mark.parametrize("ending", ["png", "jpg", "tif", "webp"])
+def test_bytes_are_read_as_their_file_is(ending: str) -> None:
+    content = encoded(ending)
+    assert np.array_equal(read_image(Path("anything"), content), read_image(Path(f"whole.{ending}")))
+    assert not Path("anything").exists()
+
+
+def test_bytes_that_are_no_image_are_called_by_the_name_given() -> None:
+    whole = encoded("png")
+    Path("whole.png").rename("x.png")  # which is not what is read
+    for content in (b"", b"this is a text", whole[:20]):
+        with pytest.raises(ValueError, match=r"^x\.png: (not an image that can be read|damaged image \()"):
+            read_image(Path("x.png"), content)
+    with pytest.raises(ValueError, match=r"^set\.tar:x\.png: damaged image \("):
+        read_image(Path("set.tar:x.png"), whole[: len(whole) // 2])
+
+
+def test_to_array_turns_any_loaded_picture_upright_and_to_srgb() -> None:
+    assert np.array_equal(to_array(Image.fromarray(RAMP)), RAMP)
+    assert to_array(flat(90, mode="L")).tolist() == [[[90, 90, 90]] * 4] * 4
+    exif = Image.Exif()
+    exif[274] = 6
+    file = io.BytesIO()
+    Image.fromarray(RAMP).save(file, "PNG", exif=exif, icc_profile=green_called_red())
+    with Image.open(file) as image:
+        out = to_array(image)
+    plain = to_array(Image.fromarray(np.rot90(RAMP, -1)))
+    assert out.shape == plain.shape
+    assert np.abs(out.astype(int) - plain).max() > 50  # the profile was applied
+
+
 def test_decompression_bomb_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     Image.fromarray(RAMP).save("x.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
@@ -255,3 +300,28 @@ def test_contact_sheet_places_every_picture() -> None:
             assert np.array_equal(sheet[top : top + height, left : left + width], picture)
     assert sheet[:26].min() < 100  # titles
     assert sheet[26:, :GAP].min() == 255
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        ([[90, 90, 90], [200, 200, 200]], 0.0),
+        ([[255, 0, 0], [255, 0, 0]], 0.3 * np.hypot(255, 127.5)),
+        # rg = 100, -100 (std 100, mean 0); yb = 50, 50 (std 0, mean 50)
+        ([[100, 0, 0], [0, 100, 0]], 100 + 0.3 * 50),
+        # rg = 0, 60 (std 30, mean 30); yb = -80, 30 (std 55, mean -25)
+        ([[0, 0, 80], [60, 0, 0]], np.hypot(30, 55) + 0.3 * np.hypot(30, 25)),
+    ],
+)
+def test_colorfulness_by_hand(rows: list[list[int]], expected: float) -> None:
+    image = np.array(rows, np.uint8)[:, None].repeat(5, 1)
+    assert colorfulness(image) == pytest.approx(expected, abs=1e-9)
+
+
+def test_colorfulness_of_noise_is_that_of_its_formula() -> None:
+    red, green, blue = (np.random.default_rng(i).integers(0, 256, (40, 50)).astype(float) for i in range(3))
+    rg, yb = red - green, 0.5 * (red + green) - blue
+    expected = np.sqrt(rg.var() + yb.var()) + 0.3 * np.sqrt(rg.mean() ** 2 + yb.mean() ** 2)
+    image = np.stack([red, green, blue], 2).astype(np.uint8)
+    assert colorfulness(image) == pytest.approx(expected, rel=1e-9)
+    assert metrics.colorfulness is images.colorfulness  # one home, as the filter and the score are the same

@@ -14,8 +14,8 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 import color
 import metrics
-from images import Array, resize
-from metrics import ab_mse, colorfulness, fid, psnr_db, s0_gray, score, ssim
+from images import Array, colorfulness, resize
+from metrics import ab_mse, fid, psnr_db, s0_gray, score, ssim
 
 CPU = torch.device("cpu")
 
@@ -55,22 +55,6 @@ def test_ssim_matches_scikit_image_channel_by_channel() -> None:
 def test_ab_mse_matches_scikit_image() -> None:
     expected = ((rgb2lab(TARGET)[..., 1:] - rgb2lab(OUTPUT)[..., 1:]) ** 2).mean()
     assert ab_mse(TARGET, OUTPUT) == pytest.approx(expected, rel=1e-4)
-
-
-@pytest.mark.parametrize(
-    ("rows", "expected"),
-    [
-        ([[90, 90, 90], [200, 200, 200]], 0.0),
-        ([[255, 0, 0], [255, 0, 0]], 0.3 * np.hypot(255, 127.5)),
-        # rg = 100, -100 (std 100, mean 0); yb = 50, 50 (std 0, mean 50)
-        ([[100, 0, 0], [0, 100, 0]], 100 + 0.3 * 50),
-        # rg = 0, 60 (std 30, mean 30); yb = -80, 30 (std 55, mean -25)
-        ([[0, 0, 80], [60, 0, 0]], np.hypot(30, 55) + 0.3 * np.hypot(30, 25)),
-    ],
-)
-def test_colorfulness_by_hand(rows: list[list[int]], expected: float) -> None:
-    image = np.array(rows, np.uint8)[:, None].repeat(5, 1)
-    assert colorfulness(image) == pytest.approx(expected, abs=1e-9)
 
 
 def test_identical_pictures() -> None:

@@ -10,8 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from test_models import Glance
 
 import checkpoint
+import color
+import models
+from blocks import SelfAttention
 from checkpoint import (
     choose_epochs,
     epoch_path,
@@ -22,6 +26,7 @@ from checkpoint import (
     read_run,
 )
 from config import Recipe
+from models import GENERATORS
 
 CPU = torch.device("cpu")
 RUN = Path("runs/x")
@@ -43,7 +48,7 @@ def trained_generator(**fields: Any) -> tuple[dict[str, Any], torch.nn.Module]:
     torch.manual_seed(0)
     recipe = {**FIELDS, **fields}
     colorizer = checkpoint.build_colorizer(recipe)
-    x = torch.rand(4, 1 if recipe["input"] == "L" else 3, 32, 32)
+    x = torch.rand(4, color.CHANNELS[recipe["input"]], 32, 32)
     colorizer.generator(x)
     return recipe, colorizer.generator
 
@@ -101,6 +106,7 @@ def test_load_refuses_what_is_no_checkpoint(name: str) -> None:
         checkpoint.load(path)
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 def test_load_refuses_damaged_bytes_in_one_sentence() -> None:
     path, rng, messages = Path("x.pt"), np.random.default_rng(0), []
     whole = np.frombuffer(contents()["whole"], np.uint8)
@@ -226,19 +232,27 @@ def test_pick_device_errors(monkeypatch: pytest.MonkeyPatch, name: str, message:
 
 
 @pytest.mark.parametrize(
-    "fields", [{}, {"input": "sketch", "output": "rgb", "generator": "unet-reflect"}, {"norm_stats": "batch"}]
-)
+    "fields",
+    [
+        {}, {"input": "sketch", "output": "rgb", "generator": "unet-reflect"}, {"norm_stats": "batch"},
+        {"output": "Lab"}, {"input": "gray", "output": "rgb", "generator": "unet-att", "attention": 16},
+        {"input": "gray+line", "output": "rgb", "generator": "unet-bn"}, {"input": "line", "output": "rgb"},
+        {"generator": "resnet"}, {"generator": "unet32", "depth": 4}, {"generator": "resunet", "depth": 5},
+        {"output": "rgb", "generator": "convgen", "depth": 5},
+    ],
+    ids=str,
+)  # fmt: skip
 def test_colorizer_round_trip(fields: dict[str, Any]) -> None:
     recipe, generator = trained_generator(**fields)
     checkpoint.save_generator(RUN, 4, recipe, generator)
     colorizer = load_colorizer(RUN, 4, CPU)
-    assert (colorizer.size, colorizer.multiple) == (32, 8)
+    assert (colorizer.size, colorizer.multiple) == (32, 2 ** recipe["depth"])
     assert (colorizer.x_kind, colorizer.y_kind) == (recipe["input"], recipe["output"])
     assert not any(module.training for module in colorizer.modules())
     assert not any(p.requires_grad for p in colorizer.parameters())
     for key, value in colorizer.generator.named_parameters():
         assert torch.equal(value, dict(generator.named_parameters())[key])
-    x = torch.rand(2, 1 if recipe["input"] == "L" else 3, 32, 32)
+    x = torch.rand(2, color.CHANNELS[recipe["input"]], 32, 32)
     if recipe["norm_stats"] == "batch":
         for module in generator.modules():
             module.training = not isinstance(module, torch.nn.Dropout)
@@ -248,13 +262,58 @@ def test_colorizer_round_trip(fields: dict[str, Any]) -> None:
         assert torch.equal(colorizer.generator(x), generator(x))
 
 
+@pytest.mark.parametrize("size", [32, 48])
+@pytest.mark.parametrize("halvings", [0, 1, 2, 3, 4])
+def test_attention_stands_at_its_side(size: int, halvings: int) -> None:
+    side = size >> halvings if halvings else 0
+    fields = {"size": size, "input": "gray", "output": "rgb", "generator": "unet-att", "attention": side}
+    recipe = asdict(Recipe("x", ngf=4, depth=4, batch_size=2, **fields))
+    torch.manual_seed(0)
+    generator, seen = checkpoint.build_colorizer(recipe).generator, []
+    (module,) = (m for m in generator.modules() if isinstance(m, SelfAttention))
+    module.register_forward_hook(lambda _, args, __: seen.append(tuple(args[0].shape[2:])))
+    with torch.no_grad():
+        module.gamma.fill_(0.5)
+    generator(torch.rand(2, 1, size, size)).square().mean().backward()
+    assert seen == [(side or size >> 4,) * 2]
+    for conv in (module.query, module.key):
+        assert conv.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("generator", GENERATORS)
+def test_narrow_pictures_fit_every_generator(generator: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models, "DanbooruFeatures", Glance)
+    given = {"input": "gray", "output": "rgb"} if generator.startswith("unet-") else {}
+    size = 96 if generator == "unet224" else 64
+    recipe = Recipe("x", ngf=4, size=size, batch_size=2, generator=generator, **given)
+    colorizer = checkpoint.build_colorizer(asdict(recipe)).eval()
+    with torch.no_grad():
+        for shape in ((1, 400), (300, 7), (1, 1)):
+            assert colorizer(torch.rand(1, 3, *shape)).shape == (1, 3, *shape)
+
+
+def test_loading_leaves_the_random_state_alone() -> None:
+    recipe, generator = trained_generator()
+    checkpoint.save_generator(RUN, 1, recipe, generator)
+    state = torch.get_rng_state()
+    load_colorizer(RUN, 1, CPU)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 def test_load_colorizer_errors() -> None:
     with pytest.raises(ValueError, match=r"^no checkpoint runs/x/checkpoints/epoch_0003.pt$"):
         load_colorizer(RUN, 3, CPU)
     checkpoint.save(epoch_path(RUN, 3), {"format": "other", "weights": torch.zeros(1)})
     with pytest.raises(
-        ValueError, match=r"epoch_0003.pt is not a generator in the format tinct-generator-1$"
+        ValueError, match=r"epoch_0003.pt is not a generator in the format tinct-generator-2$"
     ):
+        load_colorizer(RUN, 3, CPU)
+
+
+def test_weights_that_do_not_fit_their_recipe() -> None:
+    recipe, generator = trained_generator()
+    checkpoint.save_generator(RUN, 3, {**recipe, "ngf": 8}, generator)
+    with pytest.raises(ValueError, match=r"epoch_0003.pt is damaged: its weights do not fit its recipe$"):
         load_colorizer(RUN, 3, CPU)
 
 

@@ -6,11 +6,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from skimage.color import lab2rgb, rgb2lab
 from torch import Tensor
 
 import color
+from checks import CHOICES
 
+INPUTS, OUTPUTS = CHOICES["input"], CHOICES["output"]
 Function = Callable[..., Tensor]
 
 
@@ -22,6 +25,11 @@ def noise(*shape: int, seed: int = 0) -> Tensor:
 def last(image: Tensor) -> np.ndarray:
     """Return (N, C, H, W) as float64 (N, H, W, C) for scikit-image."""
     return image.permute(0, 2, 3, 1).double().numpy()
+
+
+def lightness_of(image: Tensor) -> Tensor:
+    """Return L (N, 1, H, W) in [0, 100]."""
+    return color.rgb_to_lab(color.rgb01(image))[:, :1]
 
 
 def wild_lab() -> Tensor:
@@ -101,6 +109,9 @@ CALLS: list[tuple[Function, tuple[Any, ...]]] = [
     (color.rgb_to_lab, (noise(1, 3, 64, 64),)),
     (color.lab_to_rgb, (wild_lab(),)),
     *((color.encode, (IMAGE, kind)) for kind in color.CHANNELS),
+    *((color.show_input, (IMAGE, kind)) for kind in INPUTS),
+    *((color.decode, (color.encode(IMAGE, kind), kind, lightness_of(IMAGE))) for kind in OUTPUTS),
+    (color.luma, (noise(2, 3, 8, 8),)),
     (color.join_lab, (noise(2, 1, 8, 8) * 100, noise(2, 2, 8, 8) * 2 - 1)),
     (color.recolor, (IMAGE, 20.0, -30.0)),
     (color.gaussian_blur, (noise(2, 3, 24, 31), 1.3)),
@@ -134,18 +145,73 @@ def test_encode_shapes_and_ranges(kind: str, channels: int) -> None:
     assert x.abs().max() <= 1
 
 
+def test_kinds_are_those_of_the_recipes() -> None:
+    assert set(color.CHANNELS) == {*INPUTS, *OUTPUTS}
+
+
 def test_encode_values() -> None:
     corners = torch.tensor([[0, 0, 0], [255, 255, 255], [255, 0, 0]], dtype=torch.uint8).T.view(1, 3, 1, 3)
     red = rgb2lab(np.array([[[1.0, 0.0, 0.0]]]))[0, 0]
     expected = {
         "L": [[-1, 1, red[0] / 50 - 1]],
         "ab": [[0, 0, red[1] / 110], [0, 0, red[2] / 110]],
+        "Lab": [[-1, 1, red[0] / 50 - 1], [0, 0, red[1] / 110], [0, 0, red[2] / 110]],
+        **{kind: [[-1, 1, 2 * 0.299 - 1]] for kind in ("gray", "line", "gray+line")},
         "rgb": [[-1, 1, 1], [-1, 1, -1], [-1, 1, -1]],
         "sketch": [[-1, 1, 1], [-1, 1, -1], [-1, 1, -1]],
     }
     for kind, values in expected.items():
         got = color.encode(corners, kind)[0, :, 0]
         torch.testing.assert_close(got, torch.tensor(values, dtype=torch.float32), atol=1e-3, rtol=0)
+
+
+def test_luma_is_that_of_bt_601() -> None:
+    primaries = torch.eye(3).view(3, 3, 1, 1)  # a red, a green and a blue picture
+    torch.testing.assert_close(color.luma(primaries).flatten(), torch.tensor([0.299, 0.587, 0.114]))
+    levels = IMAGE.permute(0, 2, 3, 1).numpy()
+    for picture, luma in zip(levels, color.luma(color.rgb01(IMAGE)), strict=True):
+        ours = (luma[0] * 255).numpy()
+        pillow = np.asarray(Image.fromarray(picture).convert("L")).astype(float)
+        assert np.abs(ours - pillow).max() < 0.51
+    gray = noise(1, 1, 9, 9).expand(-1, 3, -1, -1)
+    torch.testing.assert_close(color.luma(gray), gray[:, :1])
+
+
+@pytest.mark.parametrize("kind", ["gray", "line", "gray+line"])
+def test_kinds_of_one_channel_are_luma(kind: str) -> None:
+    torch.testing.assert_close(color.encode(IMAGE, kind), color.luma(color.rgb01(IMAGE)) * 2 - 1)
+    torch.testing.assert_close(color.encode(IMAGE[:, :1], kind), IMAGE[:, :1] / 127.5 - 1)
+
+
+def test_lab_is_lightness_beside_ab() -> None:
+    parts = color.encode(IMAGE, "L"), color.encode(IMAGE, "ab")
+    assert torch.equal(color.encode(IMAGE, "Lab"), torch.cat(parts, 1))
+
+
+@pytest.mark.parametrize("kind", OUTPUTS)
+def test_decode_undoes_encode(kind: str) -> None:
+    index = torch.arange(0, 2**24, 61)[: 512 * 512].view(1, 1, 512, 512)
+    image = torch.cat([index >> 16, (index >> 8) & 255, index & 255], 1).to(torch.uint8)
+    lightness = lightness_of(image) if kind == "ab" else torch.zeros(0)  # looked at for ab alone
+    back = color.to_uint8(color.decode(color.encode(image, kind), kind, lightness))
+    assert (back.int() - image.int()).abs().max() <= 1
+
+
+@pytest.mark.parametrize("kind", OUTPUTS)
+def test_decode_is_differentiable_and_stays_in_range(kind: str) -> None:
+    y = (noise(2, color.CHANNELS[kind], 9, 9) * 3 - 1.5).requires_grad_()  # a network without tanh overshoots
+    rgb = color.decode(y.to(torch.bfloat16), kind, lightness_of(IMAGE)[:, :, :9, :9])
+    assert rgb.dtype == torch.float32
+    assert rgb.shape == (2, 3, 9, 9)
+    assert rgb.min() >= 0
+    assert rgb.max() <= 1
+    rgb.square().mean().backward()
+    assert y.grad.isfinite().all()
+    assert (y.grad != 0).float().mean() > 0.3
+    corners = torch.cartesian_prod(*[torch.tensor([0, 255], dtype=torch.uint8)] * 3).T.view(1, 3, 2, 4)
+    y = color.encode(corners, kind).requires_grad_()  # where roots have an infinite slope
+    color.decode(y, kind, lightness_of(corners)).square().sum().backward()
+    assert y.grad.isfinite().all()
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float16, torch.float32, torch.float64])
@@ -175,6 +241,15 @@ def test_show_input() -> None:
     assert (gray.amax(1).int() - gray.amin(1).int()).max() <= 1  # the matrices' white is 1e-4 off
     assert (color.encode(gray, "L") - color.encode(IMAGE, "L")).abs().max() < 0.01
     assert torch.equal(color.show_input(IMAGE, "sketch"), IMAGE)
+    for kind in ("gray", "line", "gray+line"):
+        shown = color.show_input(IMAGE, kind)
+        assert shown.dtype == torch.uint8
+        assert shown.shape == IMAGE.shape
+        assert torch.equal(shown.amax(1), shown.amin(1))
+        assert (shown[:, :1] / 255 - color.luma(color.rgb01(IMAGE))).abs().max() < 0.51 / 255
+        assert torch.equal(color.show_input(shown, kind), shown)  # what is shown is seen the same
+    for kind in INPUTS:
+        assert color.show_input(IMAGE[:, :1], kind).shape == IMAGE.shape
 
 
 def halves(left: list[int], right: list[int]) -> Tensor:

@@ -1,5 +1,7 @@
 """colorizer.py: any size, batch and dtype; lightness and lines of the full-size input are kept."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -7,12 +9,17 @@ from skimage.color import rgb2lab
 from torch import Tensor, nn
 
 import color
+import models
 from colorizer import Colorizer, mirror, resample, use_batch_statistics
+from features import FrozenFeatures
 from models import UNet
 
-KINDS = [("L", "ab"), ("sketch", "rgb")]
+KINDS = [  # all that a recipe can ask for
+    ("L", "ab"), ("L", "Lab"), ("L", "rgb"), ("gray", "rgb"), ("line", "rgb"), ("gray+line", "rgb"),
+    ("sketch", "rgb"),
+]  # fmt: skip
 DTYPES = [torch.uint8, torch.float16, torch.float32, torch.float64]
-SHAPES = [(1, 1, 1, 1), (1, 3, 1, 500), (2, 1, 37, 501), (1, 3, 500, 1), (3, 3, 33, 32), (2, 3, 70, 50)]
+SHAPES = [(1, 1, 1, 1), (1, 3, 1, 500), (2, 1, 37, 251), (1, 3, 500, 1), (3, 3, 33, 32), (2, 3, 70, 50)]
 kinds = pytest.mark.parametrize(("x_kind", "y_kind"), KINDS)
 
 
@@ -27,6 +34,18 @@ class Constant(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         self.seen.append(x)
         return x.new_full((x.size(0), self.channels, x.size(2), x.size(3)), self.value)
+
+
+class Stub(nn.Module):
+    """A generator for L -> Lab: the input's own L after a change of it, in L units, and one ab."""
+
+    def __init__(self, change: Callable[[Tensor], Tensor], ab: float = 0.1) -> None:
+        super().__init__()
+        self.change, self.ab = change, ab
+
+    def forward(self, x: Tensor) -> Tensor:
+        lightness = self.change((x + 1) * 50)
+        return torch.cat([lightness / 50 - 1, torch.full_like(x, self.ab), torch.full_like(x, -self.ab)], 1)
 
 
 def build(x_kind: str, y_kind: str, size: int = 32, dropout: float = 0.5) -> Colorizer:
@@ -111,6 +130,99 @@ def test_at_its_own_size_it_is_the_generator() -> None:
         assert torch.equal(sketcher(image), color.to_uint8(rgb))
 
 
+def moderate(*shape: int) -> Tensor:
+    """Return a picture of midtones, to which any colour can be added within gamut."""
+    return (110 + 40 * torch.rand(shape, generator=torch.Generator().manual_seed(2))).to(torch.uint8)
+
+
+@pytest.mark.parametrize("x_kind", ["L", "gray"])
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("side", [32, 117])
+def test_rgb_from_gray_keeps_the_luma(x_kind: str, channels: int, side: int) -> None:
+    class Tint(nn.Module):
+        """Gray, and a little of a colour that changes from left to right."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            tint = torch.linspace(-0.2, 0.2, x.size(3)).expand_as(x)
+            return torch.cat([x * 0 + tint, x * 0 - 0.1, x * 0 - tint], 1)
+
+    image = moderate(2, channels, side, side + 9)
+    out = Colorizer(Tint(), x_kind, "rgb", 32, 8)(image)
+    kept = color.luma(color.rgb01(out)) - color.luma(color.rgb01(image))
+    assert kept.abs().max() < 0.51 / 255 * 1.01  # of rounding
+    assert (out.amax(1).int() - out.amin(1).int()).float().mean() > 20  # and there is colour
+
+
+def test_gray_input_loses_the_colour_of_a_colour_picture() -> None:
+    image, colorizer = picture(1, 3, 50, 70), build("gray", "rgb")
+    luma = color.luma(color.rgb01(image))
+    with torch.no_grad():
+        expected = colorizer(luma)
+        torch.testing.assert_close(colorizer(color.rgb01(image)), expected, atol=1e-5, rtol=0)
+        for kind in ("line", "gray+line"):
+            colorizer = build(kind, "rgb")
+            torch.testing.assert_close(colorizer(color.rgb01(image)), colorizer(luma), atol=1e-5, rtol=0)
+
+
+def own(lightness_: Tensor) -> Tensor:
+    return lightness_
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 32, 32), (1, 3, 150, 97), (1, 1, 97, 200), (1, 3, 20, 25)], ids=str)
+def test_lab_of_a_picture_in_order_keeps_its_full_lightness(shape: tuple[int, ...]) -> None:
+    image = picture(*shape)
+    out = Colorizer(Stub(own), "L", "Lab", 32, 8)(image)
+    assert np.abs(lightness(out) - lightness(image)).max() < 0.6
+    assert (out.amax(1).int() - out.amin(1).int()).float().mean() > 5
+
+
+@pytest.mark.parametrize("side", [64, 250])
+def test_lab_that_is_brightened_keeps_its_detail(side: int) -> None:
+    image = moderate(1, 1, side, side)  # noise that the network cannot see at 64 px
+    out = Colorizer(Stub(lambda old: old + 20), "L", "Lab", 64, 8)(image)  # fading undone
+    change = lightness(out) - lightness(image)
+    np.testing.assert_allclose(change, 20, atol=0.7)
+
+
+@pytest.mark.parametrize("factor", [1, 2, 4])
+@pytest.mark.parametrize("tone", [0, 255])
+def test_lab_that_is_mended_stays_mended(factor: int, tone: int) -> None:
+    size, ground = 96, 120
+    clean = torch.full((1, 1, size * factor, size * factor), ground, dtype=torch.uint8)
+    torn = clean.clone()
+    torn[:, :, :, 40 * factor : 43 * factor] = tone  # a scratch of 3 px where the network works
+    even = float(lightness(clean).mean())
+    out = Colorizer(Stub(lambda old: torch.full_like(old, even)), "L", "Lab", size, 8)(torn)
+    assert np.abs(lightness(torn) - even).max() > 40
+    left = np.abs(lightness(out) - even)
+    middle = 41 * factor + factor // 2
+    assert left[..., middle].max() < 2  # gone
+    assert left.max() < 12  # a trace at its edges, which full resolution has sharper
+    assert left[..., : 20 * factor].max() < 1  # and nothing happened elsewhere
+    assert left[..., 60 * factor :].max() < 1
+
+
+def test_lab_change_in_one_place_leaves_detail_in_others() -> None:
+    def mend(old: Tensor) -> Tensor:
+        new = old.clone()
+        new[..., 30:36, 30:36] += 40.0
+        return new
+
+    image = moderate(1, 1, 192, 192)
+    out = Colorizer(Stub(mend), "L", "Lab", 96, 8)(image)
+    change = (lightness(out) - lightness(image))[0]
+    np.testing.assert_allclose(change[100:, 100:], 0, atol=0.7)
+    seen = resample(color.rgb01(image), 96, 96)
+    mended = (color.rgb_to_lab(seen)[:, :1] + 40)[0, 0, 32:34, 32:34].mean()
+    assert abs(lightness(out)[0, 64:68, 64:68].mean() - float(mended)) < 3
+
+
+def test_lab_at_its_own_size_is_what_was_predicted() -> None:
+    image, restored = moderate(1, 3, 32, 32), 40 + 20 * torch.rand(1, 1, 32, 32)
+    out = Colorizer(Stub(lambda _: restored), "L", "Lab", 32, 8)(image)
+    np.testing.assert_allclose(lightness(out)[0], restored[0, 0].numpy(), atol=0.6)
+
+
 def test_a_gray_prediction_returns_the_gray_picture() -> None:
     image = picture(2, 3, 45, 80)
     out = Colorizer(Constant(2, 0.0), "L", "ab", 32, 8)(image)
@@ -146,11 +258,21 @@ def test_predict_cuts_out_what_it_mirrored(height: int, width: int) -> None:
 
 
 @pytest.mark.parametrize("length", [1, 2, 3, 7, 8, 9, 17, 250])
-@pytest.mark.parametrize("multiple", [4, 8, 256])
-def test_mirror_is_numpys_symmetric_padding(length: int, multiple: int) -> None:
-    missing = -length % multiple
+@pytest.mark.parametrize(("multiple", "least"), [(4, 1), (8, 1), (256, 1), (8, 24), (8, 30), (16, 16)])
+def test_mirror_is_numpys_symmetric_padding(length: int, multiple: int, least: int) -> None:
+    missing = -max(length, least) % multiple + max(0, least - length)
     expected = np.pad(np.arange(length), (missing // 2, missing - missing // 2), "symmetric")
-    assert mirror(length, multiple, torch.device("cpu")).tolist() == expected.tolist()
+    assert mirror(length, multiple, least, torch.device("cpu")).tolist() == expected.tolist()
+    assert len(expected) >= least
+    assert len(expected) % multiple == 0
+
+
+@pytest.mark.parametrize("shape", [(1, 500), (500, 1), (40, 90), (1, 1)])
+def test_no_side_is_shorter_than_the_network_takes(shape: tuple[int, int]) -> None:
+    generator = Constant(2, 0.1)
+    out = Colorizer(generator, "L", "ab", 32, 8, 30)(picture(1, 3, *shape))
+    assert out.shape[2:] == shape
+    assert min(generator.seen[0].shape[2:]) >= 32
 
 
 def test_resample_keeps_the_same_size_and_flat_areas() -> None:
@@ -188,6 +310,36 @@ def test_use_batch_statistics_normalises_by_the_batch() -> None:
         assert not torch.equal(running, expected)
         dropping = build("L", "ab").apply(use_batch_statistics)
         assert torch.equal(dropping(image), dropping(image))  # dropout stays off
+
+
+class Mean(FrozenFeatures):
+    """Stands for the Danbooru network: statistics of the picture, normalised."""
+
+    WIDTH = 512
+
+    def __init__(self) -> None:
+        super().__init__(nn.BatchNorm2d(3), (0.0,) * 3, (1.0,) * 3)
+        self.body.running_mean = torch.tensor([0.1, 0.2, 0.3])
+        self.train(False)
+
+    def forward(self, rgb01: Tensor) -> list[Tensor]:
+        return [self.body(self.normalise(rgb01)).mean((2, 3)).repeat(1, 171)[:, :512]]
+
+
+def test_a_frozen_extractor_keeps_its_running_statistics(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models, "DanbooruFeatures", Mean)
+    torch.manual_seed(0)
+    generator = models.GENERATORS["unet-ext"](1, 3, 4, depth=3, dropout=0.0)
+    before = {key: value.clone() for key, value in generator.extractor.state_dict().items()}
+    colorizer, image = Colorizer(generator, "gray", "rgb", 32, 8).eval(), picture(2, 1, 32, 32)
+    seen = generator.extractor(color.rgb01(image))[0]
+    running = colorizer(image)
+    colorizer.apply(use_batch_statistics)
+    assert not torch.equal(colorizer(image), running)  # the U-Net's own did change
+    assert generator.extractor.state_dict().keys() == before.keys()
+    assert all(torch.equal(v, before[k]) for k, v in generator.extractor.state_dict().items())
+    assert torch.equal(generator.extractor(color.rgb01(image))[0], seen)
+    torch.testing.assert_close(torch.jit.script(colorizer)(image), colorizer(image))
 
 
 @kinds

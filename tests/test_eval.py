@@ -8,9 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from conftest import TINY
 from skimage.metrics import peak_signal_noise_ratio
+from torch import Tensor
 
 import checkpoint
+import color
+import train
 from eval import best_epochs, main
 from images import read_image, write_image
 from test import main as render
@@ -20,6 +25,17 @@ from test import main as render
 def run(trained: Path, tmp_path: Path) -> Path:
     """Return a copy of the trained run that a test may change."""
     return Path(shutil.copytree(trained, tmp_path / "run"))
+
+
+@pytest.fixture
+def no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spare a test that does not look at them the drawing of scores, half of its time."""
+    monkeypatch.setattr("eval.plot_scores", lambda *_: None)
+
+
+def load(path: Path) -> Tensor:
+    """Return a picture as (1, 3, H, W) uint8."""
+    return torch.from_numpy(read_image(path)).permute(2, 0, 1)[None]
 
 
 def test_scores_all_epochs_and_baselines(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -39,6 +55,7 @@ def test_scores_all_epochs_and_baselines(run: Path, capsys: pytest.CaptureFixtur
     assert (run / "curves.png").stat().st_size > 1000
 
 
+@pytest.mark.usefixtures("no_curves")
 def test_files_agree_with_what_is_returned(run: Path) -> None:
     rows = main(run=run, all_epochs=True, device="cpu")
     with open(run / "scores.csv", newline="") as file:
@@ -52,17 +69,20 @@ def test_files_agree_with_what_is_returned(run: Path) -> None:
         assert table[name]["fid"] == ""  # unavailable is never a number
 
 
+@pytest.mark.usefixtures("no_curves")
 def test_one_epoch_keeps_the_rows_of_the_others(run: Path) -> None:
     both = main(run=run, all_epochs=True, device="cpu")
     assert main(run=run, epoch=1, device="cpu") == both
 
 
+@pytest.mark.usefixtures("no_curves")
 def test_other_data_drops_the_rows_of_the_first(run: Path, pictures: Path) -> None:
     main(run=run, all_epochs=True, device="cpu")
     rows = main(run=run, epoch=1, data=str(pictures / "train"), device="cpu")
     assert list(rows) == ["gray", "mean_ab", "epoch_0001"]
 
 
+@pytest.mark.usefixtures("no_curves")
 def test_a_checkpoint_written_again_is_rendered_again(run: Path) -> None:
     first = main(run=run, all_epochs=True, device="cpu")
     os.replace(checkpoint.epoch_path(run, 2), checkpoint.epoch_path(run, 1))
@@ -70,10 +90,48 @@ def test_a_checkpoint_written_again_is_rendered_again(run: Path) -> None:
     assert again["epoch_0001"]["psnr_db"] == first["epoch_0002"]["psnr_db"] != first["epoch_0001"]["psnr_db"]
 
 
+@pytest.mark.usefixtures("no_curves")
 def test_what_was_rendered_of_other_data_is_not_scored_as_the_runs_own(run: Path, pictures: Path) -> None:
     own = main(run=run, epoch=1, device="cpu")
     render(run=run, epoch=1, data=str(pictures / "train"), device="cpu")
     assert main(run=run, epoch=1, device="cpu") == own
+
+
+@pytest.mark.usefixtures("no_curves")
+def test_a_row_that_does_not_say_of_which_checkpoint_it_is_is_dropped(run: Path) -> None:
+    main(run=run, all_epochs=True, device="cpu")
+    stored = json.loads((run / "scores.json").read_text())
+    del stored["rows"]["epoch_0002"]["stamp"]
+    checkpoint.write_json(run / "scores.json", stored)
+    assert list(main(run=run, epoch=1, device="cpu")) == ["gray", "mean_ab", "epoch_0001"]
+
+
+@pytest.mark.usefixtures("no_curves")
+@pytest.mark.parametrize("content", ["", "{", '{"best": {}}'])
+def test_damaged_scores_say_so(run: Path, content: str) -> None:
+    (run / "scores.json").write_text(content)
+    with pytest.raises(ValueError, match=r"scores\.json is damaged; delete it and score again$"):
+        main(run=run, epoch=1, device="cpu")
+
+
+@pytest.mark.usefixtures("no_curves")
+@pytest.mark.parametrize(
+    ("recipe", "settings"),
+    [
+        ("restore", ["generator=unet", "pretrained=false", "pretrain_epochs=0", "fading_p=1"]),
+        ("manga", ["input=gray+line", "lambda_perceptual=0", "depth=3"]),
+        ("nazerigan32", ["load_size=36"]),
+    ],
+)
+def test_other_systems_are_scored_against_the_truth(recipe: str, settings: list[str], pictures: Path) -> None:
+    options = {**TINY, "set_": [*TINY["set_"], *settings]}
+    run = train.main(recipe=recipe, data=str(pictures), run=Path("other"), epochs=1, **options)
+    rows = main(run=run, device="cpu")
+    assert list(rows) == ["gray", "mean_ab", "epoch_0001"]
+    assert rows["gray"]["images"] == 4
+    for path in (run / "targets").glob("*.png"):  # the baselines are of the truth, not of a damaged input
+        truth, gray = (color.encode(load(p), "L") for p in (path, run / "outputs/gray" / path.name))
+        assert (truth - gray).abs().max() < 0.02
 
 
 def test_best_epoch_follows_the_direction() -> None:
@@ -86,6 +144,7 @@ def test_best_epoch_follows_the_direction() -> None:
     assert "fid" not in best
 
 
+@pytest.mark.usefixtures("no_curves")
 def test_a_truth_rendered_as_output_scores_perfectly(run: Path) -> None:
     main(run=run, epoch=1, device="cpu")
     for path in (run / "targets").glob("*.png"):
@@ -95,12 +154,14 @@ def test_a_truth_rendered_as_output_scores_perfectly(run: Path) -> None:
     assert row["colorfulness"] == row["colorfulness_truth"]
 
 
+@pytest.mark.usefixtures("no_curves")
 def test_missing_output_is_rendered_again(run: Path) -> None:
     before = main(run=run, epoch=1, device="cpu")
     (run / "outputs/epoch_0001/a__p13.png").unlink()
     assert main(run=run, epoch=1, device="cpu") == before
 
 
+@pytest.mark.usefixtures("no_curves")
 def test_output_of_another_size_is_named(run: Path) -> None:
     main(run=run, epoch=1, device="cpu")
     write_image(run / "outputs/epoch_0001/a__p13.png", np.zeros((16, 16, 3), np.uint8))

@@ -80,6 +80,18 @@ def test_an_interval_begins_empty(training: Training) -> None:
     assert [record["G_l1"] for record in written()] == [1.0, 5.0]
 
 
+def test_intervals_of_two_stages_have_their_own_terms(training: Training) -> None:
+    log = Log(PATH, 0)
+    log.add({"G_l1": torch.tensor(2.0)}, 4, 0.0)
+    log.flush(training)
+    log.add(terms(1.0, 3.0), 4, 0.0)
+    log.flush(training)
+    losses = [
+        {key: value for key, value in record.items() if key[:2] in ("G_", "D_")} for record in written()
+    ]
+    assert losses == [{"G_l1": 2.0}, {"G_l1": 1.0, "D_real": 3.0}]
+
+
 @pytest.mark.parametrize(("steps", "kept"), [(0, []), (20, [10, 20]), (25, [10, 20]), (99, [10, 20, 30])])
 def test_reopening_drops_later_records(steps: int, kept: list[int]) -> None:
     write_records(10, 20, 30)

@@ -4,13 +4,15 @@ import math
 
 import pytest
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-import config
-from losses import discriminator_losses, gan_loss, generator_losses, total
+from checks import CHOICES
+from features import FrozenFeatures
+from losses import PIXEL, adversarial_loss, discriminator_losses, gan_loss, perceptual_loss, total
 
 LOGITS = [-2.0, 0.5, 3.0]
-MODES = config.CHOICES["gan_mode"]
+MODES = CHOICES["gan_mode"]
 
 
 def softplus(value: float) -> float:
@@ -75,25 +77,118 @@ def test_discriminator_pulls_real_up_and_fake_down(mode: str) -> None:
     ("mode", "expected"),
     [("vanilla", EXPECTED["vanilla", True]), ("lsgan", EXPECTED["lsgan", True]), ("hinge", -mean(LOGITS))],
 )
-def test_generator_losses(mode: str, expected: float) -> None:
+def test_adversarial_loss(mode: str, expected: float) -> None:
     logits = patch(LOGITS, grad=True)
+    loss = adversarial_loss(logits, mode)
+    assert loss.shape == ()
+    assert loss.item() == pytest.approx(expected, rel=1e-6)
+    loss.backward()
+    assert (logits.grad[..., :2] < 0).all()  # descent raises the logits: fools the discriminator
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_adversarial_loss_is_computed_in_float32(mode: str) -> None:
+    half = torch.linspace(-3, 3, 50).to(torch.bfloat16)
+    assert torch.equal(adversarial_loss(half, mode), adversarial_loss(half.float(), mode))
+
+
+@pytest.mark.parametrize("label", [0.9, 0.5])
+def test_smoothed_labels_of_vanilla_are_torchs(label: float) -> None:
+    logits = patch(LOGITS)
+    real, fake = nn.BCELoss()(logits.sigmoid(), torch.full_like(logits, label)), EXPECTED["vanilla", False]
+    terms = discriminator_losses(logits, logits, "vanilla", label)
+    assert terms["D_real"].item() == pytest.approx(real.item(), rel=1e-5)
+    assert terms["D_fake"].item() == pytest.approx(fake, rel=1e-6)  # the label of fakes stays 0
+    assert adversarial_loss(logits, "vanilla", label).item() == pytest.approx(real.item(), rel=1e-5)
+    assert real.item() != pytest.approx(EXPECTED["vanilla", True], rel=1e-2)
+
+
+def test_smoothed_labels_of_lsgan() -> None:
+    logits, real = patch(LOGITS), mean([(v - 0.9) ** 2 for v in LOGITS])
+    terms = discriminator_losses(logits, logits, "lsgan", 0.9)
+    assert terms["D_real"].item() == pytest.approx(real)
+    assert terms["D_fake"].item() == pytest.approx(EXPECTED["lsgan", False])
+    assert adversarial_loss(logits, "lsgan", 0.9).item() == pytest.approx(real)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_fakes_are_never_smoothed(mode: str) -> None:
+    assert gan_loss(patch(LOGITS), False, mode, 0.9).item() == pytest.approx(EXPECTED[mode, False])
+
+
+def test_hinge_has_no_labels() -> None:
+    logits = patch(LOGITS)
+    for label in (0.9, 0.1):
+        terms = discriminator_losses(logits, logits, "hinge", label)
+        assert terms["D_real"].item() == pytest.approx(EXPECTED["hinge", True])
+        assert terms["D_fake"].item() == pytest.approx(EXPECTED["hinge", False])
+        assert adversarial_loss(logits, "hinge", label).item() == pytest.approx(-mean(LOGITS))
+
+
+def test_a_smoothed_label_is_where_the_discriminator_rests() -> None:
+    logit = patch([math.log(0.9 / 0.1)], grad=True)  # sigmoid 0.9
+    gan_loss(logit, True, "vanilla", 0.9).backward()
+    assert logit.grad.abs().item() < 1e-6
+
+
+@pytest.mark.parametrize(("name", "expected"), [("G_l1", 2.5 / 4), ("G_mse", (0.25 + 1 + 1) / 4)])
+def test_pixel_terms(name: str, expected: float) -> None:
     fake = torch.tensor([[0.5, -1.0], [0.0, 0.25]]).view(1, 2, 1, 2).requires_grad_()
     y = torch.tensor([[0.0, 0.0], [1.0, 0.25]]).view(1, 2, 1, 2)
-    terms = generator_losses(logits, fake, y, mode)
-    assert list(terms) == ["G_gan", "G_l1"]
-    assert terms["G_gan"].item() == pytest.approx(expected, rel=1e-6)
-    assert terms["G_l1"].item() == pytest.approx((0.5 + 1 + 1 + 0) / 4)
-    terms["G_gan"].backward()
-    assert (logits.grad[..., :2] < 0).all()  # descent raises the logits: fools the discriminator
-    terms["G_l1"].backward()
+    loss = PIXEL[name](fake, y)
+    assert loss.item() == pytest.approx(expected)
+    loss.backward()
     assert torch.equal(fake.grad.sign(), (fake.detach() - y).sign())
+    assert set(PIXEL) == {"G_l1", "G_mse"}
 
 
-def test_generator_l1_of_half_precision_is_float32() -> None:
-    fake = torch.full((1, 1, 1, 1), 0.1, dtype=torch.bfloat16)
-    loss = generator_losses(patch(LOGITS), fake, torch.zeros(1, 1, 1, 1), "vanilla")["G_l1"]
+class Taps(FrozenFeatures):
+    """An extractor of two layers, seeded."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        super().__init__(nn.ModuleList([nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 3)]), (0.5,) * 3, (0.2,) * 3)
+
+    def forward(self, rgb01: Tensor) -> list[Tensor]:
+        first = self.body[0](self.normalise(rgb01))
+        return [first, self.body[1](first.relu())]
+
+
+def pictures() -> tuple[Tensor, Tensor]:
+    noise = torch.Generator().manual_seed(0)
+    return tuple(torch.rand(2, 3, 9, 9, generator=noise).requires_grad_() for _ in range(2))
+
+
+def test_perceptual_loss_is_the_sum_of_all_taps() -> None:
+    extractor, (fake, real) = Taps(), pictures()
+    with torch.no_grad():
+        pairs = list(zip(extractor(fake), extractor(real), strict=True))
+        expected = sum(F.mse_loss(a, b).item() for a, b in pairs)
+    loss = perceptual_loss(extractor, fake, real)
+    assert len(pairs) == 2
+    assert loss.shape == ()
+    assert loss.item() == pytest.approx(expected)
+    assert perceptual_loss(extractor, real, real).item() == 0.0
+
+
+def test_perceptual_gradient_reaches_the_generated_image_alone() -> None:
+    extractor, (fake, real) = Taps(), pictures()
+    perceptual_loss(extractor, fake, real).backward()
+    assert (fake.grad.abs().sum((1, 2, 3)) > 0).all()
+    assert real.grad is None
+    assert all(parameter.grad is None for parameter in extractor.parameters())
+    with torch.no_grad():
+        closer = fake - 1e-3 * fake.grad
+        assert perceptual_loss(extractor, closer, real) < perceptual_loss(extractor, fake, real)
+
+
+def test_perceptual_loss_of_half_precision_features_is_float32() -> None:
+    extractor, (fake, real) = Taps(), pictures()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert extractor(fake)[0].dtype == torch.bfloat16
+        loss = perceptual_loss(extractor, fake, real)
     assert loss.dtype == torch.float32
-    assert loss.item() == fake.float().item()
+    assert loss.item() == pytest.approx(perceptual_loss(extractor, fake, real).item(), rel=0.05)
 
 
 def test_total_weighs_every_term() -> None:

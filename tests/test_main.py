@@ -3,9 +3,12 @@
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 import checkpoint
+import color
 import config
 import main as pipeline
 import scenes
@@ -48,3 +51,38 @@ def test_called_again_it_goes_on(small_demo: None) -> None:
     pipeline.main(device="cpu", epochs=2)
     assert os.stat(checkpoint.epoch_path(Path("runs/demo"), 1)).st_mtime_ns == before
     assert checkpoint.saved_epochs(Path("runs/demo")) == [1, 2]
+
+
+class Stop(Exception):
+    """Ends a pipeline where a test has seen enough."""
+
+
+def test_training_is_given_every_option(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = []
+
+    def note(**options: object) -> None:
+        given.append(options)
+        raise Stop
+
+    monkeypatch.setattr(pipeline.train, "main", note)
+    options = {"recipe": "coco-resnet", "data": "photos", "epochs": 3, "weights": Path("w"), "device": "cpu"}
+    with pytest.raises(Stop):
+        pipeline.main(**options)
+    assert given == [{**options, "run": Path("runs/coco-resnet"), "resume": False}]
+
+
+@pytest.mark.parametrize("kind", ["L", "gray", "line", "gray+line", "sketch"])
+def test_the_photograph_is_an_input_of_its_kind(kind: str, tmp_path: Path) -> None:
+    path, photo = pipeline.write_example(tmp_path, kind)
+    shown, tensor = read_image(path), torch.from_numpy(photo).permute(2, 0, 1)[None]
+    assert shown.shape == photo.shape
+    assert np.ptp(shown.astype(int), axis=2).max() <= 1
+    if kind in ("sketch", "line"):
+        assert (shown > 250).mean() > 0.5  # paper
+        assert shown.min() < 60  # ink
+    elif kind == "L":
+        seen = color.encode(torch.from_numpy(shown).permute(2, 0, 1)[None], "L")
+        assert (seen - color.encode(tensor, "L")).abs().max() < 0.02
+    else:
+        luma = color.luma(color.rgb01(tensor))[0, 0].numpy() * 255
+        assert np.abs(shown[..., 0] - luma).max() < 0.51

@@ -1,32 +1,76 @@
-"""models.py: the published networks layer by layer, parity with a plain re-implementation, gradients."""
-
-from collections.abc import Iterator
+"""models.py: published counts and shapes, details of layers, gradients, scripting."""
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-import config
-from models import DISCRIMINATORS, GENERATORS, count_parameters, init_normal
+import models
+from blocks import SelfAttention
+from checks import CHOICES, HALVINGS, SMALLEST
+from config import Recipe
+from features import FrozenFeatures
+from models import DISCRIMINATORS, GENERATORS, LEAST, count_parameters
 
 NETWORKS = [*GENERATORS, *DISCRIMINATORS]
-CHANNELS = {"unet": (1, 2), "unet-reflect": (3, 3), "patch30": (1, 2), "patch26": (3, 3)}  # as published
+PUBLISHED = {  # name -> channels, px, parameters, shape of what comes out of one batch of 2
+    "unet": (1, 2, 256, 54_409_856, (2, 2, 256, 256)),
+    "unet-reflect": (3, 3, 256, 54_414_531, (2, 3, 256, 256)),
+    "unet-bn": (1, 3, 256, 54_418_563, (2, 3, 256, 256)),
+    "unet-att": (1, 3, 256, 54_746_884, (2, 3, 256, 256)),
+    "unet-ext": (1, 3, 256, 58_612_867, (2, 3, 256, 256)),
+    "unet-att-ext": (1, 3, 256, 59_924_868, (2, 3, 256, 256)),
+    "resunet": (1, 2, 256, 14_339_458, (2, 2, 256, 256)),  # our own count
+    "resunet34": (1, 2, 256, 24_447_618, (2, 2, 256, 256)),  # our own count
+    "resnet": (1, 2, 224, 954_722, (2, 2, 224, 224)),
+    "unet32": (1, 2, 32, 6_297_026, (2, 2, 32, 32)),
+    "unet224": (1, 2, 224, 41_957_826, (2, 2, 224, 224)),
+    "convgen": (1, 3, 224, 7_822_342, (2, 3, 224, 224)),
+    "patch30": (1, 2, 256, 2_765_633, (2, 1, 30, 30)),
+    "patch26": (3, 3, 256, 2_768_640, (2, 1, 26, 26)),
+    "patch15": (1, 2, 256, 2_765_633, (2, 1, 15, 15)),
+    "patch15-bias": (1, 3, 256, 2_767_553, (2, 1, 15, 15)),
+    "image32": (1, 2, 32, 2_760_513, (2, 1, 1, 1)),
+    "image224": (1, 2, 224, 15_350_593, (2, 1, 3, 3)),
+    "image-rgb": (1, 3, 224, 16_758_848, (2, 1, 1, 1)),
+}
+CHANNELS = {name: row[:2] for name, row in PUBLISHED.items()}
+SIZES = {name: max(64, SMALLEST.get(name, 0)) for name in NETWORKS}
 
 
-def build(name: str, width: int = 4, depth: int = 5, dropout: float = 0.5) -> nn.Module:
+class Glance(FrozenFeatures):
+    """Stands for the Danbooru network: the mean colour, over and over."""
+
+    WIDTH = 512
+
+    def __init__(self) -> None:
+        super().__init__(nn.Identity(), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+
+    def forward(self, rgb01: Tensor) -> list[Tensor]:
+        return [self.normalise(rgb01).mean((2, 3)).repeat(1, 171)[:, :512]]
+
+
+@pytest.fixture
+def small_extractor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spare the tests a ResNet-50 at 360 px."""
+    monkeypatch.setattr(models, "DanbooruFeatures", Glance)
+
+
+def build(
+    name: str, width: int = 4, depth: int = 4, dropout: float = 0.5, attention_depth: int = 0
+) -> nn.Module:
     """Build a network with its published channels and seeded weights."""
     torch.manual_seed(0)
     if name in GENERATORS:
-        return GENERATORS[name](*CHANNELS[name], width, depth, dropout)
-    return DISCRIMINATORS[name](sum(CHANNELS[name]), width)
+        options = {"depth": depth, "dropout": dropout, "attention_depth": attention_depth}
+        return GENERATORS[name](*CHANNELS[name], width, **options)
+    return DISCRIMINATORS[name](*CHANNELS[name], width)
 
 
-def inputs(name: str, size: int = 64) -> tuple[Tensor, ...]:
+def inputs(name: str, size: int = 0, images: int = 2) -> tuple[Tensor, ...]:
     """Return what the network takes: x, and y for a discriminator."""
-    noise = torch.Generator().manual_seed(1)
+    noise, side = torch.Generator().manual_seed(1), size or SIZES[name]
     count = 1 if name in GENERATORS else 2
-    return tuple(torch.rand(2, c, size, size, generator=noise) * 2 - 1 for c in CHANNELS[name][:count])
+    return tuple(torch.rand(images, c, side, side, generator=noise) * 2 - 1 for c in CHANNELS[name][:count])
 
 
 def convolutions(network: nn.Module) -> list[nn.Conv2d | nn.ConvTranspose2d]:
@@ -34,23 +78,18 @@ def convolutions(network: nn.Module) -> list[nn.Conv2d | nn.ConvTranspose2d]:
 
 
 def test_config_offers_these_networks() -> None:
-    assert set(config.CHOICES["generator"]) == set(GENERATORS)
-    assert set(config.CHOICES["discriminator"]) == set(DISCRIMINATORS)
+    assert set(CHOICES["generator"]) == set(GENERATORS)
+    assert set(CHOICES["discriminator"]) == {*DISCRIMINATORS, "none"}
+    assert set(PUBLISHED) == set(NETWORKS)
 
 
-@pytest.mark.parametrize(
-    ("name", "parameters", "shape"),
-    [
-        ("unet", 54_409_856, (2, 2, 256, 256)),
-        ("unet-reflect", 54_414_531, (2, 3, 256, 256)),
-        ("patch30", 2_765_633, (2, 1, 30, 30)),
-        ("patch26", 2_768_640, (2, 1, 26, 26)),
-    ],
-)
-def test_published_sizes(name: str, parameters: int, shape: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("name", NETWORKS)
+def test_published_counts_and_shapes(name: str) -> None:
+    *_, size, parameters, shape = PUBLISHED[name]
     with torch.device("meta"):
         network = build(name, width=64, depth=8)
-        out = network(*(torch.empty(2, c, 256, 256) for c in CHANNELS[name][: 1 + (name in DISCRIMINATORS)]))
+        given = CHANNELS[name][: 1 + (name in DISCRIMINATORS)]
+        out = network(*(torch.empty(2, channels, size, size) for channels in given))
     assert count_parameters(network) == parameters
     assert out.shape == shape
 
@@ -61,7 +100,7 @@ def test_count_parameters_leaves_frozen_ones_out() -> None:
 
 
 @pytest.mark.parametrize("depth", range(2, 9))
-@pytest.mark.parametrize("name", GENERATORS)
+@pytest.mark.parametrize("name", ["unet", "unet-reflect", "unet-bn", "unet-att"])
 def test_every_depth_takes_its_smallest_size(name: str, depth: int) -> None:
     generator = build(name, depth=depth)
     (x,) = inputs(name, size=2**depth)
@@ -69,14 +108,52 @@ def test_every_depth_takes_its_smallest_size(name: str, depth: int) -> None:
     assert out.shape == (2, CHANNELS[name][1], 2**depth, 2**depth)
     assert out.abs().max() <= 1
     kernels = [tuple(conv.kernel_size) + tuple(conv.stride) for conv in convolutions(generator)]
-    assert kernels == [(4, 4, 2, 2)] * 2 * depth
+    assert [kernel for kernel in kernels if kernel[0] > 1] == [(4, 4, 2, 2)] * 2 * depth
+
+
+@pytest.mark.parametrize("name", GENERATORS)
+def test_least_is_the_shortest_side_a_generator_takes(name: str, small_extractor: None) -> None:
+    generator, step = build(name), 2 ** HALVINGS.get(name, 4)
+    least = max(step, LEAST.get(name, 1))
+    for shape in ((least, 2 * least), (2 * least, least)):
+        x = inputs(name, 2 * least)[0][:, :, : shape[0], : shape[1]]
+        assert generator(x).shape[2:] == shape
+    if name in LEAST:
+        with pytest.raises(RuntimeError):
+            generator(inputs(name, least - step)[0])
+
+
+@pytest.mark.parametrize("name", HALVINGS)
+def test_halvings_are_those_of_the_network(name: str) -> None:
+    generator, step = build(name), 2 ** HALVINGS[name]
+    smallest = max(step, SMALLEST.get(name, 0))
+    for size in (smallest, smallest + step):
+        assert generator(*inputs(name, size)).shape == (2, CHANNELS[name][1], size, size)
+    try:
+        shape = generator(*inputs(name, smallest + step // 2)).shape[2:]
+    except RuntimeError:
+        return
+    assert shape != (smallest + step // 2,) * 2  # a side in between does not come back
+
+
+@pytest.mark.parametrize("norm", CHOICES["norm_d"])
+@pytest.mark.parametrize("name", DISCRIMINATORS)
+def test_smallest_size_has_logits_with_every_norm(name: str, norm: str) -> None:
+    network = DISCRIMINATORS[name](*CHANNELS[name], 4, norm)
+    assert network(*inputs(name, SMALLEST[name])).shape == (2, 1, 1, 1)
+    found = {type(module) for module in network.modules()} & {nn.BatchNorm2d, nn.InstanceNorm2d}
+    assert found == {"batch": {nn.BatchNorm2d}, "instance": {nn.InstanceNorm2d}, "none": set()}[norm]
+    if norm != "batch":  # whose shift is a bias
+        biased = [conv.bias is not None for conv in convolutions(network)]
+        assert all(biased[:-1])
+        assert biased[-1] == (name != "image-rgb")
 
 
 @pytest.mark.parametrize("name", DISCRIMINATORS)
-@pytest.mark.parametrize("size", [8, 16, 32, 64])
+@pytest.mark.parametrize("size", [16, 32, 48, 64, 96, 160, 192, 224])
 def test_a_recipe_that_is_accepted_has_logits(name: str, size: int) -> None:
     try:
-        config.Recipe("x", size=size, discriminator=name)
+        Recipe("x", size=size, discriminator=name)
     except ValueError:
         accepted = False
     else:
@@ -89,15 +166,19 @@ def test_a_recipe_that_is_accepted_has_logits(name: str, size: int) -> None:
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_gradient_reaches_every_parameter(name: str) -> None:
+def test_gradient_reaches_every_parameter(name: str, small_extractor: None) -> None:
     network = build(name)
+    for module in network.modules():
+        if isinstance(module, SelfAttention):
+            nn.init.ones_(module.gamma)  # starts at 0, which query, key and value wait for
     network(*inputs(name)).square().mean().backward()
-    dead = [key for key, p in network.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    trained = {key: p.grad for key, p in network.named_parameters() if p.requires_grad}
+    dead = [key for key, grad in trained.items() if grad is None or not grad.abs().sum() > 0]
     assert dead == []
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_scripted_is_eager(name: str) -> None:
+def test_scripted_is_eager(name: str, small_extractor: None) -> None:
     network = build(name).eval()
     arguments = inputs(name)
     torch.testing.assert_close(torch.jit.script(network)(*arguments), network(*arguments))
@@ -105,14 +186,19 @@ def test_scripted_is_eager(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "biased"),
-    [("unet", []), ("unet-reflect", [0, 7, 15]), ("patch30", [0, 4]), ("patch26", [])],
-)
+    [
+        ("unet", []), ("unet-reflect", [0, 7, 15]), ("unet-bn", range(16)), ("patch30", [0, 4]),
+        ("patch26", []), ("patch15", [0, 4]), ("patch15-bias", range(5)), ("image32", range(5)),
+        ("image224", range(8)), ("image-rgb", []), ("convgen", []), ("unet32", range(9)),
+        ("unet224", range(15)),
+    ],
+)  # fmt: skip
 def test_biases_are_only_where_published(name: str, biased: list[int]) -> None:
     bias = [i for i, conv in enumerate(convolutions(build(name, depth=8))) if conv.bias is not None]
-    assert bias == biased
+    assert bias == list(biased)
 
 
-@pytest.mark.parametrize("name", GENERATORS)
+@pytest.mark.parametrize("name", ["unet", "unet-reflect", "unet-bn"])
 def test_generator_details(name: str) -> None:
     generator = build(name, depth=8)
     padding = [conv.padding_mode for conv in convolutions(generator)]
@@ -122,71 +208,8 @@ def test_generator_details(name: str) -> None:
     slopes = [m.negative_slope for m in generator.modules() if isinstance(m, nn.LeakyReLU)]
     assert slopes == [0.2] * 7 + [0.0 if name == "unet-reflect" else 0.2]
     normed = [any(isinstance(m, nn.BatchNorm2d) for m in block) for block in generator.encoder]
-    assert normed == [False] + [True] * 6
-
-
-def conv(x: Tensor, weights: Iterator[Tensor], stride: int, pad: int, reflect: bool, bias: bool) -> Tensor:
-    weight = next(weights)
-    x = F.pad(x, [pad] * 4, mode="reflect" if reflect else "constant")
-    return F.conv2d(x, weight, next(weights) if bias else None, stride)
-
-
-def norm(x: Tensor, weights: Iterator[Tensor]) -> Tensor:
-    """Normalise by the batch; skips the state's running statistics."""
-    scale, shift, _, _, _ = (next(weights) for _ in range(5))
-    mean, var = x.mean((0, 2, 3), keepdim=True), x.var((0, 2, 3), correction=0, keepdim=True)
-    return (x - mean) / (var + 1e-5).sqrt() * scale.view(1, -1, 1, 1) + shift.view(1, -1, 1, 1)
-
-
-def plain_unet(x: Tensor, weights: Iterator[Tensor], depth: int, reflect: bool) -> Tensor:
-    """Run the published U-Net while training: weights in order of layers; reflect is the sketch system."""
-    skips: list[Tensor] = []
-    for level in range(depth):
-        edge = level in (0, depth - 1)
-        x = conv(x, weights, 2, 1, reflect, bias=reflect and edge)
-        if not edge:
-            x = norm(x, weights)
-        x = F.relu(x) if reflect and level == depth - 1 else F.leaky_relu(x, 0.2)
-        skips.append(x)
-    skips.pop()
-    for level in range(depth - 1):
-        x = norm(F.conv_transpose2d(x, next(weights), stride=2, padding=1), weights)
-        if level < 3 and not reflect:
-            x = F.dropout(x, 0.5)  # the photograph system drops before the ReLU, the sketch system after
-        x = F.relu(x)
-        if level < 3 and reflect:
-            x = F.dropout(x, 0.5)
-        x = torch.cat([x, skips.pop()], 1)
-    weight = next(weights)
-    return torch.tanh(F.conv_transpose2d(x, weight, next(weights) if reflect else None, stride=2, padding=1))
-
-
-def plain_patch(xy: Tensor, weights: Iterator[Tensor], ours26: bool) -> Tensor:
-    xy = F.leaky_relu(conv(xy, weights, 2, 1, ours26, bias=not ours26), 0.2)
-    for stride in (2, 2, 1):
-        xy = conv(xy, weights, stride, 0 if ours26 else 1, ours26, bias=False)
-        xy = F.leaky_relu(norm(xy, weights), 0.2)
-    return conv(xy, weights, 1, 1, ours26, bias=not ours26)
-
-
-@pytest.mark.parametrize("name", NETWORKS)
-def test_forward_matches_a_plain_implementation(name: str) -> None:
-    depth = 6
-    network = build(name, depth=depth)
-    for parameter in network.parameters():
-        nn.init.normal_(parameter, 0.1, 0.3)  # no bias or scale left at 0 or 1
-    state = [value.clone() for value in network.state_dict().values()]
-    weights, arguments = iter(state), inputs(name)
-    torch.manual_seed(5)
-    got = network(*arguments)
-    torch.manual_seed(5)  # the same dropout masks
-    if name in GENERATORS:
-        expected = plain_unet(arguments[0], weights, depth, name == "unet-reflect")
-    else:
-        expected = plain_patch(torch.cat(arguments, 1), weights, name == "patch26")
-    assert next(weights, None) is None
-    assert expected.std() > 0.05
-    torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
+    end = name == "unet-bn"
+    assert normed == [end, *[True] * 6, end]
 
 
 def test_dropout_of_zero_is_left_out() -> None:
@@ -194,20 +217,28 @@ def test_dropout_of_zero_is_left_out() -> None:
     assert not any(isinstance(m, nn.Dropout) for m in generator.modules())
 
 
-@pytest.mark.parametrize("name", ["unet-reflect", "patch30"])
-def test_init_normal_statistics(name: str) -> None:
-    network = build(name, width=16).apply(init_normal)
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.BatchNorm2d):
-            weight, centre = module.weight, 1.0 if isinstance(module, nn.BatchNorm2d) else 0.0
-            error = 5 * 0.02 / weight.numel() ** 0.5
-            assert abs(weight.mean() - centre) < error
-            assert abs(weight.std() - 0.02) < error
-            assert module.bias is None or not module.bias.any()
+@pytest.mark.parametrize(
+    ("name", "attention_depth", "place", "channels"),
+    [
+        ("unet-att", 0, "attention", 32), ("unet-att", 4, "attention", 32), ("unet-att", 1, "encoder.0.3", 4),
+        ("unet-att", 3, "encoder.2.3", 16), ("unet-att-ext", 0, "attention", 32 + 512),
+        ("unet-att-ext", 3, "encoder.2.3", 16), ("unet-bn", 0, None, 0), ("unet-ext", 2, None, 0),
+    ],
+)  # fmt: skip
+def test_attention_stands_after_as_many_halvings(
+    name: str, attention_depth: int, place: str | None, channels: int, small_extractor: None
+) -> None:
+    generator = build(name, attention_depth=attention_depth)
+    found = {key: m.value.in_channels for key, m in generator.named_modules() if isinstance(m, SelfAttention)}
+    assert found == ({} if place is None else {place: channels})
+    seen = []
+    if place is not None:
+        generator.get_submodule(place).register_forward_hook(lambda _, args, __: seen.append(args[0].shape))
+        generator(*inputs(name, 64))
+        assert seen == [(2, channels, *[64 >> (attention_depth or 4)] * 2)]
 
 
-def test_init_normal_leaves_other_modules_alone() -> None:
-    linear = nn.Linear(4, 4)
-    before = linear.weight.clone()
-    linear.apply(init_normal)
-    assert torch.equal(linear.weight, before)
+def test_a_colour_discriminator_does_not_look_at_x() -> None:
+    network, (x, y) = build("image-rgb").eval(), inputs("image-rgb")
+    assert torch.equal(network(x, y), network(-x, y))
+    assert not torch.equal(network(x, y), network(x, -y))

@@ -51,6 +51,28 @@ def test_plot_losses(drawn: list[Figure], count: int, window: int) -> None:
         assert got[f"mean of {window}"][1] == pytest.approx(means)
 
 
+def test_terms_of_one_stage_are_drawn_where_they_were(drawn: list[Figure]) -> None:
+    first = [{"steps": i, "lr": 1.0, "G_l1": 9.0 - i} for i in range(1, 4)]
+    second = [{"steps": i, "lr": 1.0, "G_l1": 9.0 - i, "G_gan": i / 2, "D_fake": 0.5} for i in (4, 5)]
+    plots.plot_losses(PATH, [*first, *second])
+    axes = {axis.get_title(): lines(axis)["raw"] for axis in drawn[0].axes}
+    assert axes == {
+        "G_l1": ([1, 2, 3, 4, 5], [8.0, 7.0, 6.0, 5.0, 4.0]),
+        "G_gan": ([4, 5], [2.0, 2.5]),
+        "D_fake": ([4, 5], [0.5, 0.5]),
+    }
+
+
+def test_a_stage_is_smoothed_over_its_own_records(drawn: list[Figure]) -> None:
+    history = [
+        {"steps": i, "G_l1": float(i), **({"G_gan": float(i)} if i > 30 else {})} for i in range(1, 51)
+    ]
+    plots.plot_losses(PATH, history)
+    long, short = (lines(axis) for axis in drawn[0].axes)
+    assert long["mean of 5"][0] == list(range(5, 51))
+    assert short["mean of 2"] == (list(range(32, 51)), [i - 0.5 for i in range(32, 51)])
+
+
 @pytest.mark.parametrize(("names", "rows"), [("a", 1), ("abcd", 1), ("abcde", 2)])
 def test_plot_scores(drawn: list[Figure], names: str, rows: int) -> None:
     epochs = [5, 10, 15]

@@ -1,15 +1,20 @@
 """What is settled before a run, and what is recorded of it."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 import checkpoint
 import preflight
 import train
-from config import RUNS
+from config import RECIPES, RUNS, SYSTEMS, make_recipe
+from data import Loading
+from folders import Item
+from gan import build_training
 
 
 @pytest.fixture
@@ -62,3 +67,119 @@ def test_a_resume_adds_to_the_record(run: Path) -> None:
     }
     assert record["recipe"] == first["recipe"] | {"epochs": 3}
     assert [entry["images"] for entry in record["resumed"]] == [first["images"]]
+
+
+def table() -> dict[str, list[str]]:
+    """Return recipe -> the cells of its row."""
+    rows = [re.split(r" {2,}", line) for line in preflight.recipe_table().splitlines()]
+    assert rows[0] == [
+        "recipe",
+        "system",
+        "input -> output",
+        "generator",
+        "parameters",
+        "discriminator",
+        "loss",
+        "px",
+    ]
+    return {row[0]: row for row in rows[1:]}
+
+
+def test_recipe_table_names_all_sixteen() -> None:
+    rows = table()
+    assert list(rows) == list(RECIPES)
+    assert len(rows) == 16
+    assert {len(row) for row in rows.values()} == {8}
+    for name, row in rows.items():
+        recipe = make_recipe(name, {})
+        assert row[1] == SYSTEMS[name]
+        assert row[2] == f"{recipe.input} -> {recipe.output}"
+        assert (row[3], row[5], row[7]) == (recipe.generator, recipe.discriminator, str(recipe.size))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "parameters", "loss"),
+    [
+        ("coco", "54,409,856", "1 gan + 100 l1"),
+        ("anime", "54,414,531", "1 gan + 100 l1"),
+        ("manga", "54,418,563", "0.01 gan + 1 l1 + 0.1 perceptual"),
+        ("manga-att-ext", "59,924,868", "0.01 gan + 1 l1 + 0.09 perceptual + 0.01 anime"),
+        ("places-resnet", "954,722", "1 mse"),
+        ("unet32", "6,297,026", "1 mse"),
+        ("nazerigan224", "41,957,826", "1 gan + 100 l1"),
+        ("cgan", "7,822,342", "1 gan + 100 l1"),
+        ("groups", "14,339,458", "1 gan + 100 l1"),
+    ],
+)
+def test_recipe_table_holds_published_counts(recipe: str, parameters: str, loss: str) -> None:
+    row = table()[recipe]
+    assert (row[4], row[6]) == (parameters, loss)
+
+
+def described(
+    recipe: str, loading: Loading | None = None, labels: str = "", **fields: object
+) -> dict[str, str]:
+    """Return what describe says of a shrunk recipe, by its first word."""
+    made = make_recipe(recipe, {"size": 64, "load_size": 64, "ngf": 4, "ndf": 4, **fields})
+    training = build_training(made, torch.device("cpu"), "fp32")
+    items = [Item(Path(f"{i}.png"), f"{i}", label=label) for i, label in enumerate(labels or "x")]
+    loading = loading or Loading(64, "crop", "none", False)
+    text = preflight.describe(
+        made, "photos", Path("runs/x"), {"train": items, "val": items[:1]}, loading, training, "cpu, fp32"
+    )
+    return {line.split()[0]: line[15:] for line in text.splitlines()}
+
+
+def test_description_of_two_networks() -> None:
+    said = described("coco", epochs=3)
+    assert list(said) == ["run", "data", "recipe", "epochs", "generator", "discriminator", "device"]
+    assert said["recipe"] == "coco, L -> ab at 64 px"
+    assert said["epochs"] == "3"
+    assert re.fullmatch(r"unet, [\d,]+ parameters to train", said["generator"])
+    assert re.fullmatch(r"patch30, [\d,]+ parameters", said["discriminator"])
+    assert said["data"] == "photos: 1 to train, 1 to validate (pictures)"
+
+
+def test_description_of_stages_and_classes() -> None:
+    assert (
+        described("coco", epochs=9, pretrain_epochs=4)["epochs"] == "9, the first 4 without the discriminator"
+    )
+    said = described("places-resnet", labels="abca")
+    assert said["discriminator"] == "none: the generator learns alone"
+    assert said["data"] == "photos: 4 to train, 1 to validate (pictures, 3 classes)"
+    assert "classes" not in described("places-resnet", labels="aaa")["data"]
+
+
+@pytest.mark.parametrize(
+    ("pair", "sketch", "kind"),
+    [
+        ("AB", True, "pairs, colour left"), ("BA", True, "pairs, colour right"),
+        ("none", True, "pictures, lines drawn from them"), ("none", False, "pictures"),
+    ],
+)  # fmt: skip
+def test_description_of_loading(pair: str, sketch: bool, kind: str) -> None:
+    said = described("anime", Loading(64, "crop", pair, sketch))
+    assert said["data"].endswith(f"({kind})")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("lr", 1e-5), ("lr_d", 1e-5), ("precision", "fp32"), ("save_every", 3), ("log_every", 9)],
+)
+def test_what_a_resume_may_change(run: Path, key: str, value: object) -> None:
+    recipe, _, _ = preflight.resolve_resumed(None, None, run, {key: value})
+    assert getattr(recipe, key) == value
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("pretrain_epochs", 1), ("norm_d", "none"), ("lambda_mse", 1.0), ("attention", 8), ("init", "default")],
+)
+def test_what_a_resume_may_not_change(run: Path, key: str, value: object) -> None:
+    before = checkpoint.read_run(run)["recipe"][key]
+    if before == value:
+        value = "kaiming"
+    with pytest.raises(
+        ValueError, match=f"was trained with {key} {before}; a resume cannot make it {value}$"
+    ):
+        preflight.resolve_resumed(None, None, run, {key: value})

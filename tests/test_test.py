@@ -6,9 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import TINY
 
 import checkpoint
+import color
 import test as test_stage
+import train
 from images import read_image
 
 
@@ -35,6 +38,55 @@ def test_outputs_are_what_the_network_makes_of_the_targets(run: Path) -> None:
     np.testing.assert_array_equal(read_image(folder / "a__p13.png"), expected)
     shown = read_image(run / "inputs" / "a__p13.png").astype(int)
     assert np.ptp(shown, axis=2).max() <= 1  # the input of a photo colouriser is gray
+
+
+def colourise(run: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return what the network makes of a rendered input, and what was rendered as its output."""
+    shown = torch.from_numpy(read_image(run / "inputs" / name)).permute(2, 0, 1)[None]
+    colorizer = checkpoint.load_colorizer(run, 1, torch.device("cpu"))
+    ours = colorizer(shown)[0].permute(1, 2, 0).numpy()
+    return ours.astype(int), read_image(run / "outputs/epoch_0001" / name).astype(int)
+
+
+UNET = ["generator=unet", "pretrained=false", "pretrain_epochs=0"]  # in place of the larger one
+
+
+def train_once(pictures: Path, recipe: str, *settings: str) -> Path:
+    options = {**TINY, "set_": [*TINY["set_"], *settings]}
+    return train.main(recipe=recipe, data=str(pictures), run=Path("other"), epochs=1, **options)
+
+
+def test_damaged_inputs_are_shown_damaged_and_the_same_every_time(pictures: Path) -> None:
+    run = train_once(pictures, "restore", *UNET, "grain_p=1", "fading_p=1")
+    test_stage.main(run=run, device="cpu")
+    before = {path: path.read_bytes() for path in (run / "inputs").glob("*.png")}
+    for path in before:
+        shown = read_image(path).astype(int)
+        assert np.ptp(shown, axis=2).max() <= 1
+        target = torch.from_numpy(read_image(run / "targets" / path.name)).permute(2, 0, 1)[None]
+        gray = color.show_input(target, "L")[0].permute(1, 2, 0).numpy()
+        assert np.abs(shown - gray).mean() > 3
+        ours, rendered = colourise(run, path.name)
+        assert np.abs(ours - rendered).max() <= 8  # an input's L is rounded to a level in inputs/
+        assert np.abs(ours - rendered).mean() < 1
+    shutil.rmtree(run / "targets")
+    test_stage.main(run=run, device="cpu")
+    assert {path: path.read_bytes() for path in before} == before
+
+
+@pytest.mark.parametrize("kind", ["gray", "line", "gray+line"])
+def test_inputs_are_what_the_network_saw(pictures: Path, kind: str) -> None:
+    run = train_once(pictures, "manga", f"input={kind}", "lambda_perceptual=0", "depth=3", "line_share=0.5")
+    test_stage.main(run=run, device="cpu")
+    drawn = []
+    for path in sorted((run / "inputs").glob("*.png")):
+        ours, rendered = colourise(run, path.name)
+        assert np.abs(ours - rendered).max() <= 1  # alone and in a batch
+        target = torch.from_numpy(read_image(run / "targets" / path.name)).permute(2, 0, 1)[None]
+        luma = color.show_input(target, "gray")[0].permute(1, 2, 0).numpy()
+        drawn.append(not np.array_equal(read_image(path), luma))
+    assert len(drawn) == 4
+    assert set(drawn) == {"gray": {False}, "line": {True}, "gray+line": {False, True}}[kind]
 
 
 def test_last_epoch_is_the_default(run: Path) -> None:

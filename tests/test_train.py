@@ -2,8 +2,8 @@
 
 import json
 import os
+import runpy
 import signal
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,10 @@ from PIL import Image
 from torch import Tensor
 
 import checkpoint
+import color
 import gan
 import train
-from config import ROOT, make_recipe
+from config import RECIPES, ROOT, make_recipe
 
 
 def weights(run: Path, epoch: int) -> dict[str, Tensor]:
@@ -35,6 +36,12 @@ def log_of(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
 
 
+@pytest.fixture
+def no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spare a test that does not look at them the drawing of losses, half of a tiny run's time."""
+    monkeypatch.setattr(train, "plot_losses", lambda *_: None)
+
+
 def interrupt_after(monkeypatch: pytest.MonkeyPatch, steps: int, number: int = signal.SIGINT) -> None:
     """Let the process send itself a signal in the middle of a training step."""
     real, done = gan.train_step, []
@@ -48,14 +55,35 @@ def interrupt_after(monkeypatch: pytest.MonkeyPatch, steps: int, number: int = s
     monkeypatch.setattr(train, "train_step", step)
 
 
-@pytest.mark.parametrize("stop", [1, 2, 3, 5])  # 3 steps an epoch: within, at the end of, and into the second
-@pytest.mark.parametrize("settings", [["ema=0.9", "schedule=linear"], ["precision=bf16", "dropout=0.5"]])
-def test_resume_equals_uninterrupted(pictures: Path, stop: int, settings: list[str]) -> None:
+STAGES = ["pretrain_epochs=1", "pretrain_lr=1e-3"]
+
+
+@pytest.mark.usefixtures("no_curves")
+@pytest.mark.parametrize(
+    ("recipe", "stop", "settings"),
+    [
+        *[("coco", stop, ["ema=0.9", "schedule=linear"]) for stop in (1, 3, 5)],
+        *[("coco", stop, ["precision=bf16", "dropout=0.5"]) for stop in (2, 3)],
+        *[
+            ("coco", stop, STAGES) for stop in (2, 3, 4)
+        ],  # 3 steps an epoch: before, at and after the boundary
+        (
+            "coco",
+            3,
+            [*STAGES, "schedule=linear", "ema=0.9", "lr_d=1e-3", "spectral_norm=true", "norm_d=none"],
+        ),
+        ("coco", 4, ["discriminator=none", "lambda_mse=1", "schedule=linear"]),
+        ("restore", 4, ["generator=unet", "pretrained=false", "pretrain_epochs=0"]),
+        ("manga", 4, ["input=gray+line", "lambda_perceptual=0", "load_size=40", "depth=3"]),
+    ],
+    ids=str,
+)
+def test_resume_equals_uninterrupted(pictures: Path, recipe: str, stop: int, settings: list[str]) -> None:
     options = {
         **TINY,
         "set_": [*TINY["set_"], *settings],
         "epochs": 2,
-        "recipe": "coco",
+        "recipe": recipe,
         "data": str(pictures),
     }
     whole = train.main(run=Path("whole"), **options)
@@ -66,11 +94,69 @@ def test_resume_equals_uninterrupted(pictures: Path, stop: int, settings: list[s
     assert stopped.value.code == 128 + signal.SIGINT
     parts = train.main(run=Path("parts"), resume=True, device="cpu")
     assert_same_weights(whole, parts, 2)
-    keep = ("steps", "G_l1", "G_gan", "D_real", "D_fake", "lr")
-    losses = [[{key: record[key] for key in keep} for record in log_of(run)] for run in (whole, parts)]
+    speed = ("images_per_s", "data_wait_percent", "memory_mb")
+    losses = [
+        [{k: v for k, v in record.items() if k not in speed} for record in log_of(r)] for r in (whole, parts)
+    ]
     assert losses[0] == losses[1]  # the history has neither a gap nor a repetition
 
 
+@pytest.mark.usefixtures("no_curves")
+def test_a_run_that_ended_with_its_first_stage_goes_on_into_the_second(pictures: Path) -> None:
+    options = {"recipe": "coco", "data": str(pictures), **TINY, "set_": [*TINY["set_"], *STAGES]}
+    whole = train.main(run=Path("whole"), epochs=2, **options)
+    parts = train.main(run=Path("parts"), epochs=1, **options)
+    judge = checkpoint.load(checkpoint.state_path(parts))["discriminator"]
+    untrained = gan.build_training(make_recipe("coco", checkpoint.read_run(parts)["recipe"] | {"name": None}),
+                                   torch.device("cpu"), "fp32").discriminator.state_dict()  # fmt: skip
+    assert all(torch.equal(value, untrained[key]) for key, value in judge.items())
+    train.main(run=parts, resume=True, epochs=2, device="cpu")
+    assert_same_weights(whole, parts, 2)
+    both = [checkpoint.load(checkpoint.state_path(run)) for run in (whole, parts)]
+    for name in ("discriminator", "generator"):
+        assert all(torch.equal(value, both[1][name][key]) for key, value in both[0][name].items())
+    assert any(not torch.equal(value, untrained[key]) for key, value in both[0]["discriminator"].items())
+
+
+@pytest.mark.usefixtures("no_curves")
+def test_adam_starts_anew_with_the_second_stage_alone(
+    pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, seen = gan.train_step, []
+
+    def step(training: gan.Training, *args: Any) -> dict[str, Tensor]:
+        states = training.optimizer_g.state.values()
+        rate = training.optimizer_g.param_groups[0]["lr"]
+        seen.append((training.epoch, max((int(state["step"]) for state in states), default=0), rate))
+        return real(training, *args)
+
+    monkeypatch.setattr(train, "train_step", step)
+    settings = [*TINY["set_"], "pretrain_epochs=2", "pretrain_lr=1e-3"]
+    train.main(recipe="coco", data=str(pictures), epochs=4, **{**TINY, "set_": settings})
+    first = [(1 + i // 3, i, 1e-3) for i in range(6)]
+    assert seen == [*first, *((3 + i // 3, i, 2e-4) for i in range(6))]
+
+
+def test_records_are_of_one_stage_each(pictures: Path) -> None:
+    settings = ["ngf=4", "ndf=4", "pretrain_epochs=1", "log_every=2"]  # 3 steps an epoch
+    run = train.main(recipe="coco", data=str(pictures), epochs=2, **{**TINY, "set_": settings})
+    found = [(r["steps"], [k for k in r if k[:2] in ("G_", "D_")]) for r in log_of(run)]
+    assert found == [
+        (2, ["G_l1"]), (3, ["G_l1"]), *((steps, ["G_gan", "G_l1", "D_real", "D_fake"]) for steps in (4, 6)),
+    ]  # fmt: skip
+    assert (run / "losses.png").stat().st_size > 0
+
+
+def test_a_generator_alone_leaves_a_whole_run(pictures: Path) -> None:
+    run = train.main(
+        recipe="unet32", data=str(pictures), epochs=1, batch_size=4, device="cpu", set_=["ngf=4"]
+    )
+    assert checkpoint.saved_epochs(run) == [1]
+    assert not {"discriminator", "optimizer_d"} & checkpoint.load(checkpoint.state_path(run)).keys()
+    assert [k for k in log_of(run)[0] if k[:2] in ("G_", "D_")] == ["G_mse"]
+
+
+@pytest.mark.usefixtures("no_curves")
 def test_killed_run_goes_on_from_its_last_checkpoint(pictures: Path) -> None:
     options = {**TINY, "recipe": "coco", "data": str(pictures), "save_every": 1}
     whole = train.main(run=Path("whole"), epochs=3, **options)
@@ -82,6 +168,7 @@ def test_killed_run_goes_on_from_its_last_checkpoint(pictures: Path) -> None:
     assert [record["steps"] for record in log_of(parts)] == [record["steps"] for record in log_of(whole)]
 
 
+@pytest.mark.usefixtures("no_curves")
 def test_how_often_samples_are_drawn_changes_no_weight(pictures: Path) -> None:
     often, seldom = (
         train.main(recipe="coco", data=str(pictures), run=name, epochs=2, save_every=every, **TINY)
@@ -90,6 +177,7 @@ def test_how_often_samples_are_drawn_changes_no_weight(pictures: Path) -> None:
     assert_same_weights(often, seldom, 2)
 
 
+@pytest.mark.usefixtures("no_curves")
 def test_more_epochs_on_resume(pictures: Path) -> None:
     run = train.main(recipe="coco", data=str(pictures), epochs=1, **TINY)
     train.main(run=run, resume=True, epochs=2, device="cpu")
@@ -118,6 +206,7 @@ def test_run_folder_holds_what_the_design_says(trained: Path) -> None:
     } <= set(log_of(trained)[0])
 
 
+@pytest.mark.usefixtures("no_curves")
 def test_seed_decides_everything(pictures: Path) -> None:
     first, again, other = (
         train.main(recipe="coco", data=str(pictures), run=Path(name), epochs=1, seed=seed, **TINY)
@@ -142,6 +231,33 @@ def test_nonfinite_loss_stops_and_keeps_the_checkpoint(
         train.main(run=run, resume=True, epochs=2, device="cpu")
     assert checkpoint.state_path(run).read_bytes() == before
     assert checkpoint.saved_epochs(run) == [1]
+
+
+@pytest.mark.parametrize(
+    ("given", "answer"), [("L", "ab"), ("L", "Lab"), ("L", "rgb"), ("gray", "rgb"), ("sketch", "rgb")]
+)
+@pytest.mark.parametrize("drawn", [False, True])
+def test_a_batch_is_what_the_networks_take(given: str, answer: str, drawn: bool) -> None:
+    recipe = make_recipe("coco", {"size": 32, "input": given, "output": answer})
+    target = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    source = 255 - target if drawn else target
+    batch = train.make_batch(source, target, recipe, torch.device("cpu"), 3)
+    assert torch.equal(batch.x, color.encode(source, given))
+    assert torch.equal(batch.y, color.encode(target, answer))
+    assert batch.target is target
+
+
+def test_damage_is_of_the_input_alone_and_another_at_each_step() -> None:
+    recipe = make_recipe("restore", {"size": 32, "grain_p": 1.0})
+    target = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    first, again, later = (
+        train.make_batch(target, target, recipe, torch.device("cpu"), i) for i in (5, 5, 6)
+    )
+    assert torch.equal(first.x, again.x)
+    assert not torch.equal(first.x, later.x)
+    for batch in (first, later):
+        assert torch.equal(batch.y, color.encode(target, "Lab"))
+        assert not torch.equal(batch.x, batch.y[:, :1])
 
 
 def test_bad_file_is_skipped_and_listed(
@@ -169,7 +285,8 @@ def test_pairs_are_seen_and_their_sketches_used(pictures: Path, tmp_path: Path) 
 
 def test_compiled_step_is_the_same_function(pictures: Path) -> None:
     recipe = make_recipe("coco", {"size": 32, "ngf": 4, "ndf": 4, "dropout": 0.0})
-    x, y = torch.rand(2, 1, 32, 32), torch.rand(2, 2, 32, 32)
+    target = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    batch = gan.Batch(color.encode(target, "L"), color.encode(target, "ab"), target)
     amp = torch.autocast("cpu", enabled=False)
     terms = []
     for compiled in (False, True):
@@ -177,24 +294,72 @@ def test_compiled_step_is_the_same_function(pictures: Path) -> None:
         if compiled:
             training.generator.compile(backend="aot_eager")  # the graph without the minute of C++ compilation
             training.discriminator.compile(backend="aot_eager")
-        terms.append([gan.train_step(training, x, y, recipe, amp) for _ in range(2)][-1])
+        terms.append([gan.train_step(training, batch, recipe, amp) for _ in range(2)][-1])
     for name, value in terms[0].items():
         torch.testing.assert_close(value, terms[1][name], rtol=1e-4, atol=1e-5)
 
 
-def run_cli(*args: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, ROOT / "train.py", *args], cwd=cwd, capture_output=True, text=True, check=False
-    )
+def run_cli(monkeypatch: pytest.MonkeyPatch, *args: str) -> int:
+    """Run train.py as a command, within this process; returns its exit code."""
+    monkeypatch.setattr(sys, "argv", ["train.py", *args])
+    try:
+        runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    return 0
 
 
-def test_command_line_mistake_is_one_sentence(tmp_path: Path) -> None:
-    done = run_cli("--recipe", "cocoa", cwd=tmp_path)
-    assert done.returncode == 2
-    assert done.stderr.splitlines() == [
-        "train.py: no recipe cocoa; did you mean coco? (known: anime coco demo)",
+def test_command_line_mistake_is_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert run_cli(monkeypatch, "--recipe", "cocoa") == 2
+    assert capsys.readouterr().err.splitlines() == [
+        f"train.py: no recipe cocoa; did you mean coco? (known: {' '.join(sorted(RECIPES))})",
     ]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_list_recipes_prints_all_and_stops(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert run_cli(monkeypatch, "--list-recipes") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["recipe", *RECIPES]
+    assert len(lines) == 17
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_published_weights_that_are_missing_are_found_before_any_work(pictures: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(
+        ValueError, match=r"^no resnet18-\w+\.pth in empty: it is published at https://.* --weights"
+    ):
+        train.main(recipe="coco-resnet", data=str(pictures), weights=Path("empty"), **TINY)
+    assert [path.name for path in tmp_path.iterdir()] == ["empty"]
+
+
+def test_a_resume_needs_the_weights_of_its_losses_alone(
+    pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    monkeypatch.setattr(train, "load_pretrained", lambda *args, fresh: asked.append((args[2], fresh)))
+    run = train.main(recipe="coco", data=str(pictures), epochs=1, weights=Path("w"), **TINY)
+    train.main(run=run, resume=True, epochs=2, device="cpu")
+    assert asked == [(Path("w"), True), (None, False)]
+
+
+def test_pictures_left_out_are_counted(pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for split in ("train", "val"):
+        for i, path in enumerate(sorted((pictures / split).rglob("p*"))):
+            copy = Path("data", split, f"{i}.png")
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            Image.open(path).convert("L" if split == "train" and i < 3 else "RGB").save(copy)
+    options = {**TINY, "set_": [*TINY["set_"], "min_colorfulness=1"]}
+    run = train.main(recipe="coco", data="data", epochs=1, **options)
+    said = capsys.readouterr().out.splitlines()
+    assert "left 3 near-gray pictures out of train (min_colorfulness)" in said
+    assert not any("out of val" in line for line in said)
+    assert checkpoint.read_run(run)["images"] == {"train": 9, "val": 4}
 
 
 @pytest.mark.parametrize(
@@ -207,6 +372,8 @@ def test_command_line_mistake_is_one_sentence(tmp_path: Path) -> None:
         ({"set_": ["lr=fast"]}, "lr takes a value of type float"),
         ({"set_": ["lr"]}, "--set takes key=value"),
         ({"size": 100, "set_": ["depth=4"]}, "depth must be"),
+        ({"set_": ["attention=8"]}, "attention must be 0 for generator unet"),
+        ({"set_": ["discriminator=none", "pretrain_epochs=1"]}, "pretrain_epochs must be at most 0"),
         ({"gan_mode": "wgan"}, "gan_mode must be one of"),
         ({"device": "tpu"}, "no device tpu"),
         ({"set_": ["precision=fp16"], "device": "cpu"}, "precision fp16 needs CUDA"),

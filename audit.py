@@ -20,39 +20,36 @@ def end_weights(network: nn.Module) -> list[nn.Parameter]:
     return [weights[-1], weights[0]]
 
 
-def audit(
-    training: Training, batch: Batch, recipe: Recipe, amp: torch.autocast
-) -> dict[str, tuple[float, float, float]]:
+def audit(training: Training, batch: Batch, recipe: Recipe) -> dict[str, tuple[float, float, float]]:
     """Return every term's value, and the norm of its gradient at the last and at the first layer.
 
-    The terms of both stages are looked at; G_ terms at the generator, D_ terms at the discriminator.
+    The terms of both stages are looked at, in float32; G_ terms at the generator, D_ at the discriminator.
     """
     training.epoch = recipe.pretrain_epochs + 1
-    with amp:
-        fake = training.generator(batch.x)  # (N, Cy, S, S)
-    terms = generator_terms(training, batch, fake, recipe, amp)
+    plain = torch.autocast(batch.x.device.type, enabled=False)
+    fake = training.generator(batch.x)  # (N, Cy, S, S)
+    terms = generator_terms(training, batch, fake, recipe, plain)
     if training.is_adversarial(recipe):
-        terms |= discriminator_terms(training, batch, fake, recipe, amp)
-    scale = training.scaler.get_scale()
+        terms |= discriminator_terms(training, batch, fake, recipe, plain)
 
     def norms(name: str, value: Tensor) -> list[float]:
         network = training.generator if name.startswith("G_") else training.discriminator
         if not value.requires_grad:
             return [0.0, 0.0]
-        loss = training.scaler.scale(value)
-        found = torch.autograd.grad(loss, end_weights(network), retain_graph=True, allow_unused=True)
-        return [0.0 if grad is None else float(grad.float().norm()) / scale for grad in found]
+        found = torch.autograd.grad(value, end_weights(network), retain_graph=True, allow_unused=True)
+        return [0.0 if grad is None else float(grad.norm()) for grad in found]
 
     return {name: (float(value.detach()), *norms(name, value)) for name, value in terms.items()}
 
 
-def failures(results: dict[str, tuple[float, float, float]]) -> list[str]:
-    """Return the terms whose value or gradient is not finite, or whose gradient is zero."""
-    return [
+def failures(results: dict[str, tuple[float, float, float]], weights: dict[str, float]) -> list[str]:
+    """Return the terms that have a weight but no value, or whose value or gradient is zero or not finite."""
+    alive = [
         name
         for name, (value, *norms) in results.items()
-        if not math.isfinite(value) or not all(0 < norm < math.inf for norm in norms)
+        if math.isfinite(value) and all(0 < norm < math.inf for norm in norms)
     ]
+    return [name for name in weights if name not in alive]
 
 
 def table(results: dict[str, tuple[float, float, float]], weights: dict[str, float]) -> str:

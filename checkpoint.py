@@ -31,6 +31,7 @@ from models import GENERATORS, LEAST
 FORMAT = "tinct-generator-2"
 STAMP = ".stamp"  # file in a folder of rendered pictures that says what they were rendered from
 RECORD = {"recipe", "data", "loading", "fingerprints", "mean_ab"}  # what recipe.json must hold
+FIELDS = {"input", "size", "limit", "attention"}  # and its recipe, among others
 
 
 def pick_device(name: str) -> torch.device:
@@ -159,7 +160,11 @@ def read_run(run: Path) -> dict[str, Any]:
         payload = json.loads(path.read_text())
     except ValueError:
         payload = None
-    if not isinstance(payload, dict) or not payload.keys() >= RECORD:
+    if (
+        not isinstance(payload, dict)
+        or not payload.keys() >= RECORD
+        or not payload["recipe"].keys() >= FIELDS
+    ):
         raise ValueError(f"{path} is damaged, or of another version: it lacks {' '.join(sorted(RECORD))}")
     return payload
 

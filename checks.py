@@ -7,6 +7,7 @@ from typing import Any
 MULTIPLE = 16  # px; a size that can be halved less often would make the U-Net a shallow one
 MAX_DEPTH = 8  # halvings in pix2pix's U-Net: 256 px -> 1 px
 
+# These names and numbers mirror models.py, which needs torch; tests hold them equal.
 # How often the generators that are no U-Net of pix2pix's halve; theirs is the recipe's depth.
 HALVINGS = {"resunet": 5, "resunet34": 5, "resnet": 3, "unet32": 4, "unet224": 5, "convgen": 5}
 UNETS = ("unet", "unet-reflect", "unet-bn", "unet-att", "unet-ext", "unet-att-ext")
@@ -32,7 +33,18 @@ CHOICES = {
 DAMAGES = ("scratches", "stripes", "blotches", "fading", "blur", "grain", "jpeg")
 BELOW_ONE = ("val_fraction", "dropout", "beta1", "beta2", "ema")
 UP_TO_ONE = ("flip", "line_share", "label_real", "anime_share", *DAMAGES, *(f"{d}_p" for d in DAMAGES))
-POSITIVE = ("size", "ngf", "ndf", "batch_size", "epochs", "save_every", "lr", "log_every", "samples")
+POSITIVE = (
+    "size",
+    "ngf",
+    "ndf",
+    "batch_size",
+    "epochs",
+    "save_every",
+    "lr",
+    "log_every",
+    "samples",
+    "label_real",
+)
 NOT_NEGATIVE = (
     "load_size", "limit", "min_colorfulness", "depth", "attention", "pretrain_epochs", "pretrain_lr", "lr_d",
     "lambda_gan", "lambda_l1", "lambda_mse", "lambda_perceptual", "seed",
@@ -105,7 +117,7 @@ def _check_networks(recipe: Any) -> None:
     )  # fmt: skip
     encoder = recipe.generator in ("resunet", "resunet34", "resnet")
     _require(encoder or not recipe.pretrained, "pretrained", recipe, f"false for {recipe.generator}")
-    pixel = _meets_one_pixel(recipe)
+    pixel = meets_one_pixel(recipe)
     judged = recipe.discriminator == "image-rgb" and recipe.norm_d == "batch" and recipe.size <= 224
     lone = recipe.batch_size == 1 and (pixel or judged)
     _require(not lone, "batch_size", recipe, "2 or more, as BatchNorm meets a single pixel at this size")
@@ -113,7 +125,7 @@ def _check_networks(recipe: Any) -> None:
     _require(stats, "norm_stats", recipe, "running, as BatchNorm meets a single pixel at this size")
 
 
-def _meets_one_pixel(recipe: Any) -> bool:
+def meets_one_pixel(recipe: Any) -> bool:
     """Tell whether the generator's innermost BatchNorm sees one pixel, which a single image cannot train."""
     side = recipe.size >> recipe.depth
     if recipe.generator == "unet224":
@@ -122,10 +134,12 @@ def _meets_one_pixel(recipe: Any) -> bool:
 
 
 def _check_losses(recipe: Any) -> None:
-    alone = recipe.discriminator == "none"
+    alone = recipe.discriminator == "none" or recipe.lambda_gan == 0
     weights = (recipe.lambda_l1, recipe.lambda_mse, recipe.lambda_perceptual)
     some = any(weights) or (not (alone or recipe.pretrain_epochs) and recipe.lambda_gan > 0)
     _require(some, "lambda_l1", recipe, "greater than 0 where no other term trains the generator")
     most = 0 if alone else recipe.epochs
-    wanted = f"at most {most}" + (", as there is no discriminator" if alone else ", the epochs in all")
+    wanted = f"at most {most}" + (
+        ", as there is no discriminator" if alone else ", the epochs in all (--set pretrain_epochs=...)"
+    )
     _require(recipe.pretrain_epochs <= most, "pretrain_epochs", recipe, wanted)

@@ -198,8 +198,7 @@ def line_art(image: Tensor, sigma: float = 0.7, threshold: float = 0.95, softnes
     rgb = rgb01(image)
     fine = gaussian_blur(rgb, sigma)
     wide = gaussian_blur(rgb, 3.0 * sigma)
-    ratio = ((fine + 0.06) / (wide + 0.06)).amin(
-        1, keepdim=True
-    )  # (N, 1, H, W); 0.06 hushes noise in the dark
+    # 0.06 hushes noise in the dark
+    ratio = ((fine + 0.06) / (wide + 0.06)).amin(1, keepdim=True)  # (N, 1, H, W)
     ink = torch.tanh(((threshold - ratio) / softness).clamp(min=0.0))
     return to_uint8(1.0 - ink).expand(-1, 3, -1, -1)

@@ -19,7 +19,7 @@ class Colorizer(nn.Module):
 
     - output ab: joined with the input's own full-resolution lightness;
     - output Lab: the restored lightness is given the input's finer detail, except where it was mended;
-    - output rgb from gray or L: given the input's own full-resolution luma;
+    - output rgb from L or gray: given the input's own full-resolution lightness or luma;
     - output rgb from line art: multiplied by what the full-resolution lines have over the reduced ones, so
       lines stay sharp.
 
@@ -75,7 +75,9 @@ class Colorizer(nn.Module):
         height, width = rgb.size(2), rgb.size(3)
         if self.y_kind == "rgb":
             out = ((resample(y, height, width) + 1.0) / 2.0).clamp(0.0, 1.0)
-            if self.x_kind == "L" or self.x_kind == "gray":
+            if self.x_kind == "L":
+                return color.join_lab(color.rgb_to_lab(rgb)[:, :1], color.rgb_to_lab(out)[:, 1:] / 110.0)
+            if self.x_kind == "gray":
                 return (out + color.luma(rgb) - color.luma(out)).clamp(0.0, 1.0)
             blurred = resample(small, height, width).mean(1, keepdim=True).clamp(0.0, 1.0)
             return (out * (rgb.mean(1, keepdim=True) + 0.1) / (blurred + 0.1)).clamp(0.0, 1.0)
@@ -109,9 +111,16 @@ class Colorizer(nn.Module):
 
 
 def resample(image: Tensor, height: int, width: int) -> Tensor:
-    """Resize (N, C, H, W) with an antialiased bicubic filter; may overshoot; the same size stays."""
+    """Resize (N, C, H, W) with an antialiased bicubic filter; may overshoot; the same size stays.
+
+    CUDA's filter has room for reductions to about 1/47; beyond 1/16 pixels are averaged in blocks first.
+    """
     if image.size(2) == height and image.size(3) == width:
         return image
+    rows, columns = image.size(2) // (16 * height), image.size(3) // (16 * width)
+    if rows > 1 or columns > 1:
+        block = [max(1, rows), max(1, columns)]
+        image = F.avg_pool2d(image, block, ceil_mode=True, count_include_pad=False)
     return F.interpolate(image, [height, width], mode="bicubic", antialias=True)
 
 

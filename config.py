@@ -55,7 +55,7 @@ class Recipe:
     jpeg_p: float = 0.0
     # networks
     generator: str = "unet"  # a key of models.GENERATORS
-    discriminator: str = "patch30"  # a key of models.DISCRIMINATORS, named by its logits at 256 px | none
+    discriminator: str = "patch30"  # a key of models.DISCRIMINATORS | none, as with lambda_gan 0
     ngf: int = 64  # channels after the generator's first convolution; of a resunet, of its last blocks
     ndf: int = 64  # channels after the discriminator's first convolution
     depth: int = 0  # halvings in the U-Net; 0 = as many as `size` allows, at most 8
@@ -98,7 +98,7 @@ class Recipe:
 
 _URESNET = dict(
     generator="resunet", discriminator="patch15", pretrained=True, flip=0.5, min_colorfulness=10.0,
-    epochs=120, pretrain_epochs=20, batch_size=4, init="default",
+    epochs=120, pretrain_epochs=20, batch_size=4, init="default", dropout=0.0,
 )  # fmt: skip
 _MANGA = dict(
     input="gray", output="rgb", discriminator="patch15-bias", lambda_gan=0.01, lambda_l1=1.0,
@@ -135,18 +135,19 @@ RECIPES: dict[str, dict[str, Any]] = {
     # Published: the code computed the Danbooru term without gradient; here it reaches the generator.
     "manga-ext": dict(_MANGA, generator="unet-ext", anime_share=0.1),
     "manga-att-ext": dict(_MANGA, generator="unet-att-ext", anime_share=0.1),
-    # Published, and so for all of the framework's: 5 epochs by default, batches of 100, a constant step size.
+    # Published, and so for all of the framework's: 5 epochs by default, batches of 100, a constant step size,
+    # random crops of varying scale, ab in [0, 1]; with a discriminator, its loss not halved.
     "places-resnet": dict(_PLACES, **_REGRESSION, generator="resnet"),
     "unet32": dict(_CIFAR, **_REGRESSION, generator="unet32"),
     "unet224": dict(_PLACES, **_REGRESSION, generator="unet224"),
     # Published: L1 on the discriminator's output and two sigmoids; the paper it names puts L1 on the image.
-    # With 2e-4 for both, 2 epochs of 5,000 pictures scored below one mean colour; with these they beat it.
+    # With 2e-4 for both, 2 epochs of 5,000 CIFAR-10 pictures scored below one mean colour; so they beat it.
     "nazerigan32": dict(
         _CIFAR, generator="unet32", discriminator="image32", label_real=0.9, lr=1e-3, lr_d=1e-5,
         schedule="linear", ema=0.99,
     ),
     "nazerigan224": dict(_PLACES, generator="unet224", discriminator="image224", label_real=0.9),
-    # Published: the generator saw 100 x gray, the discriminator RGB alone; here x is L as everywhere.
+    # Published: G saw 100 x gray, here L as everywhere; a last BatchNorm was counted but never called.
     "cgan": dict(
         _PLACES, output="rgb", generator="convgen", discriminator="image-rgb", label_real=0.9, init="kaiming",
     ),

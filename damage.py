@@ -55,7 +55,7 @@ def grain(image: Tensor, strength: float, rng: torch.Generator) -> Tensor:
     half = (*image.shape[:2], (image.size(2) + 1) // 2, (image.size(3) + 1) // 2)
     coarse = torch.randn(half, generator=rng, device=image.device)
     coarse = F.interpolate(coarse, image.shape[2:], mode="bilinear")
-    amount = uniform(rng, len(image), 1, 1, 1, low=0.02, high=0.02 + 0.2 * strength)
+    amount = uniform(rng, len(image), 1, 1, 1, low=0.02, high=0.2) * strength
     return image + amount * (fine + coarse) / 2 * (0.4 + 2.4 * image * (1 - image))
 
 
@@ -105,9 +105,12 @@ def scratches(image: Tensor, strength: float, rng: torch.Generator) -> Tensor:
     bend = 0.02 * torch.sin(along * uniform(rng, count, THREADS, 1, 1, low=2.0, high=20.0))
     place = uniform(rng, count, THREADS, 1, 1, low=-0.5, high=0.5)
     thick = uniform(rng, count, THREADS, 1, 1, low=0.3, high=1.2) / 256
-    middle, length = uniform(rng, count, THREADS, 1, 1, low=-0.5), uniform(rng, count, THREADS, 1, 1, low=0.1)
+    middle, length = (
+        uniform(rng, count, THREADS, 1, 1, low=-0.5, high=0.5),
+        uniform(rng, count, THREADS, 1, 1, low=0.1),
+    )
     inside = torch.sigmoid((length / 2 - (along - middle).abs()) * 60)
-    drawn = uniform(rng, count, THREADS, 1, 1) < 0.25 + 0.75 * strength
+    drawn = uniform(rng, count, THREADS, 1, 1) < strength
     ink = torch.exp(-(((across - place - bend) / thick) ** 2)) * inside * drawn
     white = uniform(rng, count, THREADS, 1, 1) < 0.7
     opacity = (0.4 + 0.6 * strength) * uniform(rng, count, THREADS, 1, 1, low=0.4)
@@ -126,7 +129,7 @@ def jpeg(image: Tensor, strength: float, rng: torch.Generator) -> Tensor:
     rows, columns = padded.size(2) // 8, padded.size(3) // 8
     blocks = padded.view(-1, rows, 8, columns, 8).transpose(2, 3)  # (N, rows, columns, 8, 8)
     table = torch.tensor(JPEG_TABLE, device=image.device, dtype=torch.float32)
-    step = table * uniform(rng, len(image), 1, 1, 1, 1, low=0.2, high=0.2 + 6 * strength)
+    step = table * uniform(rng, len(image), 1, 1, 1, 1, low=0.2, high=6.2) * max(strength, 1e-3)
     coefficients = ((basis @ blocks @ basis.T) / step).round() * step
     decoded = (basis.T @ coefficients @ basis).transpose(2, 3).reshape(padded.shape)
     return (decoded[:, :, :height, :width] + 128) / 255

@@ -200,6 +200,8 @@ def open_split(record: Mapping[str, Any], data: str | None, split: str, cache: P
     """Return a split of the data that a run remembers in recipe.json, or of another data set."""
     recipe = record["recipe"]
     items = list_items(str(data or record["data"]), recipe, cache)
+    if data:  # its near-gray pictures were asked for by name
+        recipe = {**recipe, "min_colorfulness": 0.0}
     loading = find_loading(recipe, items[split]) if data else Loading(**record["loading"])
     return load_images(items[split], loading, cache, split)
 
@@ -214,7 +216,7 @@ def fingerprint(items: Sequence[Item], loading: Loading) -> str:
             if isinstance(path, Path):
                 stats[path] = stats.get(path) or path.stat()
                 digest.update(f"{path.resolve()} {stats[path].st_size} {stats[path].st_mtime_ns}".encode())
-        digest.update(f"{item.stem} {item.target}".encode())
+        digest.update(f"{item.stem} {getattr(item.target, 'name', '')}".encode())
     if items and isinstance(items[0].target, int):
         digest.update(Path(scenes.__file__).read_bytes())
     return digest.hexdigest()[:16]

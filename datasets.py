@@ -35,7 +35,7 @@ SPLITS = {
 # what a damaged archive makes of tarfile, zipfile and numpy
 UNREADABLE = (
     tarfile.TarError, zipfile.BadZipFile, zlib.error, KeyError, IndexError, TypeError, ValueError, OSError,
-    EOFError, NotImplementedError, AttributeError,
+    EOFError, NotImplementedError,
 )  # fmt: skip
 
 
@@ -99,9 +99,10 @@ def _open_tar(path: Path) -> dict[str, Blob]:
     """Index an uncompressed tar; a folder that holds everything is left out of the names."""
     with tarfile.open(path, "r:") as archive:
         members = [(member.name.removeprefix("./"), member) for member in archive if member.isfile()]
+        end = archive.offset
     data = np.memmap(path, np.uint8, mode="r")
-    end = max((-(-(member.offset_data + member.size) // 512) * 512 for _, member in members), default=0)
-    if data[end : end + 512].any() or len(data) < end + 512:  # tarfile takes a broken header for the end
+    rest = data[end : end + 512]  # zeros, or nothing where the closing blocks were left out
+    if 0 < len(rest) < 512 or rest.any():  # tarfile takes a broken header for the end
         raise ValueError("it is cut short or damaged behind its last whole file")
     shown = [
         (name, member)
@@ -117,7 +118,9 @@ def _open_tar(path: Path) -> dict[str, Blob]:
 
 
 def _open_npz(path: Path) -> dict[str, Blob]:
-    with np.load(path) as packed:
+    packed = np.load(path)
+    _require(isinstance(packed, np.lib.npyio.NpzFile), "it holds one array, not several by name")
+    with packed:
         arrays = {name: packed[name] for name in packed.files}
     data, offsets = arrays["data"], arrays["offsets"]
     _require(data.dtype == np.uint8 and data.ndim == 1, "data is not a flat array of bytes")
@@ -164,6 +167,8 @@ def _folder_name(label: Any) -> str:
 def find_named(name: str) -> str | None:
     """Return torchvision's own spelling of a data set's name, None where it has no such set."""
     plain = {re.sub("[-_]", "", known.lower()): known for known in torchvision.datasets.__all__}
+    for known in ("datasetfolder", "imagefolder", "visiondataset", "wrapdatasetfortransformsv2"):
+        plain.pop(known, None)  # what data sets are made of
     return plain.get(re.sub("[-_]", "", name.lower()))
 
 
@@ -195,6 +200,8 @@ def _open_splits(known: str, folder: Path) -> dict[str, Any]:
     options: dict[str, Any] = {"root": str(folder)} if "root" in parameters else {}
     if "small" in parameters:
         options["small"] = True  # Places365 at 256 px instead of its originals
+    if known == "Imagenette":
+        options["size"] = "320px"  # a fifth of the download
     if "train" in parameters:
         sides = {"train/": True, "test/": False}
         return {name: _build(known, {**options, "train": side}) for name, side in sides.items()}
@@ -212,19 +219,23 @@ def _open_splits(known: str, folder: Path) -> dict[str, Any]:
 def _build(known: str, options: dict[str, Any]) -> Any:
     """Return a data set, from disk or downloaded; None where it has no such split."""
     build = getattr(torchvision.datasets, known)
-    downloads = (False, True) if "download" in inspect.signature(build).parameters else (None,)
-    reason: Exception | None = None
-    for download in downloads:
+    loads = "download" in inspect.signature(build).parameters
+    choices = (
+        ({"download": True}, {"download": False}) if loads else ({},)
+    )  # a download leaves alone what is there
+    reasons: list[Exception] = []
+    for choice in choices:
         try:
-            return build(**options) if download is None else build(**options, download=download)
+            return build(**options, **choice)
         except NotImplementedError:
             raise
         except (ValueError, RuntimeError, OSError) as error:
             if "Unknown value" in str(error):  # torchvision's words for a split that it does not have
                 return None
-            reason = error
+            reasons.append(error)
+    found = "could not be downloaded" if loads else "is never downloaded"
     raise ValueError(
-        f"{known} is not in {options.get('root')} and could not be downloaded ({reason}); put there what "
+        f"{known} is not in {options.get('root')} and {found} ({reasons[0]}); put there what "
         f"torchvision.datasets.{known} keeps, or unpack it elsewhere and name its folder with --data"
     )
 

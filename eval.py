@@ -153,8 +153,8 @@ def earlier_rows(run: Path, epochs: list[int], key: str) -> dict[str, Row]:
     if not path.exists():
         return {}
     try:
-        stored = json.loads(path.read_text())["rows"]
-    except (ValueError, KeyError):
+        stored = {name: {**row} for name, row in json.loads(path.read_text())["rows"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise ValueError(f"{path} is damaged; delete it and score again") from None
     others = {checkpoint.epoch_path(run, n).stem: n for n in checkpoint.saved_epochs(run) if n not in epochs}
     return {

@@ -69,7 +69,8 @@ class Training:
             raise ValueError(f"state.pt is not a training state in the format {FORMAT}")
         try:
             for name, part in self.parts().items():
-                part.load_state_dict(state[name])
+                if state[name]:  # a scaler that was off has none
+                    part.load_state_dict(state[name])
         except (KeyError, RuntimeError, ValueError):
             raise ValueError("state.pt does not fit the networks of this recipe") from None
         self.epoch, self.step, self.steps = state["epoch"], state["step"], state["steps"]
@@ -111,25 +112,24 @@ def build_training(recipe: Recipe, device: torch.device, precision: str) -> Trai
     torch.manual_seed(recipe.seed)
     generator = checkpoint.build_colorizer(asdict(recipe)).generator
     discriminator = None
-    if recipe.discriminator != "none":
+    if "D_real" in term_weights(recipe):
         channels = color.CHANNELS[recipe.input], color.CHANNELS[recipe.output]
         discriminator = DISCRIMINATORS[recipe.discriminator](*channels, recipe.ndf, norm=recipe.norm_d)
-    networks = [network for network in (generator, discriminator) if network is not None]
-    for network in networks:
+    for network in filter(None, (generator, discriminator)):
         if recipe.init in INITS:
             network.apply(INITS[recipe.init])
-    if discriminator is not None and recipe.spectral_norm:
-        discriminator.apply(add_spectral_norm)
-    for network in networks:
+        if recipe.spectral_norm and network is discriminator:
+            network.apply(add_spectral_norm)
         network.to(device, memory_format=torch.channels_last)
         if recipe.compile:
             network.compile()
     ema = None
     if recipe.ema > 0:
         ema = AveragedModel(generator, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema), use_buffers=True)
-    optimizers = [build_optimizer(network, recipe, device) for network in networks]
+    optimizer_g = build_optimizer(generator, recipe, device)
+    optimizer_d = None if discriminator is None else build_optimizer(discriminator, recipe, device)
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
-    return Training(generator, discriminator, optimizers[0], (*optimizers, None)[1], ema, scaler)
+    return Training(generator, discriminator, optimizer_g, optimizer_d, ema, scaler)
 
 
 def build_optimizer(network: nn.Module, recipe: Recipe, device: torch.device) -> torch.optim.Adam:
@@ -156,7 +156,7 @@ def load_pretrained(training: Training, recipe: Recipe, folder: Path | None, fre
         generator.extractor.load_published(load_weights("danbooru", folder))
     sources = {"G_perceptual": (VGGFeatures, "vgg16"), "G_anime": (DanbooruFeatures, "danbooru")}
     device = next(generator.parameters()).device
-    for term in sources.keys() & term_weights(recipe).keys():
+    for term in [term for term in sources if term in term_weights(recipe)]:
         build, name = sources[term]
         extractor = build()
         extractor.load_published(load_weights(name, folder))
@@ -181,7 +181,7 @@ def pick_precision(precision: str, device: torch.device) -> str:
 
 def term_weights(recipe: Recipe) -> dict[str, float]:
     """Return the weight of every loss term that a recipe has."""
-    adversarial = recipe.discriminator != "none"
+    adversarial = recipe.discriminator != "none" and recipe.lambda_gan > 0
     weights = {
         "G_gan": recipe.lambda_gan if adversarial else 0.0,
         "G_l1": recipe.lambda_l1,
@@ -219,7 +219,7 @@ def generator_terms(
     """Return the generator's loss terms of this epoch's stage, unweighted."""
     wanted = term_weights(recipe)
     terms = {}
-    if training.is_adversarial(recipe) and "G_gan" in wanted:
+    if training.is_adversarial(recipe):
         with amp:
             fake_logits = training.discriminator(batch.x, fake)  # (N, 1, h, w)
         terms["G_gan"] = losses.adversarial_loss(fake_logits, recipe.gan_mode, recipe.label_real)
@@ -228,8 +228,7 @@ def generator_terms(
             terms[name] = loss(fake.float(), batch.y)
     if training.extractors:
         real_rgb = color.rgb01(batch.target)  # (N, 3, S, S)
-        lightness = color.rgb_to_lab(real_rgb)[:, :1] if recipe.output == "ab" else real_rgb
-        fake_rgb = color.decode(fake, recipe.output, lightness)
+        fake_rgb = color.decode(fake, recipe.output, color.rgb_to_lab(real_rgb)[:, :1])
         for name, extractor in training.extractors.items():
             with amp:
                 terms[name] = losses.perceptual_loss(extractor, fake_rgb, real_rgb)

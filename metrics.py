@@ -16,9 +16,7 @@ import color
 from images import Array, colorfulness
 
 HIGHEST_PSNR_DB = 100.0  # identical pictures have infinite PSNR, which would swallow every mean
-FEWEST_FID_IMAGES = (
-    256  # with fewer, the estimate's bias (of order 1/N) outweighs the differences it should show
-)
+FEWEST_FID_IMAGES = 256  # with fewer, the bias (of order 1/N) outweighs the differences it should show
 # metric -> which way is better
 DIRECTIONS = {
     "psnr_db": "higher",

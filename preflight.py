@@ -12,6 +12,7 @@ import torch
 
 import checkpoint
 from checkpoint import read_run
+from checks import meets_one_pixel
 from config import ROOT, RUNS, SYSTEMS, VERSION, Recipe, make_recipe
 from data import ImageSet, Loading, mean_ab
 from folders import DEMO, Item
@@ -40,9 +41,9 @@ def recipe_table() -> str:
 
 
 def resolve(
-    recipe: str | None, data: str | None, run: Path | None, overrides: dict[str, Any]
+    recipe: str | None, data: str | None, run: Path | None, overrides: dict[str, Any], writes: bool = True
 ) -> tuple[Recipe, str, Path]:
-    """Settle recipe, data and folder of a new run.
+    """Settle recipe, data and folder of a new run; `writes`: the folder must be free.
 
     Raises:
         ValueError: what was given does not fit together, or the folder is taken.
@@ -51,6 +52,8 @@ def resolve(
     if data is None and made.name != DEMO:
         raise ValueError(f"recipe {made.name} needs --data PATH (or --data {DEMO})")
     folder = Path(run or RUNS / made.name)
+    if not writes:
+        return made, str(data or DEMO), folder
     if (folder / "recipe.json").exists():
         name = read_run(folder)["recipe"]["name"]
         hint = "go on with --resume, or name another folder with --run"
@@ -93,6 +96,12 @@ def resolve_resumed(
             f"{folder} has {done[-1]} epochs already; --epochs {changes['epochs']} would be fewer"
         )
     return replace(kept, **changes), stored["data"], folder
+
+
+def require_batch(recipe: Recipe, images: int) -> None:
+    """Raise ValueError where BatchNorm would be trained on a single value, for want of pictures."""
+    if images == 1 and meets_one_pixel(recipe):
+        raise ValueError("1 training picture is too few for this network at this size; give it more")
 
 
 def remembered(data: str) -> str:
@@ -157,7 +166,13 @@ def provenance(images: dict[str, ImageSet]) -> dict[str, Any]:
 
 
 def write_record(
-    folder: Path, recipe: Recipe, data: str, loading: Loading, images: dict[str, ImageSet], resume: bool
+    folder: Path,
+    recipe: Recipe,
+    data: str,
+    loading: Loading,
+    images: dict[str, ImageSet],
+    weights: Path | None,
+    resume: bool,
 ) -> None:
     """Write recipe.json; a resume is added to what the run began with."""
     made_with = provenance(images)
@@ -168,5 +183,6 @@ def write_record(
         record = {**stored, "resumed": [*stored.get("resumed", []), made_with]}
     else:
         record = {"data": remembered(data), "loading": asdict(loading), **made_with}
+        record["weights"] = str(weights.resolve()) if weights else None
         record["mean_ab"] = mean_ab(images["train"], recipe.size)
     checkpoint.write_json(folder / "recipe.json", {**record, "recipe": asdict(recipe)})

@@ -12,7 +12,7 @@ Every save_every epochs the run folder gets a generator, a resumable state, a sa
 """
 
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from shlex import quote
 from typing import Annotated
@@ -27,17 +27,17 @@ import checkpoint
 import color
 from audit import audit, failures
 from audit import table as audit_table
-from checkpoint import pick_device
+from checkpoint import pick_device, read_run
 from cli import DataOption, DeviceOption, EpochsOption, RecipeOption, RunOption, WeightsOption, command
 from config import CACHE, RUNS, Recipe, parse_settings
 from damage import make_input, seeded
 from data import ImageSet, find_loading, load_images, steps_per_epoch, training_batches
-from folders import list_items
+from folders import list_items, pick
 from gan import Batch, Training, build_training, load_pretrained, pick_precision, term_weights, train_step
 from images import contact_sheet, write_image
 from log import Log, noted_signals
 from plots import plot_losses
-from preflight import describe, recipe_table, resolve, resolve_resumed, write_record
+from preflight import describe, recipe_table, require_batch, resolve, resolve_resumed, write_record
 
 
 def finish_epoch(
@@ -46,8 +46,9 @@ def finish_epoch(
     """Go on to the next epoch, saving what save_every asks for."""
     done = training.epoch
     due = done % recipe.save_every == 0 or done == recipe.epochs
-    if due:
+    if due or done == recipe.pretrain_epochs:  # the terms change with the stage
         log.flush(training)
+    if due:
         training.check_finite()
         checkpoint.save_generator(run, done, asdict(recipe), training.generator_for_use())
         save_samples(run, recipe, done, val, device)
@@ -77,12 +78,11 @@ def save_samples(run: Path, recipe: Recipe, epoch: int, images: ImageSet, device
 
 def make_batch(source: Tensor, target: Tensor, recipe: Recipe, device: torch.device, step: int) -> Batch:
     """Bring (N, 3, S, S) uint8 pictures to the device, as what the networks take at this step of the run."""
-    source, target = source.to(device, non_blocking=True), target.to(device, non_blocking=True)
+    photograph = source is target
+    target = target.to(device, non_blocking=True)
+    source = target if photograph else source.to(device, non_blocking=True)
     given = make_input(source, target, asdict(recipe), seeded(device, recipe.seed, step))
-    if given is target and (recipe.input, recipe.output) == (
-        "L",
-        "ab",
-    ):  # a photograph: one conversion for both
+    if given is target and recipe.input == "L" and recipe.output == "ab":  # one conversion for both
         return Batch(*color.encode(target, "Lab").split([1, 2], 1), target)
     return Batch(color.encode(given, recipe.input), color.encode(target, recipe.output), target)
 
@@ -105,8 +105,7 @@ def train_epoch(
     bar = tqdm(total=steps, initial=training.step, desc=title, leave=False, disable=None)
     started = time.perf_counter()
     if training.epoch == recipe.pretrain_epochs + 1 and training.step == 0:
-        log.flush(training)  # the terms change with the stage
-        training.optimizer_g.state.clear()
+        training.optimizer_g.state.clear()  # Adam starts anew
     for source, target in batches:
         waited = time.perf_counter() - started
         batch = make_batch(source, target, recipe, device, training.steps)
@@ -122,14 +121,13 @@ def train_epoch(
     bar.close()
 
 
-def print_audit(
-    training: Training, recipe: Recipe, images: ImageSet, device: torch.device, amp: torch.autocast
-) -> None:
+def print_audit(training: Training, recipe: Recipe, images: ImageSet, device: torch.device) -> None:
     """Print the loss audit of the first batch; exits with 1 if a term does not reach its network."""
+    require_batch(recipe, len(images))
     batches = training_batches(images, recipe.batch_size, recipe.size, recipe.flip, recipe.seed, 1)
-    results = audit(training, make_batch(*next(batches), recipe, device, 0), recipe, amp)
+    results = audit(training, make_batch(*next(batches), recipe, device, 0), recipe)
     print(audit_table(results, term_weights(recipe)))
-    dead = failures(results)
+    dead = failures(results, term_weights(recipe))
     if dead:
         print(f"audit failed: no finite, nonzero gradient from {' '.join(dead)}")
         raise SystemExit(1)
@@ -172,12 +170,16 @@ def main(
         "epochs": epochs, "size": size, "batch_size": batch_size, "limit": limit, "save_every": save_every,
         "gan_mode": gan_mode, "pair": pair, "seed": seed, **parse_settings(set_ or []),
     }  # fmt: skip
-    made, where, folder = (resolve_resumed if resume else resolve)(recipe, data, run, options)
+    if resume:
+        made, where, folder = resolve_resumed(recipe, data, run, options)
+        kept = read_run(folder).get("weights")
+        weights = weights or (Path(kept) if kept else None)
+    else:
+        made, where, folder = resolve(recipe, data, run, options, writes=not (dry_run or audited))
     on = pick_device(device)
     precision = pick_precision(made.precision, on)
     items = list_items(where, asdict(made), CACHE)
     loading = find_loading(asdict(made), items["train"])
-    replace(made, batch_size=min(made.batch_size, len(items["train"])))  # a lone image may be too few
     torch.backends.cudnn.benchmark = True  # every batch has one shape
     training = build_training(made, on, precision)
     print(describe(made, where, folder, items, loading, training, f"{on}, {precision}"), flush=True)
@@ -193,14 +195,15 @@ def main(
         on.type, {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision), precision != "fp32"
     )
     if audited:
-        few = items["train"][: 4 * made.batch_size]
-        print_audit(training, made, load_images(few, loading, CACHE, "some"), on, amp)
+        few = pick(items["train"], 4 * made.batch_size, made.seed)
+        print_audit(training, made, load_images(few, loading, CACHE, "train"), on)
         return folder
     for place in (folder, CACHE):
         place.mkdir(parents=True, exist_ok=True)  # fails now rather than after decoding
 
     images = {name: load_images(items[name], loading, CACHE, name) for name in ("train", "val")}
-    write_record(folder, made, where, loading, images, resume)
+    require_batch(made, len(images["train"]))
+    write_record(folder, made, where, loading, images, weights, resume)
     log = Log(folder / "log.jsonl", training.steps)
     steps = steps_per_epoch(len(images["train"]), made.batch_size)
     with noted_signals() as caught:

@@ -112,8 +112,8 @@ LOSSES = [
     ({"lambda_l1": 0.0, "lambda_gan": 0.0}, "greater than 0 where no other term trains the generator"),
     ({"lambda_l1": 0.0, **ALONE}, "greater than 0 where no other term trains the generator"),
     ({"lambda_l1": 0.0, "pretrain_epochs": 1}, "greater than 0 where no other term trains the generator"),
-    ({"pretrain_epochs": 201}, "at most 200, the epochs in all"),
-    ({"pretrain_epochs": 4, "epochs": 3}, "at most 3, the epochs in all"),
+    ({"pretrain_epochs": 201}, "at most 200, the epochs in all (--set pretrain_epochs=...)"),
+    ({"pretrain_epochs": 4, "epochs": 3}, "at most 3, the epochs in all (--set pretrain_epochs=...)"),
     ({"pretrain_epochs": 1, **ALONE}, "at most 0, as there is no discriminator"),
 ]
 

@@ -138,7 +138,7 @@ def moderate(*shape: int) -> Tensor:
 @pytest.mark.parametrize("x_kind", ["L", "gray"])
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("side", [32, 117])
-def test_rgb_from_gray_keeps_the_luma(x_kind: str, channels: int, side: int) -> None:
+def test_rgb_keeps_the_lightness_or_luma_it_was_given(x_kind: str, channels: int, side: int) -> None:
     class Tint(nn.Module):
         """Gray, and a little of a colour that changes from left to right."""
 
@@ -148,8 +148,11 @@ def test_rgb_from_gray_keeps_the_luma(x_kind: str, channels: int, side: int) -> 
 
     image = moderate(2, channels, side, side + 9)
     out = Colorizer(Tint(), x_kind, "rgb", 32, 8)(image)
-    kept = color.luma(color.rgb01(out)) - color.luma(color.rgb01(image))
-    assert kept.abs().max() < 0.51 / 255 * 1.01  # of rounding
+    if x_kind == "L":
+        kept = color.encode(out, "L") - color.encode(image, "L")
+    else:
+        kept = color.luma(color.rgb01(out)) - color.luma(color.rgb01(image))
+    assert kept.abs().max() < 0.01  # of rounding; the other plane is off by 0.05
     assert (out.amax(1).int() - out.amin(1).int()).float().mean() > 20  # and there is colour
 
 
@@ -364,3 +367,10 @@ def test_size_can_be_set_on_the_scripted_module() -> None:
         colorizer.size = scripted.size = 64
         assert torch.equal(scripted(image), colorizer(image))
         assert not torch.equal(scripted(image), small)
+
+
+def test_a_strong_reduction_is_averaged_first_and_looks_the_same() -> None:
+    ramp = torch.linspace(0, 1, 4000).expand(1, 3, 2000, 4000)
+    small = resample(ramp, 16, 32)  # 125 times smaller, more than CUDA's filter can do at once
+    assert small.shape == (1, 3, 16, 32)
+    torch.testing.assert_close(small[0, 0, 8], torch.linspace(0, 1, 65)[1::2], atol=0.01, rtol=0)

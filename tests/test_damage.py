@@ -355,3 +355,10 @@ def test_fixed_inputs_of_equal_pictures_differ_by_number_alone() -> None:
     assert torch.equal(make_fixed_input(source[:1], source[:1], fields, [9]), out[1:2])
     mixed = make_fixed_input(source, 255 - source, recipe(input="gray+line"), list(range(5)))
     assert (mixed.shape, mixed.dtype) == ((5, 3, 32, 32), torch.uint8)
+
+
+@pytest.mark.parametrize("name", ["scratches", "grain", "jpeg", "blotches", "stripes", "fading", "blur"])
+def test_no_strength_is_no_damage(name: str) -> None:
+    image = torch.rand(2, 1, 40, 40, generator=torch.Generator().manual_seed(0))
+    changed = DAMAGES[name](image, 0.0, seeded("cpu", 1))
+    torch.testing.assert_close(changed, image, atol=0.01, rtol=0)

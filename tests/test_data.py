@@ -493,3 +493,11 @@ def test_mean_ab_takes_evenly_chosen_pictures_when_there_are_many() -> None:
     pictures = [picture(16, 16, i) for i in range(5)]
     expected = np.mean([rgb2lab(pictures[i])[..., 1:].mean((0, 1)) for i in (0, 2, 4)], 0)
     assert mean_ab(in_memory(pictures), 16, limit=3) == pytest.approx(expected, abs=1e-3)
+
+
+def test_the_key_does_not_depend_on_how_a_path_is_written() -> None:
+    path = Path(str(write("p.png", picture(16, 16, 0)).target))
+    relative = Item("p", Path(os.path.relpath(path)))
+    absolute = Item("p", path.resolve())
+    assert relative.target != absolute.target
+    assert fingerprint([relative], PHOTO) == fingerprint([absolute], PHOTO)

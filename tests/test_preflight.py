@@ -24,7 +24,7 @@ def run(trained: Path, tmp_path: Path) -> Path:
 
 
 def test_a_new_run_takes_the_recipes_name() -> None:
-    recipe, data, folder = preflight.resolve("coco", "photos", None, {"size": 64})
+    recipe, data, folder = preflight.preflight.resolve("coco", "photos", None, {"size": 64})
     assert (recipe.size, data, folder) == (64, "photos", RUNS / "coco")
     assert preflight.resolve(None, None, None, {})[1:] == ("demo", RUNS / "demo")
 
@@ -183,3 +183,18 @@ def test_what_a_resume_may_not_change(run: Path, key: str, value: object) -> Non
         ValueError, match=f"was trained with {key} {before}; a resume cannot make it {value}$"
     ):
         preflight.resolve_resumed(None, None, run, {key: value})
+
+
+def test_what_writes_nothing_needs_no_free_folder(trained: Path) -> None:
+    made, data, folder = preflight.resolve("coco", "photos", trained, {}, writes=False)
+    assert (made.name, data, folder) == ("coco", "photos", trained)
+    with pytest.raises(ValueError, match="already holds a run of recipe coco"):
+        preflight.resolve("coco", "photos", trained, {})
+
+
+def test_one_picture_is_too_few_for_a_norm_of_one_pixel() -> None:
+    recipe = make_recipe("manga", {"size": 64})
+    preflight.require_batch(recipe, 2)
+    preflight.require_batch(make_recipe("coco", {"size": 64}), 1)
+    with pytest.raises(ValueError, match="1 training picture is too few"):
+        preflight.require_batch(recipe, 1)

@@ -47,7 +47,7 @@ ALLOWED = {
     "metrics": {"color", "images"},
     "models": {"blocks", "features"},
     "plots": {"atomic"},
-    "preflight": {"checkpoint", "config", "data", "folders", "gan", "models"},
+    "preflight": {"checks", "checkpoint", "config", "data", "folders", "gan", "models"},
     "scenes": set(),
 }
 

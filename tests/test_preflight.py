@@ -24,7 +24,7 @@ def run(trained: Path, tmp_path: Path) -> Path:
 
 
 def test_a_new_run_takes_the_recipes_name() -> None:
-    recipe, data, folder = preflight.preflight.resolve("coco", "photos", None, {"size": 64})
+    recipe, data, folder = preflight.resolve("coco", "photos", None, {"size": 64})
     assert (recipe.size, data, folder) == (64, "photos", RUNS / "coco")
     assert preflight.resolve(None, None, None, {})[1:] == ("demo", RUNS / "demo")
 

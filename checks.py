@@ -34,17 +34,8 @@ DAMAGES = ("scratches", "stripes", "blotches", "fading", "blur", "grain", "jpeg"
 BELOW_ONE = ("val_fraction", "dropout", "beta1", "beta2", "ema")
 UP_TO_ONE = ("flip", "line_share", "label_real", "anime_share", *DAMAGES, *(f"{d}_p" for d in DAMAGES))
 POSITIVE = (
-    "size",
-    "ngf",
-    "ndf",
-    "batch_size",
-    "epochs",
-    "save_every",
-    "lr",
-    "log_every",
-    "samples",
-    "label_real",
-)
+    "size", "ngf", "ndf", "batch_size", "epochs", "save_every", "lr", "log_every", "samples", "label_real",
+)  # fmt: skip
 NOT_NEGATIVE = (
     "load_size", "limit", "min_colorfulness", "depth", "attention", "pretrain_epochs", "pretrain_lr", "lr_d",
     "lambda_gan", "lambda_l1", "lambda_mse", "lambda_perceptual", "seed",

@@ -77,7 +77,7 @@ class Log:
             "lr": lr,
             "images_per_s": self.images / seconds,
             "data_wait_percent": 100 * self.waited / seconds,
-            "memory_mb": peak_memory_mb(),
+            "memory_mb": peak_memory_mb(next(training.generator.parameters()).device),
         }
         self.records.append(record)
         with open(self.path, "a") as file:
@@ -89,10 +89,10 @@ class Log:
         self.clear()
 
 
-def peak_memory_mb() -> float:
-    """Return the peak memory in MB: of the GPU where there is one, else of this process."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**20
+def peak_memory_mb(device: torch.device) -> float:
+    """Return the peak memory in MB: of the GPU where the networks are on one, else of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
     if sys.platform == "win32":
         return math.nan
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)

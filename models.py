@@ -9,6 +9,7 @@ and the systems named at each class.
 
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -52,7 +53,7 @@ class UNet(nn.Module):
         super().__init__()
         widths = [min(ngf * 2**i, ngf * 8) for i in range(depth)]  # after each halving
         self.encoder = nn.ModuleList()
-        for i, (before, width) in enumerate(zip([in_channels, *widths], widths, strict=False)):
+        for i, (before, width) in enumerate(pairwise([in_channels, *widths])):
             end = i in (0, depth - 1)
             block = down(
                 before, width, bias=bias == "all" or (bias == "ends" and end),
@@ -106,7 +107,7 @@ class NormLastUNet(nn.Module):
         super().__init__()
         widths = [min(ngf * 2**i, ngf * 8) for i in range(len(strides))]
         self.encoder, self.decoder = nn.ModuleList(), nn.ModuleList()
-        for before, width, stride in zip([in_channels, *widths], widths, strides, strict=False):
+        for (before, width), stride in zip(pairwise([in_channels, *widths]), strides, strict=True):
             self.encoder.append(down(before, width, stride=stride, bias=True, norm_last=True))
         joined = widths[-1]
         for width, stride in zip([*widths[-2::-1], ngf], reversed(strides), strict=True):
@@ -138,10 +139,9 @@ class ConvGenerator(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, ngf: int = 64) -> None:
         super().__init__()
         widths = [ngf * n for n in (1, 2, 4, 8, 8)]
-        pairs = zip([in_channels, *widths], widths, strict=False)
-        self.encoder = nn.ModuleList([down(a, b, kernel=3, slope=0.1) for a, b in pairs])
-        pairs = zip(widths[::-1], widths[-2::-1], strict=False)
-        self.decoder = nn.ModuleList([up(a, b, kernel=3, output_padding=1) for a, b in pairs])
+        halvings, doublings = pairwise([in_channels, *widths]), pairwise(widths[::-1])
+        self.encoder = nn.ModuleList([down(a, b, kernel=3, slope=0.1) for a, b in halvings])
+        self.decoder = nn.ModuleList([up(a, b, kernel=3, output_padding=1) for a, b in doublings])
         last = up(ngf, out_channels, kernel=3, output_padding=1)
         self.last = nn.Sequential(*last[:2], nn.Tanh())
 
@@ -269,8 +269,8 @@ class ImageDiscriminator(nn.Module):
         """Build the network; `last` is the kernel of the last convolution, px."""
         super().__init__()
         widths = [min(ndf * 2**i, ndf * 8) for i in range(len(strides))]
-        pairs = zip([x_channels + y_channels, *widths], widths, strides, strict=False)
-        layers = [down(a, b, stride=stride, bias=True, norm=norm, norm_last=True) for a, b, stride in pairs]
+        pairs = zip(pairwise([x_channels + y_channels, *widths]), strides, strict=True)
+        layers = [down(a, b, stride=stride, bias=True, norm=norm, norm_last=True) for (a, b), stride in pairs]
         self.layers = nn.Sequential(*layers, nn.Conv2d(widths[-1], 1, last))
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
@@ -288,7 +288,7 @@ class ColorDiscriminator(nn.Module):
         super().__init__()
         widths = [ndf * n for n in (1, 2, 4, 8, 8)]
         bias = norm != "batch"
-        pairs = zip([y_channels, *widths], widths, strict=False)
+        pairs = pairwise([y_channels, *widths])
         layers = [down(a, b, kernel=3, bias=bias, norm=norm, slope=0.1) for a, b in pairs]
         whole = "none" if norm == "instance" else norm  # one pixel cannot be instance-normalised
         layers.append(down(widths[-1], widths[-1], 7, 1, 0, bias=bias, norm=whole, slope=0.1))

@@ -172,8 +172,7 @@ def main(
     }  # fmt: skip
     if resume:
         made, where, folder = resolve_resumed(recipe, data, run, options)
-        kept = read_run(folder).get("weights")
-        weights = weights or (Path(kept) if kept else None)
+        weights = weights or read_run(folder).get("weights")
     else:
         made, where, folder = resolve(recipe, data, run, options, writes=not (dry_run or audited))
     on = pick_device(device)
@@ -188,6 +187,7 @@ def main(
         return folder
     state = checkpoint.state_path(folder)
     restored = resume and state.exists()
+    weights = Path(weights) if weights else None
     load_pretrained(training, made, weights, fresh=not restored)
     if restored:
         training.load_state_dict(checkpoint.load(state))

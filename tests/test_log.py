@@ -118,7 +118,7 @@ def test_a_loss_that_is_not_finite_stops_with_advice(training: Training, value: 
 
 
 def test_peak_memory_is_plausible() -> None:
-    assert 50 < peak_memory_mb() < 1e6 or torch.cuda.is_available()
+    assert 50 < peak_memory_mb(torch.device("cpu")) < 1e6
 
 
 def handlers() -> list[object]:

@@ -29,8 +29,11 @@ WEIGHTS = {
 }
 
 
-def load_weights(name: str, folder: Path | None) -> dict[str, Tensor]:
+def load_weights(name: str, folder: Path | None, without: str = "") -> dict[str, Tensor]:
     """Return a file of pretrained weights by name, from a folder or through torch.hub's cache.
+
+    Args:
+        without: the option that does without it, for the error's sentence.
 
     Raises:
         ValueError: missing and not to be had, or not the published file; says where to get it.
@@ -38,6 +41,7 @@ def load_weights(name: str, folder: Path | None) -> dict[str, Tensor]:
     url = WEIGHTS[name]
     file = url.rsplit("/", 1)[1]
     hint = f"it is published at {url}; put it into a folder and name that with --weights DIR"
+    hint += f", or do without: {without}" if without else ""
     path = (folder or Path(torch.hub.get_dir(), "checkpoints")) / file
     if not path.is_file():
         if folder is not None:

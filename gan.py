@@ -151,15 +151,20 @@ def load_pretrained(training: Training, recipe: Recipe, folder: Path | None, fre
     """
     generator = training.generator
     if fresh and recipe.pretrained:
-        generator.encoder.load_pretrained(load_weights(generator.encoder.name, folder))
+        generator.encoder.load_pretrained(
+            load_weights(generator.encoder.name, folder, "--set pretrained=false")
+        )
     if fresh and recipe.generator.endswith("-ext"):
-        generator.extractor.load_published(load_weights("danbooru", folder))
-    sources = {"G_perceptual": (VGGFeatures, "vgg16"), "G_anime": (DanbooruFeatures, "danbooru")}
+        generator.extractor.load_published(load_weights("danbooru", folder, "--set generator=unet-att"))
+    sources = {
+        "G_perceptual": (VGGFeatures, "vgg16", "--set lambda_perceptual=0"),
+        "G_anime": (DanbooruFeatures, "danbooru", "--set anime_share=0"),
+    }
     device = next(generator.parameters()).device
     for term in [term for term in sources if term in term_weights(recipe)]:
-        build, name = sources[term]
+        build, name, without = sources[term]
         extractor = build()
-        extractor.load_published(load_weights(name, folder))
+        extractor.load_published(load_weights(name, folder, without))
         training.extractors[term] = extractor.to(device, memory_format=torch.channels_last)
 
 

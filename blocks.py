@@ -7,7 +7,6 @@ import re
 from collections.abc import Mapping
 
 import torch
-import torchvision
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
@@ -86,6 +85,8 @@ class ResNetEncoder(nn.Module):
 
     def __init__(self, name: str, in_channels: int, stages: int) -> None:
         super().__init__()
+        import torchvision  # a second, which colorize.py and the other networks save
+
         body = torchvision.models.get_model(name)
         self.name = name
         self.conv1 = nn.Conv2d(in_channels, 64, 7, 2, 3, bias=False)

@@ -108,16 +108,20 @@ def _check_networks(recipe: Any) -> None:
     )  # fmt: skip
     encoder = recipe.generator in ("resunet", "resunet34", "resnet")
     _require(encoder or not recipe.pretrained, "pretrained", recipe, f"false for {recipe.generator}")
-    pixel = meets_one_pixel(recipe)
-    judged = recipe.discriminator == "image-rgb" and recipe.norm_d == "batch" and recipe.size <= 224
-    lone = recipe.batch_size == 1 and (pixel or judged)
+    lone = recipe.batch_size == 1 and needs_two_images(recipe)
     _require(not lone, "batch_size", recipe, "2 or more, as BatchNorm meets a single pixel at this size")
-    stats = not pixel or recipe.norm_stats != "batch"
+    stats = recipe.norm_stats != "batch" or not _meets_one_pixel(recipe)
     _require(stats, "norm_stats", recipe, "running, as BatchNorm meets a single pixel at this size")
 
 
-def meets_one_pixel(recipe: Any) -> bool:
-    """Tell whether the generator's innermost BatchNorm sees one pixel, which a single image cannot train."""
+def needs_two_images(recipe: Any) -> bool:
+    """Tell whether some BatchNorm of either network sees one pixel, which a single image cannot train."""
+    judged = recipe.discriminator == "image-rgb" and recipe.norm_d == "batch" and recipe.size <= 224
+    return judged or _meets_one_pixel(recipe)
+
+
+def _meets_one_pixel(recipe: Any) -> bool:
+    """Tell whether the generator's innermost BatchNorm sees one pixel."""
     side = recipe.size >> recipe.depth
     if recipe.generator == "unet224":
         side -= 2  # by its two convolutions of stride 1

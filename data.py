@@ -199,9 +199,9 @@ def find_loading(recipe: Mapping[str, Any], items: Sequence[Item]) -> Loading:
 def open_split(record: Mapping[str, Any], data: str | None, split: str, cache: Path) -> ImageSet:
     """Return a split of the data that a run remembers in recipe.json, or of another data set."""
     recipe = record["recipe"]
+    if data:  # all of it was asked for by name
+        recipe = {**recipe, "limit": 0, "min_colorfulness": 0.0}
     items = list_items(str(data or record["data"]), recipe, cache)
-    if data:  # its near-gray pictures were asked for by name
-        recipe = {**recipe, "min_colorfulness": 0.0}
     loading = find_loading(recipe, items[split]) if data else Loading(**record["loading"])
     return load_images(items[split], loading, cache, split)
 

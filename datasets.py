@@ -14,13 +14,13 @@ import re
 import tarfile
 import zipfile
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torchvision
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -166,6 +166,8 @@ def _folder_name(label: Any) -> str:
 
 def find_named(name: str) -> str | None:
     """Return torchvision's own spelling of a data set's name, None where it has no such set."""
+    import torchvision  # a second, which folders and archives save
+
     plain = {re.sub("[-_]", "", known.lower()): known for known in torchvision.datasets.__all__}
     for known in ("datasetfolder", "imagefolder", "visiondataset", "wrapdatasetfortransformsv2"):
         plain.pop(known, None)  # what data sets are made of
@@ -193,7 +195,7 @@ def open_named(name: str, folder: Path) -> dict[str, Entry]:
 
 def _open_splits(known: str, folder: Path) -> dict[str, Any]:
     """Return "train/", "val/" and "test/" as far as there are any; one split without a name if not."""
-    parameters = inspect.signature(getattr(torchvision.datasets, known)).parameters
+    parameters = inspect.signature(_constructor(known)).parameters
     required = {key for key, value in parameters.items() if value.default is value.empty} - {"root", "kwargs"}
     if required:
         raise ValueError(f"{known} needs {' '.join(sorted(required))}; unpack it and name its folder")
@@ -216,13 +218,18 @@ def _open_splits(known: str, folder: Path) -> dict[str, Any]:
     return {name: dataset for name, dataset in splits.items() if dataset is not None}
 
 
+def _constructor(known: str) -> Callable[..., Any]:
+    import torchvision
+
+    return getattr(torchvision.datasets, known)
+
+
 def _build(known: str, options: dict[str, Any]) -> Any:
     """Return a data set, from disk or downloaded; None where it has no such split."""
-    build = getattr(torchvision.datasets, known)
+    build = _constructor(known)
     loads = "download" in inspect.signature(build).parameters
-    choices = (
-        ({"download": True}, {"download": False}) if loads else ({},)
-    )  # a download leaves alone what is there
+    # a download leaves alone what is there
+    choices: list[dict[str, bool]] = [{"download": True}, {"download": False}] if loads else [{}]
     reasons: list[Exception] = []
     for choice in choices:
         try:

@@ -16,15 +16,13 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-import torchvision
 from torch import Tensor, nn
-from torchvision.models import ResNet18_Weights, ResNet34_Weights, VGG16_Weights
 
-# name -> where it is published
+# name -> where it is published; torchvision's own addresses, which a test compares with it
 WEIGHTS = {
-    "resnet18": ResNet18_Weights.IMAGENET1K_V1.url,
-    "resnet34": ResNet34_Weights.IMAGENET1K_V1.url,
-    "vgg16": VGG16_Weights.IMAGENET1K_V1.url,
+    "resnet18": "https://download.pytorch.org/models/resnet18-f37072fd.pth",
+    "resnet34": "https://download.pytorch.org/models/resnet34-b627a593.pth",
+    "vgg16": "https://download.pytorch.org/models/vgg16-397923af.pth",
     "danbooru": "https://github.com/RF5/danbooru-pretrained/releases/download/v0.1/resnet50-13306192.pth",
 }
 
@@ -127,6 +125,8 @@ class DanbooruFeatures(FrozenFeatures):
     WIDTH = 512
 
     def __init__(self) -> None:
+        import torchvision  # a second, which whatever needs no ResNet saves
+
         resnet = torchvision.models.resnet50()
         body = nn.Sequential(*list(resnet.children())[:-2])
         super().__init__(body, (0.7137, 0.6628, 0.6519), (0.2970, 0.3017, 0.2979))

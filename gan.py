@@ -69,7 +69,7 @@ class Training:
             raise ValueError(f"state.pt is not a training state in the format {FORMAT}")
         try:
             for name, part in self.parts().items():
-                if state[name]:  # a scaler that was off has none
+                if name != "scaler" or state[name]:  # one that was off has no state
                     part.load_state_dict(state[name])
         except (KeyError, RuntimeError, ValueError):
             raise ValueError("state.pt does not fit the networks of this recipe") from None

@@ -12,7 +12,7 @@ import torch
 
 import checkpoint
 from checkpoint import read_run
-from checks import meets_one_pixel
+from checks import needs_two_images
 from config import ROOT, RUNS, SYSTEMS, VERSION, Recipe, make_recipe
 from data import ImageSet, Loading, mean_ab
 from folders import DEMO, Item
@@ -100,7 +100,7 @@ def resolve_resumed(
 
 def require_batch(recipe: Recipe, images: int) -> None:
     """Raise ValueError where BatchNorm would be trained on a single value, for want of pictures."""
-    if images == 1 and meets_one_pixel(recipe):
+    if images == 1 and needs_two_images(recipe):
         raise ValueError("1 training picture is too few for this network at this size; give it more")
 
 

@@ -1,5 +1,7 @@
 """Colourising files with an exported generator."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +10,7 @@ from PIL import Image
 
 import colorize
 import export
+from config import ROOT
 
 
 @pytest.fixture(scope="session")
@@ -94,3 +97,8 @@ def test_nothing_but_bad_files_is_exit_code_2(model: Path, tmp_path: Path) -> No
 def test_model_defaults_to_the_newest_run(scans: Path, trained: Path) -> None:
     with pytest.raises(ValueError, match="no run in runs/"):
         colorize.main([scans], device="cpu")
+
+
+def test_starting_does_not_import_torchvision() -> None:
+    code = "import sys, colorize; sys.exit('torchvision' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

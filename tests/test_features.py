@@ -18,6 +18,8 @@ import features
 from features import WEIGHTS, DanbooruFeatures, FrozenFeatures, VGGFeatures, load_weights
 from models import GENERATORS
 
+ADDRESSES = dict(WEIGHTS)  # before a fixture names stand-ins
+
 
 def noise(*shape: int, seed: int = 1) -> Tensor:
     """Return uniform noise in [0, 1]."""
@@ -298,3 +300,17 @@ def test_stand_ins_have_the_published_layout(weights_folder: Path) -> None:
     for name, build in (("vgg16", VGGFeatures), ("danbooru", DanbooruFeatures)):
         build().load_published(load_weights(name, weights_folder))
     assert features.WEIGHTS["vgg16"].startswith("https://example.org/")
+
+
+def test_addresses_are_torchvisions_own() -> None:
+    for name in ("resnet18", "resnet34", "vgg16"):
+        assert ADDRESSES[name] == torchvision.models.get_model_weights(name).IMAGENET1K_V1.url
+
+
+def test_files_in_the_format_of_2019_can_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    state = {"features.0.weight": torch.rand(3)}  # as VGG-16 and the Danbooru network were published
+    torch.save(state, tmp_path / "x", _use_new_zipfile_serialization=False)
+    name = f"vgg16-{hashlib.sha256((tmp_path / 'x').read_bytes()).hexdigest()[:8]}.pth"
+    (tmp_path / "x").rename(tmp_path / name)
+    monkeypatch.setitem(WEIGHTS, "vgg16", f"https://example.org/{name}")
+    torch.testing.assert_close(load_weights("vgg16", tmp_path), state)

@@ -196,5 +196,6 @@ def test_one_picture_is_too_few_for_a_norm_of_one_pixel() -> None:
     recipe = make_recipe("manga", {"size": 64})
     preflight.require_batch(recipe, 2)
     preflight.require_batch(make_recipe("coco", {"size": 64}), 1)
-    with pytest.raises(ValueError, match="1 training picture is too few"):
-        preflight.require_batch(recipe, 1)
+    for lone in (recipe, make_recipe("cgan", {})):  # in the generator, in the discriminator
+        with pytest.raises(ValueError, match="1 training picture is too few"):
+            preflight.require_batch(lone, 1)

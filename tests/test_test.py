@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY
+from PIL import Image
 
 import checkpoint
 import color
@@ -119,3 +120,15 @@ def test_checkpoint_that_is_none(run: Path) -> None:
     with pytest.raises(ValueError, match=r"epoch_0002\.pt is not a checkpoint"):
         test_stage.main(run=run, device="cpu")
     assert not (run / "outputs" / "epoch_0002").exists()
+
+
+def test_other_data_is_rendered_whole(pictures: Path, tmp_path: Path) -> None:
+    settings = [*TINY["set_"], "min_colorfulness=1"]
+    run = train.main(recipe="coco", data=str(pictures), epochs=1, limit=2, **{**TINY, "set_": settings})
+    for split, count in (("train", 2), ("val", 3)):
+        for i in range(count):
+            path = tmp_path / "gray" / split / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (40, 40), (50 * i, 50 * i, 50 * i)).save(path)
+    (folder,) = test_stage.main(run=run, data="gray", device="cpu")
+    assert sorted(path.name for path in folder.glob("*.png")) == ["0.png", "1.png", "2.png"]

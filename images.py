@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image, ImageCms, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
+from torch import Tensor
 
 from atomic import replacing
 
@@ -75,9 +76,12 @@ def colorfulness(image: Array) -> float:
 
     Source: Hasler and Suesstrunk, "Measuring colourfulness in natural images", 2003, M^(3).
     """
-    red, green, blue = image.astype(np.float64).transpose(2, 0, 1)
-    rg, yb = red - green, (red + green) / 2 - blue
-    return float(np.hypot(rg.std(), yb.std()) + 0.3 * np.hypot(rg.mean(), yb.mean()))
+    red, green, blue = image.astype(np.int16).transpose(2, 0, 1)
+    planes = (red - green, red + green - 2 * blue)  # rg, and twice yb
+    n, sums = red.size, np.array([plane.sum(dtype=np.int64) for plane in planes])
+    squares = np.array([np.square(plane, dtype=np.int32).sum(dtype=np.int64) for plane in planes])
+    mean, variance = sums / n * (1, 0.5), (squares - sums**2 / n) / n * (1, 0.25)
+    return float(np.sqrt(variance.clip(0).sum()) + 0.3 * np.hypot(*mean))
 
 
 def _to_srgb(image: Image.Image) -> Image.Image:
@@ -128,6 +132,16 @@ def write_image(path: Path, image: Array) -> None:
     options = {"JPEG": {"quality": 95, "subsampling": 0}, "PNG": {"compress_level": 1}}.get(form, {})
     with replacing(path) as temporary:
         Image.fromarray(image).save(temporary, format=form, **options)
+
+
+def recompress(pictures: Tensor, quality: int) -> Tensor:
+    """Return (N, 3, H, W) uint8 pictures as they come back from JPEG files of a quality in [1, 95]."""
+    results = []
+    for picture in pictures.permute(0, 2, 3, 1).numpy():
+        file = io.BytesIO()
+        Image.fromarray(picture).save(file, "JPEG", quality=quality)
+        results.append(torch.from_numpy(np.array(Image.open(file))))
+    return torch.stack(results).permute(0, 3, 1, 2)
 
 
 def resize(image: Array, height: int, width: int) -> Array:

@@ -7,7 +7,7 @@ from typing import Any
 MULTIPLE = 16  # px; a size that can be halved less often would make the U-Net a shallow one
 MAX_DEPTH = 8  # halvings in pix2pix's U-Net: 256 px -> 1 px
 
-# These names and numbers mirror models.py, which needs torch; tests hold them equal.
+# These names and numbers mirror models.py and metrics.py, which need torch; tests hold them equal.
 # How often the generators that are no U-Net of pix2pix's halve; theirs is the recipe's depth.
 HALVINGS = {"resunet": 5, "resunet34": 5, "resnet": 3, "unet32": 4, "unet224": 5, "convgen": 5}
 UNETS = ("unet", "unet-reflect", "unet-bn", "unet-att", "unet-ext", "unet-att-ext")
@@ -29,7 +29,11 @@ CHOICES = {
     "norm_stats": ("running", "batch"),
     "init": ("normal", "default", "kaiming"),
     "precision": ("auto", "fp32", "bf16", "fp16"),
-}
+    "metric": (
+        "psnr_db", "ssim", "ms_ssim", "ab_mse", "ciede2000", "colorfulness", "colorfulness_error",
+        "lpips_alex", "lpips_vgg", "top1", "top5", "fid", "kid", "s0_psnr_db", "s0_ssim",
+    ),
+}  # fmt: skip
 DAMAGES = ("scratches", "stripes", "blotches", "fading", "blur", "grain", "jpeg")
 BELOW_ONE = ("val_fraction", "dropout", "beta1", "beta2", "ema")
 UP_TO_ONE = ("flip", "line_share", "label_real", "anime_share", *DAMAGES, *(f"{d}_p" for d in DAMAGES))

@@ -8,12 +8,13 @@ A recipe is a frozen dataclass; RECIPES holds, for each published system, what d
 """
 
 import difflib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from checks import check
+from checks import CHOICES, check
 
 VERSION = "0.2.0"
 RUNS = Path("runs")  # one folder per training run
@@ -91,9 +92,67 @@ class Recipe:
     save_every: int = 5  # epochs between checkpoints
     log_every: int = 50  # steps between status lines
     samples: int = 6  # validation images on each sample sheet
+    # evaluation
+    metric: str = "ciede2000"  # a key of metrics.DIRECTIONS, by which the best epoch is chosen
 
     def __post_init__(self) -> None:
         check(self, get_type_hints(Recipe))
+
+
+@dataclass(frozen=True)
+class ClassifierRecipe:
+    """Everything that decides how classifier.py trains. Raises ValueError on a value out of range."""
+
+    network: str = "resnet18"  # one of torchvision's classification networks
+    pretrained: bool = False  # start from torchvision's published weights, all but the last layer
+    # images
+    size: int = 224  # px, side of the square that the network sees; 32 for pictures as small as CIFAR's
+    load_size: int = 0  # px, short side after loading, from which `size` is cropped; 0 = size
+    fit: str = "crop"  # crop: resize the short side, crop a square | squash: resize to the square
+    flip: float = 0.5  # probability of a horizontal flip, training only
+    val_fraction: float = 0.1  # share held out where the data has no val folder
+    limit: int = 0  # images of each split at most, chosen by a hash of their names; 0 = all
+    # optimisation: SGD with Nesterov momentum; lr rises for `warmup` of all steps, then falls as a cosine
+    epochs: int = 10  # passes over the training images
+    batch_size: int = 128  # images per step
+    lr: float = 0.0  # the highest step size; 0 = 0.1, or 0.01 where pretrained
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    label_smoothing: float = 0.1  # share of the target that is spread over all classes
+    warmup: float = 0.2  # share of all steps
+    precision: str = "auto"  # auto | fp32 | bf16 | fp16 (CUDA, with gradient scaling)
+    seed: int = 42  # of weights, shuffling, cropping, flipping and dropout
+    # intervals
+    save_every: int = 1  # epochs between checkpoints
+    log_every: int = 50  # steps between status lines
+
+    def __post_init__(self) -> None:
+        _check_classifier(self)
+
+
+def _check_classifier(recipe: ClassifierRecipe) -> None:
+    """Settle the fields whose 0 means "as fits", and check all of them."""
+
+    def require(ok: bool, key: str, wanted: str) -> None:
+        if not ok:
+            raise ValueError(f"{key} must be {wanted}, got {getattr(recipe, key)!r}")
+
+    for key, kind in get_type_hints(ClassifierRecipe).items():
+        if kind is float and isinstance(getattr(recipe, key), int):
+            object.__setattr__(recipe, key, float(getattr(recipe, key)))
+        require(isinstance(getattr(recipe, key), kind), key, kind.__name__)
+    for key, choices in {"fit": CHOICES["fit"], "precision": CHOICES["precision"]}.items():
+        require(getattr(recipe, key) in choices, key, f"one of {' '.join(choices)}")
+    for key in ("size", "epochs", "batch_size", "save_every", "log_every"):
+        require(getattr(recipe, key) > 0, key, "greater than 0")
+    for key in ("load_size", "limit", "lr", "weight_decay", "seed"):
+        require(0 <= getattr(recipe, key) < math.inf, key, "at least 0")
+    for key in ("val_fraction", "momentum", "label_smoothing", "warmup"):
+        require(0 <= getattr(recipe, key) < 1, key, "in [0, 1)")
+    require(0 <= recipe.flip <= 1, "flip", "in [0, 1]")
+    object.__setattr__(recipe, "load_size", recipe.load_size or recipe.size)
+    object.__setattr__(recipe, "lr", recipe.lr or (0.01 if recipe.pretrained else 0.1))
+    require(recipe.load_size >= recipe.size, "load_size", f"at least size ({recipe.size})")
 
 
 _URESNET = dict(
@@ -200,14 +259,14 @@ def make_recipe(name: str, overrides: dict[str, Any]) -> Recipe:
     return Recipe(name=name, **{**RECIPES[name], **given})
 
 
-def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
-    """Turn ["lr=1e-3", "compile=true"] into typed values for make_recipe.
+def parse_settings(settings: Sequence[str], recipe: type = Recipe) -> dict[str, Any]:
+    """Turn ["lr=1e-3", "compile=true"] into typed values of a recipe's fields, all but its name.
 
     Raises:
         ValueError: no "=", an unknown field (naming the closest), or text that is not of the field's type.
     """
-    kinds = get_type_hints(Recipe)
-    del kinds["name"]
+    kinds = get_type_hints(recipe)
+    kinds.pop("name", None)
     values: dict[str, Any] = {}
     for setting in settings:
         key, equals, text = setting.partition("=")

@@ -107,22 +107,33 @@ class ImageSet:
 def training_batches(
     images: ImageSet, batch_size: int, size: int, flip: float, seed: int, epoch: int, start: int = 0
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield shuffled, randomly cropped and flipped batches of one epoch, from step `start` on.
+    """Yield shuffled, randomly cropped and flipped batches of one epoch, from step `start` on."""
+    for ids, corners, flips in training_order(len(images), batch_size, flip, seed, epoch, start):
+        yield images.gather(ids, size, corners, flips)
+
+
+def training_order(
+    images: int, batch_size: int, flip: float, seed: int, epoch: int, start: int = 0
+) -> Iterator[tuple[list[int], NDArray[np.float64], NDArray[np.bool_]]]:
+    """Yield what ImageSet.gather takes for each batch of one epoch, from step `start` on.
 
     Everything random depends on (seed, epoch) alone, so that a resumed epoch goes on exactly where it
     stopped. A last batch that is not full is left out, unless it is the only one.
+
+    Returns:
+        which pictures (N), their corners (N, 2) in [0, 1) and flips (N,).
     """
     rng = np.random.default_rng([seed, epoch])
-    order = rng.permutation(len(images))
-    corners = rng.random((len(images), 2))
-    flips = rng.random(len(images)) < flip
-    for step in range(start, steps_per_epoch(len(images), batch_size)):
+    order = rng.permutation(images)
+    corners = rng.random((images, 2))
+    flips = rng.random(images) < flip
+    for step in range(start, steps_per_epoch(images, batch_size)):
         ids = order[step * batch_size : (step + 1) * batch_size]
-        yield images.gather(ids.tolist(), size, corners[ids], flips[ids])
+        yield ids.tolist(), corners[ids], flips[ids]
 
 
 def steps_per_epoch(images: int, batch_size: int) -> int:
-    """Return the number of batches that training_batches yields."""
+    """Return the number of batches that training_order yields."""
     return max(1, images // batch_size)
 
 

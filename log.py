@@ -16,7 +16,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 from atomic import replacing
-from gan import REMEDY, Training
 
 if sys.platform != "win32":
     import resource
@@ -53,38 +52,43 @@ class Log:
             self.sums[name] = self.sums[name] + value if name in self.sums else value
         self.steps, self.images, self.waited = self.steps + 1, self.images + images, self.waited + waited
 
-    def flush(self, training: Training) -> None:
+    def flush(self, progress: dict[str, int], lr: float, device: torch.device, remedy: str) -> None:
         """End the interval: print a line, append the record.
+
+        Args:
+            progress: epoch, step in it, and steps in all.
+            lr: the step size now.
+            device: whose memory is reported.
+            remedy: what to do where a loss is not finite.
 
         Raises:
             ValueError: a loss is not finite.
         """
         if not self.steps:
             return
-        lr = training.optimizer_g.param_groups[0]["lr"]
         values = (torch.stack(list(self.sums.values())) / self.steps).tolist()  # the one wait for the device
         means = dict(zip(self.sums, values, strict=True))
         broken = [name for name, value in means.items() if not math.isfinite(value)]
         if broken:
             names = " ".join(broken)
             raise ValueError(
-                f"{names} not finite by step {training.steps}; nothing was overwritten: {REMEDY}"
+                f"{names} not finite by step {progress['steps']}; nothing was overwritten: {remedy}"
             )
         seconds = time.perf_counter() - self.started
         record = {
-            **training.progress(),
+            **progress,
             **means,
             "lr": lr,
             "images_per_s": self.images / seconds,
             "data_wait_percent": 100 * self.waited / seconds,
-            "memory_mb": peak_memory_mb(next(training.generator.parameters()).device),
+            "memory_mb": peak_memory_mb(device),
         }
         self.records.append(record)
         with open(self.path, "a") as file:
             file.write(json.dumps(record) + "\n")
         terms = " ".join(f"{name} {value:.4f}" for name, value in means.items())
         speed = f"{record['images_per_s']:.1f} images/s | data wait {record['data_wait_percent']:.1f} %"
-        where = f"epoch {training.epoch} step {training.steps}"
+        where = f"epoch {progress['epoch']} step {progress['steps']}"
         tqdm.write(f"{where} | {terms} | {speed} | {record['memory_mb']:.0f} MB")
         self.clear()
 

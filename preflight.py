@@ -171,6 +171,7 @@ def write_record(
     data: str,
     loading: Loading,
     images: dict[str, ImageSet],
+    training: Training,
     weights: Path | None,
     resume: bool,
 ) -> None:
@@ -184,5 +185,7 @@ def write_record(
     else:
         record = {"data": remembered(data), "loading": asdict(loading), **made_with}
         record["weights"] = str(weights.resolve()) if weights else None
+        networks = {"generator": training.generator, "discriminator": training.discriminator}
+        record["parameters"] = {name: count_parameters(n) for name, n in networks.items() if n is not None}
         record["mean_ab"] = mean_ab(images["train"], recipe.size)
     checkpoint.write_json(folder / "recipe.json", {**record, "recipe": asdict(recipe)})

@@ -33,7 +33,16 @@ from config import CACHE, RUNS, Recipe, parse_settings
 from damage import make_input, seeded
 from data import ImageSet, find_loading, load_images, steps_per_epoch, training_batches
 from folders import list_items, pick
-from gan import Batch, Training, build_training, load_pretrained, pick_precision, term_weights, train_step
+from gan import (
+    REMEDY,
+    Batch,
+    Training,
+    build_training,
+    load_pretrained,
+    pick_precision,
+    term_weights,
+    train_step,
+)
 from images import contact_sheet, write_image
 from log import Log, noted_signals
 from plots import plot_losses
@@ -47,7 +56,7 @@ def finish_epoch(
     done = training.epoch
     due = done % recipe.save_every == 0 or done == recipe.epochs
     if due or done == recipe.pretrain_epochs:  # the terms change with the stage
-        log.flush(training)
+        flush(log, training)
     if due:
         training.check_finite()
         checkpoint.save_generator(run, done, asdict(recipe), training.generator_for_use())
@@ -58,9 +67,15 @@ def finish_epoch(
         save_state(run, training, log)
 
 
+def flush(log: Log, training: Training) -> None:
+    """End an interval of the log. Raises ValueError where a loss is not finite."""
+    device = next(training.generator.parameters()).device
+    log.flush(training.progress(), training.optimizer_g.param_groups[0]["lr"], device, REMEDY)
+
+
 def save_state(run: Path, training: Training, log: Log) -> None:
     """Write all that a resume needs."""
-    log.flush(training)
+    flush(log, training)
     training.check_finite()
     checkpoint.save(checkpoint.state_path(run), training.state_dict())
     log.clear()  # what saving took is no training time
@@ -114,7 +129,7 @@ def train_epoch(
         training.step, training.steps = training.step + 1, training.steps + 1
         bar.update()
         if training.steps % recipe.log_every == 0:
-            log.flush(training)
+            flush(log, training)
         if caught:
             break
         started = time.perf_counter()
@@ -203,7 +218,7 @@ def main(
 
     images = {name: load_images(items[name], loading, CACHE, name) for name in ("train", "val")}
     require_batch(made, len(images["train"]))
-    write_record(folder, made, where, loading, images, weights, resume)
+    write_record(folder, made, where, loading, images, training, weights, resume)
     log = Log(folder / "log.jsonl", training.steps)
     steps = steps_per_epoch(len(images["train"]), made.batch_size)
     with noted_signals() as caught:

@@ -9,7 +9,7 @@ import torch
 
 import checkpoint
 import color
-from config import RECIPES, SYSTEMS, Recipe, closest, make_recipe, parse_settings
+from config import RECIPES, SYSTEMS, ClassifierRecipe, Recipe, closest, make_recipe, parse_settings
 from models import DISCRIMINATORS, count_parameters
 
 KNOWN = " ".join(sorted(RECIPES))
@@ -210,3 +210,48 @@ def test_every_field_can_be_set() -> None:
     names = [field.name for field in fields(Recipe) if field.name != "name"]
     values = parse_settings([f"{name}={getattr(recipe, name)}" for name in names])
     assert Recipe("x", **values) == recipe
+
+
+def test_every_field_of_a_classifier_can_be_set() -> None:
+    recipe = ClassifierRecipe()
+    settings = [f"{field.name}={getattr(recipe, field.name)}" for field in fields(ClassifierRecipe)]
+    assert ClassifierRecipe(**parse_settings(settings, ClassifierRecipe)) == recipe
+    with pytest.raises(ValueError, match=r"^no recipe field netwerk; did you mean network\?"):
+        parse_settings(["netwerk=vgg16"], ClassifierRecipe)
+
+
+def test_zeros_of_a_classifier_are_settled() -> None:
+    assert (ClassifierRecipe().lr, ClassifierRecipe(pretrained=True).lr) == (0.1, 0.01)
+    assert ClassifierRecipe(pretrained=True, lr=1).lr == 1.0
+    assert (ClassifierRecipe(size=32).load_size, ClassifierRecipe(size=32, load_size=36).load_size) == (
+        32,
+        36,
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"size": 0}, "size must be greater than 0, got 0"),
+        ({"size": "big"}, "size must be int, got 'big'"),
+        ({"load_size": 100}, "load_size must be at least size (224), got 100"),
+        ({"epochs": 0}, "epochs must be greater than 0"),
+        ({"batch_size": -1}, "batch_size must be greater than 0"),
+        ({"lr": -0.1}, "lr must be at least 0"),
+        ({"lr": float("nan")}, "lr must be at least 0"),
+        ({"lr": float("inf")}, "lr must be at least 0"),
+        ({"weight_decay": -1}, "weight_decay must be at least 0"),
+        ({"limit": -1}, "limit must be at least 0"),
+        ({"seed": -1}, "seed must be at least 0"),
+        ({"flip": 1.5}, "flip must be in [0, 1]"),
+        ({"momentum": 1}, "momentum must be in [0, 1)"),
+        ({"warmup": 1.0}, "warmup must be in [0, 1)"),
+        ({"label_smoothing": -0.1}, "label_smoothing must be in [0, 1)"),
+        ({"val_fraction": 1.0}, "val_fraction must be in [0, 1)"),
+        ({"fit": "stretch"}, "fit must be one of crop squash, got 'stretch'"),
+        ({"precision": "fp8"}, "precision must be one of auto fp32 bf16 fp16"),
+    ],
+)
+def test_classifier_recipes_out_of_range(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match="^" + re.escape(message)):
+        ClassifierRecipe(**changes)

@@ -28,6 +28,7 @@ from data import (
     load_images,
     mean_ab,
     training_batches,
+    training_order,
 )
 from folders import Item, list_items, read_picture
 from images import Array, colorfulness, resize
@@ -216,6 +217,18 @@ def test_flips_and_corners_are_spread(flip: float, low: int, high: int) -> None:
     assert low <= int(mirrored.sum()) <= high
     assert set(targets[:, 1, 0, 0].tolist()) == set(range(5))  # tops of 8 px cuts of 12 px
     assert set(columns.amin((1, 2)).tolist()) == set(range(5))
+
+
+def test_batches_are_cut_in_the_training_order() -> None:
+    images = numbered(11)
+    order = list(training_order(11, 4, 0.5, 1, 3))
+    assert same([images.gather(ids, 8, *cut)[1] for ids, *cut in order], epoch(images, number=3))
+    rng = np.random.default_rng([1, 3])  # permutation, corners, flips: changing this would break a resume
+    ids, corners, flips = rng.permutation(11), rng.random((11, 2)), rng.random(11) < 0.5
+    assert [batch for batch, *_ in order] == [ids[:4].tolist(), ids[4:8].tolist()]
+    for batch, its_corners, its_flips in order:
+        assert np.array_equal(its_corners, corners[batch])
+        assert np.array_equal(its_flips, flips[batch])
 
 
 def test_short_data_make_one_batch() -> None:

@@ -15,7 +15,17 @@ import torchvision
 from torch import Tensor, nn
 
 import features
-from features import WEIGHTS, DanbooruFeatures, FrozenFeatures, VGGFeatures, load_weights
+from features import (
+    WEIGHTS,
+    DanbooruFeatures,
+    FrozenFeatures,
+    VGGFeatures,
+    file_hash,
+    find_weights,
+    load_weights,
+    weights_hash,
+    weights_url,
+)
 from models import GENERATORS
 
 ADDRESSES = dict(WEIGHTS)  # before a fixture names stand-ins
@@ -165,9 +175,9 @@ def test_the_extractor_inside_a_generator_is_scripted_as_it_is() -> None:
 
 
 def test_published_files_carry_their_hash() -> None:
-    assert set(WEIGHTS) == {"resnet18", "resnet34", "vgg16", "danbooru"}
+    assert set(WEIGHTS) >= {"resnet18", "resnet34", "vgg16", "alexnet", "danbooru"}
     for url in WEIGHTS.values():
-        assert re.fullmatch(r"https://[\w./-]+-[0-9a-f]{8}\.pth", url)
+        assert re.fullmatch(r"https://[\w./-]+(-[0-9a-f]{8}\.pth|#[0-9a-f]{64})", url)
 
 
 def test_a_name_without_hash_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -254,6 +264,32 @@ def test_a_folder_without_the_file(
     assert no_network == []  # asked for a folder, nothing is fetched behind the user's back
 
 
+def test_nothing_is_downloaded_where_it_must_not_be(
+    published_file: tuple[str, bytes], no_network: list[Any]
+) -> None:
+    name = published_file[0]
+    start = f"no {re.escape(name)} in {re.escape(str(Path('hub/checkpoints').absolute()))}"
+    for look in (load_weights, find_weights):
+        with pytest.raises(ValueError, match=sentence(start, name)):
+            look("resnet18", None, download=False)
+    with pytest.raises(ValueError, match=sentence(start, name)):
+        weights_hash("resnet18", None)
+    assert no_network == []
+    Path("hub/checkpoints").mkdir(parents=True)
+    Path("hub/checkpoints", name).write_bytes(published_file[1])
+    assert load_weights("resnet18", None, download=False)["weight"].tolist() == [0, 1, 2]
+
+
+def test_the_hash_is_of_the_file_that_is_read(published_file: tuple[str, bytes], tmp_path: Path) -> None:
+    path = tmp_path / published_file[0]
+    path.write_bytes(published_file[1])
+    assert find_weights("resnet18", tmp_path) == path
+    assert weights_hash("resnet18", tmp_path) == hashlib.sha256(published_file[1]).hexdigest()
+    big = tmp_path / "big"
+    big.write_bytes(bytes(2**20 + 1))  # more than is read at once
+    assert file_hash(big) == hashlib.sha256(bytes(2**20 + 1)).hexdigest()
+
+
 @pytest.mark.parametrize("content", [b"", b"<html>404</html>"])
 def test_another_file_of_that_name(
     published_file: tuple[str, bytes], no_network: list[Any], tmp_path: Path, content: bytes
@@ -299,12 +335,38 @@ def test_no_code_runs_from_a_weight_file(tmp_path: Path, monkeypatch: pytest.Mon
 def test_stand_ins_have_the_published_layout(weights_folder: Path) -> None:
     for name, build in (("vgg16", VGGFeatures), ("danbooru", DanbooruFeatures)):
         build().load_published(load_weights(name, weights_folder))
+    for name, count in (("vgg16", 13), ("alexnet", 5)):  # convolutions
+        state = load_weights(name, weights_folder)
+        with torch.device("meta"):
+            theirs = torchvision.models.get_model(name).features.state_dict()
+        assert {key: value.shape for key, value in state.items()} == {
+            f"features.{key}": value.shape for key, value in theirs.items()
+        }
+        assert len(state) == 2 * count
     assert features.WEIGHTS["vgg16"].startswith("https://example.org/")
 
 
 def test_addresses_are_torchvisions_own() -> None:
-    for name in ("resnet18", "resnet34", "vgg16"):
+    for name in ADDRESSES.keys() & set(torchvision.models.list_models()):
         assert ADDRESSES[name] == torchvision.models.get_model_weights(name).IMAGENET1K_V1.url
+    assert ADDRESSES.keys() >= {"resnet18", "resnet34", "vgg16", "alexnet"}
+
+
+def test_other_networks_have_torchvisions_best_weights() -> None:
+    for name in ("resnet50", "vgg11_bn"):
+        assert name not in WEIGHTS
+        assert weights_url(name) == torchvision.models.get_model_weights(name).DEFAULT.url
+    with pytest.raises(ValueError, match=r"^no published weights are known for resnet1$"):
+        weights_url("resnet1")
+
+
+def test_other_networks_weights_are_checked_too(tmp_path: Path) -> None:
+    file = weights_url("resnet50").rsplit("/", 1)[1]
+    with pytest.raises(ValueError, match=rf"^no {file} in .*: it is published at https://.*{file}; put it"):
+        load_weights("resnet50", tmp_path, "leave out --pretrained")
+    (tmp_path / file).write_bytes(b"anything")
+    with pytest.raises(ValueError, match=r"is not the published file.*do without: leave out --pretrained$"):
+        load_weights("resnet50", tmp_path, "leave out --pretrained")
 
 
 def test_files_in_the_format_of_2019_can_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

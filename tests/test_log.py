@@ -8,18 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from config import Recipe
-from gan import Training, build_training
+from gan import REMEDY
 from log import Log, noted_signals, peak_memory_mb
 
 PATH = Path("log.jsonl")
 
 
-@pytest.fixture(scope="module")
-def training() -> Training:
-    built = build_training(Recipe("x", size=32, ngf=4, ndf=4, lr=1e-3), torch.device("cpu"), "fp32")
-    built.epoch, built.step, built.steps = 2, 3, 7
-    return built
+def flush(log: Log) -> None:
+    log.flush({"epoch": 2, "step": 3, "steps": 7}, 1e-3, torch.device("cpu"), REMEDY)
 
 
 def terms(g: float, d: float) -> dict[str, torch.Tensor]:
@@ -34,11 +30,11 @@ def write_records(*steps: int, tail: str = "") -> None:
     PATH.write_text("".join(json.dumps({"steps": step, "G_l1": 0.5}) + "\n" for step in steps) + tail)
 
 
-def test_flush_writes_means_of_the_interval(training: Training, capsys: pytest.CaptureFixture[str]) -> None:
+def test_flush_writes_means_of_the_interval(capsys: pytest.CaptureFixture[str]) -> None:
     log = Log(PATH, 0)
     log.add(terms(1.0, 4.0), 16, 0.0)
     log.add(terms(3.0, 2.0), 8, 0.0)
-    log.flush(training)
+    flush(log)
     (record,) = written()
     assert log.records == [record]
     expected = {
@@ -58,34 +54,34 @@ def test_flush_writes_means_of_the_interval(training: Training, capsys: pytest.C
     assert said.count("\n") == 1
 
 
-def test_speed_and_wait_are_of_the_interval(training: Training, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_speed_and_wait_are_of_the_interval(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
     monkeypatch.setattr("time.perf_counter", lambda: now[0])
     log = Log(PATH, 0)
     for images, waited, took in ((16, 1.0, 4.0), (16, 0.0, 8.0)):
         log.add(terms(0.0, 0.0), images, waited)
         now[0] += took
-        log.flush(training)
+        flush(log)
     assert [record["images_per_s"] for record in written()] == [4.0, 2.0]
     assert [record["data_wait_percent"] for record in written()] == [25.0, 0.0]
 
 
-def test_an_interval_begins_empty(training: Training) -> None:
+def test_an_interval_begins_empty() -> None:
     log = Log(PATH, 0)
-    log.flush(training)  # nothing to say
+    flush(log)  # nothing to say
     assert written() == []
     for value in (1.0, 5.0):
         log.add(terms(value, value), 4, 0.0)
-        log.flush(training)
+        flush(log)
     assert [record["G_l1"] for record in written()] == [1.0, 5.0]
 
 
-def test_intervals_of_two_stages_have_their_own_terms(training: Training) -> None:
+def test_intervals_of_two_stages_have_their_own_terms() -> None:
     log = Log(PATH, 0)
     log.add({"G_l1": torch.tensor(2.0)}, 4, 0.0)
-    log.flush(training)
+    flush(log)
     log.add(terms(1.0, 3.0), 4, 0.0)
-    log.flush(training)
+    flush(log)
     losses = [
         {key: value for key, value in record.items() if key[:2] in ("G_", "D_")} for record in written()
     ]
@@ -108,12 +104,12 @@ def test_reopening_survives_a_last_line_that_was_cut_off(tail: str) -> None:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_loss_that_is_not_finite_stops_with_advice(training: Training, value: float) -> None:
+def test_a_loss_that_is_not_finite_stops_with_advice(value: float) -> None:
     log = Log(PATH, 0)
     log.add(terms(1.0, value), 4, 0.0)
     message = r"^D_real not finite by step 7; nothing was overwritten: .*--set lr=.*--set precision=fp32$"
     with pytest.raises(ValueError, match=message):
-        log.flush(training)
+        flush(log)
     assert written() == []
 
 

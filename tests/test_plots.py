@@ -1,5 +1,7 @@
 """plots.py: what is drawn is what was measured."""
 
+import re
+import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +88,85 @@ def test_plot_scores(drawn: list[Figure], names: str, rows: int) -> None:
         assert got.pop("ours") == (epochs, scores[axis.get_title()])
         floors = {label: y for label, (_, y) in got.items()}
         assert floors == ({"gray": [1.5, 1.5], "mean colour": [2.5, 2.5]} if axis.get_title() == "a" else {})
+
+
+def test_intervals_and_the_best_epoch_are_drawn(drawn: list[Figure]) -> None:
+    band = [(1.0, 3.0), (None, None), (2.0, 5.0)]
+    plots.score_svg("a", [5, 10, 15], [2.0, 2.5, 3.5], {"gray": 2.2}, band, best=15)
+    (axis,) = drawn[0].axes
+    assert lines(axis)["best"] == ([15], [3.5])
+    (filled,) = axis.collections
+    corners = {tuple(corner) for corner in filled.get_paths()[0].vertices.tolist()}
+    assert corners == {(5.0, 1.0), (5.0, 3.0), (15.0, 2.0), (15.0, 5.0)}
+    low, high = axis.get_ylim()
+    assert low < 1.0
+    assert high > 5.0
+
+
+def test_the_interval_of_one_epoch_is_a_bar(drawn: list[Figure]) -> None:
+    plots.score_svg("a", [5], [2.0], {}, [(1.0, 3.0)])
+    bar = drawn[0].axes[0].collections[-1]
+    assert [path.vertices.tolist() for path in bar.get_paths()] == [[[5, 1], [5, 3]]]
+
+
+@pytest.mark.parametrize(
+    ("values", "floors", "seen"),
+    [
+        ([2.0, 3.0], {"gray": 1.5, "jpeg": 90.0}, {"gray"}),
+        ([2.0, 3.0], {"gray": 50.0, "jpeg": 90.0}, {"gray"}),  # the nearest is seen, however far off
+        ([2.0, 3.0], {"gray": 1.0, "jpeg": 4.0}, {"gray", "jpeg"}),
+        ([2.0], {"gray": 1.0, "jpeg": 90.0}, {"gray", "jpeg"}),  # one epoch has no scale of its own
+        ([2.0, 2.0], {}, set()),
+    ],
+)
+def test_floors_leave_our_curve_its_room(
+    drawn: list[Figure], values: list[float], floors: dict[str, float], seen: set[str]
+) -> None:
+    plots.score_svg("a", [5, 10][: len(values)], values, floors)
+    (axis,) = drawn[0].axes
+    low, high = axis.get_ylim()
+    assert low < min(values) <= max(values) < high
+    assert {name for name, value in floors.items() if low <= value <= high} == seen
+    names = [text.get_text() for text in axis.texts]
+    expected = {n if n in seen else f"{n} {v:.3g} " + "\u2191" for n, v in floors.items()}
+    assert sorted(names) == sorted(expected)
+
+
+def test_names_of_lines_do_not_cover_each_other(drawn: list[Figure]) -> None:
+    floors = {"gray": 1.0, "mean ab": 1.001, "JPEG 90": 4.0, "truth": 4.0}
+    plots.score_svg("a", [5, 10], [2.0, 3.0], floors)
+    heights = sorted(text.get_position()[1] for text in drawn[0].axes[0].texts)
+    assert min(np.diff(heights)) > 0.08
+    assert heights[0] >= 0
+    assert heights[-1] <= 1
+
+
+def test_an_svg_is_whole_in_itself_and_the_same_every_time() -> None:
+    words = 'psnr <by> "epoch" & more'
+    made = [plots.score_svg("psnr", [5, 10], [1.0, 2.0], {"a <b>": 1.5}, words=words) for _ in range(2)]
+    assert made[0] == made[1]
+    root = ElementTree.fromstring(made[0])
+    assert (root.get("role"), root.get("aria-label")) == ("img", words)
+    assert "http" not in made[0]
+    assert plots.INK not in made[0]
+    assert "currentColor" in made[0]
+    assert "font-family" not in made[0]
+    assert "a <b>" in [element.text for element in root.iter("text")]
+    ids = [element.get("id") for element in root.iter() if element.get("id")]
+    assert len(ids) == len(set(ids)) > 2
+    assert all(str(name).startswith("score-psnr-") for name in ids)
+    assert set(re.findall(r'(?:href="#|url\(#)([^")]+)', made[0])) == set(ids)
+
+
+def test_a_long_log_makes_a_small_svg(drawn: list[Figure]) -> None:
+    many = records(20_000)
+    svg = plots.loss_svg(many, "D_real")
+    assert len(svg) < 30_000
+    (axis,) = drawn[0].axes
+    steps, values = lines(axis)["raw"]
+    assert (len(steps), steps[0], steps[-1]) == (200, 10, 200_000)
+    assert values == [float(step // 10 % 3) for step in steps]
+    assert 'aria-label="D_real over steps: first 1, last 2, least 0"' in svg
 
 
 def test_files_are_pictures_and_whole_or_not_at_all(monkeypatch: pytest.MonkeyPatch) -> None:

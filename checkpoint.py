@@ -10,6 +10,7 @@ runs/NAME/scores.csv scores.json curves.png losses.png generator.ts
 """
 
 import contextlib
+import hashlib
 import json
 import pickle
 import re
@@ -106,9 +107,18 @@ def outputs_path(run: Path, epoch: int) -> Path:
 
 
 def stamp(run: Path, epoch: int, key: str) -> str:
-    """Return what tells whether rendered pictures are still those of this checkpoint and data set."""
-    stat = epoch_path(run, epoch).stat()
-    return f"{key} {stat.st_size} {stat.st_mtime_ns}"
+    """Return what tells whether rendered pictures are still those of this checkpoint and data set.
+
+    Raises:
+        ValueError: the checkpoint is damaged.
+    """
+    path = epoch_path(run, epoch)
+    try:
+        with zipfile.ZipFile(path) as file:  # every tensor's checksum stands in its directory
+            parts = [(part.filename, part.CRC, part.file_size) for part in file.infolist()]
+    except zipfile.BadZipFile:
+        raise ValueError(f"{path} is not a checkpoint of this project, or it is damaged") from None
+    return f"{key} {hashlib.sha256(repr(parts).encode()).hexdigest()[:16]}"
 
 
 def state_path(run: Path) -> Path:
@@ -122,20 +132,52 @@ def saved_epochs(run: Path) -> list[int]:
     return sorted(int(match[1]) for match in names if match)
 
 
-def choose_epochs(run: Path, epoch: int | None, all_epochs: bool) -> list[int]:
-    """Return the epochs that a stage works on: all, the one asked for, or the last.
+def choose_epochs(run: Path, epoch: str | int | None, all_epochs: bool) -> list[int]:
+    """Return the epochs that a stage works on: all, the one asked for (a number, or best), or the last.
 
     Raises:
-        ValueError: none is saved, or not the one asked for.
+        ValueError: none is saved, or not the one asked for, or none is known to be the best.
     """
     read_run(run)
     epochs = saved_epochs(run)
     if not epochs:
         command = f"python train.py --resume --run {quote(str(run))}"
         raise ValueError(f"no saved epoch in {run}; train on with: {command}")
-    if epoch is not None and epoch not in epochs:
+    if all_epochs or epoch is None:
+        return epochs if all_epochs else epochs[-1:]
+    if str(epoch) == "best":
+        return [best_epoch(run)]
+    if not re.fullmatch(r"0*[1-9]\d*", str(epoch)):
+        raise ValueError(f"--epoch takes a number or best, got {epoch}")
+    if int(epoch) not in epochs:
         raise ValueError(f"epoch {epoch} is not saved in {run}; saved: {' '.join(map(str, epochs))}")
-    return epochs if all_epochs else [epochs[-1] if epoch is None else epoch]
+    return [int(epoch)]
+
+
+def best_epoch(run: Path) -> int:
+    """Return the scored epoch that is best by the recipe's metric.
+
+    Raises:
+        ValueError: there are no scores, or not by that metric, or the epoch was trained again since.
+    """
+    again = f"python eval.py --all-epochs --run {quote(str(run))}"
+    if not (run / "scores.json").exists():
+        raise ValueError(f"no scores in {run}, so no best epoch; score first: {again}")
+    try:
+        scores = json.loads((run / "scores.json").read_text())
+        metric, best, rows = scores["metric"], scores["best"], scores["rows"]
+        if metric not in best:
+            reason = next((row[metric] for row in rows.values() if metric in row), "not scored")
+            raise ValueError(f"no best epoch by {metric} in {run}: {reason}; score again: {again}")
+        epoch = int(best[metric].removeprefix("epoch_"))
+        current = rows[best[metric]]["stamp"].endswith(stamp(run, epoch, ""))
+    except (KeyError, TypeError, AttributeError, json.JSONDecodeError):
+        raise ValueError(f"{run / 'scores.json'} is damaged; delete it and score again: {again}") from None
+    except FileNotFoundError:
+        current = False
+    if not current:
+        raise ValueError(f"the scores in {run} are older than its checkpoints; score again: {again}")
+    return epoch
 
 
 def pick_run(run: Path | str | None, runs: Path) -> Path:

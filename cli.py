@@ -19,7 +19,8 @@ DataOption = Annotated[
 RunOption = Annotated[Path | None, typer.Option(metavar="DIR", help="Run folder.")]
 EpochsOption = Annotated[int | None, typer.Option(min=1, help="Passes over the training images.")]
 EpochOption = Annotated[
-    int | None, typer.Option(min=1, metavar="N", help="One saved epoch; default: the last.")
+    str | None,
+    typer.Option(metavar="N|best", help="One saved epoch; best: by the recipe's metric. Default: the last."),
 ]
 AllEpochsOption = Annotated[bool, typer.Option("--all-epochs", help="Every saved epoch.")]
 DeviceOption = Annotated[str, typer.Option(metavar="auto|cpu|cuda|mps", help="Where the networks run.")]

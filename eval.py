@@ -1,55 +1,65 @@
-"""Score saved epochs against the truth, beside two baselines, and name the best epoch per metric.
+"""Score saved epochs against the truth, beside floors and ceilings, and name the best epoch per metric.
 
-    python eval.py --all-epochs                      # newest run; renders what is missing
+    python eval.py --all-epochs                           # newest run; renders what is missing
     python eval.py --epoch 50 --run runs/coco
+    python eval.py --all-epochs --metric lpips_alex --metric fid      # fetches the networks they need
+    python eval.py --all-epochs --classifier runs/classifier          # is it recognised?
+    python eval.py --run runs/a --against runs/b          # best against best, picture by picture
+    python eval.py --epoch 50 --against 25                # two epochs of one run
 
-Baselines, both given the truth's own lightness: `gray` has no colour, `mean_ab` the training set's mean ab.
-Writes scores.csv, scores.json and curves.png in the run folder.
+Floors, both given the truth's own lightness: `gray` has no colour, `mean_ab` the training set's mean ab.
+Ceilings: `jpeg90`, the truth as a JPEG of quality 90; with a classifier, `truth` itself.
+Writes scores.json, scores.csv, scores_per_image.csv, curves.png and report.html in the run folder.
 """
 
-import csv
-import json
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+import typer
+from torch import Tensor
 from tqdm import tqdm
 
 import checkpoint
 import color
-from atomic import replacing
 from checkpoint import choose_epochs, pick_device, pick_run, read_run
-from cli import AllEpochsOption, DataOption, DeviceOption, EpochOption, RunOption, command
-from config import CACHE, RUNS
+from cli import AllEpochsOption, DataOption, DeviceOption, EpochOption, RunOption, WeightsOption, command
+from compare import compare, parse_opponent
+from config import CACHE, RUNS, Recipe, closest
 from data import ImageSet, open_split
-from images import read_image, write_image
-from metrics import DIRECTIONS, fid, score
-from plots import plot_scores
-from test import render_epoch
+from images import read_image, recompress
+from judges import Judges, open_judges
+from metrics import DIRECTIONS, Pictures
+from protocol import Protocol, describe_protocol
+from report import write_report
+from scores import (
+    CEILINGS,
+    FLOORS,
+    PerImage,
+    Row,
+    is_epoch,
+    make_row,
+    print_table,
+    read_per_image,
+    read_scores,
+    write_scores,
+)
+from test import batched, render_epoch, save_all
 
-BASELINES = ("gray", "mean_ab")
-Row = dict[str, Any]  # metric -> mean over the images, or a sentence why there is none
+QUALITY = 90  # of the JPEG that is a ceiling
+CHUNK_PIXELS = {"cpu": 2**16, "cuda": 2**21}  # scored at a time by a thread; more leave the CPU's cache
 
 
 def stems(folder: Path) -> set[str]:
     """Return the names without ending of a folder's PNGs."""
     return {path.stem for path in folder.glob("*.png")}
-
-
-def render_missing(run: Path, epochs: list[int], images: ImageSet, device: torch.device) -> None:
-    """Render epochs and baselines whose pictures are missing, or of other data or another checkpoint."""
-    for epoch in epochs:
-        folder = checkpoint.outputs_path(run, epoch)
-        current = read_stamp(folder) == checkpoint.stamp(run, epoch, images.key)
-        if not current or stems(folder) != stems(run / "targets"):
-            render_epoch(run, epoch, images, device)
-    mean_ab = read_run(run)["mean_ab"]
-    for name, (a, b) in zip(BASELINES, ((0.0, 0.0), mean_ab), strict=True):
-        for stem in sorted(stems(run / "targets") - stems(run / "outputs" / name)):
-            target = torch.from_numpy(read_image(run / "targets" / f"{stem}.png")).permute(2, 0, 1)[None]
-            picture = color.recolor(target, a, b)[0].permute(1, 2, 0).numpy()
-            write_image(run / "outputs" / name / f"{stem}.png", picture)
 
 
 def read_stamp(folder: Path) -> str:
@@ -58,110 +68,179 @@ def read_stamp(folder: Path) -> str:
     return path.read_text() if path.exists() else ""
 
 
-def score_folder(run: Path, name: str) -> Row:
-    """Return the mean of every per-picture metric over one folder of outputs.
+def render_missing(run: Path, epochs: list[int], images: ImageSet, device: torch.device) -> None:
+    """Render what is missing of epochs, floors and ceilings, or is of other data or another checkpoint."""
+    for epoch in epochs:
+        folder = checkpoint.outputs_path(run, epoch)
+        current = read_stamp(folder) == checkpoint.stamp(run, epoch, images.key)
+        if not current or stems(folder) != set(images.stems):
+            render_epoch(run, epoch, images, device)
+        odd = sorted(stems(folder) - set(images.stems))
+        if odd:
+            raise ValueError(f"{folder / odd[0]}.png belongs to no target ({len(odd)} such); delete it")
+    painters: dict[str, Callable[[Tensor], Tensor]] = {
+        "gray": partial(color.recolor, a=0.0, b=0.0),
+        "mean_ab": lambda target: color.recolor(target, *read_run(run)["mean_ab"]),
+        "jpeg90": partial(recompress, quality=QUALITY),
+    }
+    for name, paint in painters.items():
+        folder = run / "outputs" / name
+        if read_stamp(folder) == images.key and stems(folder) == set(images.stems):
+            continue
+        with ThreadPoolExecutor() as pool:
+            for ids in batched(len(images)):
+                _, target = images.gather(ids, read_run(run)["recipe"]["size"])
+                save_all(pool, folder, [images.stems[i] for i in ids], paint(target))
+        (folder / checkpoint.STAMP).write_text(images.key)
+
+
+def read_outputs(folder: Path, names: Sequence[str], size: int) -> Tensor:
+    """Return rendered pictures (N, 3, size, size) uint8.
 
     Raises:
-        ValueError: outputs and targets do not match.
+        ValueError: one is damaged, or of another size than its target.
     """
-    folder, targets = run / "outputs" / name, run / "targets"
-    names = sorted(stems(targets))
-    if stems(folder) != stems(targets):
-        odd = sorted(stems(folder) ^ stems(targets))
-        raise ValueError(
-            f"{folder} and {targets} differ in {len(odd)} names, the first is {odd[0]}; render it again"
-        )
-    rows = []
-    for stem in tqdm(names, name, leave=False, disable=None):
-        target, output = read_image(targets / f"{stem}.png"), read_image(folder / f"{stem}.png")
-        if target.shape != output.shape:
-            raise ValueError(f"{folder / stem}.png is {output.shape[:2]}, its target {target.shape[:2]}")
-        rows.append(score(target, output))
-    means = {metric: float(np.mean([row[metric] for row in rows])) for metric in rows[0]}
-    return {**means, "images": len(names)}
+    pictures = []
+    for name in names:
+        picture = read_image(folder / f"{name}.png")
+        if picture.shape[:2] != (size, size):
+            found = f"{picture.shape[1]} x {picture.shape[0]}"
+            raise ValueError(f"{folder / name}.png is {found} px, its target {size} x {size}; delete it")
+        pictures.append(torch.from_numpy(picture))
+    return torch.stack(pictures).permute(0, 3, 1, 2).contiguous()
 
 
-def add_fid(run: Path, rows: dict[str, Row], device: torch.device) -> None:
-    """Add FID to every row; the reason why there is none is found once."""
-    value: float | str = 0.0
-    for name, row in rows.items():
-        if isinstance(value, float):
-            value = fid(run / "outputs" / name, run / "targets", row["images"], device)
-        row["fid"] = value
+def score_chunk(
+    ids: list[int],
+    folders: dict[str, Path],
+    images: ImageSet,
+    size: int,
+    judges: Judges,
+    device: torch.device,
+) -> tuple[bytes, dict[str, dict[str, list[float]]]]:
+    """Return a digest of some true pictures, and row -> metric -> the scores of what was made of them."""
+    _, rgb = images.gather(ids, size)
+    digest = hashlib.sha256(rgb.contiguous().numpy()).digest()
+    labels = None if judges.labels is None else judges.labels[ids].to(device)
+    target = Pictures(rgb.contiguous().to(device), labels)
+    scores = {}
+    with torch.inference_mode():
+        for name, folder in folders.items():
+            output, metrics = target, judges.of_truth
+            if name != "truth":
+                output = Pictures(read_outputs(folder, [images.stems[i] for i in ids], size).to(device))
+                metrics = judges.per_image
+            scores[name] = {key: metric(target, output).tolist() for key, metric in metrics.items()}
+    return digest, scores
 
 
-def best_epochs(rows: dict[str, Row]) -> dict[str, str]:
-    """Return metric -> the epoch that is best by it, baselines left out."""
-    ours = {name: row for name, row in rows.items() if name not in BASELINES}
-
-    def distance(metric: str, row: Row) -> float:
-        if DIRECTIONS[metric] == "higher":
-            return -row[metric]
-        return row[metric] if DIRECTIONS[metric] == "lower" else abs(row[metric] - row[f"{metric}_truth"])
-
-    return {
-        metric: min(ours, key=lambda name: distance(metric, ours[name]))
-        for metric in DIRECTIONS
-        if all(isinstance(row[metric], float) for row in ours.values())
-    }
+@contextmanager
+def one_thread_each(device: torch.device) -> Iterator[ThreadPoolExecutor]:
+    """Yield a pool of threads that share the cores: on the CPU, torch must not start more in each of them."""
+    before = torch.get_num_threads()
+    limit = {"initializer": torch.set_num_threads, "initargs": (1,)} if device.type == "cpu" else {}
+    with ThreadPoolExecutor(os.cpu_count(), **limit) as pool:
+        yield pool
+    torch.set_num_threads(before)
 
 
-def print_table(rows: dict[str, Row]) -> None:
-    """Print one line per epoch and baseline, the best of each metric marked with a star."""
-    best = best_epochs(rows)
-    print(f"{'':<12}" + "".join(f"{metric:>15}" for metric in DIRECTIONS))
-    for name, row in rows.items():
-        cells = [
-            f"{row[metric]:.4g}" + ("*" if best.get(metric) == name else " ")
-            if isinstance(row[metric], float)
-            else "unavailable "
-            for metric in DIRECTIONS
-        ]
-        print(f"{name:<12}" + "".join(f"{cell:>15}" for cell in cells))
-    first = next(iter(rows.values()))
-    print(f"{'truth':<12}" + " " * 45 + f"{first['colorfulness_truth']:>14.4g}   ({first['images']} images)")
-    for metric, name in best.items():
-        print(f"best {metric} ({DIRECTIONS[metric]}): {name}")
-    for metric in DIRECTIONS:
-        if isinstance(first[metric], str):
-            print(f"{metric} {first[metric]}")
+def score_pictures(
+    folders: dict[str, Path], images: ImageSet, size: int, judges: Judges, device: torch.device
+) -> tuple[PerImage, list[bytes]]:
+    """Return the per-image scores of folders of outputs, by row, and digests of the truth.
+
+    Every true picture is read, converted and looked at once for all rows; what is held at a time does not
+    depend on the number of pictures.
+    """
+    count = max(1, CHUNK_PIXELS.get(device.type, 2**16) // size**2)
+    chunks = [list(range(i, min(i + count, len(images)))) for i in range(0, len(images), count)]
+    work = partial(score_chunk, folders=folders, images=images, size=size, judges=judges, device=device)
+    parts, digests = [], []
+    with one_thread_each(device) as pool:
+        bar = tqdm(pool.map(work, chunks), "scoring", len(chunks), leave=False, disable=None)
+        for digest, scores in bar:
+            digests.append(digest)
+            parts.append(scores)
+    join = np.concatenate
+    return {n: {m: join([part[n][m] for part in parts]) for m in parts[0][n]} for n in folders}, digests
 
 
-def write_scores(run: Path, rows: dict[str, Row]) -> None:
-    """Write scores.json, scores.csv (an unavailable value is empty) and curves.png."""
-    checkpoint.write_json(
-        run / "scores.json", {"directions": DIRECTIONS, "best": best_epochs(rows), "rows": rows}
-    )
-    columns = [*rows[BASELINES[0]]]
-    with replacing(run / "scores.csv") as temporary, open(temporary, "w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["name", *columns])
-        for name, row in rows.items():
-            writer.writerow([name, *("" if isinstance(row[c], str) else row[c] for c in columns)])
-    ours = {name: row for name, row in rows.items() if name not in BASELINES}
-    curves = {m: [row[m] for row in ours.values()] for m in best_epochs(rows)}
-    floors = {
-        m: {name: rows[name][m] for name in BASELINES if isinstance(rows[name][m], float)} for m in curves
-    }
-    floors["colorfulness"]["truth"] = rows[BASELINES[0]]["colorfulness_truth"]
-    plot_scores(run / "curves.png", [int(name.removeprefix("epoch_")) for name in ours], curves, floors)
+def score_folders(run: Path, rows: dict[str, Row], images: ImageSet, judges: Judges) -> None:
+    """Add to every row what compares a whole folder with the targets, FID and KID, or why it cannot."""
+    if judges.inception is not None:
+        truth = judges.inception.features([run / "targets" / f"{stem}.png" for stem in images.stems])
+        for name in [name for name in rows if name != "truth"]:
+            files = [run / "outputs" / name / f"{stem}.png" for stem in images.stems]
+            features = judges.inception.features(files)
+            rows[name] |= {key: metric(truth, features) for key, metric in judges.per_folder.items()}
+    for row in rows.values():
+        row |= judges.missing
 
 
-def earlier_rows(run: Path, epochs: list[int], key: str) -> dict[str, Row]:
-    """Return the rows of scores.json for saved epochs that are not scored now, where they are still valid."""
-    path = run / "scores.json"
-    if not path.exists():
-        return {}
-    try:
-        stored = {name: {**row} for name, row in json.loads(path.read_text())["rows"].items()}
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise ValueError(f"{path} is damaged; delete it and score again") from None
+def earlier(
+    run: Path, epochs: list[int], key: str, protocol: Protocol, scored: dict[str, Row], stored: dict[str, Any]
+) -> tuple[dict[str, Row], PerImage]:
+    """Return the rows of epochs that are not scored now, where they are of this data, protocol and metrics.
+
+    Args:
+        stored: what scores.json held before.
+    """
     others = {checkpoint.epoch_path(run, n).stem: n for n in checkpoint.saved_epochs(run) if n not in epochs}
-    return {
-        name: stored[name]
-        for name, epoch in others.items()
-        if stored.get(name, {}).get("stamp") == checkpoint.stamp(run, epoch, key)
+    rows = {name: row for name, row in stored["rows"].items() if name in others}
+    wanted = next(row for name, row in scored.items() if is_epoch(name))
+    kept = {
+        name: row
+        for name, row in rows.items()
+        if row.get("stamp") == checkpoint.stamp(run, others[name], key)
+        and row.keys() == wanted.keys()
+        and stored["protocol"] == protocol
     }
+    if len(kept) < len(rows):
+        odd = " ".join(str(others[name]) for name in rows.keys() - kept.keys())
+        print(f"dropped earlier scores of epochs {odd}: of other data, versions or metrics; score them again")
+    return kept, read_per_image(run, list(kept))[0] if kept else {}
+
+
+def evaluate(
+    run: Path, epochs: list[int], images: ImageSet, judges: Judges, device: torch.device
+) -> dict[str, Row]:
+    """Score epochs, floors and ceilings of a run, write all score files and the report; returns the rows."""
+    recipe = read_run(run)["recipe"]
+    stored = read_scores(run) if (run / "scores.json").exists() else {"rows": {}}
+    render_missing(run, epochs, images, device)
+    numbers = {checkpoint.epoch_path(run, epoch).stem: epoch for epoch in epochs}
+    names = [*FLOORS, *(c for c in CEILINGS if c != "truth" or judges.of_truth), *numbers]
+    folders = {name: run / "outputs" / name for name in names}
+    per_image, digests = score_pictures(folders, images, recipe["size"], judges, device)
+    rows = {name: make_row(per_image[name], images.stems, name) for name in names}
+    score_folders(run, rows, images, judges)
+    for name, epoch in numbers.items():
+        rows[name]["stamp"] = checkpoint.stamp(run, epoch, images.key)
+    protocol = describe_protocol(recipe, images.stems, digests, judges.hashes)
+    kept, kept_scores = earlier(run, epochs, images.key, protocol, rows, stored)
+    rows, per_image = rows | kept, per_image | kept_scores
+    order = sorted(rows, key=lambda name: (is_epoch(name), is_epoch(name) and int(name[6:])))
+    rows, per_image = {name: rows[name] for name in order}, {name: per_image[name] for name in order}
+    metric = recipe.get("metric", Recipe.metric)
+    write_scores(run, rows, per_image, images.stems, protocol, metric, judges.notes)
+    print_table(rows, metric)
+    for note in judges.notes:
+        print(note)
+    print(f"scores: {run / 'scores.csv'}, report: {write_report(run)}")
+    return rows
+
+
+MetricOption = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME", help="A metric to insist on: its network is downloaded. Repeatable."),
+]
+ClassifierOption = Annotated[
+    Path | None, typer.Option(metavar="RUN", help="A classifier's run: are the pictures recognised?")
+]
+AgainstOption = Annotated[
+    str | None, typer.Option(metavar="RUN[:N]|N", help="Compare with another run, or another epoch.")
+]
+ForceOption = Annotated[bool, typer.Option("--force", help="Compare in spite of different protocols.")]
 
 
 def main(
@@ -169,24 +248,29 @@ def main(
     epoch: EpochOption = None,
     all_epochs: AllEpochsOption = False,
     data: DataOption = None,
+    metric: MetricOption = None,
+    classifier: ClassifierOption = None,
+    weights: WeightsOption = None,
+    against: AgainstOption = None,
+    force: ForceOption = False,
     device: DeviceOption = "auto",
 ) -> dict[str, Row]:
-    """Score one or all saved epochs and the baselines; returns name -> metrics."""
+    """Score one or all saved epochs, or compare two; returns name -> metrics."""
     on = pick_device(device)
     folder = pick_run(run, RUNS)
+    for name in metric or []:
+        if name not in DIRECTIONS:
+            raise ValueError(f"no metric {name}{closest(name, list(DIRECTIONS))}")
+    if against is not None:
+        return compare((folder, epoch), parse_opponent(against, folder), force)
     epochs = choose_epochs(folder, epoch, all_epochs)
     images = open_split(read_run(folder), data, "test", CACHE)
-    render_missing(folder, epochs, images, on)
-    scored = {name: score_folder(folder, name) for name in BASELINES}
-    for number in epochs:
-        name = checkpoint.epoch_path(folder, number).stem
-        scored[name] = score_folder(folder, name) | {"stamp": checkpoint.stamp(folder, number, images.key)}
-    add_fid(folder, scored, on)
-    ours = {**earlier_rows(folder, epochs, images.key), **scored}
-    rows = {name: ours[name] for name in [*BASELINES, *sorted(ours.keys() - {*BASELINES})]}
-    write_scores(folder, rows)
-    print_table(rows)
-    print(f"scores: {folder / 'scores.csv'}, curves: {folder / 'curves.png'}")
+    size = read_run(folder)["recipe"]["size"]
+    judges = open_judges(metric or [], images, size, classifier, Path(weights) if weights else None, on)
+    rows = evaluate(folder, epochs, images, judges, on)
+    for name in metric or []:
+        if name in judges.missing:
+            raise ValueError(f"{name} {judges.missing[name]}")
     return rows
 
 

@@ -2,6 +2,7 @@
 
     python export.py                                 # newest run, last epoch
     python export.py --run runs/coco --epoch 50 --out coco.ts
+    python export.py --epoch best                    # by the recipe's metric, as eval.py found it
 
     model = torch.jit.load("generator.ts")
     colour = model(image)      # uint8 or float (N, 1|3, H, W) -> same dtype (N, 3, H, W)
@@ -24,6 +25,7 @@ from atomic import replacing
 from checkpoint import choose_epochs, load_exported, pick_device, pick_run, read_run
 from cli import DeviceOption, EpochOption, RunOption, command
 from config import RUNS, VERSION
+from scores import read_scores, why_best
 
 SHAPES = ((1, 3, 256, 256), (2, 1, 37, 61), (1, 3, 1, 1), (3, 3, 90, 240))  # checked at export
 TOLERANCE = 1 / 255  # one level of uint8
@@ -65,6 +67,9 @@ def main(
     on = pick_device(device)
     folder = pick_run(run, RUNS)
     number = choose_epochs(folder, epoch, all_epochs=False)[0]
+    if epoch == "best":
+        scores = read_scores(folder)
+        print(why_best(scores["rows"], scores["metric"]))
     path = Path(out or folder / "generator.ts")
     colorizer = checkpoint.load_colorizer(folder, number, on)
     with warnings.catch_warnings():

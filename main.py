@@ -18,7 +18,7 @@ import eval as evaluation
 import export
 import test
 import train
-from checkpoint import read_run
+from checkpoint import best_epoch, outputs_path, read_run
 from cli import DataOption, DeviceOption, EpochsOption, RecipeOption, RunOption, WeightsOption, command
 from config import RUNS
 from folders import DEMO
@@ -65,15 +65,16 @@ def main(
     train.main(
         recipe=recipe, data=data, run=folder, epochs=epochs, weights=weights, device=device, resume=resume
     )
-    outputs = test.main(run=folder, all_epochs=True, device=device)
-    evaluation.main(run=folder, all_epochs=True, device=device)
-    model = export.main(run=folder, device=device)
+    test.main(run=folder, all_epochs=True, device=device)
+    evaluation.main(run=folder, all_epochs=True, weights=weights, device=device)
+    model = export.main(run=folder, epoch="best", device=device)
+    outputs = outputs_path(folder, best_epoch(folder))
     shown, photo = write_example(folder, read_run(folder)["recipe"]["input"])
     coloured = colorize.main([shown], model=model, out=folder / "colorized", device=device)[0]
     sheet = folder / "contact_sheet.png"
     example = read_image(shown), read_image(coloured), photo
-    write_image(sheet, contact_sheet(sheet_rows(folder, outputs[-1], example), ["input", "ours", "truth"]))
-    print(f"\npicture  {sheet}\nscores   {folder / 'scores.csv'}\nmodel    {model}")
+    write_image(sheet, contact_sheet(sheet_rows(folder, outputs, example), ["input", "ours", "truth"]))
+    print(f"\npicture  {sheet}\nreport   {folder / 'report.html'}\nmodel    {model}")
     return sheet
 
 

@@ -40,9 +40,19 @@ def render_epoch(run: Path, epoch: int, images: ImageSet, device: torch.device) 
     with ThreadPoolExecutor() as pool:  # PNGs are written beside the network
         for ids in tqdm(list(batched(len(images))), folder.name, leave=False, disable=None):
             source, _ = images.gather_fixed(ids, recipe)
-            save_all(pool, folder, [images.stems[i] for i in ids], colorizer(source.to(device)).cpu())
+            stems = [images.stems[i] for i in ids]
+            save_all(pool, folder, stems, color.to_uint8(finite(colorizer, source.to(device), stems)).cpu())
     (folder / checkpoint.STAMP).write_text(checkpoint.stamp(run, epoch, images.key))
     return folder
+
+
+def finite(colorizer: torch.nn.Module, source: Tensor, stems: list[str]) -> Tensor:
+    """Return colours (N, 3, H, W) in [0, 1]. Raises ValueError naming a picture whose are not finite."""
+    rgb = colorizer(color.rgb01(source))
+    broken = (~torch.isfinite(rgb)).flatten(1).any(1).nonzero()
+    if len(broken):
+        raise ValueError(f"this epoch's colours of {stems[int(broken[0])]} are not finite; use another epoch")
+    return rgb
 
 
 def write_references(run: Path, images: ImageSet, recipe: Mapping[str, Any]) -> None:

@@ -1,0 +1,109 @@
+"""Two epochs, or two runs, compared picture by picture: by how much is one better, and is that sure?"""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from shlex import quote
+
+import checkpoint
+from checkpoint import read_run
+from metrics import DIRECTIONS
+from protocol import differences
+from scores import PerImage, Row, read_per_image, read_scores
+from stats import Scores, summarise
+
+Side = tuple[Path, str | int | None]  # run, and epoch: a number, "best", or None for the best
+
+
+def parse_opponent(text: str, run: Path) -> Side:
+    """Return the run and epoch that RUN, RUN:N or N stands for; a lone number is an epoch of `run`."""
+    if re.fullmatch(r"\d+", text) and not Path(text).exists():
+        return run, int(text)
+    found = re.fullmatch(r"(.+):(\d+)", text)
+    return (Path(found[1]), int(found[2])) if found else (Path(text), None)
+
+
+def scored_epoch(run: Path, epoch: str | int | None) -> str:
+    """Return the row of an epoch. Raises ValueError where it is not scored, or no longer as it was."""
+    stored = read_scores(run)
+    number = checkpoint.choose_epochs(run, "best" if epoch is None else epoch, all_epochs=False)[0]
+    name = checkpoint.epoch_path(run, number).stem
+    row = stored["rows"].get(name)
+    if row is None or not row["stamp"].endswith(checkpoint.stamp(run, number, "")):
+        raise ValueError(
+            f"epoch {number} of {run} is not scored: python eval.py --epoch {number} --run {quote(str(run))}"
+        )
+    return name
+
+
+def compare(ours: Side, theirs: Side, force: bool) -> dict[str, Row]:
+    """Print every shared metric of two scored epochs with the interval of their difference; returns that.
+
+    Args:
+        force: print different protocols instead of refusing them.
+
+    Raises:
+        ValueError: one is not scored, they cannot be told apart, or they were scored in different ways.
+    """
+    (run, _), (other, _) = ours, theirs
+    for folder in (run, other):
+        read_run(folder)
+    names = scored_epoch(*ours), scored_epoch(*theirs)
+    same = run.resolve() == other.resolve()
+    if same and names[0] == names[1]:
+        raise ValueError(f"{names[0]} of {run} would be compared with itself; name another with --against")
+    if not same and run.resolve().name == other.resolve().name:
+        raise ValueError(f"{run} and {other} have one name; rename one, so that they can be told apart")
+    odd = differences(read_scores(run)["protocol"], read_scores(other)["protocol"])
+    if odd and not force:
+        remedy = "score both again in one way, or compare them anyway with --force"
+        raise ValueError(f"{run} and {other} were not scored alike: {'; '.join(odd)}; {remedy}")
+    for phrase in odd:
+        print(f"not alike: {phrase}")
+    sides = (read_per_image(run, names[:1]), read_per_image(other, names[1:]))
+    rows = paired(*(pick_pictures(side, name, sides) for side, name in zip(sides, names, strict=True)))
+    title = [f"{folder.resolve().name} {name}" for folder, name in zip((run, other), names, strict=True)]
+    print_comparison(rows, title)
+    checkpoint.write_json(run / "comparison.json", {"sides": title, "not_alike": odd, "metrics": rows})
+    return rows
+
+
+def pick_pictures(
+    side: tuple[PerImage, list[str]], name: str, sides: Sequence[tuple[PerImage, list[str]]]
+) -> dict[str, Scores]:
+    """Return a row's scores of the pictures that both sides have, in one order. Raises ValueError if none."""
+    shared = sorted(set(sides[0][1]) & set(sides[1][1]))
+    if not shared:
+        raise ValueError("the two have no picture in common, so there is nothing to compare")
+    places = {stem: i for i, stem in enumerate(side[1])}
+    order = [places[stem] for stem in shared]
+    return {metric: values[order] for metric, values in side[0][name].items()}
+
+
+def paired(ours: Mapping[str, Scores], theirs: Mapping[str, Scores]) -> dict[str, Row]:
+    """Return for every shared metric both means, and the mean difference with its 95 % interval."""
+    rows = {}
+    for metric in [name for name in DIRECTIONS if name in ours and name in theirs]:
+        a, b = ours[metric], theirs[metric]
+        summary = summarise({"difference": a - b})
+        rows[metric] = {"ours": float(a.mean()), "theirs": float(b.mean()), **summary, "images": len(a)}
+    return rows
+
+
+def print_comparison(rows: Mapping[str, Row], title: list[str]) -> None:
+    """Print one line per metric, and which side is better where the interval leaves no doubt."""
+    print(f"A: {title[0]}\nB: {title[1]}")
+    print(f"{'':<20}{'A':>10}{'B':>10}{'A - B':>10}   95 % interval")
+    for metric, row in rows.items():
+        low, high = row.get("difference_low"), row.get("difference_high")
+        line = f"{metric:<20}{row['ours']:>10.4g}{row['theirs']:>10.4g}{row['difference']:>10.3g}"
+        print(line if low is None else f"{line}   {low:.3g} to {high:.3g}, {verdict(metric, low, high)}")
+
+
+def verdict(metric: str, low: float, high: float) -> str:
+    """Return which side an interval of A - B shows to be better."""
+    if low <= 0 <= high:
+        return "no difference shown"
+    if DIRECTIONS[metric] not in ("higher", "lower"):
+        return "they differ"
+    return "A is better" if (low > 0) == (DIRECTIONS[metric] == "higher") else "B is better"

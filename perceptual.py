@@ -1,0 +1,141 @@
+"""Metrics that look through a network: LPIPS, FID and KID, and how well a classifier recognises.
+
+Weights come through features.find_weights; where they are missing there is a reason, never a number.
+"""
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from cleanfid import fid as clean_fid
+from cleanfid.inception_torchscript import InceptionV3W
+from numpy.typing import NDArray
+from torch import Tensor
+
+from features import find_weights, load_weights
+from metrics import Pictures
+from recognition import Classifier, topk_correct
+
+# metric -> a key of features.WEIGHTS
+WEIGHTS = {"lpips_alex": "alexnet", "lpips_vgg": "vgg16", "fid": "inception", "kid": "inception"}
+LEAST = {"lpips_alex": 31, "lpips_vgg": 16}  # px, below which the network has nothing left to pool
+FEWEST = {"fid": 256, "kid": 32}  # images; with fewer, noise outweighs the differences they should show
+USUAL_FID_IMAGES = 2048  # as many as the Inception network has features
+FILES = 128  # decoded at a time for FID
+
+Features = NDArray[np.float32]  # (N, D)
+
+
+class LPIPS:
+    """Learned perceptual image patch similarity: distance of AlexNet's or VGG-16's features, lower is better.
+
+    0 for equal pictures, seldom above 1. Linear heads of version 0.1, as they come with torchmetrics.
+    Source: Zhang et al., "The unreasonable effectiveness of deep features", arXiv 1801.03924.
+    """
+
+    def __init__(self, net: str, folder: Path | None, device: torch.device, download: bool) -> None:
+        """Load `net` (alex or vgg). Raises ValueError where its weights cannot be had."""
+        from torchmetrics.functional.image.lpips import _LPIPS  # the network alone, without its download
+
+        self.name = f"lpips_{net}"
+        state = load_weights(WEIGHTS[self.name], folder, download=download)
+        self.network = _LPIPS(net=net, pnet_rand=True).to(device)
+        body = self.network.net
+        body.load_state_dict(
+            {name: state["features." + name.split(".", 1)[1]] for name in body.state_dict()}
+        )  # slice1.0.weight <- features.0.weight
+
+    def features(self, pictures: Pictures) -> list[Tensor]:
+        """Return five layers (N, C, h, w), of unit length at every place; kept with the pictures."""
+
+        def compute() -> list[Tensor]:
+            x = self.network.scaling_layer(pictures.rgb / 127.5 - 1.0)
+            layers = self.network.net(x)
+            return [layer / (layer.square().sum(1, keepdim=True) + 1e-8).sqrt() for layer in layers]
+
+        return pictures.keep(self.name, compute)
+
+    def __call__(self, target: Pictures, output: Pictures) -> Tensor:
+        """Return the distance of each pair (N,)."""
+        pairs = zip(self.network.lins, self.features(target), self.features(output), strict=True)
+        layers = [lin((a - b).square()).mean((1, 2, 3)) for lin, a, b in pairs]  # each (N,)
+        return torch.stack(layers).sum(0).double()
+
+
+class Recognised:
+    """Whether a classifier finds the true class in its k first guesses, 0 or 1; higher is better.
+
+    Source: Zhang, Isola and Efros, "Colorful image colorization", arXiv 1603.08511 (semantic
+    interpretability); the pictures' classes are those of their folders.
+    """
+
+    def __init__(self, classifier: Classifier, k: int) -> None:
+        self.classifier, self.k = classifier, k
+
+    def __call__(self, target: Pictures, output: Pictures) -> Tensor:
+        """Return 1.0 or 0.0 for each output (N,); the target carries the classes."""
+        logits = output.keep("logits", lambda: self.classifier(output.rgb))  # (N, C)
+        return topk_correct(logits, target.labels, self.k).double()
+
+
+class Inception:
+    """Folders of pictures -> Inception's features, as clean-fid computes them.
+
+    Source: Parmar, Zhang and Zhu, "On aliased resizing and surprising subtleties in GAN evaluation",
+    arXiv 2104.11222.
+    """
+
+    def __init__(self, folder: Path | None, device: torch.device, download: bool) -> None:
+        """Load the network. Raises ValueError where its weights cannot be had."""
+        path = find_weights("inception", folder, download=download)
+        self.network, self.device = InceptionV3W(str(path.parent), download=False).to(device), device
+
+    def features(self, files: Sequence[Path]) -> Features:
+        """Return (N, 2048) float32, in a temporary file and not in memory."""
+        rows: Features | None = None
+        for start in range(0, len(files), FILES):
+            names = [str(path) for path in files[start : start + FILES]]
+            found = clean_fid.get_files_features(
+                names, self.network, num_workers=0, batch_size=32, device=self.device, verbose=False
+            )
+            if rows is None:
+                with tempfile.TemporaryFile() as file:
+                    rows = np.memmap(file, np.float32, "w+", shape=(len(files), found.shape[1]))
+            rows[start : start + FILES] = found
+        if rows is None:
+            raise ValueError("no picture to compute features of")
+        return rows
+
+
+def moments(features: Features) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return mean (D,) and sample covariance (D, D) of (N, D) features, a part of the rows at a time."""
+    mean = features.mean(0, dtype=np.float64)
+    covariance = np.zeros((len(mean), len(mean)))
+    for start in range(0, len(features), FILES):
+        offsets = features[start : start + FILES] - mean
+        covariance += offsets.T @ offsets
+    return mean, covariance / (len(features) - 1)
+
+
+def fid(targets: Features, outputs: Features) -> float:
+    """Return the Frechet Inception distance, from 0, lower is better; biased upwards on few pictures.
+
+    Source: Heusel et al., arXiv 1706.08500; the distance is clean-fid's.
+    """
+    return float(clean_fid.frechet_distance(*moments(targets), *moments(outputs)))
+
+
+def kid(targets: Features, outputs: Features) -> float:
+    """Return the kernel Inception distance, about 0 for equal distributions, lower is better; unbiased.
+
+    Source: Binkowski et al., arXiv 1801.01401; the distance is clean-fid's, its random subsets made the same
+    every time.
+    """
+    before = np.random.get_state()  # noqa: NPY002 - clean-fid draws from numpy's global generator
+    try:
+        np.random.seed(0)  # noqa: NPY002
+        return clean_fid.kernel_distance(targets, outputs)
+    finally:
+        np.random.set_state(before)  # noqa: NPY002

@@ -1,0 +1,198 @@
+"""Score files of a run: means with their intervals, per-image scores, which epoch is best, two runs compared.
+
+scores.json             protocol, best epochs, and a row per epoch, floor and ceiling
+scores.csv              the same rows; a value that could not be computed is empty
+scores_per_image.csv    one line per row and picture
+"""
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from shlex import quote
+from typing import Any
+
+import numpy as np
+
+import checkpoint
+from atomic import replacing
+from metrics import DIRECTIONS
+from plots import plot_scores
+from protocol import Protocol
+from stats import Scores, summarise
+
+FORMAT = "tinct-scores-1"
+FLOORS = ("gray", "mean_ab")  # what a colouriser has to beat
+CEILINGS = ("jpeg90", "truth")  # what none can: the truth as a JPEG of quality 90; itself, to be recognised
+
+Row = dict[str, Any]  # metric -> mean, metric_se, metric_low, metric_high; or a sentence why there is none
+PerImage = dict[str, dict[str, Scores]]  # row -> metric -> (N,)
+
+
+def is_epoch(name: str) -> bool:
+    """Tell the row of an epoch from those of floors and ceilings."""
+    return name.startswith("epoch_")
+
+
+def make_row(columns: dict[str, Scores], stems: Sequence[str], name: str) -> Row:
+    """Return the means of a row's per-image scores. Raises ValueError where one is not finite."""
+    for metric, values in columns.items():
+        broken = np.flatnonzero(~np.isfinite(values))
+        if len(broken):
+            raise ValueError(f"{metric} of {name}/{stems[broken[0]]}.png is not finite; render it again")
+    row: Row = summarise(columns)
+    if "colorfulness_truth" in row:  # a number to compare with, not one to judge
+        row = {key: value for key, value in row.items() if not key.startswith("colorfulness_truth_")}
+    return {**row, "images": len(stems)}
+
+
+def distance(metric: str, row: Row) -> float:
+    """Return a number in the metric's unit that is the smaller, the better the row is."""
+    if DIRECTIONS[metric] == "higher":
+        return -row[metric]
+    return row[metric] if DIRECTIONS[metric] == "lower" else abs(row[metric] - row[f"{metric}_truth"])
+
+
+def best_epochs(rows: Mapping[str, Row]) -> dict[str, str]:
+    """Return metric -> the epoch that is best by it, of metrics that every epoch has."""
+    ours = {name: row for name, row in rows.items() if is_epoch(name)}
+    return {
+        metric: min(ours, key=lambda name: distance(metric, ours[name]))
+        for metric in DIRECTIONS
+        if ours and all(isinstance(row.get(metric), float) for row in ours.values())
+    }
+
+
+def read_scores(run: Path) -> dict[str, Any]:
+    """Return a run's scores.json. Raises ValueError where it is missing, damaged or of another version."""
+    path = run / "scores.json"
+    if not path.exists():
+        raise ValueError(f"no scores in {run}: python eval.py --all-epochs --run {quote(str(run))}")
+    try:
+        stored = json.loads(path.read_text())
+        kinds = {"metric": str, "best": dict, "directions": dict, "protocol": dict, "notes": list}
+        sound = stored["format"] == FORMAT and all(isinstance(row, dict) for row in stored["rows"].values())
+        sound = sound and all(isinstance(stored[key], kind) for key, kind in kinds.items())
+    except (ValueError, KeyError, TypeError, AttributeError):
+        sound = False
+    if not sound:
+        raise ValueError(f"{path} is damaged, or of another version; delete it and score again")
+    return stored
+
+
+def read_per_image(run: Path, names: Sequence[str]) -> tuple[PerImage, list[str]]:
+    """Return the per-image scores of some rows, and the names of the pictures, which all rows share.
+
+    Raises:
+        ValueError: they are missing or damaged.
+    """
+    path = run / "scores_per_image.csv"
+    found: dict[str, list[dict[str, str]]] = {name: [] for name in names}
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            for line in csv.DictReader(file):
+                if line["name"] in found:
+                    found[line["name"]].append(line)
+        scores = {
+            name: {
+                metric: np.array([float(line[metric]) for line in lines])
+                for metric in lines[0]
+                if metric not in ("name", "stem") and lines[0][metric]
+            }
+            for name, lines in found.items()
+        }
+        stems = {tuple(line["stem"] for line in lines) for lines in found.values()}
+        return scores, list(*stems)
+    except (OSError, KeyError, IndexError, ValueError, TypeError, csv.Error):
+        raise ValueError(f"{path} is missing or damaged; score again with --all-epochs") from None
+
+
+def write_scores(
+    run: Path,
+    rows: Mapping[str, Row],
+    per_image: PerImage,
+    stems: Sequence[str],
+    protocol: Protocol,
+    metric: str,
+    notes: Sequence[str],
+) -> None:
+    """Write scores.json, both tables and curves.png."""
+    fields = list(dict.fromkeys(key for row in rows.values() for key in row if key != "stamp"))
+    with replacing(run / "scores.csv") as temporary, open(temporary, "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["name", *fields])
+        for name, row in rows.items():
+            cells = (row.get(field, "") for field in fields)
+            writer.writerow([name, *("" if isinstance(cell, str) else cell for cell in cells)])
+    columns = list(dict.fromkeys(column for scores in per_image.values() for column in scores))
+    with (
+        replacing(run / "scores_per_image.csv") as temporary,
+        open(temporary, "w", newline="", encoding="utf-8") as file,
+    ):
+        writer = csv.writer(file)
+        writer.writerow(["name", "stem", *columns])
+        for name, scores in per_image.items():
+            values = [scores[c].tolist() if c in scores else [""] * len(stems) for c in columns]
+            writer.writerows([name, *line] for line in zip(stems, *values, strict=True))
+    best = best_epochs(rows)
+    payload = {"format": FORMAT, "metric": metric, "best": best, "directions": DIRECTIONS}
+    checkpoint.write_json(
+        run / "scores.json", {**payload, "protocol": protocol, "notes": list(notes), "rows": rows}
+    )
+    ours = {name: row for name, row in rows.items() if is_epoch(name)}
+    curves = {metric: [row[metric] for row in ours.values()] for metric in best}
+    lines = {metric: references(metric, rows) for metric in best}
+    plot_scores(run / "curves.png", [int(name.removeprefix("epoch_")) for name in ours], curves, lines)
+
+
+def references(metric: str, rows: Mapping[str, Row]) -> dict[str, float]:
+    """Return the floors and ceilings of a metric, by name."""
+    found = {
+        name: rows[name][metric]
+        for name in (*FLOORS, *CEILINGS)
+        if isinstance(rows.get(name, {}).get(metric), float)
+    }
+    if metric == "colorfulness":
+        found["truth"] = next(iter(rows.values()))["colorfulness_truth"]
+    return found
+
+
+def print_table(rows: Mapping[str, Row], metric: str) -> None:
+    """Print one line per row, the best epoch of each metric marked with a star, and what is missing."""
+    best = best_epochs(rows)
+    shown = [m for m in DIRECTIONS if any(isinstance(row.get(m), float) for row in rows.values())]
+    print(f"{'':<11}" + "".join(f"{name.replace('colorfulness', 'colorful'):>15}" for name in shown))
+    for name, row in rows.items():
+        cells = [
+            f"{row[m]:.4g}" + ("*" if best.get(m) == name else " ") if isinstance(row.get(m), float) else "- "
+            for m in shown
+        ]
+        print(f"{name:<11}" + "".join(f"{cell:>15}" for cell in cells))
+    first = next(iter(rows.values()))
+    truth = first.get("colorfulness_truth")
+    print(
+        f"{first['images']} images" + ("" if truth is None else f", colourfulness of the truth {truth:.4g}")
+    )
+    missing = {m: row[m] for row in rows.values() for m in DIRECTIONS if isinstance(row.get(m), str)}
+    for name, reason in missing.items():
+        print(f"{name} {reason}")
+    print(why_best(rows, metric))
+
+
+def why_best(rows: Mapping[str, Row], metric: str) -> str:
+    """Return which epoch is best by a metric, with its interval and what it has to beat, as one sentence."""
+    best = best_epochs(rows).get(metric)
+    if best is None:
+        reason = next(
+            (row[metric] for row in rows.values() if isinstance(row.get(metric), str)), "not scored"
+        )
+        return f"no best epoch by {metric}: {reason}"
+    row, number = rows[best], int(best.removeprefix("epoch_"))
+    low, high = row.get(f"{metric}_low"), row.get(f"{metric}_high")
+    interval = "" if low is None else f", 95 % interval {low:.4g} to {high:.4g}"
+    beside = ", ".join(f"{name} {value:.4g}" for name, value in references(metric, rows).items())
+    scored = sum(map(is_epoch, rows))
+    return (
+        f"best of {scored} scored epochs by {metric} ({DIRECTIONS[metric]}): "
+        f"{number} with {row[metric]:.4g}{interval}; {beside}"
+    )

@@ -17,6 +17,7 @@ import color
 import models
 from blocks import SelfAttention
 from checkpoint import (
+    best_epoch,
     choose_epochs,
     epoch_path,
     load_colorizer,
@@ -171,6 +172,120 @@ def test_choose_epochs_errors() -> None:
     for all_epochs in (False, True):
         with pytest.raises(ValueError, match=r"^epoch 7 is not saved in runs/x; saved: 5 10$"):
             choose_epochs(RUN, 7, all_epochs)
+
+
+@pytest.mark.parametrize("epoch", ["10", "0010", 10])
+def test_an_epoch_may_come_as_text(epoch: str | int) -> None:
+    save_epochs(10, 5)
+    checkpoint.write_json(RUN / "recipe.json", RECORD)
+    assert choose_epochs(RUN, epoch, False) == [10]
+
+
+@pytest.mark.parametrize("epoch", ["0", 0, "-5", -5, "soon", "5.0", "", "Best", " 5"])
+def test_what_is_no_epoch(epoch: str | int) -> None:
+    save_epochs(5)
+    checkpoint.write_json(RUN / "recipe.json", RECORD)
+    with pytest.raises(ValueError, match=rf"^--epoch takes a number or best, got {epoch}$"):
+        choose_epochs(RUN, epoch, False)
+
+
+def write_best(**changes: Any) -> dict[str, Any]:
+    """Save epochs 5, 10 and 15, and scores by which 10 is the best; returns the scores."""
+    save_epochs(5, 10, 15)
+    checkpoint.write_json(RUN / "recipe.json", RECORD)
+    rows: dict[str, Any] = {"gray": {"ssim": 0.9, "fid": "unavailable: no pictures"}}
+    for epoch in (5, 10, 15):
+        stamp = checkpoint.stamp(RUN, epoch, "key")
+        rows[f"epoch_{epoch:04d}"] = {"ssim": 0.5, "fid": "unavailable: no pictures", "stamp": stamp}
+    stored = {
+        "metric": "ssim",
+        "best": {"ssim": "epoch_0010", "psnr_db": "epoch_0005"},
+        "rows": rows,
+        **changes,
+    }
+    checkpoint.write_json(RUN / "scores.json", stored)
+    return stored
+
+
+AGAIN = r"python eval\.py --all-epochs --run runs/x$"
+
+
+def test_the_best_epoch_is_that_of_the_scores() -> None:
+    write_best()
+    assert best_epoch(RUN) == 10
+    assert choose_epochs(RUN, "best", False) == [10]
+    assert choose_epochs(RUN, None, False) == [15]
+    write_best(metric="psnr_db")
+    assert best_epoch(RUN) == 5
+
+
+def test_no_scores_and_no_best_epoch() -> None:
+    save_epochs(5)
+    checkpoint.write_json(RUN / "recipe.json", RECORD)
+    with pytest.raises(ValueError, match=rf"^no scores in runs/x, so no best epoch; score first: {AGAIN}"):
+        choose_epochs(RUN, "best", False)
+
+
+@pytest.mark.parametrize(
+    ("metric", "reason"), [("fid", "unavailable: no pictures"), ("lpips_alex", "not scored")]
+)
+def test_no_best_epoch_by_a_metric_that_is_missing(metric: str, reason: str) -> None:
+    write_best(metric=metric)
+    with pytest.raises(
+        ValueError, match=rf"^no best epoch by {metric} in runs/x: {reason}; score again: {AGAIN}"
+    ):
+        best_epoch(RUN)
+
+
+@pytest.mark.parametrize("change", ["weights", "gone", "format"])
+def test_scores_that_are_older_than_the_best_checkpoint(change: str) -> None:
+    write_best()
+    path = epoch_path(RUN, 10)
+    if change == "gone":
+        path.unlink()
+    else:
+        checkpoint.save(path, {"weights": torch.ones(3)} if change == "weights" else {"epoch": 1})
+    with pytest.raises(ValueError, match=rf"^the scores in runs/x are older than its checkpoints; .*{AGAIN}"):
+        best_epoch(RUN)
+
+
+DAMAGED_SCORES = [
+    b"", b"{", b"[]", b"3", b"null", b"{}", b"\xff\xfe", b'{"metric": "ssim"}',
+    b'{"metric": "ssim", "best": {"ssim": "epoch_0010"}, "rows": {}}',
+    b'{"metric": "ssim", "best": {"ssim": "epoch_0010"}, "rows": {"epoch_0010": {}}}',
+    b'{"metric": "ssim", "best": {"ssim": "epoch_0010"}, "rows": {"epoch_0010": {"stamp": 3}}}',
+    b'{"metric": "ssim", "best": {"ssim": "soon"}, "rows": {"soon": {"stamp": ""}}}',
+    b'{"metric": "ssim", "best": {"ssim": 10}, "rows": {"epoch_0010": {"stamp": ""}}}',
+    b'{"metric": ["ssim"], "best": {"ssim": "epoch_0010"}, "rows": {}}',
+    b'{"metric": "ssim", "best": {}, "rows": []}',
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("content", DAMAGED_SCORES)
+def test_damaged_scores_name_no_best_epoch(content: bytes) -> None:
+    write_best()
+    (RUN / "scores.json").write_bytes(content)
+    with pytest.raises(
+        ValueError, match=rf"^runs/x/scores\.json is damaged; delete it and score again: {AGAIN}"
+    ):
+        best_epoch(RUN)
+
+
+def test_a_stamp_tells_checkpoints_apart_by_what_is_in_them() -> None:
+    path = epoch_path(RUN, 5)
+    checkpoint.save(path, {"weights": torch.zeros(4)})
+    first = checkpoint.stamp(RUN, 5, "key")
+    assert first.startswith("key ")
+    assert checkpoint.stamp(RUN, 5, "").strip() == first.removeprefix("key ")
+    os.utime(path, (1, 1))  # a copy of the run is scored as the run is
+    assert checkpoint.stamp(RUN, 5, "key") == first
+    checkpoint.save(path, {"weights": torch.tensor([0.0, 0.0, 1.0, 0.0])})  # of the same length
+    assert checkpoint.stamp(RUN, 5, "key") != first
+    path.write_bytes(b"hello")
+    with pytest.raises(
+        ValueError, match=r"epoch_0005\.pt is not a checkpoint of this project, or it is damaged$"
+    ):
+        checkpoint.stamp(RUN, 5, "key")
 
 
 def test_newest_run() -> None:

@@ -14,7 +14,9 @@ from pathlib import Path
 sys.path.insert(0, {root!r})
 import cli
 cli.ROOT = {folder}
-def main(number: int = 1, epochs: cli.EpochsOption = None, run: cli.RunOption = None) -> None:
+def main(
+    number: int = 1, epochs: cli.EpochsOption = None, run: cli.RunOption = None, epoch: cli.EpochOption = None
+) -> None:
     {body}
 cli.command(main)
 """
@@ -97,8 +99,15 @@ def test_command_runs_main() -> None:
     assert (done.returncode, done.stdout) == (0, "1 None None\n")
 
 
+@pytest.mark.parametrize("epoch", ["5", "best", "soon"])
+def test_an_epoch_is_passed_on_as_text(epoch: str) -> None:
+    done = run_stage("print(repr(epoch))", arguments=("--epoch", epoch))
+    assert (done.returncode, done.stdout) == (0, f"{epoch!r}\n")
+
+
 def test_help_names_every_shared_option() -> None:
     done = run_stage("print('ran')", arguments=("--help",))
     assert done.returncode == 0
     assert "Passes over the training images." in done.stdout
     assert "DIR" in done.stdout
+    assert "N|best" in done.stdout

@@ -1,36 +1,92 @@
-"""Scoring: the table, the baselines, and what does not match."""
+"""Scoring: files that agree with the pictures, what is kept and dropped, and what does not match."""
 
 import csv
+import dataclasses
+import hashlib
 import json
 import os
+import re
 import shutil
+import subprocess
+import sys
+import threading
+import weakref
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from conftest import TINY
-from skimage.metrics import peak_signal_noise_ratio
-from torch import Tensor
+from PIL import Image
+from skimage.color import deltaE_ciede2000, rgb2lab
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+from torch import Tensor, nn
 
 import checkpoint
 import color
+import eval as evaluation
+import features
+import scores
 import train
-from eval import best_epochs, main
-from images import read_image, write_image
+from config import ROOT
+from data import ImageSet, open_split
+from eval import main, score_folders, score_pictures
+from images import Array, colorfulness, read_image, write_image
+from judges import Judges
+from metrics import DIRECTIONS, PER_IMAGE, Pictures
+from perceptual import LPIPS
+from protocol import describe_protocol
+from recognition import build_classifier, save_classifier
+from scores import best_epochs
 from test import main as render
 
+CPU = torch.device("cpu")
+STEMS = ["a__p13", "a__p15", "b__p12", "b__p14"]
+COMPUTED = [name for name in DIRECTIONS if name in PER_IMAGE and name != "ms_ssim"]  # of 32 px
+BASE = ["gray", "mean_ab", "jpeg90"]
+ALL = [*BASE, "epoch_0001", "epoch_0002"]
+
+
+@pytest.fixture(autouse=True)
+def no_download(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fail whatever downloads; torch.hub's cache is empty."""
+    monkeypatch.setattr(torch.hub, "download_url_to_file", lambda *_, **__: pytest.fail("downloaded"))
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: "hub")
+
+
+@pytest.fixture(autouse=True)
+def no_drawing(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Spare tests the drawing of curves and the report, most of their time; note the runs of reports."""
+    reports: list[Path] = []
+    monkeypatch.setattr(scores, "plot_scores", lambda *_: None)
+    monkeypatch.setattr(evaluation, "write_report", lambda run: reports.append(run) or run / "report.html")
+    return reports
+
+
+@pytest.fixture(scope="module")
+def scored(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """Return a run with both epochs scored and everything drawn, and its rows; not to be changed."""
+    folder = tmp_path_factory.mktemp("scored")
+    run = Path(shutil.copytree(trained, folder / "run"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(torch.hub, "get_dir", lambda: "hub")
+        return run, main(run=run, all_epochs=True, device="cpu")
+
 
 @pytest.fixture
-def run(trained: Path, tmp_path: Path) -> Path:
-    """Return a copy of the trained run that a test may change."""
+def run(scored: tuple[Path, dict[str, Any]], tmp_path: Path) -> Path:
+    """Return a copy of the scored run that a test may change."""
+    return Path(shutil.copytree(scored[0], tmp_path / "run"))
+
+
+@pytest.fixture
+def fresh(trained: Path, tmp_path: Path) -> Path:
+    """Return a copy of the trained run, without scores, that a test may change."""
     return Path(shutil.copytree(trained, tmp_path / "run"))
-
-
-@pytest.fixture
-def no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Spare a test that does not look at them the drawing of scores, half of its time."""
-    monkeypatch.setattr("eval.plot_scores", lambda *_: None)
 
 
 def load(path: Path) -> Tensor:
@@ -38,132 +94,614 @@ def load(path: Path) -> Tensor:
     return torch.from_numpy(read_image(path)).permute(2, 0, 1)[None]
 
 
-def test_scores_all_epochs_and_baselines(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    rows = main(run=run, all_epochs=True, device="cpu")
-    assert list(rows) == ["gray", "mean_ab", "epoch_0001", "epoch_0002"]
-    pairs = [
-        (read_image(path), read_image(run / "outputs/epoch_0002" / path.name))
-        for path in sorted((run / "targets").glob("*.png"))
+def read_json(run: Path) -> dict[str, Any]:
+    return json.loads((run / "scores.json").read_text())
+
+
+def numbers(rows: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return rows without the sentences why something is unavailable, which name folders."""
+    sentence = "unavailable: "
+    return {
+        name: {key: value for key, value in row.items() if not str(value).startswith(sentence)}
+        for name, row in rows.items()
+    }
+
+
+def read_table(path: Path) -> list[dict[str, str]]:
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def dropped(text: str) -> list[int]:
+    """Return the epochs that were said to be dropped."""
+    found = re.search(r"dropped earlier scores of epochs ([\d ]+): ", text)
+    return sorted(map(int, found[1].split())) if found else []
+
+
+def reference(target: Array, output: Array) -> dict[str, float]:
+    """Return a pair's scores by scikit-image."""
+    labs = rgb2lab(target), rgb2lab(output)
+    grays = [np.asarray(Image.fromarray(image).convert("L")) for image in (target, output)]
+    options = {"data_range": int(np.ptp(grays[0]))}
+    colours = colorfulness(target), colorfulness(output)
+    return {
+        "psnr_db": peak_signal_noise_ratio(target, output),
+        "ssim": structural_similarity(target, output, channel_axis=2),
+        "ab_mse": ((labs[0][..., 1:] - labs[1][..., 1:]) ** 2).mean(),
+        "ciede2000": deltaE_ciede2000(*labs).mean(),
+        "colorfulness": colours[1],
+        "colorfulness_truth": colours[0],
+        "colorfulness_error": abs(colours[1] - colours[0]),
+        "s0_psnr_db": peak_signal_noise_ratio(*grays, **options),
+        "s0_ssim": structural_similarity(*grays, **options),
+    }
+
+
+def test_scores_are_those_of_scikit_image_on_the_written_pictures(
+    scored: tuple[Path, dict[str, Any]],
+) -> None:
+    run, rows = scored
+    assert list(rows) == ALL
+    lines = read_table(run / "scores_per_image.csv")
+    assert sorted((line["name"], line["stem"]) for line in lines) == [
+        (n, s) for n in sorted(ALL) for s in STEMS
     ]
-    expected = np.mean([peak_signal_noise_ratio(*pair, data_range=255) for pair in pairs])
-    assert rows["epoch_0002"]["psnr_db"] == pytest.approx(expected)
-    assert rows["gray"]["colorfulness"] < 1 < rows["gray"]["colorfulness_truth"]
-    assert rows["gray"]["colorfulness"] < rows["mean_ab"]["colorfulness"]
-    printed = capsys.readouterr().out
-    assert "best ab_mse (lower): epoch_000" in printed
-    assert "fid unavailable: 4 test images" in printed
-    assert (run / "curves.png").stat().st_size > 1000
+    for line in lines:
+        name = f"{line['stem']}.png"
+        expected = reference(
+            read_image(run / "targets" / name), read_image(run / "outputs" / line["name"] / name)
+        )
+        for metric, value in expected.items():
+            assert float(line[metric]) == pytest.approx(value, abs=1e-4, rel=1e-4), (metric, line)
+    for name, row in rows.items():
+        for metric in expected:
+            values = [float(line[metric]) for line in lines if line["name"] == name]
+            assert row[metric] == pytest.approx(np.mean(values))
+            if metric != "colorfulness_truth":
+                assert row[f"{metric}_se"] == pytest.approx(np.std(values, ddof=1) / 2, abs=1e-12)
+                assert row[f"{metric}_low"] <= row[metric] <= row[f"{metric}_high"]
+        assert row["images"] == 4
 
 
-@pytest.mark.usefixtures("no_curves")
-def test_files_agree_with_what_is_returned(run: Path) -> None:
-    rows = main(run=run, all_epochs=True, device="cpu")
-    with open(run / "scores.csv", newline="") as file:
-        table = {row["name"]: row for row in csv.DictReader(file)}
-    stored = json.loads((run / "scores.json").read_text())
+def test_files_agree_with_what_is_returned(scored: tuple[Path, dict[str, Any]]) -> None:
+    run, rows = scored
+    stored = read_json(run)
     assert stored["rows"] == rows
     assert stored["best"] == best_epochs(rows)
+    assert set(stored["best"]) == set(COMPUTED)
+    assert (stored["metric"], stored["directions"]) == ("ciede2000", DIRECTIONS)
+    table = {line["name"]: line for line in read_table(run / "scores.csv")}
     assert list(table) == list(rows)
     for name, row in rows.items():
         assert float(table[name]["ssim"]) == row["ssim"]
-        assert table[name]["fid"] == ""  # unavailable is never a number
+        assert float(table[name]["ciede2000_low"]) == row["ciede2000_low"]
+        for metric in set(DIRECTIONS) - set(COMPUTED):
+            assert table[name][metric] == ""  # unavailable is never a number
+            assert row[metric].startswith("unavailable: ")
+            assert f"{metric}_se" not in row
+    assert set(read_table(run / "scores_per_image.csv")[0]) == {
+        "name",
+        "stem",
+        "colorfulness_truth",
+        *COMPUTED,
+    }
+    for name in ("curves.png", "report.html"):
+        assert (run / name).stat().st_size > 1000
 
 
-@pytest.mark.usefixtures("no_curves")
-def test_one_epoch_keeps_the_rows_of_the_others(run: Path) -> None:
-    both = main(run=run, all_epochs=True, device="cpu")
-    assert main(run=run, epoch=1, device="cpu") == both
+def test_protocol_says_how_it_was_scored(scored: tuple[Path, dict[str, Any]]) -> None:
+    stored, recipe = read_json(scored[0])["protocol"], checkpoint.read_run(scored[0])["recipe"]
+    assert (stored["images"], stored["size"], stored["weights"]) == (4, 32, {})
+    assert stored["resize"] == "crop 32:32 px, bicubic, antialiased"
+    assert stored.keys() == describe_protocol(recipe, STEMS, [], {}).keys()
+    assert stored["file_list"] == hashlib.sha256("\n".join(STEMS).encode()).hexdigest()
+    assert len(stored["targets"]) == 64
 
 
-@pytest.mark.usefixtures("no_curves")
-def test_other_data_drops_the_rows_of_the_first(run: Path, pictures: Path) -> None:
-    main(run=run, all_epochs=True, device="cpu")
+def test_rows_carry_the_stamp_of_their_checkpoint(scored: tuple[Path, dict[str, Any]]) -> None:
+    run, rows = scored
+    key = (run / "targets" / checkpoint.STAMP).read_text()
+    for epoch in (1, 2):
+        assert rows[f"epoch_000{epoch}"]["stamp"] == checkpoint.stamp(run, epoch, key)
+    assert rows["epoch_0001"]["stamp"] != rows["epoch_0002"]["stamp"]
+    assert not any("stamp" in rows[name] for name in BASE)
+
+
+def test_what_is_printed(run: Path, capsys: pytest.CaptureFixture[str], no_drawing: list[Path]) -> None:
+    rows = main(run=run, all_epochs=True, device="cpu")
+    printed = capsys.readouterr().out
+    lines = printed.splitlines()
+    assert [line.split()[0] for line in lines[1:6]] == ALL
+    assert "fid unavailable: 4 test images, at least 256 are needed; test on more" in lines
+    (line,) = (line for line in lines if line.startswith("lpips_alex unavailable: no alexnet-"))
+    assert line.endswith("--weights DIR; or have it downloaded: --metric lpips_alex")
+    best = int(best_epochs(rows)["ciede2000"].removeprefix("epoch_"))
+    assert f"best of 2 scored epochs by ciede2000 (lower): {best} with " in printed
+    assert lines[-1] == f"scores: {run / 'scores.csv'}, report: {run / 'report.html'}"
+    assert "dropped" not in printed
+    assert no_drawing == [run]
+
+
+def test_floors_and_ceilings_are_of_the_truth(scored: tuple[Path, dict[str, Any]]) -> None:
+    run, rows = scored
+    mean = checkpoint.read_run(run)["mean_ab"]
+    for stem in STEMS:
+        name = f"{stem}.png"
+        truth = color.rgb_to_lab(color.rgb01(load(run / "targets" / name)))
+        for floor, ab in (("gray", (0.0, 0.0)), ("mean_ab", mean)):
+            lab = color.rgb_to_lab(color.rgb01(load(run / "outputs" / floor / name)))
+            shown = (truth[:, 0] - lab[:, 0]).abs().mean(), lab[:, 1:].mean((0, 2, 3))
+            assert shown[0] < 1.0
+            assert shown[1].tolist() == pytest.approx(ab, abs=1.5)
+        Image.open(run / "targets" / name).save("truth.jpg", quality=90)
+        np.testing.assert_array_equal(
+            read_image(run / "outputs/jpeg90" / name), read_image(Path("truth.jpg"))
+        )
+    assert rows["gray"]["colorfulness"] < 1 < rows["mean_ab"]["colorfulness"] < rows["jpeg90"]["colorfulness"]
+    for metric in ("psnr_db", "ssim", "ab_mse", "ciede2000", "colorfulness_error"):
+        best = min(rows, key=lambda name: (-1 if DIRECTIONS[metric] == "higher" else 1) * rows[name][metric])
+        assert best == "jpeg90"
+
+
+@pytest.fixture
+def classifier(tmp_path: Path) -> Path:
+    """Return a classifier that takes everything for an a."""
+    torch.manual_seed(0)
+    made = build_classifier("squeezenet1_1", ["a", "b", "c", "d", "e", "f"], 32)
+    last = made.network.classifier[1]
+    nn.init.zeros_(last.weight)
+    last.bias.data = torch.tensor([5.0, 0.0, 4.0, 3.0, 2.0, 1.0])  # b is the last guess
+    save_classifier(tmp_path / "classifier", 1, made)
+    return tmp_path / "classifier/checkpoints/epoch_0001.pt"
+
+
+def test_a_classifier_scores_the_truth_too(
+    run: Path, classifier: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = main(run=run, all_epochs=True, classifier=classifier, device="cpu")
+    assert list(rows) == [*BASE, "truth", "epoch_0001", "epoch_0002"]
+    for row in rows.values():
+        assert (row["top1"], row["top5"]) == (0.5, 0.5)
+        assert (row["top1_low"], row["top1_high"]) == pytest.approx((0.15004, 0.84996), abs=1e-4)  # Wilson
+    assert "psnr_db" not in rows["truth"]  # which would be 100
+    for line in read_table(run / "scores_per_image.csv"):
+        assert float(line["top1"]) == float(line["top5"]) == (line["stem"][0] == "a")  # its own class
+        assert (line["psnr_db"] == "") == (line["name"] == "truth")
+    assert read_json(run)["protocol"]["weights"] == {"classifier": features.file_hash(classifier)}
+    assert read_json(run)["best"]["top1"] == "epoch_0001"
+    printed = capsys.readouterr().out
+    assert "top1 unavailable" not in printed
+    assert "psnr_db unavailable" not in printed
+
+
+def test_a_classifier_of_other_classes_is_refused_before_any_work(fresh: Path, tmp_path: Path) -> None:
+    save_classifier(tmp_path / "c", 1, build_classifier("squeezenet1_1", ["cat", "dog"], 32))
+    with pytest.raises(ValueError, match=r"^no class . is known to the classifier; it knows cat dog$"):
+        main(run=fresh, classifier=tmp_path / "c/checkpoints/epoch_0001.pt", device="cpu")
+    assert not (fresh / "outputs").exists()
+
+
+def test_one_epoch_keeps_the_rows_of_the_others(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before, stored = read_json(run)["rows"], (run / "scores_per_image.csv").read_text()
+    for epoch in (1, 2):
+        assert numbers(main(run=run, epoch=epoch, device="cpu")) == numbers(before)
+        assert (run / "scores_per_image.csv").read_text() == stored
+    assert dropped(capsys.readouterr().out) == []
+
+
+def test_other_data_drops_the_rows_of_the_first(
+    run: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     rows = main(run=run, epoch=1, data=str(pictures / "train"), device="cpu")
-    assert list(rows) == ["gray", "mean_ab", "epoch_0001"]
+    assert list(rows) == [*BASE, "epoch_0001"]
+    assert dropped(capsys.readouterr().out) == [2]
+    assert {line["name"] for line in read_table(run / "scores_per_image.csv")} == set(rows)
 
 
-@pytest.mark.usefixtures("no_curves")
-def test_a_checkpoint_written_again_is_rendered_again(run: Path) -> None:
-    first = main(run=run, all_epochs=True, device="cpu")
-    os.replace(checkpoint.epoch_path(run, 2), checkpoint.epoch_path(run, 1))
+def test_other_versions_drop_the_rows_of_the_first(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stored = read_json(run)
+    stored["protocol"]["versions"]["torch"] = "1.0"
+    checkpoint.write_json(run / "scores.json", stored)
+    assert list(main(run=run, epoch=1, device="cpu")) == [*BASE, "epoch_0001"]
+    assert dropped(capsys.readouterr().out) == [2]
+
+
+def test_other_metrics_drop_the_rows_of_the_first(
+    run: Path, classifier: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = main(run=run, epoch=1, classifier=classifier, device="cpu")
+    assert list(rows) == [*BASE, "truth", "epoch_0001"]
+    assert dropped(capsys.readouterr().out) == [2]
+    assert list(main(run=run, epoch=2, device="cpu")) == [*BASE, "epoch_0002"]
+    assert dropped(capsys.readouterr().out) == [1]
+
+
+def test_a_checkpoint_written_again_is_rendered_again(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first = read_json(run)["rows"]
+    shutil.copy(checkpoint.epoch_path(run, 2), checkpoint.epoch_path(run, 1))
+    assert list(main(run=run, epoch=2, device="cpu")) == [*BASE, "epoch_0002"]
+    assert dropped(capsys.readouterr().out) == [1]
     again = main(run=run, all_epochs=True, device="cpu")
     assert again["epoch_0001"]["psnr_db"] == first["epoch_0002"]["psnr_db"] != first["epoch_0001"]["psnr_db"]
 
 
-@pytest.mark.usefixtures("no_curves")
+def test_dropped_epochs_are_named_in_order(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stored = read_json(run)
+    for epoch in range(3, 13):
+        os.link(checkpoint.epoch_path(run, 2), checkpoint.epoch_path(run, epoch))
+        stored["rows"][f"epoch_{epoch:04d}"] = {"stamp": ""}
+    checkpoint.write_json(run / "scores.json", stored)
+    main(run=run, epoch=2, device="cpu")
+    assert "dropped earlier scores of epochs 3 4 5 6 7 8 9 10 11 12: " in capsys.readouterr().out
+
+
+def test_rows_of_epochs_that_are_gone_are_not_kept(run: Path) -> None:
+    checkpoint.epoch_path(run, 1).unlink()
+    assert list(main(run=run, device="cpu")) == [*BASE, "epoch_0002"]
+
+
 def test_what_was_rendered_of_other_data_is_not_scored_as_the_runs_own(run: Path, pictures: Path) -> None:
     own = main(run=run, epoch=1, device="cpu")
     render(run=run, epoch=1, data=str(pictures / "train"), device="cpu")
-    assert main(run=run, epoch=1, device="cpu") == own
+    assert numbers(main(run=run, epoch=1, device="cpu")) == numbers(own)
 
 
-@pytest.mark.usefixtures("no_curves")
 def test_a_row_that_does_not_say_of_which_checkpoint_it_is_is_dropped(run: Path) -> None:
-    main(run=run, all_epochs=True, device="cpu")
-    stored = json.loads((run / "scores.json").read_text())
+    stored = read_json(run)
     del stored["rows"]["epoch_0002"]["stamp"]
     checkpoint.write_json(run / "scores.json", stored)
-    assert list(main(run=run, epoch=1, device="cpu")) == ["gray", "mean_ab", "epoch_0001"]
+    assert list(main(run=run, epoch=1, device="cpu")) == [*BASE, "epoch_0001"]
 
 
-@pytest.mark.usefixtures("no_curves")
 @pytest.mark.parametrize("content", ["", "{", '{"best": {}}'])
 def test_damaged_scores_say_so(run: Path, content: str) -> None:
     (run / "scores.json").write_text(content)
-    with pytest.raises(ValueError, match=r"scores\.json is damaged; delete it and score again$"):
+    with pytest.raises(
+        ValueError, match=r"scores\.json is damaged, or of another version; delete it and score"
+    ):
         main(run=run, epoch=1, device="cpu")
 
 
-@pytest.mark.usefixtures("no_curves")
+DAMAGE = {
+    "text": lambda _: "hello",
+    "cut within a line": lambda text: text[: text.rindex(",") - 30],
+    "cut between lines": lambda text: "".join(text.splitlines(keepends=True)[:-2]),
+}
+
+
+@pytest.mark.parametrize("damage", ["missing", *DAMAGE])
+def test_damaged_per_image_scores_are_mended_by_scoring_all(run: Path, damage: str) -> None:
+    path, before = run / "scores_per_image.csv", read_json(run)["rows"]
+    whole = path.read_text()
+    path.unlink()
+    if damage in DAMAGE:
+        path.write_text(DAMAGE[damage](whole))
+    with pytest.raises(
+        ValueError, match=r"scores_per_image\.csv is missing or damaged; score again with --all-ep"
+    ):
+        main(run=run, epoch=1, device="cpu")
+    assert numbers(main(run=run, all_epochs=True, device="cpu")) == numbers(before)
+    assert path.read_text() == whole
+
+
 @pytest.mark.parametrize(
     ("recipe", "settings"),
     [
         ("restore", ["generator=unet", "pretrained=false", "pretrain_epochs=0", "fading_p=1"]),
         ("manga", ["input=gray+line", "lambda_perceptual=0", "depth=3"]),
-        ("nazerigan32", ["load_size=36"]),
+        ("nazerigan32", ["load_size=36", "metric=ssim"]),
     ],
 )
 def test_other_systems_are_scored_against_the_truth(recipe: str, settings: list[str], pictures: Path) -> None:
     options = {**TINY, "set_": [*TINY["set_"], *settings]}
     run = train.main(recipe=recipe, data=str(pictures), run=Path("other"), epochs=1, **options)
     rows = main(run=run, device="cpu")
-    assert list(rows) == ["gray", "mean_ab", "epoch_0001"]
+    assert list(rows) == [*BASE, "epoch_0001"]
     assert rows["gray"]["images"] == 4
+    assert read_json(run)["metric"] == ("ssim" if recipe == "nazerigan32" else "ciede2000")
     for path in (run / "targets").glob("*.png"):  # the baselines are of the truth, not of a damaged input
         truth, gray = (color.encode(load(p), "L") for p in (path, run / "outputs/gray" / path.name))
         assert (truth - gray).abs().max() < 0.02
 
 
-def test_best_epoch_follows_the_direction() -> None:
-    base = {"psnr_db": 20.0, "ssim": 0.5, "ab_mse": 9.0, "colorfulness": 30.0, "colorfulness_truth": 40.0}
-    base |= {"s0_psnr_db": 20.0, "s0_ssim": 0.5, "fid": "unavailable: why"}
-    better = base | {"psnr_db": 21.0, "ab_mse": 8.0, "colorfulness": 45.0}
-    best = best_epochs({"gray": base | {"psnr_db": 99.0}, "epoch_0001": base, "epoch_0002": better})
-    assert {best["psnr_db"], best["ab_mse"], best["colorfulness"]} == {"epoch_0002"}
-    assert best["ssim"] == "epoch_0001"
-    assert "fid" not in best
-
-
-@pytest.mark.usefixtures("no_curves")
 def test_a_truth_rendered_as_output_scores_perfectly(run: Path) -> None:
-    main(run=run, epoch=1, device="cpu")
     for path in (run / "targets").glob("*.png"):
         write_image(run / "outputs/epoch_0001" / path.name, read_image(path))
     row = main(run=run, epoch=1, device="cpu")["epoch_0001"]
-    assert (row["psnr_db"], row["ssim"], row["ab_mse"]) == (100.0, pytest.approx(1.0), 0.0)
+    assert (row["psnr_db"], row["ssim"], row["ab_mse"], row["ciede2000"]) == (
+        100.0,
+        pytest.approx(1.0),
+        0.0,
+        0.0,
+    )
     assert row["colorfulness"] == row["colorfulness_truth"]
 
 
-@pytest.mark.usefixtures("no_curves")
-def test_missing_output_is_rendered_again(run: Path) -> None:
-    before = main(run=run, epoch=1, device="cpu")
-    (run / "outputs/epoch_0001/a__p13.png").unlink()
-    assert main(run=run, epoch=1, device="cpu") == before
+@pytest.mark.parametrize("folder", [*BASE, "epoch_0001"])
+def test_missing_output_is_rendered_again(run: Path, folder: str) -> None:
+    before, path = read_json(run)["rows"], run / "outputs" / folder / "a__p13.png"
+    content = path.read_bytes()
+    path.unlink()
+    assert numbers(main(run=run, epoch=1, device="cpu")) == numbers(before)
+    assert path.read_bytes() == content
 
 
-@pytest.mark.usefixtures("no_curves")
 def test_output_of_another_size_is_named(run: Path) -> None:
-    main(run=run, epoch=1, device="cpu")
-    write_image(run / "outputs/epoch_0001/a__p13.png", np.zeros((16, 16, 3), np.uint8))
-    with pytest.raises(ValueError, match=r"epoch_0001/a__p13\.png is \(16, 16\), its target \(32, 32\)"):
+    write_image(run / "outputs/epoch_0001/a__p13.png", np.zeros((16, 24, 3), np.uint8))
+    with pytest.raises(
+        ValueError, match=r"epoch_0001/a__p13\.png is 24 x 16 px, its target 32 x 32; delete it$"
+    ):
         main(run=run, epoch=1, device="cpu")
+
+
+def test_output_without_a_target_is_named(run: Path) -> None:
+    for name in ("y", "x"):
+        write_image(run / f"outputs/epoch_0001/{name}.png", np.zeros((32, 32, 3), np.uint8))
+    with pytest.raises(
+        ValueError, match=r"outputs/epoch_0001/x\.png belongs to no target \(2 such\); delete it$"
+    ):
+        main(run=run, epoch=1, device="cpu")
+
+
+@pytest.mark.parametrize("folder", ["gray", "epoch_0001"])
+def test_output_that_is_cut_off_is_named(run: Path, folder: str) -> None:
+    path = run / "outputs" / folder / "b__p14.png"
+    path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(ValueError, match=rf"outputs/{folder}/b__p14\.png: damaged image"):
+        main(run=run, epoch=1, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("epoch", "sentence"),
+    [
+        (7, r"epoch 7 is not saved in .*; saved: 1 2$"),
+        ("0", r"--epoch takes a number or best, got 0$"),
+        ("soon", r"--epoch takes a number or best, got soon$"),
+        ("best", r"no scores in .*, so no best epoch; score first: python eval\.py --all-epochs --run "),
+    ],
+)
+def test_epochs_that_cannot_be_scored(fresh: Path, epoch: str | int, sentence: str) -> None:
+    with pytest.raises(ValueError, match=f"^{sentence}"):
+        main(run=fresh, epoch=epoch, device="cpu")
+    assert not (fresh / "outputs").exists()
+
+
+def test_the_best_epoch_can_be_scored_alone(run: Path) -> None:
+    before = read_json(run)
+    number = int(before["best"]["ciede2000"].removeprefix("epoch_"))
+    checkpoint.epoch_path(run, 3 - number).unlink()
+    assert list(main(run=run, epoch="best", device="cpu")) == [*BASE, before["best"]["ciede2000"]]
+
+
+def break_generator(run: Path, epoch: int) -> None:
+    """Make one weight of a checkpoint NaN."""
+    payload = checkpoint.load(checkpoint.epoch_path(run, epoch))
+    name = next(key for key in payload["generator"] if key.endswith("weight"))
+    payload["generator"][name][0] = float("nan")
+    checkpoint.save(checkpoint.epoch_path(run, epoch), payload)
+
+
+def test_a_generator_that_gives_nan_is_named(run: Path) -> None:
+    break_generator(run, 2)
+    before = (run / "scores.json").read_bytes()
+    with pytest.raises(ValueError, match=r"a__p13 are not finite") as refused:
+        main(run=run, all_epochs=True, device="cpu")
+    assert re.search(r"epoch[_ ]0*2\b", str(refused.value))
+    assert (run / "scores.json").read_bytes() == before
+
+
+def test_an_unknown_metric_is_refused_with_the_closest_name(fresh: Path) -> None:
+    with pytest.raises(ValueError, match=r"^no metric lpips_alx; did you mean lpips_alex\?"):
+        main(run=fresh, metric=["psnr_db", "lpips_alx"], device="cpu")
+    assert not (fresh / "outputs").exists()
+
+
+def test_a_metric_that_was_asked_for_and_is_missing_fails_after_the_others(
+    fresh: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    addresses: list[str] = []
+
+    def refuse(url: str, *_: Any, **__: Any) -> None:
+        addresses.append(url)
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", refuse)
+    with pytest.raises(
+        ValueError, match=r"^lpips_alex unavailable: alexnet.* could not be downloaded \(no route"
+    ):
+        main(run=fresh, all_epochs=True, metric=["psnr_db", "lpips_alex"], device="cpu")
+    assert addresses == [features.WEIGHTS["alexnet"]]  # and no other
+    stored = read_json(fresh)
+    assert list(stored["rows"]) == ALL
+    assert "could not be downloaded" in stored["rows"]["gray"]["lpips_alex"]
+    assert set(stored["best"]) == set(COMPUTED)
+
+
+def test_from_the_command_line_a_missing_metric_is_exit_code_2(run: Path, tmp_path: Path) -> None:
+    (run / "scores.json").unlink()
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "eval.py"), "--run", str(run), "--metric", "ms_ssim", "--device", "cpu"],
+        cwd=tmp_path, capture_output=True, text=True, check=False, env={**os.environ, "TORCH_HOME": "hub"},
+    )  # fmt: skip
+    sentence = "ms_ssim unavailable: pictures of 32 px, at least 176 are needed"
+    assert (done.returncode, done.stderr) == (2, f"eval.py: {sentence}\n")
+    assert sentence in done.stdout.splitlines()
+    assert list(read_json(run)["rows"]) == [*BASE, "epoch_0002"]
+
+
+@pytest.fixture
+def quick_networks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spare networks the drawing of weights that are then read from a file."""
+    for name in ("normal_", "kaiming_normal_", "kaiming_uniform_"):
+        monkeypatch.setattr(nn.init, name, lambda tensor, *_, **__: tensor)
+
+
+@pytest.mark.usefixtures("quick_networks")
+def test_a_folder_of_weights_makes_lpips_available(
+    run: Path, weights_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = main(run=run, all_epochs=True, weights=weights_folder, device="cpu")
+    stored, lines = read_json(run), read_table(run / "scores_per_image.csv")
+    for net, name in (("alex", "alexnet"), ("vgg", "vgg16")):
+        metric = f"lpips_{net}"
+        (path,) = weights_folder.glob(f"{name}-*.pth")
+        assert stored["protocol"]["weights"][name] == features.file_hash(path)
+        assert metric in stored["best"]
+        assert rows["gray"][f"{metric}_low"] <= rows["gray"][metric] <= rows["gray"][f"{metric}_high"]
+        assert f"{metric} unavailable" not in capsys.readouterr().out
+        lpips = LPIPS(net, weights_folder, CPU, download=False)
+        for line in lines[:1] + lines[-1:]:
+            pair = (run / folder / f"{line['stem']}.png" for folder in ("targets", f"outputs/{line['name']}"))
+            expected = lpips(*(Pictures(load(path)) for path in pair)).item()
+            assert float(line[metric]) == pytest.approx(expected, rel=1e-4)
+
+
+class FolderJudge:
+    """Takes Inception's place: a file's feature is its mean level."""
+
+    def __init__(self) -> None:
+        self.asked: list[list[Path]] = []
+
+    def features(self, files: list[Path]) -> np.ndarray:
+        self.asked.append(list(files))
+        return np.array([[read_image(path).mean()] for path in files], np.float32)
+
+
+def test_folders_are_compared_with_the_truths(run: Path) -> None:
+    images = open_split(checkpoint.read_run(run), None, "test", Path("cache"))
+    judge = FolderJudge()
+    judges = Judges(per_folder={"fid": lambda a, b: float(np.abs(a - b).max())}, inception=judge)
+    judges.missing = {"kid": "unavailable: why"}
+    rows: dict[str, dict[str, Any]] = {"gray": {}, "truth": {}, "epoch_0001": {}}
+    score_folders(run, rows, images, judges)
+    assert rows["truth"] == {"kid": "unavailable: why"}
+    for name in ("gray", "epoch_0001"):
+        pairs = [
+            [read_image(run / folder / f"{stem}.png").mean() for folder in ("targets", f"outputs/{name}")]
+            for stem in images.stems
+        ]
+        assert rows[name] == {"fid": pytest.approx(np.abs(np.diff(pairs)).max()), "kid": "unavailable: why"}
+    assert len(judge.asked) == 3  # the truth once
+
+
+def image_set(count: int, size: int, folder: Path) -> ImageSet:
+    """Return a split of random pictures, and write as many outputs."""
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (count, size, size, 3), np.uint8)
+    index = np.array([[i * size * size * 3, size, size] for i in range(count)], np.int64)
+    stems = [f"p{i:03d}" for i in range(count)]
+    for stem in stems:
+        write_image(folder / f"{stem}.png", rng.integers(0, 256, (size, size, 3), np.uint8))
+    return ImageSet(stems, [""] * count, pixels.reshape(-1), index, 3, [], 0, "key")
+
+
+SIMPLE = Judges({name: PER_IMAGE[name] for name in COMPUTED})
+
+
+@pytest.mark.parametrize("pixels", [1, 3 * 16**2, 10**6])
+def test_chunks_and_threads_do_not_change_scores(pixels: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = image_set(11, 16, Path("o"))
+    folders = {"one": Path("o"), "other": Path("o")}
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    monkeypatch.setattr(evaluation, "CHUNK_PIXELS", {"cpu": 16**2})
+    expected, _ = score_pictures(folders, images, 16, SIMPLE, CPU)
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(evaluation, "CHUNK_PIXELS", {"cpu": pixels})
+    found, others = score_pictures(folders, images, 16, SIMPLE, CPU)
+    for name in folders:
+        for metric in COMPUTED:
+            assert found[name][metric].tolist() == pytest.approx(expected[name][metric].tolist(), rel=1e-9)
+            assert found[name][metric].shape == (11,)
+    assert len(others) == -(-11 // max(1, pixels // 16**2))
+    order = np.random.default_rng(1).permutation(11)
+    shuffled = dataclasses.replace(images, stems=[images.stems[i] for i in order], index=images.index[order])
+    found, _ = score_pictures(folders, shuffled, 16, SIMPLE, CPU)
+    for metric in COMPUTED:
+        expected_values = expected["one"][metric][order].tolist()
+        assert found["one"][metric].tolist() == pytest.approx(expected_values, rel=1e-9)
+
+
+def test_the_digest_of_the_truth_does_not_depend_on_how_it_was_cut_into_chunks(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = read_json(run)["protocol"]
+    monkeypatch.setattr(evaluation, "CHUNK_PIXELS", {"cpu": 1})
+    main(run=run, all_epochs=True, device="cpu")
+    assert read_json(run)["protocol"] == before
+
+
+def torch_threads() -> tuple[int, int]:
+    """Return how many threads torch takes here, and in a thread that is started now."""
+    with ThreadPoolExecutor(1) as pool:
+        return torch.get_num_threads(), pool.submit(torch.get_num_threads).result()
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(1)
+
+
+@pytest.mark.usefixtures("two_threads")
+@pytest.mark.parametrize("damaged", [False, True])
+def test_torch_gets_its_threads_back(damaged: bool) -> None:
+    images = image_set(3, 16, Path("o"))
+    assert torch_threads() == (2, 2)
+    if damaged:
+        Path("o/p001.png").write_bytes(b"hello")
+        with pytest.raises(ValueError, match=r"^o/p001\.png: not an image"):
+            score_pictures({"o": Path("o")}, images, 16, SIMPLE, CPU)
+    else:
+        score_pictures({"o": Path("o")}, images, 16, SIMPLE, CPU)
+    assert torch_threads() == (2, 2)
+
+
+@pytest.mark.parametrize("count", [8, 64])
+def test_what_is_in_memory_does_not_grow_with_the_number_of_images(
+    count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock, alive, peak = threading.Lock(), [0], [0]
+
+    class Counted(Pictures):
+        """Counts the pictures that are held."""
+
+        def __init__(self, rgb: Tensor, labels: Tensor | None = None) -> None:
+            super().__init__(rgb, labels)
+            self.change(len(rgb))
+            weakref.finalize(self, self.change, -len(rgb))
+
+        @staticmethod
+        def change(by: int) -> None:
+            with lock:
+                alive[0] += by
+                peak[0] = max(peak[0], alive[0])
+
+    monkeypatch.setattr(evaluation, "Pictures", Counted)
+    monkeypatch.setattr(evaluation, "CHUNK_PIXELS", {"cpu": 2 * 16**2})
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    judges = Judges({name: PER_IMAGE[name] for name in ("psnr_db", "ab_mse")})
+    score_pictures({"a": Path("o"), "b": Path("o")}, image_set(count, 16, Path("o")), 16, judges, CPU)
+    # two threads, each with two true pictures and two outputs, and the outputs before while new ones are made
+    assert 4 <= peak[0] <= 2 * (2 + 2 + 2)
+    assert alive[0] == 0
+
+
+def test_comparing_from_the_command(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = main(run=run, epoch=1, against="2", device="cpu")
+    stored = read_json(run)["rows"]
+    for metric in COMPUTED:
+        assert rows[metric]["ours"] == pytest.approx(stored["epoch_0001"][metric])
+        assert rows[metric]["theirs"] == pytest.approx(stored["epoch_0002"][metric])
+    assert capsys.readouterr().out.startswith("A: run epoch_0001\nB: run epoch_0002\n")
+    other = Path(shutil.copytree(run, run.parent / "other"))
+    again = main(run=run, epoch=1, against=f"{other}:2", device="cpu")
+    assert again == rows
+    with pytest.raises(ValueError, match="would be compared with itself"):
+        main(run=run, epoch=1, against="1", device="cpu")
+    stored = read_json(other)
+    stored["protocol"]["versions"]["torch"] = "1.0"
+    checkpoint.write_json(other / "scores.json", stored)
+    with pytest.raises(ValueError, match=r"were not scored alike: torch [\w.+]+ and 1\.0; .*--force$"):
+        main(run=run, against=str(other), device="cpu")
+    assert main(run=run, epoch=1, against=f"{other}:2", force=True, device="cpu") == rows

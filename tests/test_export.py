@@ -11,6 +11,7 @@ import torch
 
 import checkpoint
 import export
+import scores
 
 BARE = """
 import json, sys, torch
@@ -41,6 +42,47 @@ def test_exported_file_equals_eager_and_says_what_it_is(run: Path) -> None:
     image = torch.randint(0, 256, (2, 3, 50, 70), dtype=torch.uint8)
     eager = checkpoint.load_colorizer(run, 1, torch.device("cpu"))
     assert torch.equal(model(image), eager(image))
+
+
+def score(run: Path, best: int) -> None:
+    """Write scores by which an epoch is the best."""
+    rows = {
+        f"epoch_{n:04d}": {"ssim": 0.5 + (n == best), "stamp": checkpoint.stamp(run, n, "key")}
+        for n in (1, 2)
+    }
+    stored = {"format": scores.FORMAT, "metric": "ssim", "best": scores.best_epochs(rows), "protocol": {}}
+    checkpoint.write_json(run / "scores.json", {**stored, "rows": {"gray": {"ssim": 0.25}, **rows}})
+
+
+@pytest.mark.parametrize("best", [1, 2])
+def test_the_best_epoch_is_exported_and_named(
+    run: Path, best: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    score(run, best)
+    _, metadata = checkpoint.load_exported(
+        export.main(run=run, epoch="best", device="cpu"), torch.device("cpu")
+    )
+    assert metadata["epoch"] == best
+    first = capsys.readouterr().out.splitlines()[0]
+    assert first == f"best of 2 scored epochs by ssim (higher): {best} with 1.5; gray 0.25"
+
+
+def test_no_best_epoch_writes_nothing(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ValueError, match=r"^no scores in .*, so no best epoch; score first: python eval"):
+        export.main(run=run, epoch="best", device="cpu")
+    score(run, 1)
+    checkpoint.epoch_path(run, 1).write_bytes(checkpoint.epoch_path(run, 2).read_bytes())
+    with pytest.raises(ValueError, match="are older than its checkpoints"):
+        export.main(run=run, epoch="best", device="cpu")
+    assert capsys.readouterr().out == ""
+    assert not (run / "generator.ts").exists()
+
+
+def test_another_epoch_is_not_called_the_best(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    score(run, 1)
+    _, metadata = checkpoint.load_exported(export.main(run=run, epoch="2", device="cpu"), torch.device("cpu"))
+    assert metadata["epoch"] == 2
+    assert "best" not in capsys.readouterr().out
 
 
 def test_a_bare_process_with_torch_alone_runs_it(run: Path, tmp_path: Path) -> None:

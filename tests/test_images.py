@@ -8,10 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageCms
 
-import images
-import metrics
 from images import (
     EXTENSIONS,
     GAP,
@@ -20,6 +19,7 @@ from images import (
     contact_sheet,
     find_images,
     read_image,
+    recompress,
     resize,
     to_array,
     write_image,
@@ -324,4 +324,44 @@ def test_colorfulness_of_noise_is_that_of_its_formula() -> None:
     expected = np.sqrt(rg.var() + yb.var()) + 0.3 * np.sqrt(rg.mean() ** 2 + yb.mean() ** 2)
     image = np.stack([red, green, blue], 2).astype(np.uint8)
     assert colorfulness(image) == pytest.approx(expected, rel=1e-9)
-    assert metrics.colorfulness is images.colorfulness  # one home, as the filter and the score are the same
+
+
+@pytest.mark.parametrize(
+    ("colour", "expected"),
+    [
+        ([255, 255, 0], 255),
+        ([0, 0, 255], 255),
+        ([255, 0, 255], np.hypot(255, 127.5)),
+        ([255] * 3, 0),
+        ([0] * 3, 0),
+    ],
+)
+def test_colorfulness_of_flat_extremes_does_not_overflow(colour: list[int], expected: float) -> None:
+    image = np.tile(np.array(colour, np.uint8), (300, 400, 1))
+    assert colorfulness(image) == pytest.approx(0.3 * expected, abs=1e-9)
+
+
+def test_colorfulness_of_a_large_picture_of_opposites_does_not_overflow() -> None:
+    image = np.zeros((1200, 1000, 3), np.uint8)
+    image[:600, :, :2], image[600:, :, 2] = 255, 255  # yellow and blue: yb = 255, -255
+    assert colorfulness(image) == pytest.approx(255.0)
+    assert colorfulness(image[::2, ::-1]) == pytest.approx(255.0)  # views, as ImageSet cuts them
+
+
+def test_recompressed_pictures_are_those_of_jpeg_files() -> None:
+    pictures = [
+        resize(RAMP[:3, :3], 37, 22),
+        np.repeat(np.arange(37 * 22, dtype=np.uint8).reshape(37, 22, 1), 3, 2),
+    ]
+    batch = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)  # (2, 3, 37, 22)
+    before = batch.clone()
+    errors = []
+    for quality in (90, 20):
+        found = recompress(batch, quality)
+        assert (found.shape, found.dtype) == (batch.shape, torch.uint8)
+        for picture, planes in zip(pictures, found, strict=True):
+            Image.fromarray(picture).save("x.jpg", quality=quality)
+            np.testing.assert_array_equal(planes.permute(1, 2, 0).numpy(), read_image(Path("x.jpg")))
+        errors.append((found.int() - batch.int()).abs().float().mean().item())
+    assert 0 < errors[0] < errors[1]
+    assert torch.equal(batch, before)

@@ -23,6 +23,14 @@ def small_demo(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(config.RECIPES, "demo", tiny)
 
 
+@pytest.fixture
+def no_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spare a test that does not look at them curves and report."""
+    monkeypatch.setattr("scores.plot_scores", lambda *_: None)
+    monkeypatch.setattr("train.plot_losses", lambda *_: None)
+    monkeypatch.setattr("eval.write_report", lambda run: run / "report.html")
+
+
 def test_every_stage_leaves_its_files(small_demo: None, capsys: pytest.CaptureFixture[str]) -> None:
     sheet = pipeline.main(device="cpu")
     run = Path("runs/demo")
@@ -30,6 +38,8 @@ def test_every_stage_leaves_its_files(small_demo: None, capsys: pytest.CaptureFi
     for name in (
         "scores.csv",
         "scores.json",
+        "scores_per_image.csv",
+        "report.html",
         "curves.png",
         "losses.png",
         "generator.ts",
@@ -40,11 +50,31 @@ def test_every_stage_leaves_its_files(small_demo: None, capsys: pytest.CaptureFi
     assert read_image(sheet).shape[0] > 6 * 20  # five scenes and the photograph under a header
     assert capsys.readouterr().out.splitlines()[-3:] == [
         "picture  runs/demo/contact_sheet.png",
-        "scores   runs/demo/scores.csv",
+        "report   runs/demo/report.html",
         "model    runs/demo/generator.ts",
     ]
 
 
+@pytest.mark.usefixtures("no_drawing")
+@pytest.mark.parametrize("best", [1, 2])
+def test_the_best_epoch_is_exported_and_shown(
+    small_demo: None, monkeypatch: pytest.MonkeyPatch, best: int
+) -> None:
+    shown: list[Path] = []
+    real = pipeline.sheet_rows
+    monkeypatch.setattr(
+        pipeline,
+        "sheet_rows",
+        lambda run, outputs, example: shown.append(outputs) or real(run, outputs, example),
+    )
+    monkeypatch.setattr("scores.best_epochs", lambda _: {"ciede2000": f"epoch_000{best}"})
+    pipeline.main(device="cpu")
+    _, metadata = checkpoint.load_exported(Path("runs/demo/generator.ts"), torch.device("cpu"))
+    assert metadata["epoch"] == best
+    assert shown == [Path(f"runs/demo/outputs/epoch_000{best}")]
+
+
+@pytest.mark.usefixtures("no_drawing")
 def test_called_again_it_goes_on(small_demo: None) -> None:
     pipeline.main(device="cpu", epochs=1)
     before = os.stat(checkpoint.epoch_path(Path("runs/demo"), 1)).st_mtime_ns
@@ -69,6 +99,20 @@ def test_training_is_given_every_option(monkeypatch: pytest.MonkeyPatch) -> None
     with pytest.raises(Stop):
         pipeline.main(**options)
     assert given == [{**options, "run": Path("runs/coco-resnet"), "resume": False}]
+
+
+@pytest.mark.usefixtures("no_drawing")
+def test_scoring_is_given_the_weights(small_demo: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = []
+
+    def note(**options: object) -> None:
+        given.append(options)
+        raise Stop
+
+    monkeypatch.setattr(pipeline.evaluation, "main", note)
+    with pytest.raises(Stop):
+        pipeline.main(weights=Path("w"), device="cpu")
+    assert given == [{"run": Path("runs/demo"), "all_epochs": True, "weights": Path("w"), "device": "cpu"}]
 
 
 @pytest.mark.parametrize("kind", ["L", "gray", "line", "gray+line", "sketch"])

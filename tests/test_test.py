@@ -109,8 +109,16 @@ def test_missing_data_says_so(run: Path) -> None:
         test_stage.main(run=run, data="gone", device="cpu")
 
 
-@pytest.mark.parametrize(("epoch", "sentence"), [(7, "epoch 7 is not saved in .*; saved: 1 2")])
-def test_missing_epoch(run: Path, epoch: int, sentence: str) -> None:
+@pytest.mark.parametrize(
+    ("epoch", "sentence"),
+    [
+        (7, "epoch 7 is not saved in .*; saved: 1 2$"),
+        ("0", "--epoch takes a number or best, got 0$"),
+        ("soon", "--epoch takes a number or best, got soon$"),
+        ("best", "no scores in .*, so no best epoch"),
+    ],
+)
+def test_missing_epoch(run: Path, epoch: int | str, sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         test_stage.main(run=run, epoch=epoch, device="cpu")
 
@@ -120,6 +128,43 @@ def test_checkpoint_that_is_none(run: Path) -> None:
     with pytest.raises(ValueError, match=r"epoch_0002\.pt is not a checkpoint"):
         test_stage.main(run=run, device="cpu")
     assert not (run / "outputs" / "epoch_0002").exists()
+
+
+class Doubtful(torch.nn.Module):
+    """Gives gray, but for one picture and pixel."""
+
+    def __init__(self, value: float, place: int) -> None:
+        super().__init__()
+        self.value, self.place = value, place
+
+    def forward(self, rgb: torch.Tensor) -> torch.Tensor:
+        out = rgb.clone()
+        out[self.place, 1, 3, 4] = self.value
+        return out
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("place", [0, 2])
+def test_a_picture_whose_colours_are_not_finite_is_named(value: float, place: int) -> None:
+    source, names = torch.zeros(3, 3, 8, 8, dtype=torch.uint8), ["a", "b", "c"]
+    with pytest.raises(ValueError, match=f"colours of {names[place]} are not finite"):
+        test_stage.finite(Doubtful(value, place), source, names)
+    rgb = test_stage.finite(Doubtful(0.5, place), source, names)
+    assert (rgb.shape, rgb.dtype, rgb.sum().item()) == (source.shape, torch.float32, 0.5)
+
+
+def test_a_generator_that_gives_nan_is_not_taken_for_rendered(run: Path) -> None:
+    test_stage.main(run=run, epoch=2, device="cpu")
+    payload = checkpoint.load(checkpoint.epoch_path(run, 2))
+    name = next(key for key in payload["generator"] if key.endswith("weight"))
+    payload["generator"][name][:] = float("nan")
+    checkpoint.save(checkpoint.epoch_path(run, 2), payload)
+    with pytest.raises(ValueError, match=r"are not finite; use another epoch$"):
+        test_stage.main(run=run, all_epochs=True, device="cpu")
+    stamp = (run / "outputs/epoch_0002" / checkpoint.STAMP).read_text()
+    key = (run / "targets" / checkpoint.STAMP).read_text()
+    assert stamp != checkpoint.stamp(run, 2, key)
+    assert (run / "outputs/epoch_0001" / checkpoint.STAMP).read_text() == checkpoint.stamp(run, 1, key)
 
 
 def test_other_data_is_rendered_whole(pictures: Path, tmp_path: Path) -> None:

@@ -1,0 +1,113 @@
+"""How fast? Both sides in one run, warmed up, the median of several; the last line is one JSON object.
+
+    python bench.py                                  # scoring, on the embedded scenes
+    python bench.py --data photos/ --images 512
+
+Scoring: PSNR, SSIM, error of ab and colourfulness of one epoch's outputs, as eval.py computes them, beside a
+plain loop that opens two files with Pillow and asks scikit-image, one picture after the other in one process.
+"""
+
+import json
+import platform
+import statistics
+import tempfile
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+import typer
+from PIL import Image
+from skimage.color import rgb2lab
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+from tqdm import tqdm
+
+from cli import DataOption, command
+from config import CACHE, Recipe
+from data import ImageSet, Loading, load_images
+from eval import score_pictures
+from folders import DEMO, list_items
+from images import colorfulness, write_image
+from judges import Judges
+from metrics import PER_IMAGE
+
+METRICS = ("psnr_db", "ssim", "ab_mse", "colorfulness", "colorfulness_truth")
+TOLERANCE = 1e-4  # relative to the metric where that is above 1
+SEED = 0
+
+
+def plain_scores(target: Path, output: Path) -> list[float]:
+    """Score one pair as a script in this field does; METRICS' values."""
+    truth, ours = (np.asarray(Image.open(path).convert("RGB")) for path in (target, output))
+    return [
+        peak_signal_noise_ratio(truth, ours, data_range=255),
+        structural_similarity(truth, ours, data_range=255, channel_axis=2),
+        ((rgb2lab(truth)[..., 1:] - rgb2lab(ours)[..., 1:]) ** 2).mean(),
+        colorfulness(ours),
+        colorfulness(truth),
+    ]
+
+
+def write_pairs(folder: Path, data: str, count: int, size: int) -> ImageSet:
+    """Write targets/ and outputs/, the same in other colours and with noise; returns the targets decoded."""
+    splits = list_items(data, vars(Recipe(DEMO)), CACHE)
+    items = splits["train"] + splits["val"]
+    loading = Loading(size, "crop", "none", False)
+    images = load_images((items * -(-count // len(items)))[:count], loading, folder / "cache", "bench")
+    rng = np.random.default_rng(SEED)
+    for i in tqdm(range(len(images)), "writing", leave=False, disable=None):
+        truth = images.gather([i], size)[1][0].permute(1, 2, 0).numpy()
+        output = truth[..., rng.permutation(3)] * 0.3 + truth * 0.7 + rng.normal(0, 3, truth.shape)
+        write_image(folder / "targets" / f"{i:05d}.png", truth)
+        write_image(folder / "outputs" / f"{i:05d}.png", output.clip(0, 255).astype(np.uint8))
+    images.stems[:] = [f"{i:05d}" for i in range(len(images))]
+    return images
+
+
+def bench_scoring(folder: Path, images: ImageSet, size: int, repeats: int) -> dict[str, object]:
+    """Time both sides on the same files in turn. Raises ValueError where their scores differ."""
+    judges = Judges({name: PER_IMAGE[name] for name in METRICS})
+    pairs = [(folder / "targets" / f"{s}.png", folder / "outputs" / f"{s}.png") for s in images.stems]
+    seconds: dict[str, list[float]] = {"ours": [], "plain": []}
+    for repeat in range(repeats + 1):  # the first is the warm-up
+        started = time.perf_counter()
+        scores, _ = score_pictures({"o": folder / "outputs"}, images, size, judges, torch.device("cpu"))
+        between = time.perf_counter()
+        plain = np.array([plain_scores(*pair) for pair in pairs[: len(pairs) if repeat else 16]])
+        if repeat:
+            seconds["ours"].append(between - started)
+            seconds["plain"].append(time.perf_counter() - between)
+    ours = np.stack([scores["o"][name] for name in METRICS], 1)
+    apart = float((np.abs(ours - plain) / np.maximum(1, np.abs(plain))).max())
+    if apart > TOLERANCE:
+        raise ValueError(f"the two sides' scores differ by {apart:.2g}, so their times do not compare")
+    ratios = [p / o for o, p in zip(seconds["ours"], seconds["plain"], strict=True)]
+    return {**seconds, "largest_difference": apart, "ratio": statistics.median(ratios)}
+
+
+def main(
+    data: DataOption = DEMO,
+    images: Annotated[int, typer.Option(min=1, help="Pairs of pictures to score.")] = 2048,
+    size: Annotated[int, typer.Option(min=7, help="Their side, px.")] = 256,
+    repeats: Annotated[int, typer.Option(min=1, help="Of which the median is taken.")] = 3,
+) -> dict[str, object]:
+    """Time the scoring of one epoch; returns what is printed."""
+    with tempfile.TemporaryDirectory() as folder:
+        pictures = write_pairs(Path(folder), str(data), images, size)
+        result = bench_scoring(Path(folder), pictures, size, repeats)
+    result = {
+        "bench": "scoring", "images": len(pictures), "size": size, "cores": torch.get_num_threads(),
+        "machine": platform.processor() or platform.machine(), "python": platform.python_version(),
+        **{name: metadata.version(name) for name in ("torch", "numpy", "scikit-image", "pillow")}, **result,
+    }  # fmt: skip
+    ours, plain = (statistics.median(result[side]) for side in ("ours", "plain"))
+    print(f"{len(pictures)} pairs of {size} px: ours {ours:.2f} s, plain loop {plain:.2f} s")
+    print(f"{result['ratio']:.1f} times faster; scores differ by {result['largest_difference']:.1e} at most")
+    print(json.dumps(result))
+    return result
+
+
+if __name__ == "__main__":
+    command(main)

@@ -1,0 +1,87 @@
+"""bench.py: both sides on the same files, with equal scores, and one JSON object at the end."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import bench
+import metrics
+from bench import METRICS, bench_scoring, plain_scores, write_pairs
+from folders import DEMO
+from images import read_image
+from metrics import PER_IMAGE, Pictures
+
+
+@pytest.mark.parametrize("images", [1, 8])
+def test_the_last_line_is_one_json_object(images: int, capsys: pytest.CaptureFixture[str]) -> None:
+    result = bench.main(images=images, size=32, repeats=2)
+    lines = capsys.readouterr().out.splitlines()
+    assert json.loads(lines[-1]) == result
+    assert (result["bench"], result["images"], result["size"]) == ("scoring", images, 32)
+    assert len(result["ours"]) == len(result["plain"]) == 2
+    ratios = [plain / ours for ours, plain in zip(result["ours"], result["plain"], strict=True)]
+    assert result["ratio"] == pytest.approx(np.median(ratios))
+    assert 0 <= result["largest_difference"] < 1e-4
+    assert set(result) >= {"cores", "machine", "python", "torch", "numpy", "scikit-image", "pillow"}
+    assert lines[-3].startswith(f"{images} pairs of 32 px: ours ")
+    assert lines[-2].startswith(f"{result['ratio']:.1f} times faster; scores differ by ")
+    assert not list(Path().glob("*.png"))
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_scores_that_differ_are_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = PER_IMAGE[name]
+
+    def off(target: Pictures, output: Pictures) -> torch.Tensor:
+        found = real(target, output)
+        found[0] *= 1.001  # of one picture alone
+        return found
+
+    monkeypatch.setitem(metrics.PER_IMAGE, name, off)
+    with pytest.raises(
+        ValueError, match=r"^the two sides' scores differ by \S+, so their times do not compare$"
+    ):
+        bench.main(images=3, size=32, repeats=1)
+
+
+def test_a_score_that_is_nan_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(
+        metrics.PER_IMAGE, "ssim", lambda target, _: torch.full((len(target.rgb),), torch.nan)
+    )
+    with pytest.raises(ValueError, match="so their times do not compare"):
+        bench.main(images=2, size=32, repeats=1)
+
+
+def test_pairs_are_as_many_as_asked_for_and_different() -> None:
+    images = write_pairs(Path("bench"), DEMO, 5, 32)
+    assert images.stems == [f"0000{i}" for i in range(5)]
+    for i, stem in enumerate(images.stems):
+        truth, output = (read_image(Path("bench", side, f"{stem}.png")) for side in ("targets", "outputs"))
+        assert truth.shape == output.shape == (32, 32, 3)
+        np.testing.assert_array_equal(truth, images.gather([i], 32)[1][0].permute(1, 2, 0).numpy())
+        assert np.abs(truth.astype(int) - output).mean() > 1
+        expected = [PER_IMAGE[name](*pair).item() for pair in [sides(truth, output)] for name in METRICS]
+        found = plain_scores(Path(f"bench/targets/{stem}.png"), Path(f"bench/outputs/{stem}.png"))
+        assert found == pytest.approx(expected, rel=1e-4)
+
+
+def sides(*arrays: np.ndarray) -> list[Pictures]:
+    return [Pictures(torch.from_numpy(array).permute(2, 0, 1)[None]) for array in arrays]
+
+
+def test_more_pictures_than_there_are_come_again(pictures: Path) -> None:
+    images = write_pairs(Path("bench"), str(pictures), 20, 32)  # of 16
+    assert len(images) == len(list(Path("bench/outputs").glob("*.png"))) == 20
+
+
+def test_both_sides_are_timed_as_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = write_pairs(Path("bench"), DEMO, 3, 32)
+    calls: list[Path] = []
+    real = plain_scores
+    monkeypatch.setattr(bench, "plain_scores", lambda *pair: calls.append(pair[0]) or real(*pair))
+    result = bench_scoring(Path("bench"), images, 32, 3)
+    assert len(calls) == 3 * (1 + 3)  # a warm-up
+    assert len(result["ours"]) == len(result["plain"]) == 3

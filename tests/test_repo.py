@@ -54,7 +54,7 @@ ALLOWED = {
     "plots": {"atomic"},
     "preflight": {"checks", "checkpoint", "config", "data", "folders", "gan", "models"},
     "protocol": {"config"},
-    "recognition": {"atomic", "checkpoint", "config", "folders", "stats"},
+    "recognition": {"atomic", "checkpoint", "config", "folders"},
     "report": {"atomic", "checkpoint", "cli", "config", "gallery", "log", "plots", "scores", "words"},
     "scenes": set(),
     "scores": {"atomic", "checkpoint", "metrics", "plots", "protocol", "stats"},

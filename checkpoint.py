@@ -143,15 +143,15 @@ def choose_epochs(run: Path, epoch: str | int | None, all_epochs: bool) -> list[
     if not epochs:
         command = f"python train.py --resume --run {quote(str(run))}"
         raise ValueError(f"no saved epoch in {run}; train on with: {command}")
-    if all_epochs or epoch is None:
+    if epoch is None:
         return epochs if all_epochs else epochs[-1:]
     if str(epoch) == "best":
-        return [best_epoch(run)]
+        return epochs if all_epochs else [best_epoch(run)]
     if not re.fullmatch(r"0*[1-9]\d*", str(epoch)):
-        raise ValueError(f"--epoch takes a number or best, got {epoch}")
+        raise ValueError(f"an epoch is a number from 1, or best; got {epoch}")
     if int(epoch) not in epochs:
         raise ValueError(f"epoch {epoch} is not saved in {run}; saved: {' '.join(map(str, epochs))}")
-    return [int(epoch)]
+    return epochs if all_epochs else [int(epoch)]
 
 
 def best_epoch(run: Path) -> int:
@@ -169,9 +169,9 @@ def best_epoch(run: Path) -> int:
         if metric not in best:
             reason = next((row[metric] for row in rows.values() if metric in row), "not scored")
             raise ValueError(f"no best epoch by {metric} in {run}: {reason}; score again: {again}")
-        epoch = int(best[metric].removeprefix("epoch_"))
+        epoch = int(re.fullmatch(r"epoch_(\d+)", best[metric])[1])
         current = rows[best[metric]]["stamp"].endswith(stamp(run, epoch, ""))
-    except (KeyError, TypeError, AttributeError, json.JSONDecodeError):
+    except (KeyError, TypeError, AttributeError, json.JSONDecodeError, UnicodeDecodeError):
         raise ValueError(f"{run / 'scores.json'} is damaged; delete it and score again: {again}") from None
     except FileNotFoundError:
         current = False

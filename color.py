@@ -38,7 +38,9 @@ def to_uint8(rgb: Tensor) -> Tensor:
 
 def linear_rgb(rgb: Tensor) -> Tensor:
     """Undo sRGB's transfer curve; [0, 1] -> [0, 1]."""
-    return torch.where(rgb > 0.04045, ((rgb + 0.055) / 1.055).clamp(min=0.0) ** 2.4, rgb / 12.92)
+    upper = rgb.clamp(min=0.04045)  # where the straight piece ends; torch.where and ** take twice as long
+    line = (rgb - upper).div_(12.92)
+    return upper.add_(0.055).div_(1.055).log_().mul_(2.4).exp_().add_(line)
 
 
 def gamma_rgb(linear: Tensor) -> Tensor:
@@ -57,18 +59,14 @@ def rgb_to_lab(rgb: Tensor) -> Tensor:
     Returns:
         (N, 3, H, W) float32, L in [0, 100], a and b in about [-108, 99].
     """
-    return linear_to_lab(linear_rgb(rgb.to(torch.float32)))
-
-
-def linear_to_lab(linear: Tensor) -> Tensor:
-    """Convert linear RGB (N, 3, H, W) float32 in [0, 1] to CIELAB, as rgb_to_lab does."""
-    r, g, b = linear.unbind(1)
+    r, g, b = linear_rgb(rgb.to(torch.float32)).unbind(1)
     x = (0.412453 * r + 0.357580 * g + 0.180423 * b) / 0.95047
     y = 0.212671 * r + 0.715160 * g + 0.072169 * b
     z = (0.019334 * r + 0.119193 * g + 0.950227 * b) / 1.08883
     xyz = torch.stack([x, y, z], 1)
-    root = (xyz.clamp(min=1e-6).log() / 3.0).exp()  # on the CPU four times as fast as ** (1 / 3)
-    f = torch.where(xyz > 0.008856, root, 7.787 * xyz + 16.0 / 116.0)
+    upper = xyz.clamp(min=0.008856)
+    line = xyz.sub_(upper)
+    f = upper.log_().div_(3.0).exp_().add_(line, alpha=7.787)
     fx, fy, fz = f.unbind(1)
     return torch.stack([116.0 * fy - 16.0, 500.0 * (fx - fy), 200.0 * (fy - fz)], 1)
 

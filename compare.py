@@ -8,7 +8,7 @@ from shlex import quote
 import checkpoint
 from checkpoint import read_run
 from metrics import DIRECTIONS
-from protocol import differences
+from protocol import differences, identify
 from scores import PerImage, Row, read_per_image, read_scores
 from stats import Scores, summarise
 
@@ -18,9 +18,9 @@ Side = tuple[Path, str | int | None]  # run, and epoch: a number, "best", or Non
 def parse_opponent(text: str, run: Path) -> Side:
     """Return the run and epoch that RUN, RUN:N or N stands for; a lone number is an epoch of `run`."""
     if re.fullmatch(r"\d+", text) and not Path(text).exists():
-        return run, int(text)
-    found = re.fullmatch(r"(.+):(\d+)", text)
-    return (Path(found[1]), int(found[2])) if found else (Path(text), None)
+        return run, text
+    found = re.fullmatch(r"(.+):(\d+|best)", text)
+    return (Path(found[1]), found[2]) if found else (Path(text), None)
 
 
 def scored_epoch(run: Path, epoch: str | int | None) -> str:
@@ -29,7 +29,7 @@ def scored_epoch(run: Path, epoch: str | int | None) -> str:
     number = checkpoint.choose_epochs(run, "best" if epoch is None else epoch, all_epochs=False)[0]
     name = checkpoint.epoch_path(run, number).stem
     row = stored["rows"].get(name)
-    if row is None or not row["stamp"].endswith(checkpoint.stamp(run, number, "")):
+    if row is None or not row.get("stamp", "").endswith(checkpoint.stamp(run, number, "")):
         raise ValueError(
             f"epoch {number} of {run} is not scored: python eval.py --epoch {number} --run {quote(str(run))}"
         )
@@ -64,7 +64,9 @@ def compare(ours: Side, theirs: Side, force: bool) -> dict[str, Row]:
     rows = paired(*(pick_pictures(side, name, sides) for side, name in zip(sides, names, strict=True)))
     title = [f"{folder.resolve().name} {name}" for folder, name in zip((run, other), names, strict=True)]
     print_comparison(rows, title)
-    checkpoint.write_json(run / "comparison.json", {"sides": title, "not_alike": odd, "metrics": rows})
+    protocols = [identify(read_scores(folder)["protocol"]) for folder in (run, other)]
+    record = {"sides": title, "protocols": protocols, "not_alike": odd, "metrics": rows}
+    checkpoint.write_json(run / "comparison.json", record)
     return rows
 
 

@@ -239,7 +239,7 @@ SYSTEMS = {  # recipe -> what it stands for
 
 def closest(name: str, names: Sequence[str]) -> str:
     """Return the end of an error message: the nearest known name and the list of all."""
-    near = difflib.get_close_matches(name, names, n=1)
+    near = difflib.get_close_matches(name.lower(), names, n=1)
     return (f"; did you mean {near[0]}?" if near else "") + f" (known: {' '.join(sorted(names))})"
 
 

@@ -54,7 +54,7 @@ from scores import (
 from test import batched, render_epoch, save_all
 
 QUALITY = 90  # of the JPEG that is a ceiling
-CHUNK_PIXELS = {"cpu": 2**16, "cuda": 2**21}  # scored at a time by a thread; more leave the CPU's cache
+CHUNK_PIXELS = {"cpu": 2**17, "cuda": 2**21}  # scored at a time by a thread; more leave the CPU's cache
 
 
 def stems(folder: Path) -> set[str]:
@@ -102,7 +102,10 @@ def read_outputs(folder: Path, names: Sequence[str], size: int) -> Tensor:
     """
     pictures = []
     for name in names:
-        picture = read_image(folder / f"{name}.png")
+        try:
+            picture = read_image(folder / f"{name}.png")
+        except ValueError as error:
+            raise ValueError(f"{error}; delete it, and it is rendered again") from None
         if picture.shape[:2] != (size, size):
             found = f"{picture.shape[1]} x {picture.shape[0]}"
             raise ValueError(f"{folder / name}.png is {found} px, its target {size} x {size}; delete it")
@@ -120,7 +123,7 @@ def score_chunk(
 ) -> tuple[bytes, dict[str, dict[str, list[float]]]]:
     """Return a digest of some true pictures, and row -> metric -> the scores of what was made of them."""
     _, rgb = images.gather(ids, size)
-    digest = hashlib.sha256(rgb.contiguous().numpy()).digest()
+    digest = b"".join(hashlib.sha256(picture.contiguous().numpy()).digest() for picture in rgb)
     labels = None if judges.labels is None else judges.labels[ids].to(device)
     target = Pictures(rgb.contiguous().to(device), labels)
     scores = {}
@@ -140,8 +143,10 @@ def one_thread_each(device: torch.device) -> Iterator[ThreadPoolExecutor]:
     before = torch.get_num_threads()
     limit = {"initializer": torch.set_num_threads, "initargs": (1,)} if device.type == "cpu" else {}
     with ThreadPoolExecutor(os.cpu_count(), **limit) as pool:
-        yield pool
-    torch.set_num_threads(before)
+        try:
+            yield pool
+        finally:
+            torch.set_num_threads(before)
 
 
 def score_pictures(
@@ -152,7 +157,7 @@ def score_pictures(
     Every true picture is read, converted and looked at once for all rows; what is held at a time does not
     depend on the number of pictures.
     """
-    count = max(1, CHUNK_PIXELS.get(device.type, 2**16) // size**2)
+    count = max(1, CHUNK_PIXELS.get(device.type, 2**17) // size**2)
     chunks = [list(range(i, min(i + count, len(images)))) for i in range(0, len(images), count)]
     work = partial(score_chunk, folders=folders, images=images, size=size, judges=judges, device=device)
     parts, digests = [], []
@@ -196,8 +201,8 @@ def earlier(
         and stored["protocol"] == protocol
     }
     if len(kept) < len(rows):
-        odd = " ".join(str(others[name]) for name in rows.keys() - kept.keys())
-        print(f"dropped earlier scores of epochs {odd}: of other data, versions or metrics; score them again")
+        odd = " ".join(str(others[name]) for name in rows if name not in kept)
+        print(f"dropped earlier scores of epochs {odd}: of other checkpoints, data, versions or metrics")
     return kept, read_per_image(run, list(kept))[0] if kept else {}
 
 
@@ -261,8 +266,14 @@ def main(
     for name in metric or []:
         if name not in DIRECTIONS:
             raise ValueError(f"no metric {name}{closest(name, list(DIRECTIONS))}")
+    if weights is not None and not Path(weights).is_dir():
+        raise ValueError(f"no folder {weights}: --weights takes the folder that holds the weight files")
     if against is not None:
+        if all_epochs or data or metric or classifier or weights:
+            raise ValueError("--against compares what is scored already: with it, only --epoch and --force")
         return compare((folder, epoch), parse_opponent(against, folder), force)
+    if force:
+        raise ValueError("--force is for comparing with --against RUN")
     epochs = choose_epochs(folder, epoch, all_epochs)
     images = open_split(read_run(folder), data, "test", CACHE)
     size = read_run(folder)["recipe"]["size"]

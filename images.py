@@ -78,7 +78,7 @@ def colorfulness(image: Array) -> float:
     """
     red, green, blue = image.astype(np.int16).transpose(2, 0, 1)
     planes = (red - green, red + green - 2 * blue)  # rg, and twice yb
-    n, sums = red.size, np.array([plane.sum(dtype=np.int64) for plane in planes])
+    n, sums = red.size, np.array([plane.sum(dtype=np.int64) for plane in planes], float)
     squares = np.array([np.square(plane, dtype=np.int32).sum(dtype=np.int64) for plane in planes])
     mean, variance = sums / n * (1, 0.5), (squares - sums**2 / n) / n * (1, 0.25)
     return float(np.sqrt(variance.clip(0).sum()) + 0.3 * np.hypot(*mean))

@@ -100,7 +100,7 @@ def add_metric(
                 judges.inception = judges.inception or Inception(weights, device, download)
                 judges.per_folder[name] = {"fid": perceptual.fid, "kid": perceptual.kid}[name]
         except ValueError as error:
-            fetch = "" if download else f"; or have it downloaded: --metric {name}"
+            fetch = "" if download or weights else f"; or have it downloaded: --metric {name}"
             return f"unavailable: {error}{fetch}"
         network = perceptual.WEIGHTS[name]
         judges.hashes[network] = features.weights_hash(network, weights)

@@ -47,9 +47,17 @@ LEAST = {"ssim": WINDOW, "s0_ssim": WINDOW, "ms_ssim": TAPS * 2 ** (len(SCALE_WE
 class Pictures:
     """A batch of pictures and what metrics need of them, each computed when it is first asked for."""
 
-    def __init__(self, rgb: Tensor, labels: Tensor | None = None) -> None:
-        """Take (N, 3, H, W) uint8 sRGB, and (N,) the classes where they are known."""
-        self.rgb, self.labels = rgb, labels
+    def __init__(
+        self, rgb: Tensor, labels: Tensor | None = None, precision: torch.dtype = torch.float32
+    ) -> None:
+        """Take a batch.
+
+        Args:
+            rgb: (N, 3, H, W) uint8 sRGB.
+            labels: (N,) the classes, where they are known.
+            precision: of local sums.
+        """
+        self.rgb, self.labels, self.precision = rgb, labels, precision
         self.kept: dict[str, Any] = {}
 
     def keep(self, name: str, compute: Callable[[], Any]) -> Any:
@@ -61,23 +69,22 @@ class Pictures:
     @cached_property
     def lab(self) -> Tensor:
         """(N, 3, H, W) float32, CIELAB."""
-        levels = torch.arange(256, device=self.rgb.device) / 255.0
-        return color.linear_to_lab(color.linear_rgb(levels).take(self.rgb.long()))
+        return color.rgb_to_lab(color.rgb01(self.rgb))
 
     @cached_property
     def centred(self) -> Tensor:
-        """(N, 3, H, W) float32 levels in [-128, 127]: sums of their squares are exact in float32."""
-        return self.rgb.float() - 128.0
+        """(N, 3, H, W) levels in [-128, 127], of which sums of squares are exact in float32."""
+        return self.rgb.to(self.precision).sub_(128.0)
 
     @cached_property
     def squares(self) -> Tensor:
-        """(N, 3, H, W) float32, of the centred levels."""
+        """(N, 3, H, W), of the centred levels."""
         return self.centred.square()
 
     @cached_property
-    def sums(self) -> Tensor:
-        """(N, 3, H-6, W-6) float32, of the centred levels over SSIM's window."""
-        return window_sums(self.centred)
+    def means(self) -> Tensor:
+        """(N, 3, H-6, W-6), of the centred levels in SSIM's windows."""
+        return window_sums(self.centred).div_(WINDOW**2)
 
     @cached_property
     def colorfulness(self) -> Tensor:
@@ -88,10 +95,10 @@ class Pictures:
 
     @cached_property
     def gray(self) -> "Pictures":
-        """The same in gray (N, 1, H, W), rounded as Pillow's convert("L") does."""
+        """The same in gray (N, 1, H, W), rounded as Pillow's convert("L") does; its range may be tiny."""
         weights = torch.tensor([19595, 38470, 7471], device=self.rgb.device, dtype=torch.int32)
         gray = (self.rgb.int() * weights.view(1, 3, 1, 1)).sum(1, keepdim=True, dtype=torch.int32)
-        return Pictures(((gray + 2**15) >> 16).to(torch.uint8))
+        return Pictures(((gray + 2**15) >> 16).to(torch.uint8), precision=torch.float64)
 
 
 Metric = Callable[[Pictures, Pictures], Tensor]  # (truth, output) -> (N,) float64
@@ -102,7 +109,7 @@ def psnr_db(target: Pictures, output: Pictures, data_range: Tensor | float = 255
 
     Source: as scikit-image's peak_signal_noise_ratio.
     """
-    mse = (target.centred - output.centred).square_().mean((1, 2, 3), dtype=torch.float64)
+    mse = (target.centred - output.centred).square_().mean((1, 2, 3)).double()
     return (10.0 * torch.log10(data_range**2 / mse)).clamp(max=HIGHEST_PSNR_DB)
 
 
@@ -121,21 +128,18 @@ def ssim(target: Pictures, output: Pictures, data_range: Tensor | float = 255.0)
 
     Source: Wang et al. 2004, as in scikit-image with its defaults (7 x 7 uniform window, sample covariance).
     """
-    n = WINDOW**2
-    level = torch.as_tensor(data_range, device=target.rgb.device).view(-1, 1, 1, 1).float()
+    level = torch.as_tensor(data_range, device=target.rgb.device).view(-1, 1, 1, 1).to(target.precision)
     c1, c2 = (K1 * level) ** 2, (K2 * level) ** 2
-    x, y = target.sums, output.sums
+    n, c3 = WINDOW**2, c2 * (WINDOW**2 - 1)
+    x, y = target.means, output.means
     squares = window_sums(target.squares + output.squares)
     products = window_sums(target.centred * output.centred)
-    xy = x * y
-    both = x.square().add_(y.square())
-    covariance = (products * n).sub_(xy).mul_(2.0 / (n * (n - 1))).add_(c2)  # 2 cov + c2
-    variances = (squares * n).sub_(both).mul_(1.0 / (n * (n - 1))).add_(c2)
-    shift = (x + y).mul_(2.0 * 128.0 / n).add_(2.0 * 128.0**2)  # what centring took off both products
-    means = xy.mul_(2.0 / n**2).add_(shift).add_(c1)
-    energies = both.mul_(1.0 / n**2).add_(shift).add_(c1)
-    values = means.mul_(covariance).div_(energies.mul_(variances))
-    return values.mean((1, 2, 3), dtype=torch.float64)
+    covariance = products.addcmul_(x, y, value=-n).mul_(2.0).add_(c3)
+    variances = squares.addcmul_(x, x, value=-n).addcmul_(y, y, value=-n).add_(c3)
+    x, y = x + 128.0, y + 128.0
+    similarity = torch.addcmul(c1, x, y, value=2.0).mul_(covariance)
+    energy = torch.addcmul(c1, x, x).addcmul_(y, y).mul_(variances)
+    return similarity.div_(energy).mean((1, 2, 3)).double()
 
 
 def ms_ssim(target: Pictures, output: Pictures) -> Tensor:
@@ -180,7 +184,7 @@ def ab_mse(target: Pictures, output: Pictures) -> Tensor:
 
     Divide by 255^2 for the scale of systems that keep ab as (ab + 128) / 255.
     """
-    return (target.lab[:, 1:] - output.lab[:, 1:]).square_().mean((1, 2, 3), dtype=torch.float64)
+    return (target.lab[:, 1:] - output.lab[:, 1:]).square_().mean((1, 2, 3)).double()
 
 
 def ciede2000(target: Pictures, output: Pictures) -> Tensor:

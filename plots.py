@@ -44,7 +44,8 @@ Band = Sequence[tuple[float | None, float | None]]  # low and high of each epoch
 
 def loss_names(records: Sequence[Mapping[str, float]]) -> list[str]:
     """Return the loss terms of log.jsonl (G_, D_, a classifier's C_) in the order in which they appear."""
-    return list(dict.fromkeys(name for record in records for name in record if name.startswith(("G_", "D_", "C_"))))
+    names = (name for record in records for name in record)
+    return list(dict.fromkeys(name for name in names if name.startswith(("G_", "D_", "C_"))))
 
 
 def plot_losses(path: Path, records: Sequence[Mapping[str, float]]) -> None:

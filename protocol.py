@@ -1,6 +1,7 @@
 """How scores were made: what has to be equal for two of them to be compared."""
 
 import hashlib
+import json
 import platform
 from collections.abc import Mapping, Sequence
 from importlib import metadata
@@ -38,6 +39,11 @@ def describe_protocol(
         },
         "weights": dict(weights),
     }
+
+
+def identify(protocol: Protocol) -> str:
+    """Return 12 digits that stand for a protocol in tables."""
+    return hashlib.sha256(json.dumps(protocol, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def differences(ours: Protocol, theirs: Protocol) -> list[str]:

@@ -187,7 +187,7 @@ def read_record(run: Path) -> dict[str, Any]:
     """Return a classifier's classifier.json. Raises ValueError where it is missing or damaged."""
     path = run / RECORD
     if not path.is_file():
-        command = f"python classifier.py --data PATH --run {quote(str(run))}"
+        command = "python classifier.py --data PATH"
         raise ValueError(f"{run} is not a classifier's run: it has no {RECORD}; train one with: {command}")
     try:
         record = json.loads(path.read_text())

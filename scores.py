@@ -2,7 +2,7 @@
 
 scores.json             protocol, best epochs, and a row per epoch, floor and ceiling
 scores.csv              the same rows; a value that could not be computed is empty
-scores_per_image.csv    one line per row and picture
+scores_per_image.csv    one line per row and picture; both tables end in a number that stands for the protocol
 """
 
 import csv
@@ -18,7 +18,7 @@ import checkpoint
 from atomic import replacing
 from metrics import DIRECTIONS
 from plots import plot_scores
-from protocol import Protocol
+from protocol import Protocol, identify
 from stats import Scores, summarise
 
 FORMAT = "tinct-scores-1"
@@ -97,11 +97,14 @@ def read_per_image(run: Path, names: Sequence[str]) -> tuple[PerImage, list[str]
             name: {
                 metric: np.array([float(line[metric]) for line in lines])
                 for metric in lines[0]
-                if metric not in ("name", "stem") and lines[0][metric]
+                if metric not in ("name", "stem", "protocol") and lines[0][metric]
             }
             for name, lines in found.items()
         }
         stems = {tuple(line["stem"] for line in lines) for lines in found.values()}
+        rows = read_scores(run)["rows"]
+        if any(rows[name]["images"] != len(lines) for name, lines in found.items()):
+            raise ValueError("pictures are missing")
         return scores, list(*stems)
     except (OSError, KeyError, IndexError, ValueError, TypeError, csv.Error):
         raise ValueError(f"{path} is missing or damaged; score again with --all-epochs") from None
@@ -118,22 +121,23 @@ def write_scores(
 ) -> None:
     """Write scores.json, both tables and curves.png."""
     fields = list(dict.fromkeys(key for row in rows.values() for key in row if key != "stamp"))
+    identity = identify(protocol)
     with replacing(run / "scores.csv") as temporary, open(temporary, "w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["name", *fields])
+        writer.writerow(["name", *fields, "protocol"])
         for name, row in rows.items():
             cells = (row.get(field, "") for field in fields)
-            writer.writerow([name, *("" if isinstance(cell, str) else cell for cell in cells)])
+            writer.writerow([name, *("" if isinstance(cell, str) else cell for cell in cells), identity])
     columns = list(dict.fromkeys(column for scores in per_image.values() for column in scores))
     with (
         replacing(run / "scores_per_image.csv") as temporary,
         open(temporary, "w", newline="", encoding="utf-8") as file,
     ):
         writer = csv.writer(file)
-        writer.writerow(["name", "stem", *columns])
+        writer.writerow(["name", "stem", *columns, "protocol"])
         for name, scores in per_image.items():
             values = [scores[c].tolist() if c in scores else [""] * len(stems) for c in columns]
-            writer.writerows([name, *line] for line in zip(stems, *values, strict=True))
+            writer.writerows([name, *line, identity] for line in zip(stems, *values, strict=True))
     best = best_epochs(rows)
     payload = {"format": FORMAT, "metric": metric, "best": best, "directions": DIRECTIONS}
     checkpoint.write_json(
@@ -193,6 +197,6 @@ def why_best(rows: Mapping[str, Row], metric: str) -> str:
     beside = ", ".join(f"{name} {value:.4g}" for name, value in references(metric, rows).items())
     scored = sum(map(is_epoch, rows))
     return (
-        f"best of {scored} scored epochs by {metric} ({DIRECTIONS[metric]}): "
+        f"best of {scored} scored epoch{'s' * (scored > 1)} by {metric} ({DIRECTIONS[metric]}): "
         f"{number} with {row[metric]:.4g}{interval}; {beside}"
     )

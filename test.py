@@ -40,19 +40,19 @@ def render_epoch(run: Path, epoch: int, images: ImageSet, device: torch.device) 
     with ThreadPoolExecutor() as pool:  # PNGs are written beside the network
         for ids in tqdm(list(batched(len(images))), folder.name, leave=False, disable=None):
             source, _ = images.gather_fixed(ids, recipe)
+            rgb = colorizer(color.rgb01(source.to(device)))
             stems = [images.stems[i] for i in ids]
-            save_all(pool, folder, stems, color.to_uint8(finite(colorizer, source.to(device), stems)).cpu())
+            check_finite(rgb, [f"{folder.name}/{stem}" for stem in stems])
+            save_all(pool, folder, stems, color.to_uint8(rgb).cpu())
     (folder / checkpoint.STAMP).write_text(checkpoint.stamp(run, epoch, images.key))
     return folder
 
 
-def finite(colorizer: torch.nn.Module, source: Tensor, stems: list[str]) -> Tensor:
-    """Return colours (N, 3, H, W) in [0, 1]. Raises ValueError naming a picture whose are not finite."""
-    rgb = colorizer(color.rgb01(source))
+def check_finite(rgb: Tensor, names: list[str]) -> None:
+    """Raise ValueError naming the first picture whose colours (N, 3, H, W) are not finite."""
     broken = (~torch.isfinite(rgb)).flatten(1).any(1).nonzero()
     if len(broken):
-        raise ValueError(f"this epoch's colours of {stems[int(broken[0])]} are not finite; use another epoch")
-    return rgb
+        raise ValueError(f"the colours of {names[int(broken[0])]} are not finite; use another epoch")
 
 
 def write_references(run: Path, images: ImageSet, recipe: Mapping[str, Any]) -> None:

@@ -47,7 +47,7 @@ def picture_scores(run: Path) -> Iterator[tuple[str, str, dict[str, float]]]:
     try:
         with open(path, newline="", encoding="utf-8") as file:
             for line in csv.DictReader(file, strict=True):
-                name, stem = line.pop("name"), line.pop("stem")
+                name, stem, _ = line.pop("name"), line.pop("stem"), line.pop("protocol", None)
                 values = {metric: float(cell) for metric, cell in line.items() if cell != ""}
                 yield name, stem, {metric: value for metric, value in values.items() if math.isfinite(value)}
     except (csv.Error, KeyError, TypeError, ValueError):  # a short line is filled up with None

@@ -1,7 +1,6 @@
 """Fixtures: every test works in a folder of its own; a folder of small pictures; one tiny trained run."""
 
 import hashlib
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -41,20 +40,22 @@ def stand_in(name: str) -> dict[str, Tensor]:
 
 
 @pytest.fixture(scope="session")
-def weights_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Return a folder of stand-ins for the published weights: their names, shapes and keys, random numbers.
+def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Return files of random numbers under the published weights' names, shapes and keys."""
+    folder, files = tmp_path_factory.mktemp("weights"), {}
+    for name in features.WEIGHTS.keys() - {"inception"}:  # a program, not a list of tensors
+        torch.save(stand_in(name), folder / name)
+        digest = hashlib.sha256((folder / name).read_bytes()).hexdigest()
+        files[name] = (folder / name).rename(folder / f"{name}-{digest[:8]}.pth")
+    return files
 
-    While it is in use, features.WEIGHTS names these files by their own hashes.
-    """
-    folder = tmp_path_factory.mktemp("weights")
-    with pytest.MonkeyPatch.context() as patch:
-        for name in features.WEIGHTS.keys() - {"inception"}:  # a program, not a list of tensors
-            path = folder / name
-            torch.save(stand_in(name), path)
-            digest = hashlib.sha256(path.read_bytes()).hexdigest()
-            path = path.rename(folder / f"{name}-{digest[:8]}.pth")
-            patch.setitem(features.WEIGHTS, name, f"https://example.org/{path.name}")
-        yield folder
+
+@pytest.fixture
+def weights_folder(stand_ins: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return the folder of stand-ins; while it is in use, features.WEIGHTS knows them by their own hashes."""
+    for name, path in stand_ins.items():
+        monkeypatch.setitem(features.WEIGHTS, name, f"https://example.org/{path.name}")
+    return next(iter(stand_ins.values())).parent
 
 
 @pytest.fixture(autouse=True)

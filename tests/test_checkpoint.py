@@ -185,7 +185,7 @@ def test_an_epoch_may_come_as_text(epoch: str | int) -> None:
 def test_what_is_no_epoch(epoch: str | int) -> None:
     save_epochs(5)
     checkpoint.write_json(RUN / "recipe.json", RECORD)
-    with pytest.raises(ValueError, match=rf"^--epoch takes a number or best, got {epoch}$"):
+    with pytest.raises(ValueError, match=rf"^an epoch is a number from 1, or best; got {epoch}$"):
         choose_epochs(RUN, epoch, False)
 
 

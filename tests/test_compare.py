@@ -11,6 +11,7 @@ import checkpoint
 import scores
 from compare import compare, paired, parse_opponent, scored_epoch, verdict
 from metrics import DIRECTIONS
+from protocol import identify
 from scores import make_row, write_scores
 from stats import summarise
 
@@ -82,7 +83,8 @@ def test_two_epochs_of_one_run(capsys: pytest.CaptureFixture[str]) -> None:
     assert printed[4].endswith(", B is better")  # lower
     assert printed[5].endswith(", they differ")
     stored = json.loads((run / "comparison.json").read_text())
-    assert stored == {"sides": ["x epoch_0005", "x epoch_0010"], "not_alike": [], "metrics": rows}
+    sides = {"sides": ["x epoch_0005", "x epoch_0010"], "protocols": [identify(PROTOCOL)] * 2}
+    assert stored == {**sides, "not_alike": [], "metrics": rows}
 
 
 def test_the_other_way_round_is_the_same_with_its_sign_changed() -> None:
@@ -228,24 +230,25 @@ def test_per_image_scores_that_were_cut_off_are_not_compared() -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("25", (Path("runs/x"), 25)),
-        ("0025", (Path("runs/x"), 25)),
+        ("25", (Path("runs/x"), "25")),
+        ("0025", (Path("runs/x"), "0025")),
         ("runs/b", (Path("runs/b"), None)),
-        ("runs/b:25", (Path("runs/b"), 25)),
-        ("b:c:25", (Path("b:c"), 25)),
-        ("12:25", (Path("12"), 25)),
+        ("runs/b:25", (Path("runs/b"), "25")),
+        ("b:c:25", (Path("b:c"), "25")),
+        ("12:25", (Path("12"), "25")),
+        ("runs/b:best", (Path("runs/b"), "best")),
         ("b:c", (Path("b:c"), None)),
         (":25", (Path(":25"), None)),
     ],
 )
-def test_an_opponent_is_a_run_an_epoch_or_both(text: str, expected: tuple[Path, int | None]) -> None:
+def test_an_opponent_is_a_run_an_epoch_or_both(text: str, expected: tuple[Path, str | None]) -> None:
     assert parse_opponent(text, Path("runs/x")) == expected
 
 
 def test_a_folder_named_by_digits_is_a_folder() -> None:
     Path("25").mkdir()
     assert parse_opponent("25", Path("runs/x")) == (Path("25"), None)
-    assert parse_opponent("26", Path("runs/x")) == (Path("runs/x"), 26)
+    assert parse_opponent("26", Path("runs/x")) == (Path("runs/x"), "26")
 
 
 def test_metrics_of_one_side_alone_are_left_out() -> None:

@@ -182,6 +182,7 @@ def test_files_agree_with_what_is_returned(scored: tuple[Path, dict[str, Any]]) 
     assert set(read_table(run / "scores_per_image.csv")[0]) == {
         "name",
         "stem",
+        "protocol",
         "colorfulness_truth",
         *COMPUTED,
     }
@@ -346,9 +347,10 @@ def test_what_was_rendered_of_other_data_is_not_scored_as_the_runs_own(run: Path
     assert numbers(main(run=run, epoch=1, device="cpu")) == numbers(own)
 
 
-def test_a_row_that_does_not_say_of_which_checkpoint_it_is_is_dropped(run: Path) -> None:
+@pytest.mark.parametrize("missing", ["stamp", "ms_ssim", "ssim_low"])
+def test_a_row_that_lacks_something_is_dropped(run: Path, missing: str) -> None:
     stored = read_json(run)
-    del stored["rows"]["epoch_0002"]["stamp"]
+    del stored["rows"]["epoch_0002"][missing]
     checkpoint.write_json(run / "scores.json", stored)
     assert list(main(run=run, epoch=1, device="cpu")) == [*BASE, "epoch_0001"]
 
@@ -455,8 +457,8 @@ def test_output_that_is_cut_off_is_named(run: Path, folder: str) -> None:
     ("epoch", "sentence"),
     [
         (7, r"epoch 7 is not saved in .*; saved: 1 2$"),
-        ("0", r"--epoch takes a number or best, got 0$"),
-        ("soon", r"--epoch takes a number or best, got soon$"),
+        ("0", r"an epoch is a number from 1, or best; got 0$"),
+        ("soon", r"an epoch is a number from 1, or best; got soon$"),
         ("best", r"no scores in .*, so no best epoch; score first: python eval\.py --all-epochs --run "),
     ],
 )

@@ -44,21 +44,21 @@ def test_exported_file_equals_eager_and_says_what_it_is(run: Path) -> None:
     assert torch.equal(model(image), eager(image))
 
 
-def score(run: Path, best: int) -> None:
-    """Write scores by which an epoch is the best."""
+def score(run: Path, best: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Write scores by which an epoch is the best, and no curves."""
+    monkeypatch.setattr(scores, "plot_scores", lambda *_: None)
     rows = {
         f"epoch_{n:04d}": {"ssim": 0.5 + (n == best), "stamp": checkpoint.stamp(run, n, "key")}
         for n in (1, 2)
     }
-    stored = {"format": scores.FORMAT, "metric": "ssim", "best": scores.best_epochs(rows), "protocol": {}}
-    checkpoint.write_json(run / "scores.json", {**stored, "rows": {"gray": {"ssim": 0.25}, **rows}})
+    scores.write_scores(run, {"gray": {"ssim": 0.25}, **rows}, {}, [], {}, "ssim", [])
 
 
 @pytest.mark.parametrize("best", [1, 2])
 def test_the_best_epoch_is_exported_and_named(
-    run: Path, best: int, capsys: pytest.CaptureFixture[str]
+    run: Path, best: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    score(run, best)
+    score(run, best, monkeypatch)
     _, metadata = checkpoint.load_exported(
         export.main(run=run, epoch="best", device="cpu"), torch.device("cpu")
     )
@@ -67,10 +67,12 @@ def test_the_best_epoch_is_exported_and_named(
     assert first == f"best of 2 scored epochs by ssim (higher): {best} with 1.5; gray 0.25"
 
 
-def test_no_best_epoch_writes_nothing(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_best_epoch_writes_nothing(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(ValueError, match=r"^no scores in .*, so no best epoch; score first: python eval"):
         export.main(run=run, epoch="best", device="cpu")
-    score(run, 1)
+    score(run, 1, monkeypatch)
     checkpoint.epoch_path(run, 1).write_bytes(checkpoint.epoch_path(run, 2).read_bytes())
     with pytest.raises(ValueError, match="are older than its checkpoints"):
         export.main(run=run, epoch="best", device="cpu")
@@ -78,8 +80,10 @@ def test_no_best_epoch_writes_nothing(run: Path, capsys: pytest.CaptureFixture[s
     assert not (run / "generator.ts").exists()
 
 
-def test_another_epoch_is_not_called_the_best(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    score(run, 1)
+def test_another_epoch_is_not_called_the_best(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    score(run, 1, monkeypatch)
     _, metadata = checkpoint.load_exported(export.main(run=run, epoch="2", device="cpu"), torch.device("cpu"))
     assert metadata["epoch"] == 2
     assert "best" not in capsys.readouterr().out

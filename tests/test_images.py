@@ -341,6 +341,19 @@ def test_colorfulness_of_flat_extremes_does_not_overflow(colour: list[int], expe
     assert colorfulness(image) == pytest.approx(0.3 * expected, abs=1e-9)
 
 
+@pytest.mark.parametrize("colour", [[255, 255, 0], [255, 250, 0], [77, 0, 3]])
+def test_colorfulness_of_a_flat_photograph_of_12_megapixels(colour: list[int]) -> None:
+    image = np.broadcast_to(np.array(colour, np.uint8), (3001, 3999, 3))
+    red, green, blue = colour
+    expected = 0.3 * np.hypot(red - green, (red + green) / 2 - blue)
+    assert colorfulness(image) == pytest.approx(expected, abs=1e-2)  # a spread of nothing, but for rounding
+
+
+def test_a_variance_that_rounding_makes_negative_is_none() -> None:
+    image = np.broadcast_to(np.array([194, 0, 97], np.uint8), (1999, 1501, 3))
+    assert colorfulness(image) == pytest.approx(0.3 * 194)
+
+
 def test_colorfulness_of_a_large_picture_of_opposites_does_not_overflow() -> None:
     image = np.zeros((1200, 1000, 3), np.uint8)
     image[:600, :, :2], image[600:, :, 2] = 255, 255  # yellow and blue: yb = 255, -255

@@ -101,7 +101,7 @@ PAIRS = {
 def test_psnr_and_ssim_match_scikit_image(name: str) -> None:
     target, output = PAIRS[name]
     expected = peak_signal_noise_ratio(target, output, data_range=255)
-    assert value("psnr_db", target, output) == pytest.approx(expected, abs=1e-9)
+    assert value("psnr_db", target, output) == pytest.approx(expected, abs=1e-5)
     expected = structural_similarity(target, output, data_range=255, channel_axis=2)
     assert value("ssim", target, output) == pytest.approx(expected, abs=2e-5)
 
@@ -123,9 +123,9 @@ def test_ssim_of_low_contrast_matches_scikit_image(metric: str, level: int) -> N
 def test_psnr_by_hand() -> None:
     one_off = TARGET.copy()
     one_off[0, 0, 0] += 1  # 10 log10(255^2 * n) = 87.2 dB
-    assert value("psnr_db", TARGET, one_off) == pytest.approx(10 * np.log10(255**2 * TARGET.size), abs=1e-9)
+    assert value("psnr_db", TARGET, one_off) == pytest.approx(10 * np.log10(255**2 * TARGET.size), abs=1e-5)
     all_off = TARGET + np.uint8(1)
-    assert value("psnr_db", TARGET, all_off) == pytest.approx(20 * np.log10(255), abs=1e-9)
+    assert value("psnr_db", TARGET, all_off) == pytest.approx(20 * np.log10(255), abs=1e-5)
 
 
 @pytest.mark.parametrize("name", PAIRS)
@@ -261,7 +261,7 @@ def test_s0_gray_of_a_flat_target_is_finite() -> None:
     flat = np.full((20, 20, 3), 77, np.uint8)
     for metric in ("s0_psnr_db", "s0_ssim"):
         assert np.isfinite(value(metric, flat, OUTPUT[:20, :20]))
-    assert (value("s0_psnr_db", flat, flat), value("s0_ssim", flat, flat)) == (100.0, 1.0)
+    assert (value("s0_psnr_db", flat, flat), value("s0_ssim", flat, flat)) == (100.0, pytest.approx(1.0))
 
 
 def better(metric: str, one: float, other: float) -> bool:
@@ -311,7 +311,7 @@ def test_colourfulness_is_the_outputs_and_its_error_goes_either_way() -> None:
 
 def test_what_a_picture_needs_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
-    for module, name in ((metrics, "window_sums"), (color, "linear_to_lab"), (images, "colorfulness")):
+    for module, name in ((metrics, "window_sums"), (color, "rgb_to_lab"), (images, "colorfulness")):
         real = getattr(module, name)
         monkeypatch.setattr(module, name, lambda x, real=real, name=name: calls.append(name) or real(x))
     target = batch(TARGET)
@@ -321,7 +321,7 @@ def test_what_a_picture_needs_is_computed_once(monkeypatch: pytest.MonkeyPatch) 
             PER_IMAGE[metric](target, output)
     # of four pictures each; sums of RGB and of gray, and for each pair of squares and of products
     assert {name: calls.count(name) for name in calls} == {
-        "linear_to_lab": 4, "colorfulness": 4, "window_sums": 2 * (4 + 3 + 3)
+        "rgb_to_lab": 4, "colorfulness": 4, "window_sums": 2 * (4 + 3 + 3)
     }  # fmt: skip
 
 

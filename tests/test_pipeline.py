@@ -57,7 +57,7 @@ def test_from_folder_to_coloured_files(recipe: str, more: list[str], pictures: P
     first_and_last = run_process if recipe == "coco" else run_here
     first_and_last("train", "--recipe", recipe, "--data", pictures, *TINY, *more, cwd=tmp_path)
     run_here("test", "--all-epochs", cwd=tmp_path)
-    assert "best psnr_db" in run_here("eval", "--all-epochs", cwd=tmp_path)
+    assert "by ciede2000 (lower)" in run_here("eval", "--all-epochs", cwd=tmp_path)
     run_here("export", cwd=tmp_path)
     first_and_last("colorize", pictures / "val", "--out", "out", cwd=tmp_path)
     for path in find_images(pictures / "val"):

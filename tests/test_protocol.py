@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from config import VERSION
-from protocol import LIBRARIES, Protocol, describe_protocol, differences, shorten
+from protocol import LIBRARIES, Protocol, describe_protocol, differences, identify, shorten
 
 RECIPE = {"size": 32, "load_size": 36, "fit": "crop"}
 STEMS, DIGESTS = ["a", "b", "c"], [b"1", b"2"]
@@ -84,3 +84,11 @@ def test_only_hashes_are_shortened() -> None:
         "255",
         "None",
     ]
+
+
+def test_an_identity_changes_with_anything() -> None:
+    given = [describe(), describe(stems=["a"]), describe(digests=[b"1"]), describe(weights={})]
+    found = [identify(protocol) for protocol in given]
+    assert len(set(found)) == len(given)
+    assert all(re.fullmatch("[0-9a-f]{12}", identity) for identity in found)
+    assert identify(dict(reversed(describe().items()))) == found[0]  # whatever the order

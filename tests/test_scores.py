@@ -11,6 +11,7 @@ import pytest
 
 import scores
 from metrics import DIRECTIONS
+from protocol import identify
 from scores import (
     FORMAT,
     PerImage,
@@ -129,6 +130,7 @@ def test_the_three_files_agree(drawn: Kept) -> None:
         cells = {line.pop("name"): line for line in csv.DictReader(file)}
     assert list(cells) == list(ROWS)
     for name, row in ROWS.items():
+        assert cells[name].pop("protocol") == identify({"images": 5})
         assert set(cells[name]) == set(ROWS["gray"]) - {"stamp"}
         assert cells[name]["fid"] == ""  # unavailable is never a number
         for key, cell in cells[name].items():

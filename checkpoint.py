@@ -6,7 +6,8 @@ runs/NAME/checkpoints/epoch_0005.pt       generator for use
 runs/NAME/checkpoints/state.pt            all that an exact resume needs
 runs/NAME/samples/epoch_0005.png
 runs/NAME/{inputs,targets}/STEM.png  outputs/epoch_0005/STEM.png
-runs/NAME/scores.csv scores.json curves.png losses.png generator.ts
+runs/NAME/scores.json scores.csv scores_per_image.csv comparison.json curves.png losses.png
+runs/NAME/report.html generator.ts
 """
 
 import contextlib
@@ -143,15 +144,17 @@ def choose_epochs(run: Path, epoch: str | int | None, all_epochs: bool) -> list[
     if not epochs:
         command = f"python train.py --resume --run {quote(str(run))}"
         raise ValueError(f"no saved epoch in {run}; train on with: {command}")
+    if all_epochs and epoch is not None:
+        raise ValueError("--all-epochs and --epoch ask for different things; give one of them")
     if epoch is None:
         return epochs if all_epochs else epochs[-1:]
     if str(epoch) == "best":
-        return epochs if all_epochs else [best_epoch(run)]
+        return [best_epoch(run)]
     if not re.fullmatch(r"0*[1-9]\d*", str(epoch)):
         raise ValueError(f"an epoch is a number from 1, or best; got {epoch}")
     if int(epoch) not in epochs:
         raise ValueError(f"epoch {epoch} is not saved in {run}; saved: {' '.join(map(str, epochs))}")
-    return epochs if all_epochs else [int(epoch)]
+    return [int(epoch)]
 
 
 def best_epoch(run: Path) -> int:

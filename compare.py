@@ -36,6 +36,15 @@ def scored_epoch(run: Path, epoch: str | int | None) -> str:
     return name
 
 
+def require_two(run: Path, other: Path, names: tuple[str, str]) -> None:
+    """Raise ValueError where two sides are one, or have one name."""
+    same = run.resolve() == other.resolve()
+    if same and names[0] == names[1]:
+        raise ValueError(f"{names[0]} of {run} would be compared with itself; name another with --against")
+    if not same and run.resolve().name == other.resolve().name:
+        raise ValueError(f"{run} and {other} have one name; rename one, so that they can be told apart")
+
+
 def compare(ours: Side, theirs: Side, force: bool) -> dict[str, Row]:
     """Print every shared metric of two scored epochs with the interval of their difference; returns that.
 
@@ -49,12 +58,9 @@ def compare(ours: Side, theirs: Side, force: bool) -> dict[str, Row]:
     for folder in (run, other):
         read_run(folder)
     names = scored_epoch(*ours), scored_epoch(*theirs)
-    same = run.resolve() == other.resolve()
-    if same and names[0] == names[1]:
-        raise ValueError(f"{names[0]} of {run} would be compared with itself; name another with --against")
-    if not same and run.resolve().name == other.resolve().name:
-        raise ValueError(f"{run} and {other} have one name; rename one, so that they can be told apart")
-    odd = differences(read_scores(run)["protocol"], read_scores(other)["protocol"])
+    require_two(run, other, names)
+    both = read_scores(run), read_scores(other)
+    odd = differences(both[0]["protocol"], both[1]["protocol"])
     if odd and not force:
         remedy = "score both again in one way, or compare them anyway with --force"
         raise ValueError(f"{run} and {other} were not scored alike: {'; '.join(odd)}; {remedy}")
@@ -64,7 +70,10 @@ def compare(ours: Side, theirs: Side, force: bool) -> dict[str, Row]:
     rows = paired(*(pick_pictures(side, name, sides) for side, name in zip(sides, names, strict=True)))
     title = [f"{folder.resolve().name} {name}" for folder, name in zip((run, other), names, strict=True)]
     print_comparison(rows, title)
-    protocols = [identify(read_scores(folder)["protocol"]) for folder in (run, other)]
+    print_folder_metrics(*(stored["rows"][name] for stored, name in zip(both, names, strict=True)))
+    assumed = ", equal names taken for equal pictures" if odd else ""
+    print(f"{len(set(sides[0][1]) & set(sides[1][1]))} pictures in common, compared one by one{assumed}")
+    protocols = [identify(stored["protocol"]) for stored in both]
     record = {"sides": title, "protocols": protocols, "not_alike": odd, "metrics": rows}
     checkpoint.write_json(run / "comparison.json", record)
     return rows
@@ -102,10 +111,18 @@ def print_comparison(rows: Mapping[str, Row], title: list[str]) -> None:
         print(line if low is None else f"{line}   {low:.3g} to {high:.3g}, {verdict(metric, low, high)}")
 
 
+def print_folder_metrics(ours: Row, theirs: Row) -> None:
+    """Print FID and KID, which no picture has alone, where both sides have them."""
+    for metric in ("fid", "kid"):
+        a, b = ours.get(metric), theirs.get(metric)
+        if isinstance(a, float) and isinstance(b, float):
+            print(f"{metric:<20}{a:>10.4g}{b:>10.4g}{a - b:>10.3g}   of folders: no interval")
+
+
 def verdict(metric: str, low: float, high: float) -> str:
     """Return which side an interval of A - B shows to be better."""
     if low <= 0 <= high:
         return "no difference shown"
-    if DIRECTIONS[metric] not in ("higher", "lower"):
+    if DIRECTIONS[metric] not in ("higher", "lower") or metric.startswith("s0_"):
         return "they differ"
     return "A is better" if (low > 0) == (DIRECTIONS[metric] == "higher") else "B is better"

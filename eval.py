@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -37,21 +37,22 @@ from data import ImageSet, open_split
 from images import read_image, recompress
 from judges import Judges, open_judges
 from metrics import DIRECTIONS, Pictures
-from protocol import Protocol, describe_protocol
+from protocol import describe_protocol
 from report import write_report
 from scores import (
     CEILINGS,
     FLOORS,
     PerImage,
     Row,
+    earlier_rows,
+    earlier_scores,
     is_epoch,
     make_row,
     print_table,
-    read_per_image,
     read_scores,
     write_scores,
 )
-from test import batched, render_epoch, save_all
+from test import batched, render_epoch, save_all, write_references
 
 QUALITY = 90  # of the JPEG that is a ceiling
 CHUNK_PIXELS = {"cpu": 2**17, "cuda": 2**21}  # scored at a time by a thread; more leave the CPU's cache
@@ -70,14 +71,16 @@ def read_stamp(folder: Path) -> str:
 
 def render_missing(run: Path, epochs: list[int], images: ImageSet, device: torch.device) -> None:
     """Render what is missing of epochs, floors and ceilings, or is of other data or another checkpoint."""
+    write_references(run, images, read_run(run)["recipe"])
+    for folder in (run / "outputs").glob("*"):
+        odd = sorted(stems(folder) - set(images.stems))
+        if odd:
+            raise ValueError(f"{folder / odd[0]}.png belongs to no target ({len(odd)} such); delete it")
     for epoch in epochs:
         folder = checkpoint.outputs_path(run, epoch)
         current = read_stamp(folder) == checkpoint.stamp(run, epoch, images.key)
         if not current or stems(folder) != set(images.stems):
             render_epoch(run, epoch, images, device)
-        odd = sorted(stems(folder) - set(images.stems))
-        if odd:
-            raise ValueError(f"{folder / odd[0]}.png belongs to no target ({len(odd)} such); delete it")
     painters: dict[str, Callable[[Tensor], Tensor]] = {
         "gray": partial(color.recolor, a=0.0, b=0.0),
         "mean_ab": lambda target: color.recolor(target, *read_run(run)["mean_ab"]),
@@ -108,41 +111,41 @@ def read_outputs(folder: Path, names: Sequence[str], size: int) -> Tensor:
             raise ValueError(f"{error}; delete it, and it is rendered again") from None
         if picture.shape[:2] != (size, size):
             found = f"{picture.shape[1]} x {picture.shape[0]}"
-            raise ValueError(f"{folder / name}.png is {found} px, its target {size} x {size}; delete it")
+            raise ValueError(
+                f"{folder / name}.png is {found} px, not {size} x {size}; delete it, and it is rendered again"
+            )
         pictures.append(torch.from_numpy(picture))
     return torch.stack(pictures).permute(0, 3, 1, 2).contiguous()
 
 
 def score_chunk(
-    ids: list[int],
-    folders: dict[str, Path],
-    images: ImageSet,
-    size: int,
-    judges: Judges,
-    device: torch.device,
+    ids: list[int], folders: dict[str, Path], images: ImageSet, size: int, judges: Judges
 ) -> tuple[bytes, dict[str, dict[str, list[float]]]]:
     """Return a digest of some true pictures, and row -> metric -> the scores of what was made of them."""
     _, rgb = images.gather(ids, size)
     digest = b"".join(hashlib.sha256(picture.contiguous().numpy()).digest() for picture in rgb)
-    labels = None if judges.labels is None else judges.labels[ids].to(device)
-    target = Pictures(rgb.contiguous().to(device), labels)
+    labels = None if judges.labels is None else judges.labels[ids].to(judges.device)
+    target = Pictures(rgb.contiguous().to(judges.device), labels)
     scores = {}
     with torch.inference_mode():
         for name, folder in folders.items():
             output, metrics = target, judges.of_truth
             if name != "truth":
-                output = Pictures(read_outputs(folder, [images.stems[i] for i in ids], size).to(device))
-                metrics = judges.per_image
+                rgb = read_outputs(folder, [images.stems[i] for i in ids], size)
+                output, metrics = Pictures(rgb.to(judges.device)), judges.per_image
             scores[name] = {key: metric(target, output).tolist() for key, metric in metrics.items()}
     return digest, scores
 
 
 @contextmanager
 def one_thread_each(device: torch.device) -> Iterator[ThreadPoolExecutor]:
-    """Yield a pool of threads that share the cores: on the CPU, torch must not start more in each of them."""
+    """Yield a pool of threads that share the cores, of which torch must not start more in each on the CPU.
+
+    On CUDA two: one reads files while the other computes, and what both hold fits a small card.
+    """
     before = torch.get_num_threads()
     limit = {"initializer": torch.set_num_threads, "initargs": (1,)} if device.type == "cpu" else {}
-    with ThreadPoolExecutor(os.cpu_count(), **limit) as pool:
+    with ThreadPoolExecutor(os.cpu_count() if device.type == "cpu" else 2, **limit) as pool:
         try:
             yield pool
         finally:
@@ -150,18 +153,18 @@ def one_thread_each(device: torch.device) -> Iterator[ThreadPoolExecutor]:
 
 
 def score_pictures(
-    folders: dict[str, Path], images: ImageSet, size: int, judges: Judges, device: torch.device
+    folders: dict[str, Path], images: ImageSet, size: int, judges: Judges
 ) -> tuple[PerImage, list[bytes]]:
     """Return the per-image scores of folders of outputs, by row, and digests of the truth.
 
     Every true picture is read, converted and looked at once for all rows; what is held at a time does not
     depend on the number of pictures.
     """
-    count = max(1, CHUNK_PIXELS.get(device.type, 2**17) // size**2)
+    count = max(1, CHUNK_PIXELS[judges.device.type] // size**2)
     chunks = [list(range(i, min(i + count, len(images)))) for i in range(0, len(images), count)]
-    work = partial(score_chunk, folders=folders, images=images, size=size, judges=judges, device=device)
+    work = partial(score_chunk, folders=folders, images=images, size=size, judges=judges)
     parts, digests = [], []
-    with one_thread_each(device) as pool:
+    with one_thread_each(judges.device) as pool:
         bar = tqdm(pool.map(work, chunks), "scoring", len(chunks), leave=False, disable=None)
         for digest, scores in bar:
             digests.append(digest)
@@ -174,36 +177,13 @@ def score_folders(run: Path, rows: dict[str, Row], images: ImageSet, judges: Jud
     """Add to every row what compares a whole folder with the targets, FID and KID, or why it cannot."""
     if judges.inception is not None:
         truth = judges.inception.features([run / "targets" / f"{stem}.png" for stem in images.stems])
-        for name in [name for name in rows if name != "truth"]:
+        names = [name for name in rows if name != "truth"]
+        for name in tqdm(names, "features", leave=False, disable=None):
             files = [run / "outputs" / name / f"{stem}.png" for stem in images.stems]
             features = judges.inception.features(files)
             rows[name] |= {key: metric(truth, features) for key, metric in judges.per_folder.items()}
     for row in rows.values():
         row |= judges.missing
-
-
-def earlier(
-    run: Path, epochs: list[int], key: str, protocol: Protocol, scored: dict[str, Row], stored: dict[str, Any]
-) -> tuple[dict[str, Row], PerImage]:
-    """Return the rows of epochs that are not scored now, where they are of this data, protocol and metrics.
-
-    Args:
-        stored: what scores.json held before.
-    """
-    others = {checkpoint.epoch_path(run, n).stem: n for n in checkpoint.saved_epochs(run) if n not in epochs}
-    rows = {name: row for name, row in stored["rows"].items() if name in others}
-    wanted = next(row for name, row in scored.items() if is_epoch(name))
-    kept = {
-        name: row
-        for name, row in rows.items()
-        if row.get("stamp") == checkpoint.stamp(run, others[name], key)
-        and row.keys() == wanted.keys()
-        and stored["protocol"] == protocol
-    }
-    if len(kept) < len(rows):
-        odd = " ".join(str(others[name]) for name in rows if name not in kept)
-        print(f"dropped earlier scores of epochs {odd}: of other checkpoints, data, versions or metrics")
-    return kept, read_per_image(run, list(kept))[0] if kept else {}
 
 
 def evaluate(
@@ -212,24 +192,26 @@ def evaluate(
     """Score epochs, floors and ceilings of a run, write all score files and the report; returns the rows."""
     recipe = read_run(run)["recipe"]
     stored = read_scores(run) if (run / "scores.json").exists() else {"rows": {}}
+    kept = earlier_rows(run, epochs, images.key, stored)
     render_missing(run, epochs, images, device)
     numbers = {checkpoint.epoch_path(run, epoch).stem: epoch for epoch in epochs}
     names = [*FLOORS, *(c for c in CEILINGS if c != "truth" or judges.of_truth), *numbers]
     folders = {name: run / "outputs" / name for name in names}
-    per_image, digests = score_pictures(folders, images, recipe["size"], judges, device)
-    rows = {name: make_row(per_image[name], images.stems, name) for name in names}
-    score_folders(run, rows, images, judges)
+    with torch.backends.cudnn.flags(enabled=True, benchmark=False, allow_tf32=False):  # equal everywhere
+        per_image, digests = score_pictures(folders, images, recipe["size"], judges)
+        rows = {name: make_row(per_image[name], images.stems, name) for name in names}
+        score_folders(run, rows, images, judges)
     for name, epoch in numbers.items():
         rows[name]["stamp"] = checkpoint.stamp(run, epoch, images.key)
     protocol = describe_protocol(recipe, images.stems, digests, judges.hashes)
-    kept, kept_scores = earlier(run, epochs, images.key, protocol, rows, stored)
-    rows, per_image = rows | kept, per_image | kept_scores
+    rows, per_image = rows | kept, per_image | earlier_scores(run, kept, protocol, rows, stored)
     order = sorted(rows, key=lambda name: (is_epoch(name), is_epoch(name) and int(name[6:])))
     rows, per_image = {name: rows[name] for name in order}, {name: per_image[name] for name in order}
     metric = recipe.get("metric", Recipe.metric)
-    write_scores(run, rows, per_image, images.stems, protocol, metric, judges.notes)
+    notes = [*judges.notes, *(f"skipped {sentence}" for sentence in images.bad)]
+    write_scores(run, rows, per_image, images.stems, protocol, metric, notes)
     print_table(rows, metric)
-    for note in judges.notes:
+    for note in notes:
         print(note)
     print(f"scores: {run / 'scores.csv'}, report: {write_report(run)}")
     return rows
@@ -277,12 +259,12 @@ def main(
     epochs = choose_epochs(folder, epoch, all_epochs)
     images = open_split(read_run(folder), data, "test", CACHE)
     size = read_run(folder)["recipe"]["size"]
-    judges = open_judges(metric or [], images, size, classifier, Path(weights) if weights else None, on)
-    rows = evaluate(folder, epochs, images, judges, on)
+    scorer = on if on.type == "cuda" else torch.device("cpu")  # MPS has no float64
+    judges = open_judges(metric or [], images, size, classifier, Path(weights) if weights else None, scorer)
     for name in metric or []:
         if name in judges.missing:
             raise ValueError(f"{name} {judges.missing[name]}")
-    return rows
+    return evaluate(folder, epochs, images, judges, on)
 
 
 if __name__ == "__main__":

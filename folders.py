@@ -23,6 +23,7 @@ from datasets import Blob, Entry, find_named, open_archive, open_named
 from images import Array, find_images, read_image
 
 DEMO = "demo"
+SALT = 42  # of the hash that holds pictures out
 PAIR_FOLDERS = (("targets", "inputs"), ("color", "sketch"))  # (colour, sketch)
 
 Picture = Path | int | Blob | Entry  # file, index of a demo scene, or a place in an archive or data set
@@ -50,13 +51,14 @@ def list_items(data: str, recipe: Mapping[str, Any], cache: Path) -> dict[str, l
 
     Args:
         data: folder, .tar or .npz file, demo, or a torchvision data set.
-        recipe: fields val_fraction, limit and seed of config.Recipe.
+        recipe: fields val_fraction and limit of config.Recipe. The seed has no say, so that runs of other
+            seeds, and classifiers, hold out the same pictures.
         cache: where a data set by name is downloaded to.
 
     Raises:
         ValueError: no such data, no image, pairs without partners, or too few images to split.
     """
-    tree, seed = open_tree(data, cache), recipe["seed"]
+    tree = open_tree(data, cache)
     parts = {
         split: {
             name.split("/", 1)[1]: picture for name, picture in tree.items() if name.startswith(f"{split}/")
@@ -68,8 +70,8 @@ def list_items(data: str, recipe: Mapping[str, Any], cache: Path) -> dict[str, l
     where = {split: f"{data}/{split}" if len(parts) > 1 else data for split in parts}
     splits = {split: find_items(part, where[split]) for split, part in parts.items() if part}
     if "val" not in splits:
-        splits["train"], splits["val"] = hold_out(splits["train"], recipe["val_fraction"], seed)
-    splits = {split: pick(items, recipe["limit"], seed) for split, items in splits.items()}
+        splits["train"], splits["val"] = hold_out(splits["train"], recipe["val_fraction"], SALT)
+    splits = {split: pick(items, recipe["limit"], SALT) for split, items in splits.items()}
     return {"test": splits["val"], **splits}
 
 

@@ -103,7 +103,10 @@ def choose_epochs(epochs: Sequence[int], best: int) -> list[int]:
 
 def encode(path: Path, side: int, quality: int) -> Picture:
     """Return a picture as a data URI, its width and its height, the longer at most `side`."""
-    picture = read_image(path)
+    try:
+        picture = read_image(path)
+    except ValueError as error:
+        raise ValueError(f"{error}; delete it, and eval.py renders it again") from None
     height, width = picture.shape[:2]
     scale = min(1.0, side / max(height, width))
     lossless = max(height, width) <= SMALL and (side, quality) == STEPS[0]

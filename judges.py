@@ -19,16 +19,17 @@ NEEDS_CLASSIFIER = (
     "and name its run with --classifier"
 )
 
+FolderMetric = Callable[[perceptual.Features, perceptual.Features], float | str]
+
 
 @dataclass
 class Judges:
     """Every metric that can be computed, ready to use, and a sentence for every other one."""
 
+    device: torch.device
     per_image: dict[str, Metric] = field(default_factory=dict)
     of_truth: dict[str, Metric] = field(default_factory=dict)  # those of which the truth's own score is news
-    per_folder: dict[str, Callable[[perceptual.Features, perceptual.Features], float]] = field(
-        default_factory=dict
-    )
+    per_folder: dict[str, FolderMetric] = field(default_factory=dict)
     inception: Inception | None = None
     labels: Tensor | None = None  # (N,) int64, the pictures' classes, for the classifier
     missing: dict[str, str] = field(default_factory=dict)  # metric -> "unavailable: ..."
@@ -55,7 +56,7 @@ def open_judges(
     Raises:
         ValueError: the classifier cannot be used on these pictures.
     """
-    judges = Judges()
+    judges = Judges(device)
     if classifier is not None:
         add_classifier(judges, images, classifier, device)
     for name in DIRECTIONS:
@@ -98,7 +99,7 @@ def add_metric(
                 judges.per_image[name] = LPIPS(name.removeprefix("lpips_"), weights, device, download)
             else:
                 judges.inception = judges.inception or Inception(weights, device, download)
-                judges.per_folder[name] = {"fid": perceptual.fid, "kid": perceptual.kid}[name]
+                judges.per_folder[name] = {"fid": perceptual.FID(), "kid": perceptual.kid}[name]
         except ValueError as error:
             fetch = "" if download or weights else f"; or have it downloaded: --metric {name}"
             return f"unavailable: {error}{fetch}"

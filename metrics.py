@@ -7,7 +7,6 @@ that all epochs share what does not change: the truth.
 
 import math
 from collections.abc import Callable
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -45,7 +44,10 @@ LEAST = {"ssim": WINDOW, "s0_ssim": WINDOW, "ms_ssim": TAPS * 2 ** (len(SCALE_WE
 
 
 class Pictures:
-    """A batch of pictures and what metrics need of them, each computed when it is first asked for."""
+    """A batch of pictures and what metrics need of them, each computed when it is first asked for.
+
+    Not with functools.cached_property, which before Python 3.12 lets one thread at a time compute.
+    """
 
     def __init__(
         self, rgb: Tensor, labels: Tensor | None = None, precision: torch.dtype = torch.float32
@@ -66,39 +68,47 @@ class Pictures:
             self.kept[name] = compute()
         return self.kept[name]
 
-    @cached_property
+    @property
     def lab(self) -> Tensor:
         """(N, 3, H, W) float32, CIELAB."""
-        return color.rgb_to_lab(color.rgb01(self.rgb))
+        return self.keep("lab", lambda: color.rgb_to_lab(color.rgb01(self.rgb)))
 
-    @cached_property
+    @property
     def centred(self) -> Tensor:
         """(N, 3, H, W) levels in [-128, 127], of which sums of squares are exact in float32."""
-        return self.rgb.to(self.precision).sub_(128.0)
+        return self.keep("centred", lambda: self.rgb.to(self.precision).sub_(128.0))
 
-    @cached_property
+    @property
     def squares(self) -> Tensor:
         """(N, 3, H, W), of the centred levels."""
-        return self.centred.square()
+        return self.keep("squares", self.centred.square)
 
-    @cached_property
+    @property
     def means(self) -> Tensor:
         """(N, 3, H-6, W-6), of the centred levels in SSIM's windows."""
-        return window_sums(self.centred).div_(WINDOW**2)
+        return self.keep("means", lambda: window_sums(self.centred).div_(WINDOW**2))
 
-    @cached_property
+    @property
     def colorfulness(self) -> Tensor:
         """(N,) float64; see images.colorfulness."""
-        pictures = self.rgb.permute(0, 2, 3, 1).cpu().numpy()
-        values = [images.colorfulness(picture) for picture in pictures]
-        return torch.tensor(values, dtype=torch.float64, device=self.rgb.device)
 
-    @cached_property
+        def compute() -> Tensor:
+            pictures = self.rgb.permute(0, 2, 3, 1).cpu().numpy()
+            values = [images.colorfulness(picture) for picture in pictures]
+            return torch.tensor(values, dtype=torch.float64, device=self.rgb.device)
+
+        return self.keep("colorfulness", compute)
+
+    @property
     def gray(self) -> "Pictures":
         """The same in gray (N, 1, H, W), rounded as Pillow's convert("L") does; its range may be tiny."""
-        weights = torch.tensor([19595, 38470, 7471], device=self.rgb.device, dtype=torch.int32)
-        gray = (self.rgb.int() * weights.view(1, 3, 1, 1)).sum(1, keepdim=True, dtype=torch.int32)
-        return Pictures(((gray + 2**15) >> 16).to(torch.uint8), precision=torch.float64)
+
+        def compute() -> Pictures:
+            red, green, blue = self.rgb.int().split(1, 1)
+            gray = (19595 * red + 38470 * green + 7471 * blue + 2**15) >> 16
+            return Pictures(gray.to(torch.uint8), precision=torch.float64)
+
+        return self.keep("gray", compute)
 
 
 Metric = Callable[[Pictures, Pictures], Tensor]  # (truth, output) -> (N,) float64

@@ -119,15 +119,25 @@ def moments(features: Features) -> tuple[NDArray[np.float64], NDArray[np.float64
     return mean, covariance / (len(features) - 1)
 
 
-def fid(targets: Features, outputs: Features) -> float:
-    """Return the Frechet Inception distance, from 0, lower is better; biased upwards on few pictures.
+class FID:
+    """Frechet Inception distance to the truth, from 0, lower is better; biased upwards on few pictures.
 
     Source: Heusel et al., arXiv 1706.08500; the distance is clean-fid's.
     """
-    return float(clean_fid.frechet_distance(*moments(targets), *moments(outputs)))
+
+    def __init__(self) -> None:
+        self.truth: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None
+
+    def __call__(self, targets: Features, outputs: Features) -> float | str:
+        """Return the distance, or a sentence why there is none; the targets' moments are computed once."""
+        self.truth = self.truth or moments(targets)
+        try:
+            return max(0.0, float(clean_fid.frechet_distance(*self.truth, *moments(outputs))))
+        except ValueError as error:  # of the square root of a matrix
+            return f"unavailable: the features' covariances have no distance ({error}); test on more images"
 
 
-def kid(targets: Features, outputs: Features) -> float:
+def kid(targets: Features, outputs: Features) -> float | str:
     """Return the kernel Inception distance, about 0 for equal distributions, lower is better; unbiased.
 
     Source: Binkowski et al., arXiv 1801.01401; the distance is clean-fid's, its random subsets made the same

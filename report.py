@@ -70,6 +70,8 @@ def curve(scores: Scores, metric: str) -> str:
         return ""
     values = {epoch: number(row, metric) or 0.0 for epoch, row in ours.items()}
     others = {name: row for name, row in all_rows(scores).items() if not is_epoch(name)}
+    if metric.startswith("s0_"):  # blind to colour, it puts the floors above the ceiling
+        others.pop("jpeg90", None)
     floors = {title(name): number(row, metric) for name, row in others.items()}
     floors = {name: value for name, value in floors.items() if value is not None}
     ends = [(number(row, f"{metric}_low"), number(row, f"{metric}_high")) for row in ours.values()]

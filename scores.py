@@ -18,7 +18,7 @@ import checkpoint
 from atomic import replacing
 from metrics import DIRECTIONS
 from plots import plot_scores
-from protocol import Protocol, identify
+from protocol import Protocol, differences, identify
 from stats import Scores, summarise
 
 FORMAT = "tinct-scores-1"
@@ -63,6 +63,15 @@ def best_epochs(rows: Mapping[str, Row]) -> dict[str, str]:
     }
 
 
+def undecided(per_image: PerImage, best: str | None, metric: str) -> list[str]:
+    """Return the epochs whose difference from the best, picture by picture, is not shown to be one."""
+    ours = {name: scores[metric] for name, scores in per_image.items() if is_epoch(name) and metric in scores}
+    if best not in ours or DIRECTIONS[metric] not in ("higher", "lower") or len(ours[best]) < 2:
+        return []
+    intervals = {name: summarise({"": scores - ours[best]}) for name, scores in ours.items() if name != best}
+    return [name for name, interval in intervals.items() if interval["_low"] <= 0 <= interval["_high"]]
+
+
 def read_scores(run: Path) -> dict[str, Any]:
     """Return a run's scores.json. Raises ValueError where it is missing, damaged or of another version."""
     path = run / "scores.json"
@@ -70,7 +79,9 @@ def read_scores(run: Path) -> dict[str, Any]:
         raise ValueError(f"no scores in {run}: python eval.py --all-epochs --run {quote(str(run))}")
     try:
         stored = json.loads(path.read_text())
-        kinds = {"metric": str, "best": dict, "directions": dict, "protocol": dict, "notes": list}
+        kinds = {
+            "metric": str, "best": dict, "ties": list, "directions": dict, "protocol": dict, "notes": list
+        }  # fmt: skip
         sound = stored["format"] == FORMAT and all(isinstance(row, dict) for row in stored["rows"].values())
         sound = sound and all(isinstance(stored[key], kind) for key, kind in kinds.items())
     except (ValueError, KeyError, TypeError, AttributeError):
@@ -87,27 +98,73 @@ def read_per_image(run: Path, names: Sequence[str]) -> tuple[PerImage, list[str]
         ValueError: they are missing or damaged.
     """
     path = run / "scores_per_image.csv"
-    found: dict[str, list[dict[str, str]]] = {name: [] for name in names}
+    found: dict[str, dict[str, list[float]]] = {name: {} for name in names}
+    stems: dict[str, list[str]] = {name: [] for name in names}
+    protocols = set()
     try:
         with open(path, newline="", encoding="utf-8") as file:
             for line in csv.DictReader(file):
-                if line["name"] in found:
-                    found[line["name"]].append(line)
-        scores = {
-            name: {
-                metric: np.array([float(line[metric]) for line in lines])
-                for metric in lines[0]
-                if metric not in ("name", "stem", "protocol") and lines[0][metric]
-            }
-            for name, lines in found.items()
-        }
-        stems = {tuple(line["stem"] for line in lines) for lines in found.values()}
-        rows = read_scores(run)["rows"]
-        if any(rows[name]["images"] != len(lines) for name, lines in found.items()):
-            raise ValueError("pictures are missing")
-        return scores, list(*stems)
+                name, stem, identity = (line.pop(key) for key in ("name", "stem", "protocol"))
+                if name in found:
+                    stems[name].append(stem)
+                    protocols.add(identity)
+                    for metric in [metric for metric, cell in line.items() if cell]:
+                        found[name].setdefault(metric, []).append(float(line[metric]))
+        stored = read_scores(run)
+        for name in names:
+            counts = {len(values) for values in (stems[name], *found[name].values())}
+            if counts != {stored["rows"][name]["images"]} or stems[name] != stems[names[0]]:
+                raise ValueError("pictures are missing")
+        if protocols != {identify(stored["protocol"])}:
+            raise ValueError("they are of another evaluation")
+        scores = {name: {metric: np.array(v) for metric, v in found[name].items()} for name in names}
+        return scores, stems[names[0]]
     except (OSError, KeyError, IndexError, ValueError, TypeError, csv.Error):
         raise ValueError(f"{path} is missing or damaged; score again with --all-epochs") from None
+
+
+def earlier_scores(
+    run: Path, rows: dict[str, Row], protocol: Protocol, scored: dict[str, Row], stored: dict[str, Any]
+) -> PerImage:
+    """Return the rows of epochs that are not scored now.
+
+    Args:
+        rows: those that scores.json held before.
+
+    Raises:
+        ValueError: they were scored in another way, so that they cannot stand beside the new ones.
+    """
+    wanted = next(row for name, row in scored.items() if is_epoch(name))
+    odd = differences(stored["protocol"], protocol) if rows else []
+    other = bool(rows) and stored["protocol"]["weights"] != protocol["weights"]
+    odd += ["other networks"] if other else []
+    odd += ["other metrics"] if any(row.keys() != wanted.keys() for row in rows.values()) else []
+    if odd:
+        raise ValueError(
+            f"other epochs of {run} were scored with {'; '.join(odd)}: score all again with --all-epochs"
+        )
+    return read_per_image(run, list(rows))[0] if rows else {}
+
+
+def earlier_rows(run: Path, epochs: list[int], key: str, stored: dict[str, Any]) -> dict[str, Row]:
+    """Return the rows of saved epochs that are not scored now.
+
+    Args:
+        key: of the pictures that are scored now.
+        stored: what scores.json holds.
+
+    Raises:
+        ValueError: they are of other data or another checkpoint; nothing has been done yet.
+    """
+    others = {checkpoint.epoch_path(run, n).stem: n for n in checkpoint.saved_epochs(run) if n not in epochs}
+    rows = {name: row for name, row in stored["rows"].items() if name in others}
+    for name, row in rows.items():
+        if row.get("stamp") != checkpoint.stamp(run, others[name], key):
+            raise ValueError(
+                f"epoch {others[name]} of {run} was scored on other data or has another checkpoint now: "
+                "score all again with --all-epochs"
+            )
+    return rows
 
 
 def write_scores(
@@ -139,7 +196,8 @@ def write_scores(
             values = [scores[c].tolist() if c in scores else [""] * len(stems) for c in columns]
             writer.writerows([name, *line, identity] for line in zip(stems, *values, strict=True))
     best = best_epochs(rows)
-    payload = {"format": FORMAT, "metric": metric, "best": best, "directions": DIRECTIONS}
+    ties = undecided(per_image, best.get(metric), metric)
+    payload = {"format": FORMAT, "metric": metric, "best": best, "ties": ties, "directions": DIRECTIONS}
     checkpoint.write_json(
         run / "scores.json", {**payload, "protocol": protocol, "notes": list(notes), "rows": rows}
     )
@@ -153,7 +211,7 @@ def references(metric: str, rows: Mapping[str, Row]) -> dict[str, float]:
     """Return the floors and ceilings of a metric, by name."""
     found = {
         name: rows[name][metric]
-        for name in (*FLOORS, *CEILINGS)
+        for name in (*FLOORS, *(CEILINGS if not metric.startswith("s0_") else ()))
         if isinstance(rows.get(name, {}).get(metric), float)
     }
     if metric == "colorfulness":

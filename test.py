@@ -26,6 +26,7 @@ from data import ImageSet, open_split
 from images import write_image
 
 BATCH = 16  # images per forward
+REFERENCES = ("inputs", "targets")
 
 
 def render_epoch(run: Path, epoch: int, images: ImageSet, device: torch.device) -> Path:
@@ -58,9 +59,13 @@ def check_finite(rgb: Tensor, names: list[str]) -> None:
 def write_references(run: Path, images: ImageSet, recipe: Mapping[str, Any]) -> None:
     """Write inputs/ and targets/, once per data set; what was rendered of another one is deleted."""
     stamp = run / "targets" / checkpoint.STAMP
-    if stamp.exists() and stamp.read_text() == images.key:
+    outputs = run.glob(f"outputs/*/{checkpoint.STAMP}")
+    stamps = [path.read_text() for path in (stamp, *outputs) if path.exists()]
+    same = bool(stamps) and {text.split(" ")[0] for text in stamps} == {images.key}
+    whole = all((run / part / f"{stem}.png").exists() for part in REFERENCES for stem in images.stems)
+    if same and whole and stamp.exists():
         return
-    for name in ("inputs", "targets", "outputs"):
+    for name in REFERENCES if same else (*REFERENCES, "outputs"):
         shutil.rmtree(run / name, ignore_errors=True)
     with ThreadPoolExecutor() as pool:
         for ids in batched(len(images)):

@@ -130,7 +130,7 @@ def best_words(scores: Scores) -> tuple[str, list[str]]:
 
 
 def comparisons(scores: Scores, metric: str, best: int) -> list[str]:
-    """Return how the best epoch stands to the baselines, the last epoch, and those within its interval."""
+    """Return how the best epoch stands to the baselines, the last epoch, and those it cannot be told from."""
     ours, row, sentences = epoch_rows(scores), epoch_rows(scores)[best], []
     for word in ("better", "worse"):
         names = [
@@ -144,13 +144,10 @@ def comparisons(scores: Scores, metric: str, best: int) -> list[str]:
     last = max(ours)
     if last != best and shown(scores, metric, ours[last]):
         sentences.append(f"The last epoch, {last}, has {shown(scores, metric, ours[last])}.")
-    low, high = number(row, f"{metric}_low"), number(row, f"{metric}_high")
-    if low is not None and high is not None:
-        values = {epoch: number(other, metric) for epoch, other in ours.items() if epoch != best}
-        near = [epoch for epoch, value in values.items() if value is not None and low <= value <= high]
-        which = "Epoch {} lies" if len(near) == 1 else "Epochs {} lie"
-        if near:
-            sentences.append(f"{which.format(listed(near))} within its interval: that order may be chance.")
+    if scores["ties"]:
+        near = [int(name.removeprefix("epoch_")) for name in scores["ties"]]
+        which = f"epoch{'s' * (len(near) > 1)} {listed(near)}"
+        sentences.append(f"Picture by picture, a difference from {which} is not shown: it may be chance.")
     return sentences
 
 

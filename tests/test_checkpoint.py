@@ -169,9 +169,18 @@ def test_choose_epochs_errors() -> None:
     with pytest.raises(ValueError, match=r"^no saved epoch in runs/x; .*train.py --resume --run runs/x$"):
         choose_epochs(RUN, None, False)
     save_epochs(10, 5)
-    for all_epochs in (False, True):
-        with pytest.raises(ValueError, match=r"^epoch 7 is not saved in runs/x; saved: 5 10$"):
-            choose_epochs(RUN, 7, all_epochs)
+    with pytest.raises(ValueError, match=r"^epoch 7 is not saved in runs/x; saved: 5 10$"):
+        choose_epochs(RUN, 7, False)
+
+
+@pytest.mark.parametrize("epoch", [5, "10", 7, "best", "soon", 0])
+def test_all_epochs_and_one_are_not_chosen_together(epoch: str | int) -> None:
+    save_epochs(10, 5)
+    checkpoint.write_json(RUN / "recipe.json", RECORD)
+    with pytest.raises(
+        ValueError, match=r"^--all-epochs and --epoch ask for different things; give one of them$"
+    ):
+        choose_epochs(RUN, epoch, True)
 
 
 @pytest.mark.parametrize("epoch", ["10", "0010", 10])

@@ -78,7 +78,8 @@ def test_two_epochs_of_one_run(capsys: pytest.CaptureFixture[str]) -> None:
     )  # of pairs: 0.2, not 3
     printed = capsys.readouterr().out.splitlines()
     assert printed[:2] == ["A: x epoch_0005", "B: x epoch_0010"]
-    assert [line.split()[0] for line in printed[3:]] == list(rows)
+    assert [line.split()[0] for line in printed[3:-1]] == list(rows)
+    assert printed[-1] == "20 pictures in common, compared one by one"
     assert printed[3].endswith(", B is better")
     assert printed[4].endswith(", B is better")  # lower
     assert printed[5].endswith(", they differ")

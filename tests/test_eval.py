@@ -38,7 +38,7 @@ from images import Array, colorfulness, read_image, write_image
 from judges import Judges
 from metrics import DIRECTIONS, PER_IMAGE, Pictures
 from perceptual import LPIPS
-from protocol import describe_protocol
+from protocol import describe_protocol, identify
 from recognition import build_classifier, save_classifier
 from scores import best_epochs
 from test import main as render
@@ -110,12 +110,6 @@ def numbers(rows: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
 def read_table(path: Path) -> list[dict[str, str]]:
     with open(path, newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
-
-
-def dropped(text: str) -> list[int]:
-    """Return the epochs that were said to be dropped."""
-    found = re.search(r"dropped earlier scores of epochs ([\d ]+): ", text)
-    return sorted(map(int, found[1].split())) if found else []
 
 
 def reference(target: Array, output: Array) -> dict[str, float]:
@@ -219,7 +213,7 @@ def test_what_is_printed(run: Path, capsys: pytest.CaptureFixture[str], no_drawi
     best = int(best_epochs(rows)["ciede2000"].removeprefix("epoch_"))
     assert f"best of 2 scored epochs by ciede2000 (lower): {best} with " in printed
     assert lines[-1] == f"scores: {run / 'scores.csv'}, report: {run / 'report.html'}"
-    assert "dropped" not in printed
+    assert "skipped" not in printed
     assert no_drawing == [run]
 
 
@@ -282,58 +276,77 @@ def test_a_classifier_of_other_classes_is_refused_before_any_work(fresh: Path, t
     assert not (fresh / "outputs").exists()
 
 
-def test_one_epoch_keeps_the_rows_of_the_others(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_epoch_keeps_the_rows_of_the_others(run: Path) -> None:
     before, stored = read_json(run)["rows"], (run / "scores_per_image.csv").read_text()
     for epoch in (1, 2):
         assert numbers(main(run=run, epoch=epoch, device="cpu")) == numbers(before)
         assert (run / "scores_per_image.csv").read_text() == stored
-    assert dropped(capsys.readouterr().out) == []
 
 
-def test_other_data_drops_the_rows_of_the_first(
-    run: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    rows = main(run=run, epoch=1, data=str(pictures / "train"), device="cpu")
-    assert list(rows) == [*BASE, "epoch_0001"]
-    assert dropped(capsys.readouterr().out) == [2]
+OTHER = (
+    r"^epoch {} of .*run was scored on other data or has another checkpoint now: score all again with --all"
+)
+MIXED = r"^other epochs of .*run were scored with {}: score all again with --all-epochs$"
+
+
+def snapshot(run: Path) -> dict[Path, tuple[bytes, int]]:
+    """Return every file of a run with its content and when it was written."""
+    return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in run.rglob("*") if path.is_file()}
+
+
+def test_scores_of_other_data_are_refused_before_anything_is_rendered(run: Path, pictures: Path) -> None:
+    before, data = snapshot(run), str(pictures / "train")
+    with pytest.raises(ValueError, match=OTHER.format(2)):
+        main(run=run, epoch=1, data=data, device="cpu")
+    assert snapshot(run) == before
+    rows = main(run=run, all_epochs=True, data=data, device="cpu")
+    assert list(rows) == ALL
+    assert rows["epoch_0002"]["images"] == read_json(run)["protocol"]["images"] == 1  # held out
     assert {line["name"] for line in read_table(run / "scores_per_image.csv")} == set(rows)
 
 
-def test_other_versions_drop_the_rows_of_the_first(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_scores_of_other_versions_are_refused(run: Path) -> None:
     stored = read_json(run)
     stored["protocol"]["versions"]["torch"] = "1.0"
     checkpoint.write_json(run / "scores.json", stored)
-    assert list(main(run=run, epoch=1, device="cpu")) == [*BASE, "epoch_0001"]
-    assert dropped(capsys.readouterr().out) == [2]
+    before = snapshot(run)
+    with pytest.raises(ValueError, match=MIXED.format(r"torch 1\.0 and [\w.+]+")):
+        main(run=run, epoch=1, device="cpu")
+    assert snapshot(run) == before
+    assert list(main(run=run, all_epochs=True, device="cpu")) == ALL
+    assert read_json(run)["protocol"]["versions"]["torch"] != "1.0"
 
 
-def test_other_metrics_drop_the_rows_of_the_first(
-    run: Path, classifier: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    rows = main(run=run, epoch=1, classifier=classifier, device="cpu")
-    assert list(rows) == [*BASE, "truth", "epoch_0001"]
-    assert dropped(capsys.readouterr().out) == [2]
-    assert list(main(run=run, epoch=2, device="cpu")) == [*BASE, "epoch_0002"]
-    assert dropped(capsys.readouterr().out) == [1]
+def test_scores_by_other_metrics_are_refused(run: Path, classifier: Path) -> None:
+    before = (run / "scores.json").read_bytes()
+    with pytest.raises(ValueError, match=MIXED.format("(other networks; )?other metrics")):
+        main(run=run, epoch=1, classifier=classifier, device="cpu")
+    assert (run / "scores.json").read_bytes() == before
+    rows = main(run=run, all_epochs=True, classifier=classifier, device="cpu")
+    assert list(rows) == [*BASE, "truth", "epoch_0001", "epoch_0002"]
+    before = (run / "scores.json").read_bytes()
+    with pytest.raises(ValueError, match=MIXED.format("(other networks; )?other metrics")):
+        main(run=run, epoch=2, device="cpu")
+    assert (run / "scores.json").read_bytes() == before
+    assert list(main(run=run, all_epochs=True, device="cpu")) == ALL
 
 
-def test_a_checkpoint_written_again_is_rendered_again(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_checkpoint_written_again_is_rendered_again(run: Path) -> None:
     first = read_json(run)["rows"]
     shutil.copy(checkpoint.epoch_path(run, 2), checkpoint.epoch_path(run, 1))
-    assert list(main(run=run, epoch=2, device="cpu")) == [*BASE, "epoch_0002"]
-    assert dropped(capsys.readouterr().out) == [1]
+    before = snapshot(run)
+    with pytest.raises(ValueError, match=OTHER.format(1)):
+        main(run=run, epoch=2, device="cpu")
+    assert snapshot(run) == before
     again = main(run=run, all_epochs=True, device="cpu")
     assert again["epoch_0001"]["psnr_db"] == first["epoch_0002"]["psnr_db"] != first["epoch_0001"]["psnr_db"]
 
 
-def test_dropped_epochs_are_named_in_order(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    stored = read_json(run)
-    for epoch in range(3, 13):
-        os.link(checkpoint.epoch_path(run, 2), checkpoint.epoch_path(run, epoch))
-        stored["rows"][f"epoch_{epoch:04d}"] = {"stamp": ""}
-    checkpoint.write_json(run / "scores.json", stored)
-    main(run=run, epoch=2, device="cpu")
-    assert "dropped earlier scores of epochs 3 4 5 6 7 8 9 10 11 12: " in capsys.readouterr().out
+def test_an_epoch_whose_own_checkpoint_was_written_again_is_scored_alone(run: Path) -> None:
+    first = read_json(run)["rows"]
+    shutil.copy(checkpoint.epoch_path(run, 2), checkpoint.epoch_path(run, 1))
+    rows = main(run=run, epoch=1, device="cpu")
+    assert rows["epoch_0001"]["psnr_db"] == rows["epoch_0002"]["psnr_db"] == first["epoch_0002"]["psnr_db"]
 
 
 def test_rows_of_epochs_that_are_gone_are_not_kept(run: Path) -> None:
@@ -347,12 +360,23 @@ def test_what_was_rendered_of_other_data_is_not_scored_as_the_runs_own(run: Path
     assert numbers(main(run=run, epoch=1, device="cpu")) == numbers(own)
 
 
-@pytest.mark.parametrize("missing", ["stamp", "ms_ssim", "ssim_low"])
-def test_a_row_that_lacks_something_is_dropped(run: Path, missing: str) -> None:
+@pytest.mark.parametrize(
+    ("missing", "sentence"),
+    [
+        ("stamp", OTHER.format(2)),
+        ("ms_ssim", MIXED.format("other metrics")),
+        ("ssim_low", MIXED.format("other metrics")),
+    ],
+)
+def test_a_row_that_lacks_something_is_refused(run: Path, missing: str, sentence: str) -> None:
     stored = read_json(run)
     del stored["rows"]["epoch_0002"][missing]
     checkpoint.write_json(run / "scores.json", stored)
-    assert list(main(run=run, epoch=1, device="cpu")) == [*BASE, "epoch_0001"]
+    before = (run / "scores.json").read_bytes()
+    with pytest.raises(ValueError, match=sentence):
+        main(run=run, epoch=1, device="cpu")
+    assert (run / "scores.json").read_bytes() == before
+    assert missing in main(run=run, epoch=2, device="cpu")["epoch_0002"]
 
 
 @pytest.mark.parametrize("content", ["", "{", '{"best": {}}'])
@@ -431,18 +455,53 @@ def test_missing_output_is_rendered_again(run: Path, folder: str) -> None:
 def test_output_of_another_size_is_named(run: Path) -> None:
     write_image(run / "outputs/epoch_0001/a__p13.png", np.zeros((16, 24, 3), np.uint8))
     with pytest.raises(
-        ValueError, match=r"epoch_0001/a__p13\.png is 24 x 16 px, its target 32 x 32; delete it$"
+        ValueError, match=r"epoch_0001/a__p13\.png is 24 x 16 px, not 32 x 32; delete it, and it is rend"
     ):
         main(run=run, epoch=1, device="cpu")
 
 
-def test_output_without_a_target_is_named(run: Path) -> None:
+@pytest.mark.parametrize("folder", [*BASE, "epoch_0001"])
+def test_output_without_a_target_is_named(run: Path, folder: str) -> None:
     for name in ("y", "x"):
-        write_image(run / f"outputs/epoch_0001/{name}.png", np.zeros((32, 32, 3), np.uint8))
+        write_image(run / f"outputs/{folder}/{name}.png", np.zeros((32, 32, 3), np.uint8))
     with pytest.raises(
-        ValueError, match=r"outputs/epoch_0001/x\.png belongs to no target \(2 such\); delete it$"
+        ValueError, match=rf"outputs/{folder}/x\.png belongs to no target \(2 such\); delete it$"
     ):
         main(run=run, epoch=1, device="cpu")
+
+
+@pytest.mark.parametrize("part", ["inputs", "targets"])
+@pytest.mark.parametrize("deleted", ["all", "one"])
+def test_deleted_inputs_and_targets_are_rendered_again(run: Path, part: str, deleted: str) -> None:
+    rows = read_json(run)["rows"]
+    folders = [run / "inputs", run / "targets", *(run / "outputs" / name for name in [*BASE, "epoch_0001"])]
+    before = {path: path.read_bytes() for folder in folders for path in folder.iterdir()}
+    if deleted == "all":
+        shutil.rmtree(run / part)
+    else:
+        (run / part / "a__p13.png").unlink()
+    assert numbers(main(run=run, epoch=1, device="cpu")) == numbers(rows)
+    assert {path: path.read_bytes() for folder in folders for path in folder.iterdir()} == before
+
+
+@pytest.mark.parametrize("part", ["inputs", "targets"])
+def test_an_incomplete_folder_costs_no_outputs(run: Path, part: str) -> None:
+    before = snapshot(run / "outputs")
+    (run / part / "b__p14.png").unlink()
+    main(run=run, epoch=1, device="cpu")
+    assert snapshot(run / "outputs") == before
+
+
+def test_pictures_that_could_not_be_read_are_named(
+    run: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = Path(shutil.copytree(pictures, tmp_path / "data"))
+    (data / "val/a/broken.png").write_bytes(b"hello")
+    rows = main(run=run, all_epochs=True, data=str(data), device="cpu")
+    assert rows["gray"]["images"] == 4
+    (note,) = (note for note in read_json(run)["notes"] if note.startswith("skipped "))
+    assert "val/a/broken.png" in note
+    assert note in capsys.readouterr().out.splitlines()
 
 
 @pytest.mark.parametrize("folder", ["gray", "epoch_0001"])
@@ -498,7 +557,7 @@ def test_an_unknown_metric_is_refused_with_the_closest_name(fresh: Path) -> None
     assert not (fresh / "outputs").exists()
 
 
-def test_a_metric_that_was_asked_for_and_is_missing_fails_after_the_others(
+def test_a_metric_that_was_asked_for_and_is_missing_fails_before_any_work(
     fresh: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     addresses: list[str] = []
@@ -513,10 +572,8 @@ def test_a_metric_that_was_asked_for_and_is_missing_fails_after_the_others(
     ):
         main(run=fresh, all_epochs=True, metric=["psnr_db", "lpips_alex"], device="cpu")
     assert addresses == [features.WEIGHTS["alexnet"]]  # and no other
-    stored = read_json(fresh)
-    assert list(stored["rows"]) == ALL
-    assert "could not be downloaded" in stored["rows"]["gray"]["lpips_alex"]
-    assert set(stored["best"]) == set(COMPUTED)
+    assert not (fresh / "scores.json").exists()
+    assert not (fresh / "outputs").exists()
 
 
 def test_from_the_command_line_a_missing_metric_is_exit_code_2(run: Path, tmp_path: Path) -> None:
@@ -526,9 +583,32 @@ def test_from_the_command_line_a_missing_metric_is_exit_code_2(run: Path, tmp_pa
         cwd=tmp_path, capture_output=True, text=True, check=False, env={**os.environ, "TORCH_HOME": "hub"},
     )  # fmt: skip
     sentence = "ms_ssim unavailable: pictures of 32 px, at least 176 are needed"
-    assert (done.returncode, done.stderr) == (2, f"eval.py: {sentence}\n")
-    assert sentence in done.stdout.splitlines()
-    assert list(read_json(run)["rows"]) == [*BASE, "epoch_0002"]
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", f"eval.py: {sentence}\n")
+    assert not (run / "scores.json").exists()
+
+
+@pytest.mark.parametrize(("device", "scorer"), [("mps", "cpu"), ("cuda", "cuda"), ("cpu", "cpu")])
+def test_mps_renders_but_the_cpu_scores(
+    fresh: Path, device: str, scorer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[torch.device] = []
+
+    def note_scorer(*given: Any) -> Judges:
+        seen.append(given[-1])
+        return Judges(given[-1])
+
+    monkeypatch.setattr(evaluation, "pick_device", lambda _: torch.device(device))
+    monkeypatch.setattr(evaluation, "open_judges", note_scorer)
+    monkeypatch.setattr(evaluation, "evaluate", lambda *given: seen.append(given[-1]) or {})
+    assert main(run=fresh) == {}
+    assert seen == [torch.device(scorer), torch.device(device)]
+
+
+@pytest.mark.parametrize("epoch", ["1", "best"])
+def test_all_epochs_and_one_are_not_asked_for_together(fresh: Path, epoch: str) -> None:
+    with pytest.raises(ValueError, match=r"^--all-epochs and --epoch ask for different things; give one of"):
+        main(run=fresh, epoch=epoch, all_epochs=True, device="cpu")
+    assert not (fresh / "outputs").exists()
 
 
 @pytest.fixture
@@ -569,10 +649,30 @@ class FolderJudge:
         return np.array([[read_image(path).mean()] for path in files], np.float32)
 
 
+@pytest.mark.parametrize("first", [False, True])
+def test_epochs_with_and_without_fid_are_not_mixed(
+    run: Path, first: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = evaluation.open_judges
+
+    def with_fid(*given: Any) -> Judges:
+        judges = plain(*given)
+        judges.inception, judges.per_folder = FolderJudge(), {"fid": lambda *_: 3.0, "kid": lambda *_: 1.0}
+        judges.missing = {name: why for name, why in judges.missing.items() if name not in ("fid", "kid")}
+        judges.hashes["inception"] = "0" * 64
+        return judges
+
+    monkeypatch.setattr(evaluation, "open_judges", with_fid if first else plain)
+    main(run=run, all_epochs=True, device="cpu")
+    monkeypatch.setattr(evaluation, "open_judges", plain if first else with_fid)
+    with pytest.raises(ValueError, match=r"^other epochs of .*run were scored with "):
+        main(run=run, epoch=1, device="cpu")
+
+
 def test_folders_are_compared_with_the_truths(run: Path) -> None:
     images = open_split(checkpoint.read_run(run), None, "test", Path("cache"))
     judge = FolderJudge()
-    judges = Judges(per_folder={"fid": lambda a, b: float(np.abs(a - b).max())}, inception=judge)
+    judges = Judges(CPU, per_folder={"fid": lambda a, b: float(np.abs(a - b).max())}, inception=judge)
     judges.missing = {"kid": "unavailable: why"}
     rows: dict[str, dict[str, Any]] = {"gray": {}, "truth": {}, "epoch_0001": {}}
     score_folders(run, rows, images, judges)
@@ -597,7 +697,7 @@ def image_set(count: int, size: int, folder: Path) -> ImageSet:
     return ImageSet(stems, [""] * count, pixels.reshape(-1), index, 3, [], 0, "key")
 
 
-SIMPLE = Judges({name: PER_IMAGE[name] for name in COMPUTED})
+SIMPLE = Judges(CPU, {name: PER_IMAGE[name] for name in COMPUTED})
 
 
 @pytest.mark.parametrize("pixels", [1, 3 * 16**2, 10**6])
@@ -606,10 +706,10 @@ def test_chunks_and_threads_do_not_change_scores(pixels: int, monkeypatch: pytes
     folders = {"one": Path("o"), "other": Path("o")}
     monkeypatch.setattr(os, "cpu_count", lambda: 1)
     monkeypatch.setattr(evaluation, "CHUNK_PIXELS", {"cpu": 16**2})
-    expected, _ = score_pictures(folders, images, 16, SIMPLE, CPU)
+    expected, _ = score_pictures(folders, images, 16, SIMPLE)
     monkeypatch.setattr(os, "cpu_count", lambda: 4)
     monkeypatch.setattr(evaluation, "CHUNK_PIXELS", {"cpu": pixels})
-    found, others = score_pictures(folders, images, 16, SIMPLE, CPU)
+    found, others = score_pictures(folders, images, 16, SIMPLE)
     for name in folders:
         for metric in COMPUTED:
             assert found[name][metric].tolist() == pytest.approx(expected[name][metric].tolist(), rel=1e-9)
@@ -617,7 +717,7 @@ def test_chunks_and_threads_do_not_change_scores(pixels: int, monkeypatch: pytes
     assert len(others) == -(-11 // max(1, pixels // 16**2))
     order = np.random.default_rng(1).permutation(11)
     shuffled = dataclasses.replace(images, stems=[images.stems[i] for i in order], index=images.index[order])
-    found, _ = score_pictures(folders, shuffled, 16, SIMPLE, CPU)
+    found, _ = score_pictures(folders, shuffled, 16, SIMPLE)
     for metric in COMPUTED:
         expected_values = expected["one"][metric][order].tolist()
         assert found["one"][metric].tolist() == pytest.approx(expected_values, rel=1e-9)
@@ -653,10 +753,17 @@ def test_torch_gets_its_threads_back(damaged: bool) -> None:
     if damaged:
         Path("o/p001.png").write_bytes(b"hello")
         with pytest.raises(ValueError, match=r"^o/p001\.png: not an image"):
-            score_pictures({"o": Path("o")}, images, 16, SIMPLE, CPU)
+            score_pictures({"o": Path("o")}, images, 16, SIMPLE)
     else:
-        score_pictures({"o": Path("o")}, images, 16, SIMPLE, CPU)
+        score_pictures({"o": Path("o")}, images, 16, SIMPLE)
     assert torch_threads() == (2, 2)
+
+
+@pytest.mark.parametrize(("device", "workers"), [("cpu", 7), ("cuda", 2)])
+def test_a_gpu_is_shared_by_two_threads(device: str, workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 7)
+    with evaluation.one_thread_each(torch.device(device)) as pool:
+        assert pool._max_workers == workers
 
 
 @pytest.mark.parametrize("count", [8, 64])
@@ -682,8 +789,8 @@ def test_what_is_in_memory_does_not_grow_with_the_number_of_images(
     monkeypatch.setattr(evaluation, "Pictures", Counted)
     monkeypatch.setattr(evaluation, "CHUNK_PIXELS", {"cpu": 2 * 16**2})
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
-    judges = Judges({name: PER_IMAGE[name] for name in ("psnr_db", "ab_mse")})
-    score_pictures({"a": Path("o"), "b": Path("o")}, image_set(count, 16, Path("o")), 16, judges, CPU)
+    judges = Judges(CPU, {name: PER_IMAGE[name] for name in ("psnr_db", "ab_mse")})
+    score_pictures({"a": Path("o"), "b": Path("o")}, image_set(count, 16, Path("o")), 16, judges)
     # two threads, each with two true pictures and two outputs, and the outputs before while new ones are made
     assert 4 <= peak[0] <= 2 * (2 + 2 + 2)
     assert alive[0] == 0
@@ -695,15 +802,21 @@ def test_comparing_from_the_command(run: Path, capsys: pytest.CaptureFixture[str
     for metric in COMPUTED:
         assert rows[metric]["ours"] == pytest.approx(stored["epoch_0001"][metric])
         assert rows[metric]["theirs"] == pytest.approx(stored["epoch_0002"][metric])
-    assert capsys.readouterr().out.startswith("A: run epoch_0001\nB: run epoch_0002\n")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == ["A: run epoch_0001", "B: run epoch_0002"]
+    assert lines[-1] == "4 pictures in common, compared one by one"
     other = Path(shutil.copytree(run, run.parent / "other"))
     again = main(run=run, epoch=1, against=f"{other}:2", device="cpu")
     assert again == rows
     with pytest.raises(ValueError, match="would be compared with itself"):
         main(run=run, epoch=1, against="1", device="cpu")
-    stored = read_json(other)
+    stored, path = read_json(other), other / "scores_per_image.csv"
+    before = identify(stored["protocol"])
     stored["protocol"]["versions"]["torch"] = "1.0"
     checkpoint.write_json(other / "scores.json", stored)
+    path.write_text(path.read_text().replace(before, identify(stored["protocol"])))
     with pytest.raises(ValueError, match=r"were not scored alike: torch [\w.+]+ and 1\.0; .*--force$"):
         main(run=run, against=str(other), device="cpu")
+    capsys.readouterr()
     assert main(run=run, epoch=1, against=f"{other}:2", force=True, device="cpu") == rows
+    assert capsys.readouterr().out.endswith("compared one by one, equal names taken for equal pictures\n")

@@ -19,6 +19,7 @@ from perceptual import FEWEST
 from recognition import build_classifier, save_classifier
 
 CPU = torch.device("cpu")
+RNG = np.random.default_rng(0)
 SMALL = {name for name in PER_IMAGE if name != "ms_ssim"}  # what pictures of 32 px have without a network
 
 
@@ -150,12 +151,45 @@ def test_numbers_of_images_at_and_below_the_limit(metric: str, fewest: int) -> N
 @pytest.mark.usefixtures("inception")
 def test_fid_and_kid_share_a_network_and_few_images_are_noted() -> None:
     found = judge(images=image_set(300))
-    assert found.per_folder == {"fid": perceptual.fid, "kid": perceptual.kid}
+    assert list(found.per_folder) == ["fid", "kid"]
+    assert isinstance(found.per_folder["fid"], perceptual.FID)
+    assert found.per_folder["kid"] is perceptual.kid
     assert isinstance(found.inception, FakeInception)
     (note,) = found.notes
     assert note.startswith("fid of 300 images is biased upwards: compare it with fid of as many images only")
     assert "2,048" in note
     assert judge(images=image_set(2048)).notes == []
+
+
+@pytest.mark.usefixtures("inception")
+def test_every_evaluation_has_a_truth_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = (judge(images=image_set(300)).per_folder["fid"] for _ in range(2))
+    asked: list[int] = []
+    moments = perceptual.moments
+    monkeypatch.setattr(perceptual, "moments", lambda rows: asked.append(id(rows)) or moments(rows))
+    truth, others = np.float32(RNG.normal(size=(20, 3))), np.float32(RNG.normal(size=(2, 20, 3)))
+    for output in others:
+        assert first(truth, output) > 0
+    assert len(asked) == 3
+    assert asked.count(id(truth)) == 1
+    assert second(others[0], others[0]) == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.usefixtures("inception")
+def test_features_without_a_distance_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> float:
+        raise ValueError("Imaginary component 0.1")
+
+    monkeypatch.setattr(perceptual.clean_fid, "frechet_distance", refuse)
+    rows = np.float32(RNG.normal(size=(20, 3)))
+    sentence = judge(images=image_set(300)).per_folder["fid"](rows, rows)
+    assert str(sentence).startswith("unavailable: ")
+    assert "Imaginary component 0.1" in str(sentence)
+
+
+def test_judges_know_where_they_compute() -> None:
+    assert judge().device == CPU
+    assert open_judges([], image_set(), 32, None, None, torch.device("meta")).device == torch.device("meta")
 
 
 @pytest.fixture

@@ -143,7 +143,7 @@ def test_ciede2000_is_that_of_its_authors() -> None:
     sides = []
     for lab in (table[:, :3], table[:, 3:6]):
         side = Pictures(torch.zeros(34, 3, 1, 1, dtype=torch.uint8))
-        side.__dict__["lab"] = torch.from_numpy(lab)[..., None, None]  # (34, 3, 1, 1) float64
+        side.kept["lab"] = torch.from_numpy(lab)[..., None, None]  # (34, 3, 1, 1) float64
         sides.append(side)
     turned = table[:, 6].copy()
     turned[13] = 4.7461  # of pair 14, half a turn apart, where a rounding error says which is the shorter way

@@ -20,11 +20,16 @@ import features
 import perceptual
 from images import resize, write_image
 from metrics import Pictures
-from perceptual import LEAST, LPIPS, Inception, Recognised, fid, kid, moments
+from perceptual import FID, LEAST, LPIPS, Features, Inception, Recognised, kid, moments
 from recognition import Classifier
 
 CPU = torch.device("cpu")
 NETS = ("alex", "vgg")
+
+
+def fid(targets: Features, outputs: Features) -> float | str:
+    """Return FID of two folders' features."""
+    return FID()(targets, outputs)
 
 
 def noise(seed: int, n: int, height: int, width: int) -> Tensor:

@@ -24,6 +24,7 @@ from scores import (
     read_per_image,
     read_scores,
     references,
+    undecided,
     why_best,
     write_scores,
 )
@@ -278,3 +279,27 @@ def test_why_an_epoch_is_best() -> None:
 def test_why_no_epoch_is_best() -> None:
     assert why_best(ROWS, "fid") == f"no best epoch by fid: {MISSING['fid']}"
     assert why_best(ROWS, "kid") == "no best epoch by kid: not scored"
+
+
+def test_epochs_are_tied_where_their_paired_interval_holds_zero() -> None:
+    rng = np.random.default_rng(0)
+    best = rng.normal(10, 5, 40)  # pictures differ far more than epochs do
+    near, far = best + rng.normal(0, 0.1, 40), best + 0.5 + rng.normal(0, 0.1, 40)
+    near += best.mean() - near.mean()
+    per_image = {
+        name: {"ciede2000": values, "colorfulness": values}
+        for name, values in {"gray": best, "epoch_0001": near, "epoch_0002": best, "epoch_0003": far}.items()
+    }
+    assert undecided(per_image, "epoch_0002", "ciede2000") == ["epoch_0001"]
+    assert undecided(per_image, "epoch_0002", "colorfulness") == []  # neither more nor less is better
+    assert undecided(per_image, None, "ciede2000") == []
+    single = {name: {"ciede2000": scores["ciede2000"][:1]} for name, scores in per_image.items()}
+    assert undecided(single, "epoch_0002", "ciede2000") == []
+
+
+def test_per_image_scores_of_another_evaluation_are_refused() -> None:
+    write()
+    path = RUN / "scores_per_image.csv"
+    path.write_text(path.read_text().replace(identify({"images": 5}), "deadbeefdead"))
+    with pytest.raises(ValueError, match=r"scores_per_image\.csv is missing or damaged"):
+        read_per_image(RUN, ["epoch_0005"])

@@ -104,6 +104,43 @@ def test_other_data_replaces_what_was_rendered(run: Path, pictures: Path) -> Non
     assert rendered <= {f"{'a' if i % 2 else 'b'}__p{i:02d}" for i in range(12)}
 
 
+@pytest.mark.parametrize("part", ["inputs", "targets"])
+@pytest.mark.parametrize("deleted", ["all", "one"])
+def test_deleted_inputs_and_targets_are_rendered_again(run: Path, part: str, deleted: str) -> None:
+    test_stage.main(run=run, epoch=1, device="cpu")
+    folders = [run / "inputs", run / "targets", run / "outputs/epoch_0001"]
+    before = {path: path.read_bytes() for folder in folders for path in folder.iterdir()}
+    assert len(before) == 3 * 4 + 2
+    if deleted == "all":
+        shutil.rmtree(run / part)
+    else:
+        (run / part / "a__p13.png").unlink()
+    test_stage.main(run=run, epoch=1, device="cpu")
+    assert {path: path.read_bytes() for folder in folders for path in folder.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    "lost",
+    ["inputs", "inputs/a__p13.png", "targets/b__p12.png", "targets"],
+)
+def test_what_is_lost_costs_no_outputs_of_other_epochs(run: Path, lost: str) -> None:
+    test_stage.main(run=run, epoch=1, device="cpu")
+    before = {path: path.stat().st_mtime_ns for path in (run / "outputs/epoch_0001").iterdir()}
+    if (run / lost).is_dir():
+        shutil.rmtree(run / lost)
+    else:
+        (run / lost).unlink()
+    test_stage.main(run=run, epoch=2, device="cpu")
+    assert {path: path.stat().st_mtime_ns for path in (run / "outputs/epoch_0001").iterdir()} == before
+
+
+@pytest.mark.parametrize("epoch", ["1", "best"])
+def test_all_epochs_and_one_are_not_asked_for_together(run: Path, epoch: str) -> None:
+    with pytest.raises(ValueError, match=r"^--all-epochs and --epoch ask for different things; give one of"):
+        test_stage.main(run=run, epoch=epoch, all_epochs=True, device="cpu")
+    assert not (run / "outputs").exists()
+
+
 def test_missing_data_says_so(run: Path) -> None:
     with pytest.raises(ValueError, match="no folder gone"):
         test_stage.main(run=run, data="gone", device="cpu")

@@ -77,6 +77,7 @@ def make_run(
         "format": FORMAT, "metric": "ciede2000", "directions": DIRECTIONS, "rows": rows,
         "best": {m: f"epoch_{10 if 10 in epochs else epochs[-1]:04d}" for m in ("psnr_db", "ciede2000")},
         "protocol": {"file_list": "dd44", "versions": {"tinct": "0.2.0"}, "weights": {"vgg": "ee"}},
+        "ties": [],
         "notes": ["FID of 5 images is biased <upwards>"],
     }  # fmt: skip
     (folder / "recipe.json").write_text(json.dumps(record))
@@ -115,17 +116,13 @@ def test_why_the_best_epoch_is_best(run: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "sentence"),
-    [
-        ({5: 4.0}, "Epoch 5 lies within its interval: that order may be chance."),
-        ({5: 4.0, 15: 5.0}, "Epochs 5 and 15 lie within its interval: that order may be chance."),
-    ],
+    ("ties", "which"), [(["epoch_0005"], "epoch 5"), (["epoch_0005", "epoch_0015"], "epochs 5 and 15")]
 )
-def test_epochs_within_the_interval_are_named(run: Path, values: dict[int, float], sentence: str) -> None:
-    scores = read_scores(run)
-    for epoch, value in values.items():
-        scores["rows"][f"epoch_{epoch:04d}"]["ciede2000"] = value
+def test_epochs_that_cannot_be_told_from_the_best_are_named(run: Path, ties: list[str], which: str) -> None:
+    scores = read_scores(run) | {"ties": ties}
+    sentence = f"Picture by picture, a difference from {which} is not shown: it may be chance."
     assert sentence in words.best_words(scores)[1]
+    assert not any("may be chance" in text for text in words.best_words(scores | {"ties": []})[1])
 
 
 def test_an_epoch_below_the_baselines_is_said_to_be(run: Path) -> None:

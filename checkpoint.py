@@ -97,6 +97,19 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
     return payload
 
 
+def rng_state() -> dict[str, Any]:
+    """Return where torch's random numbers stand, on the CPU and on every GPU, for a state to hold."""
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return {"rng": torch.get_rng_state(), "cuda_rng": cuda}
+
+
+def restore_rng(state: Mapping[str, Any]) -> None:
+    """Restore what rng_state returned; of the GPUs, where there are as many now."""
+    torch.set_rng_state(state["rng"].cpu())
+    if len(state["cuda_rng"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all([rng.cpu() for rng in state["cuda_rng"]])
+
+
 def epoch_path(run: Path, epoch: int) -> Path:
     """Return the file of one saved epoch."""
     return run / "checkpoints" / f"epoch_{epoch:04d}.pt"

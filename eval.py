@@ -71,7 +71,8 @@ def read_stamp(folder: Path) -> str:
 
 def render_missing(run: Path, epochs: list[int], images: ImageSet, device: torch.device) -> None:
     """Render what is missing of epochs, floors and ceilings, or is of other data or another checkpoint."""
-    write_references(run, images, read_run(run)["recipe"])
+    record = read_run(run)
+    write_references(run, images, record["recipe"])
     for folder in (run / "outputs").glob("*"):
         odd = sorted(stems(folder) - set(images.stems))
         if odd:
@@ -83,7 +84,7 @@ def render_missing(run: Path, epochs: list[int], images: ImageSet, device: torch
             render_epoch(run, epoch, images, device)
     painters: dict[str, Callable[[Tensor], Tensor]] = {
         "gray": partial(color.recolor, a=0.0, b=0.0),
-        "mean_ab": lambda target: color.recolor(target, *read_run(run)["mean_ab"]),
+        "mean_ab": lambda target: color.recolor(target, *record["mean_ab"]),
         "jpeg90": partial(recompress, quality=QUALITY),
     }
     for name, paint in painters.items():
@@ -92,7 +93,7 @@ def render_missing(run: Path, epochs: list[int], images: ImageSet, device: torch
             continue
         with ThreadPoolExecutor() as pool:
             for ids in batched(len(images)):
-                _, target = images.gather(ids, read_run(run)["recipe"]["size"])
+                _, target = images.gather(ids, record["recipe"]["size"])
                 save_all(pool, folder, [images.stems[i] for i in ids], paint(target))
         (folder / checkpoint.STAMP).write_text(images.key)
 

@@ -50,13 +50,11 @@ class Training:
     def state_dict(self) -> dict[str, Any]:
         """Return what state.pt holds."""
         state = {name: part.state_dict() for name, part in self.parts().items()}
-        cuda_rng = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
         return {
             "format": FORMAT,
             **state,
             **self.progress(),
-            "rng": torch.get_rng_state(),
-            "cuda_rng": cuda_rng,
+            **checkpoint.rng_state(),
         }
 
     def progress(self) -> dict[str, int]:
@@ -74,9 +72,7 @@ class Training:
         except (KeyError, RuntimeError, ValueError):
             raise ValueError("state.pt does not fit the networks of this recipe") from None
         self.epoch, self.step, self.steps = state["epoch"], state["step"], state["steps"]
-        torch.set_rng_state(state["rng"].cpu())
-        if len(state["cuda_rng"]) == torch.cuda.device_count():
-            torch.cuda.set_rng_state_all([rng.cpu() for rng in state["cuda_rng"]])
+        checkpoint.restore_rng(state)
 
     def set_learning_rate(self, recipe: Recipe, steps_per_epoch: int) -> None:
         """Set the step sizes of the stage that the run is in."""

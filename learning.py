@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import checkpoint
 from config import ClassifierRecipe
 from data import ImageSet
 from gan import REMEDY, pick_precision
@@ -42,8 +43,7 @@ class Training:
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             **self.progress(),
-            "rng": torch.get_rng_state(),
-            "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            **checkpoint.rng_state(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -58,9 +58,7 @@ class Training:
         except (KeyError, RuntimeError, ValueError):
             raise ValueError("state.pt does not fit this classifier") from None
         self.epoch, self.step, self.steps = state["epoch"], state["step"], state["steps"]
-        torch.set_rng_state(state["rng"].cpu())
-        if len(state["cuda_rng"]) == torch.cuda.device_count():
-            torch.cuda.set_rng_state_all([rng.cpu() for rng in state["cuda_rng"]])
+        checkpoint.restore_rng(state)
 
     def check_finite(self) -> None:
         """Raise ValueError if a weight is not finite, before it is saved."""

@@ -45,7 +45,7 @@ ALLOWED = {
     "images": {"atomic"},
     "gallery": {"checkpoint", "images", "scores", "words"},
     "judges": {"data", "features", "metrics", "perceptual", "recognition"},
-    "learning": {"config", "data", "gan", "recognition", "stats"},
+    "learning": {"checkpoint", "config", "data", "gan", "recognition", "stats"},
     "log": {"atomic"},
     "losses": set(),
     "metrics": {"color", "images"},

@@ -31,6 +31,7 @@ from colorizer import Colorizer, use_batch_statistics
 from models import GENERATORS, LEAST
 
 FORMAT = "tinct-generator-2"
+EXPORT_FORMAT = 1  # of generator.ts: raised when what its forward takes, gives or is set by changes
 STAMP = ".stamp"  # file in a folder of rendered pictures that says what they were rendered from
 RECORD = {"recipe", "data", "loading", "fingerprints", "mean_ab"}  # what recipe.json must hold
 FIELDS = {"input", "size", "limit", "attention"}  # and its recipe, among others
@@ -270,7 +271,7 @@ def load_exported(path: Path, device: torch.device) -> tuple[torch.jit.ScriptMod
     """Return an exported generator.ts and its metadata.
 
     Raises:
-        ValueError: missing, not TorchScript, or not written by export.py.
+        ValueError: missing, not TorchScript, not written by export.py, or by a newer one.
     """
     if not path.is_file():
         raise ValueError(f"no model {path}; write one with: python export.py")
@@ -283,4 +284,15 @@ def load_exported(path: Path, device: torch.device) -> tuple[torch.jit.ScriptMod
         raise ValueError(f"{path} is not a TorchScript file, or it is damaged") from None
     if not files["tinct.json"]:
         raise ValueError(f"{path} is a TorchScript file, but not one written by export.py")
-    return model.eval(), json.loads(files["tinct.json"])
+    metadata = json.loads(files["tinct.json"])
+    written = metadata.get("format", 0)
+    if written != EXPORT_FORMAT:
+        age = f"the newer version {metadata['version']}" if written > EXPORT_FORMAT else "an older version"
+        raise ValueError(f"{path} is of {age} of this project; export it again with this one")
+    return model.eval(), metadata
+
+
+def infer(model: torch.nn.Module, image: torch.Tensor) -> torch.Tensor:
+    """Run an exported generator, without the profiling that makes the first image take twice as long."""
+    with torch.inference_mode(), torch.jit.optimized_execution(False):
+        return model(image)

@@ -217,9 +217,9 @@ def local_gain(guide: Tensor, planes: Tensor) -> Tensor:
     """Return how much planes (N, C, h, w) change per unit of the guide (N, 1, h, w), around each pixel.
 
     A linear regression in windows of 3 x 3 px, weighted by how well it fits (the square of R^2), and averaged
-    over the windows that a pixel lies in. Against bicubic enlargement by 4 and 8, the true colours of photographs
-    lose 1 and 5 % of their error, those of inked comics 12 and 13 %; without the weights, the guided filter
-    itself, and joint bilateral upsampling were all worse than bicubic on photographs.
+    over the windows that a pixel lies in. Against bicubic enlargement by 4 and 8, the true colours of
+    photographs lose 1 and 5 % of their error, those of inked comics 12 and 13 %; without the weights,
+    the guided filter itself, and joint bilateral upsampling were all worse than bicubic on photographs.
     """
     n = planes.size(1)
     moments = torch.cat([guide, planes, guide * guide, guide * planes, planes * planes], 1)
@@ -228,10 +228,9 @@ def local_gain(guide: Tensor, planes: Tensor) -> Tensor:
     variance = (moments[:, n + 1 : n + 2] - mean * mean).clamp(min=0.0)
     covariance = moments[:, n + 2 : 2 * n + 2] - mean * means
     variances = (moments[:, 2 * n + 2 :] - means * means).clamp(min=0.0).sum(1, keepdim=True)
-    fit = (covariance * covariance).sum(1, keepdim=True) / (variance * variances + 1e-11)
-    gain = (
-        covariance / (variance + 0.0016) * fit.clamp(max=1.0) ** 2
-    )  # 0.0016: 4 units of L, squared, is noise
+    fit = (covariance * covariance).sum(1, keepdim=True) / (variance * variances).clamp(min=1e-12)
+    noise = 0.0016  # 4 units of L, squared
+    gain = covariance / (variance + noise) * fit.clamp(max=1.0) ** 2
     return F.avg_pool2d(gain, 3, 1, 1, count_include_pad=False)
 
 

@@ -20,6 +20,7 @@ from checkpoint import (
     best_epoch,
     choose_epochs,
     epoch_path,
+    infer,
     load_colorizer,
     load_exported,
     newest_run,
@@ -450,13 +451,21 @@ def script(path: str, **files: str) -> torch.nn.Module:
 
 
 def test_load_exported() -> None:
-    colorizer = script("x.ts", tinct_json='{"epoch": 3}')
+    colorizer = script("x.ts", tinct_json='{"epoch": 3, "format": 1}')
     model, metadata = load_exported(Path("x.ts"), CPU)
     image = torch.randint(0, 256, (1, 3, 20, 30), dtype=torch.uint8)
-    assert metadata == {"epoch": 3}
+    assert metadata == {"epoch": 3, "format": 1}
     assert not model.training
     with torch.no_grad():
         assert torch.equal(model(image), colorizer(image))
+
+
+def test_infer_runs_without_gradients_and_gives_what_the_model_gives() -> None:
+    colorizer = script("x.ts", tinct_json='{"format": 1}')
+    image = torch.rand(2, 3, 20, 30, requires_grad=True)
+    result = infer(load_exported(Path("x.ts"), CPU)[0], image)
+    assert not result.requires_grad
+    assert torch.equal(result, colorizer(image))
 
 
 @pytest.mark.parametrize(
@@ -467,6 +476,8 @@ def test_load_exported() -> None:
         ("checkpoint", r"x.ts is not a TorchScript file, or it is damaged"),
         ("cut", r"x.ts is not a TorchScript file, or it is damaged"),
         ("foreign", r"x.ts is a TorchScript file, but not one written by export.py"),
+        ("newer", r"x.ts is of the newer version 9.9.9 of this project; export it again with this one"),
+        ("older", r"x.ts is of an older version of this project; export it again with this one"),
     ],
 )
 def test_load_exported_errors(kind: str, message: str) -> None:
@@ -475,6 +486,9 @@ def test_load_exported_errors(kind: str, message: str) -> None:
         path.write_bytes(b"hello")
     elif kind == "checkpoint":
         checkpoint.save(path, payload())
+    elif kind in ("newer", "older"):
+        about = {"newer": '{"format": 2, "version": "9.9.9"}', "older": '{"version": "0.2.0"}'}
+        script("x.ts", tinct_json=about[kind])
     elif kind != "missing":
         script("x.ts")
     if kind == "cut":

@@ -4,15 +4,18 @@ import json
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 import checkpoint
 import export
 import scores
 
+CPU = torch.device("cpu")
 BARE = """
 import json, sys, torch
 files = {"tinct.json": ""}
@@ -36,11 +39,11 @@ def run(trained: Path, tmp_path: Path) -> Path:
 
 def test_exported_file_equals_eager_and_says_what_it_is(run: Path) -> None:
     path = export.main(run=run, epoch=1, device="cpu")
-    model, metadata = checkpoint.load_exported(path, torch.device("cpu"))
+    model, metadata = checkpoint.load_exported(path, CPU)
     assert path == run / "generator.ts"
     assert (metadata["epoch"], metadata["recipe"]["size"]) == (1, 32)
     image = torch.randint(0, 256, (2, 3, 50, 70), dtype=torch.uint8)
-    eager = checkpoint.load_colorizer(run, 1, torch.device("cpu"))
+    eager = checkpoint.load_colorizer(run, 1, CPU)
     assert torch.equal(model(image), eager(image))
 
 
@@ -59,9 +62,7 @@ def test_the_best_epoch_is_exported_and_named(
     run: Path, best: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     score(run, best, monkeypatch)
-    _, metadata = checkpoint.load_exported(
-        export.main(run=run, epoch="best", device="cpu"), torch.device("cpu")
-    )
+    _, metadata = checkpoint.load_exported(export.main(run=run, epoch="best", device="cpu"), CPU)
     assert metadata["epoch"] == best
     first = capsys.readouterr().out.splitlines()[0]
     assert first == f"best of 2 scored epochs by ssim (higher): {best} with 1.5; gray 0.25"
@@ -84,7 +85,7 @@ def test_another_epoch_is_not_called_the_best(
     run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     score(run, 1, monkeypatch)
-    _, metadata = checkpoint.load_exported(export.main(run=run, epoch="2", device="cpu"), torch.device("cpu"))
+    _, metadata = checkpoint.load_exported(export.main(run=run, epoch="2", device="cpu"), CPU)
     assert metadata["epoch"] == 2
     assert "best" not in capsys.readouterr().out
 
@@ -102,7 +103,7 @@ def test_a_bare_process_with_torch_alone_runs_it(run: Path, tmp_path: Path) -> N
 
 
 def test_working_size_can_be_set_after_loading(run: Path) -> None:
-    model, _ = checkpoint.load_exported(export.main(run=run, device="cpu"), torch.device("cpu"))
+    model, _ = checkpoint.load_exported(export.main(run=run, device="cpu"), CPU)
     image = torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8)
     small = model(image)
     model.size = 64
@@ -110,11 +111,11 @@ def test_working_size_can_be_set_after_loading(run: Path) -> None:
 
 
 def test_a_difference_writes_nothing(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, other = torch.jit.script, checkpoint.load_colorizer(run, 1, torch.device("cpu"))
+    real, other = torch.jit.script, export.deployable(checkpoint.load_colorizer(run, 1, CPU), "fp32")
     monkeypatch.setattr(torch.jit, "script", lambda _: real(other))
-    with pytest.raises(ValueError, match=r"differ by .*; nothing was written"):
+    with pytest.raises(ValueError, match=r"^eager, scripted on cpu: they differ by .*; nothing was written"):
         export.main(run=run, epoch=2, device="cpu")
-    assert not list(run.glob("generator.ts*"))
+    assert not list(run.glob("*generator.ts*"))
 
 
 def test_batch_statistics_are_exported(run: Path) -> None:
@@ -124,38 +125,42 @@ def test_batch_statistics_are_exported(run: Path) -> None:
     record = checkpoint.read_run(run)
     record["recipe"]["norm_stats"] = "batch"
     checkpoint.write_json(run / "recipe.json", record)
-    model, metadata = checkpoint.load_exported(export.main(run=run, device="cpu"), torch.device("cpu"))
+    model, metadata = checkpoint.load_exported(export.main(run=run, device="cpu"), CPU)
     assert metadata["recipe"]["norm_stats"] == "batch"
     image = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
     assert not torch.equal(model(image)[:1], model(image[:1]))  # what stands beside a picture changes it
 
 
-def test_export_leaves_the_eager_module_alone(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    eager = checkpoint.load_colorizer(run, 2, torch.device("cpu")).double()  # as if on another device
-    monkeypatch.setattr(checkpoint, "load_colorizer", lambda *_: eager)
-    monkeypatch.setattr(export, "check", lambda *_: None)
-    before = [tensor.data_ptr() for tensor in eager.state_dict().values()]
-    export.main(run=run, device="cpu")
-    model, _ = checkpoint.load_exported(run / "generator.ts", torch.device("cpu"))
-    assert [tensor.data_ptr() for tensor in eager.state_dict().values()] == before
-    scripted = {tensor.data_ptr() for tensor in model.state_dict().values()}
-    assert not scripted & set(before)
+def test_the_module_to_deploy_shares_nothing_with_the_trained_one(run: Path) -> None:
+    trained = checkpoint.load_colorizer(run, 2, CPU)
+    before = {name: tensor.clone() for name, tensor in trained.state_dict().items()}
+    module = export.deployable(trained, "bf16")
+    ours = {tensor.data_ptr() for tensor in trained.state_dict().values()}
+    assert not ours & {tensor.data_ptr() for tensor in module.state_dict().values()}
+    assert all(torch.equal(tensor, before[name]) for name, tensor in trained.state_dict().items())
 
 
-def test_a_nan_in_any_shape_is_a_difference(run: Path) -> None:
-    eager = checkpoint.load_colorizer(run, 2, torch.device("cpu"))
+@pytest.mark.parametrize("broken", ["nan", "level", "type"])
+def test_what_differs_is_refused(broken: str) -> None:
+    def one(image: Tensor) -> Tensor:
+        return image.expand(-1, 3, -1, -1)
 
-    class Broken(torch.nn.Module):
-        def forward(self, image: torch.Tensor) -> torch.Tensor:
-            out = eager(image)
-            return out * float("nan") if len(image) == 3 and image.is_floating_point() else out
+    def other(image: Tensor) -> Tensor:
+        image = one(image)
+        if not image.is_floating_point():
+            return image.to(torch.int32) if broken == "type" else image
+        worse = {"nan": float("nan"), "level": 1.1 / 255, "type": 0.0}[broken]
+        return image + worse if len(image) == 3 else image
 
-    with pytest.raises(ValueError, match="nothing was written"):
-        export.check("broken", eager, Broken(), torch.device("cpu"))
+    compare = export.compare_integers if broken == "type" else partial(export.compare, limit=1.0)
+    with pytest.raises(ValueError, match=r"^x: they differ .*nothing was written$"):
+        compare("x", one, other, CPU)
+    export.compare("x", one, one, CPU, 0.0)
+    export.compare_integers("x", one, one, CPU)
 
 
 def test_metadata_is_json(run: Path) -> None:
-    _, metadata = checkpoint.load_exported(export.main(run=run, device="cpu"), torch.device("cpu"))
+    _, metadata = checkpoint.load_exported(export.main(run=run, device="cpu"), CPU)
     assert json.loads(json.dumps(metadata)) == metadata
 
 
@@ -168,10 +173,10 @@ def test_a_file_that_is_no_model(tmp_path: Path, content: bytes | None, sentence
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(ValueError, match=sentence):
-        checkpoint.load_exported(path, torch.device("cpu"))
+        checkpoint.load_exported(path, CPU)
 
 
 def test_torchscript_of_somebody_else(tmp_path: Path) -> None:
     torch.jit.script(torch.nn.ReLU()).save(tmp_path / "other.ts")
     with pytest.raises(ValueError, match=r"not one written by export\.py"):
-        checkpoint.load_exported(tmp_path / "other.ts", torch.device("cpu"))
+        checkpoint.load_exported(tmp_path / "other.ts", CPU)

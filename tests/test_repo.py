@@ -44,6 +44,7 @@ ALLOWED = {
     "gan": {"blocks", "checkpoint", "color", "config", "features", "losses", "models"},
     "images": {"atomic"},
     "gallery": {"checkpoint", "images", "scores", "words"},
+    "interchange": {"color", "colorizer"},
     "judges": {"data", "features", "metrics", "perceptual", "recognition"},
     "learning": {"checkpoint", "config", "data", "gan", "recognition", "stats"},
     "log": {"atomic"},

@@ -9,6 +9,8 @@ Any data set whose pictures lie in a folder per class, any of torchvision's clas
 save_every epochs the run folder gets a checkpoint, its scores on the validation pictures and loss curves.
 """
 
+import threads  # noqa: F401  before torch
+
 import time
 from dataclasses import asdict, replace
 from pathlib import Path

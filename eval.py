@@ -12,6 +12,8 @@ Ceilings: `jpeg90`, the truth as a JPEG of quality 90; with a classifier, `truth
 Writes scores.json, scores.csv, scores_per_image.csv, curves.png and report.html in the run folder.
 """
 
+import threads  # noqa: F401  before torch
+
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence

@@ -13,6 +13,8 @@ modules agree, on images of three sizes in two batches, on every device there is
 printed.
 """
 
+import threads  # noqa: F401  before torch
+
 import copy
 import json
 import warnings

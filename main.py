@@ -6,6 +6,8 @@
 Called again, it goes on with the run it finds.
 """
 
+import threads  # noqa: F401  before torch
+
 from pathlib import Path
 
 import numpy as np

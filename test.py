@@ -7,6 +7,8 @@
 Writes inputs/STEM.png, targets/STEM.png and outputs/epoch_0050/STEM.png in the run folder.
 """
 
+import threads  # noqa: F401  before torch
+
 import shutil
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor

@@ -11,6 +11,8 @@
 Every save_every epochs the run folder gets a generator, a resumable state, a sample sheet and loss curves.
 """
 
+import threads  # noqa: F401  before torch
+
 import time
 from dataclasses import asdict
 from pathlib import Path

@@ -2,10 +2,16 @@
 
     python bench.py                                  # scoring, on the embedded scenes
     python bench.py --data photos/ --images 512
+    python bench.py --model runs/coco/generator.ts   # one picture through generator.ts, --device cpu or cuda
 
 Scoring: PSNR, SSIM, error of ab and colourfulness of one epoch's outputs, as eval.py computes them, beside a
-plain loop that opens two files with Pillow and asks scikit-image, one picture after the other in one process.
+plain loop that opens two files with Pillow and asks scikit-image, one pair after the other in one process.
+
+Generator: one uint8 picture in the device's memory, from call to result, in the network's own precision and
+in the half precision of the device, at several sizes.
 """
+
+import threads  # noqa: F401  before torch
 
 import json
 import platform
@@ -24,7 +30,8 @@ from skimage.color import rgb2lab
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from tqdm import tqdm
 
-from cli import DataOption, command
+from checkpoint import infer, load_exported, pick_device
+from cli import DataOption, DeviceOption, command
 from config import CACHE, Recipe
 from data import ImageSet, Loading, load_images
 from eval import score_pictures
@@ -36,6 +43,8 @@ from metrics import PER_IMAGE
 METRICS = ("psnr_db", "ssim", "ab_mse", "colorfulness", "colorfulness_truth")
 TOLERANCE = 1e-4  # relative to the metric where that is above 1
 SEED = 0
+SIDES = (256, 1024, 2048)  # px, of the pictures that a generator colours
+HALF = {"cpu": torch.bfloat16, "cuda": torch.float16, "mps": torch.float16}  # fp16 is slow on most CPUs
 
 
 def plain_scores(target: Path, output: Path) -> list[float]:
@@ -94,24 +103,60 @@ def bench_scoring(folder: Path, images: ImageSet, size: int, repeats: int) -> di
     return {**seconds, "largest_difference": apart, "ratio": statistics.median(ratios)}
 
 
+def bench_generator(path: Path, device: torch.device, repeats: int) -> dict[str, object]:
+    """Time generator.ts on square pictures, in its own and in half precision in turn; ms, all and medians."""
+    models = {name: load_exported(path, device)[0] for name in ("exported", "half")}
+    models["half"].to(HALF[device.type])
+    found: dict[str, object] = {}
+    for side in SIDES:
+        image = torch.randint(0, 256, (1, 3, side, side), dtype=torch.uint8, device=device)
+        ms: dict[str, list[float]] = {name: [] for name in models}
+        for repeat in range(repeats + 2):  # two to warm up
+            for name, model in models.items():
+                started = time.perf_counter()
+                infer(model, image).flatten()[0].item()  # waits for the device
+                if repeat > 1:
+                    ms[name].append((time.perf_counter() - started) * 1000)
+        found[f"{side}_px_ms"] = ms
+        cells = ", ".join(f"{name} {statistics.median(times):.1f} ms" for name, times in ms.items())
+        print(f"{side} x {side} px: {cells}")
+    return found
+
+
+def conditions() -> dict[str, object]:
+    """Return what a time depends on, to stand beside it."""
+    versions = {name: metadata.version(name) for name in ("torch", "numpy", "scikit-image", "pillow")}
+    machine = platform.processor() or platform.machine()
+    python = platform.python_version()
+    return {"cores": torch.get_num_threads(), "machine": machine, "python": python, **versions}
+
+
 def main(
     data: DataOption = DEMO,
     images: Annotated[int, typer.Option(min=1, help="Pairs of pictures to score.")] = 2048,
     size: Annotated[int, typer.Option(min=7, help="Their side, px.")] = 256,
+    model: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Time this generator.ts instead.")
+    ] = None,
+    device: DeviceOption = "auto",
     repeats: Annotated[int, typer.Option(min=1, help="Of which the median is taken.")] = 3,
 ) -> dict[str, object]:
-    """Time the scoring of one epoch; returns what is printed."""
-    with tempfile.TemporaryDirectory() as folder:
-        pictures = write_pairs(Path(folder), str(data), images, size)
-        result = bench_scoring(Path(folder), pictures, size, repeats)
-    result = {
-        "bench": "scoring", "images": len(pictures), "size": size, "cores": torch.get_num_threads(),
-        "machine": platform.processor() or platform.machine(), "python": platform.python_version(),
-        **{name: metadata.version(name) for name in ("torch", "numpy", "scikit-image", "pillow")}, **result,
-    }  # fmt: skip
-    ours, plain = (statistics.median(result[side]) for side in ("ours", "plain"))
-    print(f"{len(pictures)} pairs of {size} px: ours {ours:.2f} s, plain loop {plain:.2f} s")
-    print(f"{result['ratio']:.1f} times faster; scores differ by {result['largest_difference']:.1e} at most")
+    """Time the scoring of one epoch, or a generator.ts; returns what is printed."""
+    if model is not None:
+        on = pick_device(device)
+        times = bench_generator(Path(model), on, repeats)
+        name = torch.cuda.get_device_name(on) if on.type == "cuda" else on.type
+        result: dict[str, object] = {"bench": "generator", "device": name, **conditions(), **times}
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            pictures = write_pairs(Path(folder), str(data), images, size)
+            times = bench_scoring(Path(folder), pictures, size, repeats)
+        result = {"bench": "scoring", "images": len(pictures), "size": size, **conditions(), **times}
+        ours, plain = (statistics.median(times[side]) for side in ("ours", "plain"))
+        print(f"{len(pictures)} pairs of {size} px: ours {ours:.2f} s, plain loop {plain:.2f} s")
+        print(
+            f"{times['ratio']:.1f} times faster; scores differ by {times['largest_difference']:.1e} at most"
+        )
     print(json.dumps(result))
     return result
 

@@ -143,19 +143,37 @@ def write_traced(path: Path, module: Colorizer, metadata: dict[str, Any], form: 
     Raises:
         ValueError: the format cannot express this network, or the difference is too large.
     """
-    write, load = {
+    save, load = {
         "onnx": (interchange.write_onnx, interchange.load_onnx),
         "pt2": (interchange.write_pt2, interchange.load_pt2),
     }[form]
     try:
-        write(path, module, metadata)
+        save(path, module, metadata)
         loaded = load(path)
+    except (OSError, MemoryError):
+        raise
     except Exception as error:  # whatever the exporters and runtimes raise where they know no way
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise ValueError(
             f"{form} cannot express this network ({reason}); nothing was written; --format ts can"
         ) from error
     compare(f"eager, {form} on cpu", module, loaded, torch.device("cpu"), TOLERANCE)
+
+
+def write(
+    path: Path, trained: Colorizer, metadata: dict[str, Any], form: str, on: list[torch.device]
+) -> None:
+    """Write a trained Colorizer in a format, and print how far each step is from the one before."""
+    precision = metadata["precision"]
+    module = deployable(trained, precision)
+    print_header()
+    limit = TOLERANCE if precision == "fp32" else LEVELS
+    compare(f"trained, {precision} on cpu", trained, module, torch.device("cpu"), limit)
+    with replacing(path) as temporary:
+        if form == "ts":
+            write_script(temporary, module, metadata, on)
+        else:
+            write_traced(temporary, module, metadata, form)
 
 
 def main(
@@ -183,20 +201,12 @@ def main(
         scores = read_scores(folder)
         print(why_best(scores["rows"], scores["metric"]))
     path = Path(out or folder / f"generator.{format_}")
-    trained = checkpoint.load_colorizer(folder, number, torch.device("cpu"))
-    module = deployable(trained, precision)
     metadata = {
         "format": EXPORT_FORMAT, "version": VERSION, "epoch": number, "precision": precision,
         "recipe": read_run(folder)["recipe"], "torch": torch.__version__,
     }  # fmt: skip
-    print_header()
-    limit = TOLERANCE if precision == "fp32" else LEVELS
-    compare(f"trained, {precision} on cpu", trained, module, torch.device("cpu"), limit)
-    with replacing(path) as temporary:
-        if format_ == "ts":
-            write_script(temporary, module, metadata, on)
-        else:
-            write_traced(temporary, module, metadata, format_)
+    trained = checkpoint.load_colorizer(folder, number, torch.device("cpu"))
+    write(path, trained, metadata, format_, on)
     print(f"wrote {path}, {path.stat().st_size / 1e6:.1f} MB")
     if format_ == "ts":
         print(f"use it with: python colorize.py photo.jpg --model {path}")

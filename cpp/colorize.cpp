@@ -1,0 +1,200 @@
+// Colourise PNG and JPEG files with an exported generator.ts; USAGE says how to call it.
+//
+// A mistake in the call ends in one sentence and exit code 2 before any work. A file that fails is named with
+// the reason, and the others are done.
+
+#include "images.h"
+
+#include <ATen/Parallel.h>
+#include <torch/csrc/jit/python/update_graph_executor_opt.h>
+#include <torch/cuda.h>
+#include <torch/script.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <charconv>
+#include <chrono>
+#include <cstdlib>
+#include <iomanip>
+#include <iostream>
+#include <map>
+#include <set>
+#include <string>
+
+namespace fs = std::filesystem;
+using Clock = std::chrono::steady_clock;
+
+constexpr long FORMAT = 1;  // of tinct.json; the newest that this program knows
+constexpr const char* USAGE = R"(colorize --model FILE [--out DIR] [--device cpu|cuda] [--threads N] FILE...
+
+Colourise PNG and JPEG files into DIR/NAME.png.
+
+  --model FILE     generator.ts, as export.py writes it
+  --out DIR        where the pictures go (default: out)
+  --device NAME    cpu or cuda, where the network runs (default: cpu)
+  --threads N      of the CPU (default: torch's, one per core)
+
+Exit code: 0 all files are done; 1 some failed, each named on stderr; 2 the call is wrong, nothing was done.
+)";
+
+struct Options {
+    std::string model, out = "out", device = "cpu", threads;
+    std::vector<fs::path> files;
+};
+
+struct Job {
+    fs::path input, output;
+};
+
+[[noreturn]] void refuse(const std::string& sentence) { throw std::runtime_error(sentence); }
+
+double seconds_since(Clock::time_point start) {
+    return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+// Return the first line of what an error says, without tracebacks.
+std::string reason(const std::exception& error) {
+    const auto* torchs = dynamic_cast<const c10::Error*>(&error);
+    std::string text = torchs ? torchs->what_without_backtrace() : error.what();
+    const std::string name = "Error: ";  // a traceback of TorchScript ends with: ValueError: the sentence
+    if (text.find("Traceback of TorchScript") != text.npos) text.erase(0, text.rfind(name) + name.size());
+    return text.substr(0, text.find('\n'));
+}
+
+Options parse(const std::vector<std::string>& words) {
+    Options options;
+    std::map<std::string, std::string*> values{{"--model", &options.model},
+                                               {"--out", &options.out},
+                                               {"--device", &options.device},
+                                               {"--threads", &options.threads}};
+    for (auto word = words.begin(); word != words.end(); ++word) {
+        if (!word->starts_with("-")) {
+            options.files.push_back(*word);
+            continue;
+        }
+        const auto value = values.find(*word);
+        if (value == values.end()) refuse("no option " + *word + "; see colorize --help");
+        if (++word == words.end()) refuse(value->first + " needs a value; see colorize --help");
+        *value->second = *word;
+    }
+    if (options.model.empty()) refuse("no model given; add --model generator.ts, which export.py writes");
+    if (options.files.empty()) refuse("no files given; name PNG or JPEG files");
+    return options;
+}
+
+std::vector<Job> plan(const Options& options) {
+    std::set<fs::path> inputs;
+    for (const fs::path& input : options.files) inputs.insert(fs::weakly_canonical(input));
+    std::map<fs::path, fs::path> sources;
+    std::vector<Job> jobs;
+    for (const fs::path& input : options.files) {
+        const fs::path output = fs::path(options.out) / (input.stem().string() + ".png");
+        const auto [first, is_new] = sources.emplace(output, input);
+        if (!is_new)
+            refuse(first->second.string() + " and " + input.string() + " would both become " +
+                   output.string() + "; colourise them in two calls");
+        if (inputs.count(fs::weakly_canonical(output)))
+            refuse(output.string() + ", the result of " + input.string() +
+                   ", would overwrite an input; name another --out");
+        jobs.push_back({input, output});
+    }
+    return jobs;
+}
+
+void set_threads(const std::string& text) {
+    int threads = 0;
+    const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), threads);
+    if (error != std::errc() || *end || threads < 1) refuse("--threads is a number from 1, got " + text);
+    at::set_num_threads(threads);
+}
+
+// Let waiting threads sleep, as threads.py does, or one busy core slows all of them down, ten times and more.
+// OpenMP reads this while the program is loaded: it starts itself again.
+void let_threads_sleep(char** argv) {
+    if (std::getenv("OMP_WAIT_POLICY") || at::get_num_threads() == 1) return;
+    setenv("OMP_WAIT_POLICY", "passive", 0);
+    std::error_code not_linux;
+    execv(fs::read_symlink("/proc/self/exe", not_linux).c_str(), argv);  // returns only if it fails
+}
+
+at::Device pick_device(const std::string& name) {
+    if (name != "cpu" && name != "cuda") refuse("no device " + name + ": use cpu or cuda");
+    if (name == "cuda" && !torch::cuda::is_available())
+        refuse("cuda asked for, but torch sees no CUDA device; use --device cpu");
+    return at::Device(name);
+}
+
+torch::jit::Module load_model(const std::string& path, at::Device device) {
+    if (!fs::is_regular_file(path)) refuse("no model " + path + "; write one with: python export.py");
+    torch::jit::ExtraFilesMap files{{"tinct.json", ""}};
+    torch::jit::Module model;
+    try {
+        model = torch::jit::load(path, at::kCPU, files);
+    } catch (const std::exception&) {
+        refuse(path + " is not a TorchScript file, or it is damaged");
+    }
+    const std::string& metadata = files["tinct.json"];
+    if (metadata.empty()) refuse(path + " is a TorchScript file, but not one written by export.py");
+    const std::string key = "\"format\":";  // cannot be part of a text, where JSON escapes quotes
+    const size_t found = metadata.find(key);
+    const long format = found == key.npos ? 0 : std::strtol(&metadata[found + key.size()], nullptr, 10);
+    if (format < 1) refuse(path + " is of an older version of Tinct; export it again with this one");
+    if (format > FORMAT)
+        refuse(path + " is of a newer version of Tinct, format " + std::to_string(format) +
+               ", and this program knows format " + std::to_string(FORMAT) + "; build it from that version");
+    std::cout << "model: " << metadata << std::endl;
+    model.to(device);
+    return model;
+}
+
+void colorize(torch::jit::Module& model, const Job& job, at::Device device) {
+    const auto start = Clock::now();
+    const at::Tensor picture = read_image(job.input);                             // (H, W, 1|3)
+    const at::Tensor image = picture.permute({2, 0, 1}).unsqueeze(0).to(device);  // (1, 1|3, H, W)
+    const at::Tensor colour = model.forward({image}).toTensor();                  // (1, 3, H, W)
+    write_png(job.output, colour[0].permute({1, 2, 0}).cpu().contiguous());
+    std::cout << job.input.string() << " -> " << job.output.string() << ' ' << image.size(3) << 'x'
+              << image.size(2) << ' ' << seconds_since(start) << " s" << std::endl;
+}
+
+int run(const Options& options, char** argv) {
+    const std::vector<Job> jobs = plan(options);
+    if (!options.threads.empty()) set_threads(options.threads);
+    let_threads_sleep(argv);
+    const at::Device device = pick_device(options.device);
+    torch::jit::Module model = load_model(options.model, device);
+    std::error_code cause;
+    fs::create_directories(options.out, cause);
+    if (cause) refuse("folder " + options.out + " cannot be made: " + cause.message());
+
+    torch::jit::setGraphExecutorOptimize(false);  // it slowed the first two images by 50 ms, and sped up none
+    const c10::InferenceMode inference;
+    const auto start = Clock::now();
+    size_t done = 0;
+    for (const Job& job : jobs) {
+        try {
+            colorize(model, job, device);
+            ++done;
+        } catch (const std::exception& error) {
+            std::cerr << "not done: " << job.input.string() << ": " << reason(error) << std::endl;
+        }
+    }
+    std::cout << "coloured " << done << " of " << jobs.size() << " images in " << seconds_since(start)
+              << " s\n";
+    return done == jobs.size() ? 0 : 1;
+}
+
+int main(int argc, char** argv) {
+    const std::vector<std::string> words(argv + 1, argv + argc);
+    if (std::find(words.begin(), words.end(), "--help") != words.end()) {
+        std::cout << USAGE;
+        return 0;
+    }
+    std::cout << std::fixed << std::setprecision(3);
+    try {
+        return run(parse(words), argv);
+    } catch (const std::exception& error) {
+        std::cerr << "colorize: " << reason(error) << '\n';
+        return 2;
+    }
+}

@@ -1,79 +1,110 @@
 """Colourise image files with an exported generator.
 
     python colorize.py photo.jpg folder/                       # newest run's generator.ts, into out/
-    python colorize.py scans/ --model runs/coco/generator.ts --out coloured/
+    python colorize.py scans/ --model runs/coco/generator.ts --out coloured/ --format png
+    python colorize.py 'pages/**/*.tif' --keep-coloured --compare
+    find scans -name '*.jpg' -print0 | python colorize.py -
 
-Names, folder structure and sizes are kept. Files that cannot be read are listed at the end.
+Names, folders, sizes, 16-bit depth, transparency, frames, pages and metadata are kept. Each file is answered
+by a line of JSON on stdout; what failed is listed at the end on stderr. What is already in the output folder
+is skipped, so that an interrupted call can be repeated.
+
+Exit code: 0 all done, 1 some files failed, 2 a mistake in the call, and nothing was begun.
 """
 
+import threads  # noqa: F401  before torch
+
+import json
+import os
 import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
 from tqdm import tqdm
 
-from checkpoint import load_exported, newest_run, pick_device
+from checkpoint import newest_run, pick_device
 from cli import DeviceOption, command
 from config import RUNS
-from images import Array, find_images, read_image, write_image
+from conveyor import Conveyor, Job, Options
+from files import FORMS
+from inputs import plan_tasks
+from painter import Painter
+
+JOBS = min(8, os.cpu_count() or 1)
+UPSAMPLING = ("guided", "bicubic")
 
 
-def plan_outputs(inputs: list[Path], out: Path) -> dict[Path, Path]:
-    """Return output file -> input file, folders searched through and their structure kept.
-
-    Raises:
-        ValueError: an input is missing, two would get one output, or one would be overwritten.
-    """
-    plan: dict[Path, Path] = {}
-    for given in inputs:
-        if not given.exists():
-            raise ValueError(f"no file or folder {given}")
-        for path in find_images(given) if given.is_dir() else [given]:
-            output = out / (path.relative_to(given) if given.is_dir() else path.name)
-            if output in plan:
-                raise ValueError(
-                    f"{plan[output]} and {path} would both become {output}; colourise them in two calls"
-                )
-            plan[output] = path
-    originals = {path.resolve() for path in plan.values()}
-    for output, path in plan.items():
-        if output.resolve() in originals:
-            raise ValueError(f"{output}, the result of {path}, would overwrite an input; name another --out")
-    return plan
+def prepare_folder(out: Path) -> None:
+    """Make the output folder, and see that it can be written to. Raises ValueError."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            pass
+    except OSError as error:
+        raise ValueError(f"{out} cannot be written to ({error.strerror}); name another --out") from None
 
 
-def colorize_image(model: torch.nn.Module, image: Array, device: torch.device) -> Array:
-    """Return the colour version of one picture, (H, W, 3) uint8 to the same."""
-    tensor = torch.from_numpy(image).permute(2, 0, 1)[None].to(device)  # (1, 3, H, W)
-    with torch.inference_mode():
-        return model(tensor)[0].permute(1, 2, 0).cpu().numpy()
+def report(jobs: Iterable[Job], total: int, out: Path) -> list[Job]:
+    """Print a line per job as it ends, and in the end how many ended how; returns the jobs."""
+    finished, began = [], time.monotonic()
+    for job in tqdm(jobs, "colourising", total, unit="file", leave=False, disable=None):
+        tqdm.write(json.dumps(job.record()), file=sys.stdout)
+        finished.append(job)
+    counts = Counter(job.status for job in finished)
+    done = ", ".join(
+        f"{counts[status]} {status}" for status in ("done", "kept", "skipped", "failed") if counts[status]
+    )
+    print(f"{total} files: {done}; {time.monotonic() - began:.1f} s, in {out}/", file=sys.stderr)
+    for job in finished:
+        if job.status == "failed":
+            print(f"not done: {job.reason}", file=sys.stderr)
+    return finished
 
 
 def main(
-    inputs: Annotated[list[Path], typer.Argument(metavar="FILE|FOLDER...", help="Images to colourise.")],
+    inputs: Annotated[
+        list[Path],
+        typer.Argument(metavar="FILE|FOLDER|PATTERN|-...", help="What to colourise; -: names on stdin."),
+    ],
     model: Annotated[Path | None, typer.Option(metavar="FILE", help="An exported generator.ts.")] = None,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where the pictures go.")] = Path("out"),
+    format_: Annotated[
+        str | None, typer.Option("--format", metavar="png|jpg|webp|tif", help="Default: that of each input.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace results that exist.")] = False,
+    keep_coloured: Annotated[
+        bool, typer.Option("--keep-coloured", help="Pass pictures that have colours through as they are.")
+    ] = False,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Also write input and result side by side, as STEM_compare.")
+    ] = False,
+    size: Annotated[
+        int | None, typer.Option(min=16, metavar="PX", help="Short side at which the network works.")
+    ] = None,
+    strength: Annotated[float | None, typer.Option(min=0.0, help="Of the colours; 1: as predicted.")] = None,
+    upsampling: Annotated[str | None, typer.Option(metavar="guided|bicubic", help="Of the colours.")] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Threads that decode, and that encode.")] = JOBS,
     device: DeviceOption = "auto",
 ) -> list[Path]:
-    """Colourise files and folders; returns the files written. Exits with 1 if some fail, 2 if all do."""
-    on = pick_device(device)
-    plan = plan_outputs([Path(path) for path in inputs], Path(out))
-    exported, _ = load_exported(Path(model or newest_run(RUNS) / "generator.ts"), on)
-    Path(out).mkdir(parents=True, exist_ok=True)
-    failed = []
-    for output, path in tqdm(plan.items(), "colourising", unit="image", leave=False, disable=None):
-        try:
-            write_image(output, colorize_image(exported, read_image(path), on))
-        except ValueError as error:
-            failed.append(str(error))
-    print(f"coloured {len(plan) - len(failed)} of {len(plan)} images, in {out}/")
-    for sentence in failed:
-        print(f"not done: {sentence}", file=sys.stderr)
-    if failed:
-        raise SystemExit(2 if len(failed) == len(plan) else 1)
-    return list(plan)
+    """Colourise files; returns the results that now exist. Exits with 1 if some files fail."""
+    for name, value, known in (("format", format_, FORMS), ("upsampling", upsampling, UPSAMPLING)):
+        if value is not None and value not in known:
+            raise ValueError(f"no {name} {value}: use one of {' '.join(known)}")
+    on, out = pick_device(device), Path(out)
+    tasks = plan_tasks([Path(path) for path in inputs], out, format_, compare)
+    path = Path(model or newest_run(RUNS) / "generator.ts")
+    painter = Painter(path, on, size=size, strength=strength, upsampling=upsampling)
+    prepare_folder(out)
+    conveyor = Conveyor(painter, Options(overwrite, keep_coloured), jobs)
+    finished = report(conveyor.run(tasks), len(tasks), out)
+    if any(job.status == "failed" for job in finished):
+        raise SystemExit(1)
+    return [job.task.output for job in finished]
 
 
 if __name__ == "__main__":

@@ -2,27 +2,43 @@
 
 Reading applies the EXIF orientation and the ICC profile, lays transparency over white and brings every mode
 (palette, CMYK, 1 bit, 16 bit, float) to 8 bits per channel. A file that cannot be read raises ValueError
-with the path and cause.
+with the path and cause. Pictures are converted in strips, so that a huge one is not held several times over.
 """
 
 import io
 import os
-from collections.abc import Sequence
+import stat
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from PIL import Image, ImageCms, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageCms, ImageDraw, ImageFont, UnidentifiedImageError
 from torch import Tensor
 
 from atomic import replacing
 
 EXTENSIONS = frozenset(".jpg .jpeg .png .webp .bmp .tif .tiff .gif .ppm .pgm .jp2 .avif".split())
 GAP = 6  # px between the pictures of a contact sheet
+LARGEST = 500_000_000  # px; a picture of more is refused before it is decoded, as a decompression bomb
+STRIP = 2**21  # px converted at a time
 
 Array = NDArray[np.uint8]
+Depth = NDArray[np.uint8] | NDArray[np.uint16]
+
+Image.MAX_IMAGE_PIXELS = LARGEST  # or Pillow warns of every large scan and refuses what has 179 megapixels
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A picture, upright and in sRGB."""
+
+    pixels: Depth  # (H, W, 3) uint8 or uint16
+    alpha: Depth | None  # (H, W) of the same type, not multiplied into the pixels; None: no transparency
 
 
 def find_images(folder: Path) -> list[Path]:
@@ -52,23 +68,147 @@ def read_image(path: Path, content: bytes | None = None) -> Array:
     Raises:
         ValueError: missing, unreadable, truncated, too large to be safe, or not an image; names the file.
     """
+    with opened(path, content) as image:
+        return to_array(image)
+
+
+@contextmanager
+def opened(path: Path, content: bytes | None = None) -> Iterator[Image.Image]:
+    """Open an image file; whatever goes wrong with it until it is closed is a ValueError that names it."""
+    with reading(path):
+        file = regular(path).open("rb") if content is None else io.BytesIO(content)
+        with file, Image.open(file) as image:  # by name, Pillow maps a TIFF, and turns mapped ones wrongly
+            check_size(*image.size)
+            yield image
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turn what decoders make of a bad file into a ValueError that names the file and the cause."""
     try:
-        with Image.open(path if content is None else io.BytesIO(content)) as image:
-            image.load()
-            return to_array(image)
+        yield
+    except MemoryError:
+        raise
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file") from None
     except UnidentifiedImageError:
         raise ValueError(f"{path}: not an image that can be read") from None
-    except Image.DecompressionBombError as error:
-        raise ValueError(f"{path}: {error}") from None
-    except (OSError, SyntaxError, ValueError, EOFError, RuntimeError) as error:
-        raise ValueError(f"{path}: damaged image ({error})") from None
+    except Image.DecompressionBombError:
+        limit = f"{LARGEST // 10**6} million pixels"
+        raise ValueError(f"{path}: more than {limit}, which is taken for a decompression bomb") from None
+    except NotImplementedError as error:
+        raise ValueError(f"{path}: a kind of image that cannot be read ({error})") from None
+    except Exception as error:  # a header full of nonsense ends in IndexError, struct.error and many more
+        cause = error.strerror if isinstance(error, OSError) else None
+        raise ValueError(f"{path}: {cause or f'damaged image ({error})'}") from None
+
+
+def regular(path: Path) -> Path:
+    """Return the path of an ordinary file; to open a pipe would be to wait for ever."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise UnidentifiedImageError
+    return path
+
+
+def check_size(width: int, height: int) -> None:
+    """Refuse a picture for its size alone, before it is decoded."""
+    if min(width, height) < 1:
+        raise ValueError("it has no pixels")
+    if width * height > LARGEST:
+        raise Image.DecompressionBombError
 
 
 def to_array(image: Image.Image) -> Array:
-    """Return a loaded Pillow image as upright sRGB (H, W, 3) uint8."""
-    return np.array(_to_srgb(ImageOps.exif_transpose(image)))
+    """Return a Pillow image as upright sRGB (H, W, 3) uint8, transparency laid over white."""
+    return flatten(to_frame(image))
+
+
+def to_frame(image: Image.Image) -> Frame:
+    """Return a Pillow image as a frame: uint16 for gray of 16 bits, of 32 bits or of floats, else uint8."""
+    image.load()
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        full = 65535 if image.mode.startswith("I;16") or image.format == "PPM" else None  # Pillow scales PGM
+        gray = to_16_bits(np.asarray(image), full)
+        frame = Frame(gray[..., None].repeat(3, 2), None)
+    else:
+        frame = _to_srgb(image)
+    return upright(frame, orientation(image))
+
+
+def orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation of a loaded picture, 1 (upright) where there is none."""
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # a broken EXIF block says nothing; what it raises is Pillow's parser's choice
+        return 1
+
+
+def upright(frame: Frame, turn: int) -> Frame:
+    """Turn a frame upright from an EXIF orientation in [1, 8]; any other number is taken for 1."""
+    alpha = None if frame.alpha is None else _turned(frame.alpha, turn)
+    return Frame(_turned(frame.pixels, turn), alpha)
+
+
+def _turned(array: NDArray, turn: int) -> NDArray:
+    if turn in (5, 6, 7, 8):
+        array = array.swapaxes(0, 1)
+    if turn in (3, 4, 7, 8):
+        array = array[::-1]
+    if turn in (2, 3, 6, 7):
+        array = array[:, ::-1]
+    return np.ascontiguousarray(array)
+
+
+def flatten(frame: Frame) -> Array:
+    """Return (H, W, 3) uint8 with transparency laid over white."""
+    pixels = to_8_bits(frame.pixels)
+    if frame.alpha is None:
+        return pixels
+    cover, out = to_8_bits(frame.alpha), np.empty_like(pixels)
+    for rows in strips(*cover.shape):
+        opaque = cover[rows, :, None].astype(np.uint16)
+        out[rows] = (pixels[rows] * opaque + 255 * (255 - opaque) + 127) // 255
+    return out
+
+
+def strips(height: int, width: int) -> Iterator[slice]:
+    """Cut a picture into slices of rows of about STRIP pixels."""
+    step = max(1, STRIP // width)
+    return (slice(top, min(top + step, height)) for top in range(0, height, step))
+
+
+def to_8_bits(array: Depth) -> Array:
+    """Round uint16 to uint8; uint8 is returned as it is."""
+    if array.dtype == np.uint8:
+        return array
+    out = np.empty(array.shape, np.uint8)
+    for rows in strips(*array.shape[:2]):
+        out[rows] = np.add(array[rows], 128, dtype=np.uint32) // 257
+    return out
+
+
+def to_16_bits(values: NDArray, full: float | None = None) -> NDArray[np.uint16]:
+    """Scale numbers of any kind to 0..65535; what lies outside is clipped.
+
+    Args:
+        full: the number that is white. None: the smallest of 1 (floats only), 255 and 65535 that the picture
+            does not exceed, or else its largest number.
+
+    Raises:
+        ValueError: it holds NaN or infinite numbers.
+    """
+    if values.dtype.kind == "u" and values.dtype.itemsize == 2 and full == 65535:
+        return values.astype(np.uint16, copy=False)
+    peak = values.max(initial=0)
+    if not np.isfinite(values.min(initial=0)) or not np.isfinite(peak):
+        raise ValueError("it holds NaN or infinite values")
+    if full is None:
+        whites = (1.0, 255, 65535) if values.dtype.kind == "f" else (255, 65535)
+        full = next((white for white in whites if peak <= white), peak)
+    out = np.empty(values.shape, np.uint16)
+    for rows in strips(*values.shape[:2]):
+        out[rows] = (values[rows] * (65535 / np.float64(full))).round().clip(0, 65535)
+    return out
 
 
 def colorfulness(image: Array) -> float:
@@ -84,44 +224,31 @@ def colorfulness(image: Array) -> float:
     return float(np.sqrt(variance.clip(0).sum()) + 0.3 * np.hypot(*mean))
 
 
-def _to_srgb(image: Image.Image) -> Image.Image:
-    """Return an RGB picture, through the embedded profile where it fits the mode."""
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        return _to_8_bits(image).convert("RGB")
-    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        profile = image.info.get("icc_profile")
-        image = image.convert("RGBA")
-        paper = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(paper, image).convert("RGB")
-        image.info["icc_profile"] = profile
-    elif image.mode in ("1", "P"):
-        image = image.convert("RGB")
-    return _apply_profile(image).convert("RGB")
+def _to_srgb(image: Image.Image) -> Frame:
+    """Return sRGB; the embedded profile is applied where it fits."""
+    mode = {"L": "L", "LA": "L", "La": "L", "CMYK": "CMYK"}.get(image.mode, "RGB")
+    profile = _profile_transform(image, mode)
+    pixels = np.empty((image.height, image.width, 3), np.uint8)
+    alpha = np.empty(pixels.shape[:2], np.uint8) if image.has_transparency_data else None
+    for rows in strips(image.height, image.width):
+        part = image.crop((0, rows.start, image.width, rows.stop))
+        if alpha is not None:
+            part = part.convert(f"{mode}A")
+            alpha[rows] = part.getchannel("A")
+        part = part.convert(mode)
+        pixels[rows] = ImageCms.applyTransform(part, profile) if profile else part.convert("RGB")
+    return Frame(pixels, alpha)
 
 
-def _to_8_bits(image: Image.Image) -> Image.Image:
-    """Scale 16-bit and float grays to 0..255; float is taken as [0, 1] unless it exceeds 1."""
-    values = np.asarray(image).astype(np.float64)
-    if not np.isfinite(values).all():
-        raise ValueError("it holds NaN or infinite values")
-    peak = values.max(initial=0.0)
-    if image.mode == "F":
-        scale = 255.0 if peak <= 1.0 else 1.0
-    else:
-        scale = 1 / 257 if image.mode.startswith("I;16") or peak > 255.0 else 1.0
-    return Image.fromarray((values * scale).round().clip(0, 255).astype(np.uint8))
-
-
-def _apply_profile(image: Image.Image) -> Image.Image:
+def _profile_transform(image: Image.Image, mode: str) -> ImageCms.ImageCmsTransform | None:
     profile = image.info.get("icc_profile")
-    if not profile or image.mode not in ("RGB", "CMYK", "L"):
-        return image
+    if not profile or image.mode in ("YCbCr", "LAB", "HSV"):
+        return None
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        converted = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
+        return ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), mode, "RGB")
     except (ImageCms.PyCMSError, OSError):
-        return image  # a profile that is broken or of another mode says nothing about the colours
-    return image if converted is None else converted
+        return None  # a profile that is broken or of another mode says nothing about the colours
 
 
 def write_image(path: Path, image: Array) -> None:

@@ -19,7 +19,7 @@ from torch.export import ExportedProgram
 import color
 from colorizer import Colorizer, resize
 
-OPSET = 20  # of ONNX: the first whose GridSample is bicubic as torch's
+OPSET = 18  # of ONNX: the first whose Resize knows antialiasing
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")  # what writing and checking ONNX takes
 METADATA = "tinct.json"
 

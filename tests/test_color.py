@@ -46,6 +46,28 @@ def test_rgb_to_lab_matches_scikit_image() -> None:
     np.testing.assert_allclose(last(lab), rgb2lab(last(rgb)), atol=1e-3)
 
 
+def test_rgb_to_lightness_is_that_of_rgb_to_lab() -> None:
+    rgb = noise(2, 3, 150, 150)
+    rgb[0, :, :20] *= 0.05
+    rgb[1, :, 0], rgb[1, :, 1] = 0, 1
+    lightness = color.rgb_to_lightness(rgb)
+    assert lightness.shape == (2, 1, 150, 150)
+    assert torch.equal(lightness, color.rgb_to_lab(rgb)[:, :1])
+    np.testing.assert_allclose(last(lightness)[..., 0], rgb2lab(last(rgb))[..., 0], atol=1e-3)
+    assert lightness[1, 0, 0].abs().max() < 1e-4
+    assert (lightness[1, 0, 1] - 100).abs().max() < 1e-4
+
+
+def test_16_bit_grays_survive_lightness() -> None:
+    gray = torch.arange(2**16).to(torch.uint16).view(1, 1, 256, 256)
+    lightness = color.rgb_to_lightness(color.rgb01(gray))
+    assert (lightness.flatten().diff() > 0).all()  # strictly: no two of 65536 levels fall together
+    back = color.to_dtype(color.join_lab(lightness, torch.zeros(1, 2, 256, 256)), torch.uint16)
+    off = (back.to(torch.int32) - gray.to(torch.int32)).abs()
+    print(f"\n16-bit gray through Lab: {int(off.max())} levels off at most", end="")
+    assert off.max() <= 1
+
+
 def test_lab_to_rgb_matches_scikit_image() -> None:
     rgb = noise(2, 3, 150, 150)
     rgb[0, :, :20] *= 0.05
@@ -53,10 +75,10 @@ def test_lab_to_rgb_matches_scikit_image() -> None:
     np.testing.assert_allclose(last(color.lab_to_rgb(lab)), lab2rgb(last(lab)), atol=1e-3)
 
 
-@pytest.mark.parametrize("convert", [color.rgb_to_lab, color.lab_to_rgb])
+@pytest.mark.parametrize("convert", [color.rgb_to_lab, color.rgb_to_lightness, color.lab_to_rgb])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
 def test_conversions_compute_in_float32(convert: Function, dtype: torch.dtype) -> None:
-    image = (noise(1, 3, 8, 8) * (1 if convert is color.rgb_to_lab else 50)).to(dtype)
+    image = (noise(1, 3, 8, 8) * (50 if convert is color.lab_to_rgb else 1)).to(dtype)
     assert convert(image).dtype == torch.float32
     assert torch.equal(convert(image), convert(image.float()))
 
@@ -107,6 +129,8 @@ CALLS: list[tuple[Function, tuple[Any, ...]]] = [
     (color.linear_rgb, (noise(1, 3, 16, 16),)),
     (color.gamma_rgb, (noise(1, 3, 16, 16),)),
     (color.rgb_to_lab, (noise(1, 3, 64, 64),)),
+    (color.rgb_to_lightness, (noise(1, 3, 64, 64),)),
+    *((color.to_dtype, (noise(2, 3, 8, 8) * 1.2, dtype)) for dtype in (torch.uint8, torch.uint16)),
     (color.lab_to_rgb, (wild_lab(),)),
     *((color.encode, (IMAGE, kind)) for kind in color.CHANNELS),
     *((color.show_input, (IMAGE, kind)) for kind in INPUTS),
@@ -134,6 +158,15 @@ def test_scripted_is_eager(function: Function, arguments: tuple[Any, ...]) -> No
     torch.testing.assert_close(
         torch.jit.script(function)(*arguments), function(*arguments), atol=1e-6, rtol=0
     )
+
+
+@each_function
+def test_arguments_are_left_alone(function: Function, arguments: tuple[Any, ...]) -> None:
+    """Steps are done in place, which must not reach what was handed in."""
+    tensors = [argument for argument in arguments if isinstance(argument, Tensor)]
+    before = [tensor.clone() for tensor in tensors]
+    function(*arguments)
+    assert all(torch.equal(a, b) for a, b in zip(tensors, before, strict=True))
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -223,6 +256,31 @@ def test_rgb01_and_to_uint8(dtype: torch.dtype) -> None:
     assert rgb.dtype == torch.float32
     assert torch.equal(color.to_uint8(rgb), levels.expand(-1, 3, -1, -1))
     assert color.to_uint8(torch.tensor([-0.1, 0.4999 / 255, 0.5001 / 255, 2.0])).tolist() == [0, 0, 1, 255]
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16], ids=str)
+def test_every_level_survives_rgb01_and_to_dtype(dtype: torch.dtype) -> None:
+    most = torch.iinfo(dtype).max
+    levels = torch.arange(most + 1).to(dtype).view(1, 1, 1, -1)
+    rgb = color.rgb01(levels)
+    assert (rgb.min(), rgb.max(), rgb.dtype) == (0, 1, torch.float32)
+    back = color.to_dtype(rgb, dtype)
+    assert back.dtype == dtype
+    assert torch.equal(back, levels.expand(-1, 3, -1, -1))
+    between = torch.tensor([-0.1, 0.45 / most, 0.55 / most, 1 - 0.45 / most, 2.0])
+    assert color.to_dtype(between, dtype).tolist() == [0, 0, 1, most, most]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
+def test_floats_keep_their_dtype_and_nan(dtype: torch.dtype) -> None:
+    rgb = noise(1, 3, 9, 9)
+    rgb[0, 0, 0, 0] = torch.nan
+    back = color.to_dtype(rgb, dtype)
+    assert back.dtype == dtype
+    torch.testing.assert_close(back, rgb.to(dtype), rtol=0, atol=0, equal_nan=True)
+    wild = torch.tensor([-torch.inf, -0.5, 0.25, 1.5, torch.inf, torch.nan], dtype=dtype).view(1, 1, 1, 6)
+    expected = torch.tensor([0, 0, 0.25, 1, 1, torch.nan])
+    torch.testing.assert_close(color.rgb01(wild)[0, 2, 0], expected, rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -1,27 +1,41 @@
 """images.py: every kind of file becomes sRGB, every bad one a sentence; writing is whole or not at all."""
 
+import errno
 import io
+import os
 import re
+import signal
+import struct
 import warnings
+import zlib
 from pathlib import Path
 from typing import Any
 
+import imagecodecs
 import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageCms
 
+import images
 from images import (
     EXTENSIONS,
     GAP,
     Array,
+    Frame,
     colorfulness,
     contact_sheet,
     find_images,
+    flatten,
+    opened,
     read_image,
     recompress,
     resize,
+    to_8_bits,
+    to_16_bits,
     to_array,
+    to_frame,
+    upright,
     write_image,
 )
 
@@ -220,11 +234,170 @@ def test_to_array_turns_any_loaded_picture_upright_and_to_srgb() -> None:
     assert np.abs(out.astype(int) - plain).max() > 50  # the profile was applied
 
 
-def test_decompression_bomb_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def png_header(width: int, height: int) -> bytes:
+    """Return a gray PNG whose header promises more pixels than it has."""
+    file = io.BytesIO()
+    Image.new("L", (1, 1)).save(file, "PNG")
+    header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    return file.getvalue()[:12] + header + struct.pack(">I", zlib.crc32(header)) + file.getvalue()[33:]
+
+
+@pytest.mark.parametrize("size", [(100_000, 100_000), (22_400, 22_400)])
+def test_decompression_bomb_is_refused(size: tuple[int, int]) -> None:
+    Path("x.png").write_bytes(png_header(*size))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's, of what is refused anyway
+        with pytest.raises(ValueError, match=r"^x.png: more than 500 million pixels, .*decompression bomb"):
+            read_image(Path("x.png"))
+        with pytest.raises(ValueError, match=r"^set.tar:x.png: more than 500 million pixels"):
+            read_image(Path("set.tar:x.png"), png_header(*size))
+
+
+def test_a_large_scan_is_no_bomb() -> None:
+    Path("x.png").write_bytes(png_header(22_300, 22_300))  # 497 million; Pillow's own limits are 89 and 179
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with opened(Path("x.png")) as image:
+            assert image.size == (22_300, 22_300)
+
+
+def test_the_limit_is_that_of_the_module(monkeypatch: pytest.MonkeyPatch) -> None:
     Image.fromarray(RAMP).save("x.png")
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    monkeypatch.setattr(images, "LARGEST", RAMP[..., 0].size)
+    assert np.array_equal(read_image(Path("x.png")), RAMP)
+    monkeypatch.setattr(images, "LARGEST", RAMP[..., 0].size - 1)
     with pytest.raises(ValueError, match=r"^x.png: .*decompression bomb"):
         read_image(Path("x.png"))
+
+
+def test_places_where_no_file_is() -> None:
+    Path("folder.jpg").mkdir()
+    Path("loop.jpg").symlink_to("loop.jpg")
+    os.mkfifo("pipe.jpg")  # who waits for it waits for ever
+    signal.alarm(10)
+    for name in ("folder.jpg", "pipe.jpg"):
+        with pytest.raises(ValueError, match=f"^{name}: not an image that can be read$"):
+            read_image(Path(name))
+    signal.alarm(0)
+    with pytest.raises(ValueError, match=f"^loop.jpg: {os.strerror(errno.ELOOP)}$"):
+        read_image(Path("loop.jpg"))
+
+
+def test_no_memory_is_not_called_damage(monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.fromarray(RAMP).save("x.png")
+
+    def no_memory(image: Image.Image) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(images, "to_array", no_memory)
+    with pytest.raises(MemoryError):
+        read_image(Path("x.png"))
+
+
+def test_a_broken_exif_block_says_nothing() -> None:
+    for name in ("x.png", "x.webp", "x.jpg"):
+        Image.fromarray(RAMP).save(name, exif=b"Exif\0\0this is no TIFF header")
+        assert read_image(Path(name)).shape == RAMP.shape
+
+
+@pytest.mark.parametrize("turn", [2, 3, 4, 5, 6, 7, 8])
+@pytest.mark.parametrize("mode", ["L", "P", "RGB", "RGBA", "CMYK"])
+def test_tiffs_that_pillow_would_map_into_memory_are_turned(mode: str, turn: int) -> None:
+    image = Image.fromarray(RAMP).convert(mode)
+    image.save("x.tif")  # not compressed
+    plain = read_image(Path("x.tif"))
+    exif = Image.Exif()
+    exif[274] = turn
+    image.save("x.tif", exif=exif)
+    assert np.array_equal(read_image(Path("x.tif")), upright(Frame(plain, None), turn).pixels)
+
+
+@pytest.mark.parametrize(
+    "mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBa", "CMYK", "YCbCr", "LAB", "I", "F"]
+)
+def test_strips_leave_no_seams(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    image = Image.fromarray(RAMP)
+    if mode == "LAB":
+        to_lab = ImageCms.buildTransform(
+            ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), "RGB", "LAB"
+        )
+        image = ImageCms.applyTransform(image, to_lab)
+    elif mode in ("LA", "RGBa"):
+        image.putalpha(Image.fromarray(RAMP[..., 2]))
+        image = image.convert(mode)
+    else:
+        image = image.convert(mode)
+    image.info["icc_profile"] = green_called_red()
+    whole = to_frame(image)
+    monkeypatch.setattr(images, "STRIP", 5 * 32)
+    cut = to_frame(image)
+    assert np.array_equal(cut.pixels, whole.pixels)
+    assert (cut.alpha is None) == (whole.alpha is None) == (mode not in ("LA", "PA", "RGBA", "RGBa"))
+    assert cut.alpha is None or np.array_equal(cut.alpha, whole.alpha)
+    assert np.array_equal(flatten(cut), flatten(whole))
+
+
+def test_transparency_is_straight_and_profiles_do_not_touch_it() -> None:
+    image = flat(255, 0, 0, 77, mode="RGBA")
+    image.info["icc_profile"] = green_called_red()
+    frame = to_frame(image)
+    assert frame.alpha is not None
+    assert frame.alpha.tolist() == [[77] * 4] * 4
+    assert np.abs(frame.pixels.astype(int) - GREEN).max() <= 2
+
+
+@pytest.mark.parametrize("mode", ["L", "LA"])
+def test_a_gray_profile_fits_gray_with_transparency_too(mode: str) -> None:
+    image = Image.new("L", (4, 4), 55)
+    if mode == "LA":
+        image.putalpha(200)
+    image.info["icc_profile"] = imagecodecs.cms_profile("gray", gamma=1.0)
+    linear = 55 / 255
+    srgb = (1.055 * linear ** (1 / 2.4) - 0.055) * 255
+    assert np.abs(to_frame(image).pixels - srgb).max() < 2
+
+
+def test_16_bits_become_the_nearest_8() -> None:
+    values = np.arange(65536, dtype=np.uint16).reshape(256, 256)
+    assert np.array_equal(to_8_bits(values), np.round(values / 257))
+    assert to_8_bits(RAMP) is RAMP
+
+
+@pytest.mark.parametrize(
+    ("values", "full", "expected"),
+    [
+        ([0, 7, 65535], 65535, [0, 7, 65535]),
+        ([0, 1023], 1023, [0, 65535]),
+        ([0, 255], None, [0, 65535]),
+        ([0, 256], None, [0, 256]),
+        ([0, 65536, 131072], None, [0, 32768, 65535]),
+        ([-5, 10], None, [0, 2570]),
+        ([0.0, 0.5], None, [0, 32768]),
+        ([0.0, 1.5], None, [0, 386]),
+        ([0.0, 300.0], None, [0, 300]),
+    ],
+)
+def test_numbers_of_any_kind_become_16_bits(
+    values: list[float], full: float | None, expected: list[int]
+) -> None:
+    assert to_16_bits(np.array([values]), full).tolist() == [expected]
+    assert to_16_bits(np.array([values]), full).dtype == np.uint16
+
+
+def test_numbers_of_the_other_byte_order_are_read() -> None:
+    assert to_16_bits(np.array([[1, 258]], ">u2"), 65535).tolist() == [[1, 258]]
+
+
+def test_dark_16_bit_pgm_stays_dark() -> None:
+    Path("x.pgm").write_bytes(b"P5 2 1 65535\n" + struct.pack(">2H", 200, 100))
+    assert read_image(Path("x.pgm")).max() <= 1
+
+
+def test_lab_is_read() -> None:
+    srgb, lab = ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB")
+    smooth = Image.fromarray(resize(RAMP[:3, :3], 24, 32))
+    image = ImageCms.applyTransform(smooth, ImageCms.buildTransform(srgb, lab, "RGB", "LAB"))
+    assert np.abs(read_back(image, "x.tif").astype(int) - np.asarray(smooth)).mean() < 3
 
 
 def test_find_images() -> None:

@@ -1,0 +1,90 @@
+"""What colorize.py is asked to colourise: files, folders, patterns and lists -> where each result goes."""
+
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from glob import glob, has_magic
+from itertools import takewhile
+from pathlib import Path
+
+from files import output_suffix
+from images import find_images
+
+
+@dataclass(frozen=True)
+class Task:
+    """One input file, its result, and what stands in the way, if anything does."""
+
+    path: Path
+    output: Path
+    sheet: Path | None = None  # where input and result go side by side
+    problem: str = ""
+
+
+def plan_tasks(inputs: list[Path], out: Path, form: str | None = None, compare: bool = False) -> list[Task]:
+    """Return one task per input file, in order; folders are searched through and their structure is kept.
+
+    A task whose output belongs to an earlier one, or that a list names and nobody finds, has a problem.
+
+    Args:
+        inputs: files, folders, patterns such as scans/**/*.jpg, or "-" for a list on stdin.
+        form: ending of the results without a dot; None: that of the input.
+        compare: whether each result gets a sheet, STEM_compare.
+
+    Raises:
+        ValueError: an input is missing, a pattern matches nothing, or a result would overwrite an input.
+    """
+    owners: dict[Path, Path] = {}
+    tasks = []
+    for path, name, problem in (found for given in inputs for found in expand(given)):
+        output = out / name.with_suffix(output_suffix(name.suffix, form))
+        sheet = output.with_stem(f"{output.stem}_compare") if compare else None
+        if owners.get(output) == path:
+            continue  # named twice
+        for result in {output, sheet or output}:
+            if result in owners:
+                problem = f"{path}: {owners[result]} becomes {result} too; colourise it in another call"
+            owners.setdefault(result, path)
+        tasks.append(Task(path, output, sheet, problem))
+    originals = {task.path.resolve() for task in tasks}
+    for result, path in owners.items():
+        if result.resolve() in originals:
+            raise ValueError(f"{result}, the result of {path}, would overwrite an input; name another --out")
+    return tasks
+
+
+def expand(given: Path) -> Iterator[tuple[Path, Path, str]]:
+    """Yield what one argument stands for: a file, its name below the output folder, and a problem or ""."""
+    if str(given) == "-":
+        yield from listed_files()
+    elif given.is_dir():
+        yield from ((path, path.relative_to(given), "") for path in find_images(given))
+    elif given.exists() or given.is_symlink():  # a link to nowhere is an input that cannot be read
+        yield given, Path(given.name), ""
+    elif has_magic(str(given)):
+        yield from matching_files(given)
+    else:
+        raise ValueError(f"no file or folder {given}")
+
+
+def matching_files(pattern: Path) -> Iterator[tuple[Path, Path, str]]:
+    """Yield the files that a pattern matches, with their folders below its fixed part."""
+    fixed = Path(*list(takewhile(lambda part: not has_magic(part), pattern.parts)))
+    matches = sorted(Path(match) for match in glob(str(pattern), recursive=True))
+    files = [match for match in matches if not match.is_dir()]
+    if not files:
+        raise ValueError(f"no file matches {pattern}")
+    yield from ((path, path.relative_to(fixed), "") for path in files)
+
+
+def listed_files() -> Iterator[tuple[Path, Path, str]]:
+    """Yield the files that stdin names: one a line, or with a NUL after each, as find -print0 writes them."""
+    content = sys.stdin.buffer.read()
+    names = content.split(b"\\0") if b"\\0" in content else content.splitlines()
+    if not any(names):
+        raise ValueError("no file name on standard input")
+    for path in (Path(os.fsdecode(name)) for name in names if name):
+        inside = not path.is_absolute() and ".." not in path.parts
+        problem = "" if path.is_file() or path.is_symlink() else f"{path}: no such file"
+        yield path, path if inside else Path(path.name), problem

@@ -1,0 +1,247 @@
+"""What a picture file says beside its pixels: read, rid of what colouring makes untrue, put into another.
+
+Kept are EXIF (author, dates, camera, place), XMP, the resolution, comments and PNG texts, as far as the new
+file's format can hold them. Left out is what describes the old pixels (orientation, size, colour space,
+thumbnails) and what cannot be moved: makers' notes hold previews, and offsets that would point elsewhere.
+What is too broken to be written again is left out too.
+"""
+
+import io
+import math
+import re
+import struct
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from PIL import Image
+from PIL.ExifTags import IFD, Base
+from PIL.PngImagePlugin import PngImageFile, PngInfo, putchunk
+from PIL.TiffImagePlugin import ImageFileDirectory_v2
+from tifffile import TiffFile, TiffPage
+
+PNG_START = b"\x89PNG\r\n\x1a\n"
+PNG_NOTES = (b"tEXt", b"zTXt", b"iTXt", b"eXIf", b"pHYs")
+SEGMENT = 65_000  # bytes that a JPEG marker holds, less its name
+COMMENT = "Comment"  # the PNG keyword that a comment of another format gets
+BYTE, ASCII, SHORT, LONG, LONG8 = 1, 2, 3, 4, 16  # TIFF's types
+XMP = 700  # TIFF's tag
+
+DESCRIPTIVE = (  # tags of the main directory; all others say how pixels lie in their file
+    *(Base.DocumentName, Base.ImageDescription, Base.Make, Base.Model, Base.Software, Base.DateTime),
+    *(Base.Artist, Base.HostComputer, Base.Copyright, Base.Rating, Base.RatingPercent),
+    *(Base.XPTitle, Base.XPComment, Base.XPAuthor, Base.XPKeywords, Base.XPSubject),
+)
+STALE = {Base.ExifImageWidth, Base.ExifImageHeight, Base.ColorSpace, Base.Gamma, IFD.MakerNote, IFD.Interop}
+STALE_XMP = (
+    rb"tiff:(?:Orientation|ImageWidth|ImageLength)|photoshop:(?:ColorMode|ICCProfile)"
+    rb"|exif:(?:PixelXDimension|PixelYDimension|ColorSpace)"
+)
+XMP_FIELD = re.compile(rb"\s(?:%b)=(?:\"[^\"]*\"|'[^']*')|<(%b)>[^<]*</\1>" % (STALE_XMP, STALE_XMP))
+
+
+@dataclass(frozen=True)
+class Notes:
+    """What a file says beside its pixels; a field is empty where it says nothing."""
+
+    exif: bytes = b""  # a TIFF header and its directories
+    xmp: bytes = b""
+    dpi: tuple[float, float] | None = None  # across, down
+    text: tuple[tuple[str, str], ...] = ()  # keyword, text
+
+    @property
+    def comment(self) -> bytes:
+        """Return the comment in UTF-8."""
+        return dict(self.text).get(COMMENT, "").encode()
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What is known of a file before its pixels are used."""
+
+    path: Path
+    form: str  # Pillow's name of the format
+    count: int  # frames of an animation, or pages of a TIFF
+    size: tuple[int, int]  # px across and down as stored, of the largest page
+    durations: tuple[float, ...]  # ms per frame of an animation; empty for all else
+    loop: int  # how often an animation plays; 0: for ever
+    notes: Notes
+
+    @property
+    def pixels(self) -> int:
+        """Return how many pixels its largest frame has."""
+        return math.prod(self.size)
+
+
+def read_notes(image: Image.Image) -> Notes:
+    """Return what an opened file, other than a TIFF, says; its pixels are not decoded."""
+    if isinstance(image, PngImageFile):
+        image = without_pixels(image.fp)
+    text = {key: str(value) for key, value in getattr(image, "text", {}).items()}
+    comment = image.info.get("comment", "")
+    text.setdefault(COMMENT, comment if isinstance(comment, str) else _decode(comment))
+    again = ("Raw profile", "XML:com.adobe.xmp")  # EXIF and XMP as texts
+    kept = tuple((key, value) for key, value in text.items() if value and not key.startswith(again))
+    return Notes(
+        _clean_exif(image.getexif),
+        _clean_xmp(image.info.get("xmp")),
+        _clean_dpi(*image.info.get("dpi", (0, 0))),
+        kept,
+    )
+
+
+def read_tiff_notes(page: TiffPage) -> Notes:
+    """Return what one page of a TIFF says."""
+    tags = page.tags
+    scale = {2: 1.0, 3: 2.54}.get(tags.valueof(Base.ResolutionUnit, 2), 0.0)  # per inch, per centimetre
+    ratios = [tags.valueof(code) for code in (Base.XResolution, Base.YResolution)]
+    whole = all(isinstance(ratio, tuple) and len(ratio) == 2 and ratio[1] for ratio in ratios)
+    dpi = [scale * above / below for above, below in ratios] if whole else (0, 0)
+    return Notes(_clean_exif(lambda: _tiff_exif(page)), _clean_xmp(tags.valueof(XMP)), _clean_dpi(*dpi))
+
+
+def save_options(notes: Notes, form: str) -> dict[str, Any]:
+    """Return the options that put notes into a file of a format by Pillow's `save`."""
+    options: dict[str, Any] = {"dpi": notes.dpi, "xmp": notes.xmp, "exif": notes.exif}
+    if form == "JPEG":
+        options |= {"exif": notes.exif and b"Exif\0\0" + notes.exif, "comment": notes.comment}
+        options = {key: value for key, value in options.items() if key == "dpi" or len(value) < SEGMENT}
+    return {key: value for key, value in options.items() if value}
+
+
+def png_notes(notes: Notes) -> list[tuple[bytes, bytes]]:
+    """Return notes as chunks of a PNG."""
+    info, file = PngInfo(), io.BytesIO()
+    for key, value in notes.text:
+        info.add_text(key, value)
+    if notes.xmp:
+        info.add_itxt("XML:com.adobe.xmp", notes.xmp.decode(errors="replace"))
+    Image.new("L", (1, 1)).save(file, "PNG", pnginfo=info, **save_options(notes, "PNG"))
+    return list(png_chunks(file, PNG_NOTES))
+
+
+def png_chunks(file: IO[bytes], kinds: tuple[bytes, ...]) -> Iterator[tuple[bytes, bytes]]:
+    """Yield name and contents of a PNG's chunks of some kinds; others are passed over."""
+    file.seek(len(PNG_START))
+    while len(head := file.read(8)) == 8:
+        length, name = struct.unpack(">I4s", head)
+        if name in kinds:
+            yield name, file.read(length)
+            length = 0
+        file.seek(length + 4, io.SEEK_CUR)  # a checksum follows
+
+
+def without_pixels(file: IO[bytes]) -> PngImageFile:
+    """Return a loaded picture of 1 x 1 px that says what a PNG says, also after its pixels."""
+    copy = io.BytesIO(PNG_START)
+    copy.seek(0, io.SEEK_END)
+    putchunk(copy, b"IHDR", struct.pack(">IIBBBBB", 1, 1, 8, 0, 0, 0, 0))
+    for name, contents in png_chunks(file, PNG_NOTES):
+        putchunk(copy, name, contents)
+    putchunk(copy, b"IDAT", zlib.compress(b"\0\0"))
+    putchunk(copy, b"IEND")
+    image = Image.open(copy)
+    image.load()
+    return image
+
+
+def tiff_tags(notes: Notes) -> list[tuple[int, int, int, Any, bool]]:
+    """Return notes as tifffile's `extratags` of the first page; `append_directories` must follow."""
+    exif = Image.Exif()
+    exif.load(notes.exif)
+    values = {tag: exif[tag] for tag in DESCRIPTIVE if tag in exif}
+    values |= {XMP: notes.xmp} if notes.xmp else {}
+    if notes.comment:
+        values.setdefault(Base.ImageDescription, notes.comment.decode("latin-1"))
+    tags = [_tiff_tag(tag, value) for tag, value in values.items()]
+    # tifffile does not write tags that point to directories; their unused neighbours keep the place
+    return tags + [(group - 1, LONG, 1, 0, True) for group in _directories(exif)]
+
+
+def _tiff_tag(tag: int, value: int | str | bytes) -> tuple[int, int, int, Any, bool]:
+    if isinstance(value, int):
+        return tag, SHORT, 1, value, True
+    content = _raw(value).encode() if isinstance(value, str) else value
+    return tag, ASCII if isinstance(value, str) else BYTE, len(content), content, True
+
+
+def append_directories(path: Path, notes: Notes) -> None:
+    """Add the EXIF and GPS directories to a TIFF written with `tiff_tags`."""
+    exif = Image.Exif()
+    exif.load(notes.exif)
+    with TiffFile(path, mode="r+") as tiff:
+        file, big = tiff.filehandle, tiff.is_bigtiff
+        for group, values in _directories(exif).items():
+            offset = file.seek(0, io.SEEK_END)
+            start = b"II+\0" + bytes(12) if big else b"II*\0" + bytes(4)
+            directory = ImageFileDirectory_v2(start, group=group)
+            for tag, value in values.items():
+                directory[tag] = _raw(value)
+            file.write(directory.tobytes(offset))
+            file.seek(tiff.pages.first.tags[group - 1].offset)
+            file.write(struct.pack("<HHQQ" if big else "<HHII", group, LONG8 if big else LONG, 1, offset))
+
+
+def _directories(exif: Image.Exif) -> dict[int, dict[int, Any]]:
+    """Return the EXIF and GPS directories that are not empty, without what is stale."""
+    found = {}
+    for group in (IFD.Exif, IFD.GPSInfo):
+        values = {tag: value for tag, value in exif.get_ifd(group).items() if tag not in STALE}
+        if values:
+            found[group] = values
+    return found
+
+
+def _tiff_exif(page: TiffPage) -> Image.Exif:
+    exif = Image.Exif()
+    exif.endian, exif.bigtiff = page.parent.byteorder, page.parent.is_bigtiff
+    exif.load_from_fp(page.parent.filehandle, page.offset)
+    if page.is_ome or page.is_imagej or page.is_shaped:
+        del exif[Base.ImageDescription]  # not a description: it lists the axes and types of the numbers
+    return exif
+
+
+def _clean_exif(read: Callable[[], Image.Exif]) -> bytes:
+    clean = Image.Exif()
+    try:
+        exif = read()
+        clean.update({tag: _raw(exif[tag]) for tag in DESCRIPTIVE if tag in exif})
+        directories = _directories(exif)
+        for group, values in directories.items():
+            clean.get_ifd(group).update({tag: _raw(value) for tag, value in values.items()})
+        return clean.tobytes()[len(b"Exif\0\0") :] if clean or directories else b""
+    except Exception:  # broken; what that raises is the choice of Pillow's parser
+        return b""
+
+
+class _Text(str):
+    """A text that is written as the bytes it was read from: Pillow reads Latin-1, and writes only ASCII."""
+
+    def encode(self, *_: str) -> bytes:
+        return super().encode("latin-1", "replace")
+
+
+def _raw(value: Any) -> Any:
+    return _Text(value) if isinstance(value, str) else value
+
+
+def _clean_xmp(xmp: object) -> bytes:
+    xmp = xmp.encode() if isinstance(xmp, str) else xmp if isinstance(xmp, bytes) else b""
+    before, _, rest = xmp.partition(b"<xmp:Thumbnails")
+    _, end, after = rest.rpartition(b"</xmp:Thumbnails>")
+    return XMP_FIELD.sub(b"", before + after if end else xmp)
+
+
+def _clean_dpi(across: float, down: float) -> tuple[float, float] | None:
+    """Return a resolution that every format can hold, None where it makes no sense."""
+    across, down = round(float(across), 2), round(float(down), 2)
+    return (across, down) if 1 <= across < 2**16 and 1 <= down < 2**16 else None
+
+
+def _decode(comment: bytes) -> str:
+    try:
+        return comment.decode()
+    except UnicodeDecodeError:
+        return comment.decode("latin-1")

@@ -1,6 +1,7 @@
 """Files that appear complete or not at all."""
 
 import os
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -10,7 +11,8 @@ from pathlib import Path
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary name beside `path`; what is written there takes its place when the block succeeds."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    unique = f"{zlib.crc32(os.fsencode(path.name)):08x}.{os.getpid()}"  # a long name leaves no room for more
+    temporary = path.with_name(f".{path.name[:40]}.{unique}.tmp")
     try:
         yield temporary
         os.replace(temporary, path)

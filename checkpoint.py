@@ -282,10 +282,12 @@ def load_exported(path: Path, device: torch.device) -> tuple[torch.jit.ScriptMod
             model = torch.jit.load(path, map_location=device, _extra_files=files)
     except (RuntimeError, ValueError):
         raise ValueError(f"{path} is not a TorchScript file, or it is damaged") from None
-    if not files["tinct.json"]:
-        raise ValueError(f"{path} is a TorchScript file, but not one written by export.py")
-    metadata = json.loads(files["tinct.json"])
-    written = metadata.get("format", 0)
+    try:
+        metadata = json.loads(files["tinct.json"])
+        metadata["recipe"]["input"], metadata["version"]
+        written = int(metadata.get("format", 0))
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise ValueError(f"{path} is a TorchScript file, but not one written by export.py") from None
     if written != EXPORT_FORMAT:
         age = f"the newer version {metadata['version']}" if written > EXPORT_FORMAT else "an older version"
         raise ValueError(f"{path} is of {age} of this project; export it again with this one")

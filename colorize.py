@@ -54,6 +54,7 @@ def report(jobs: Iterable[Job], total: int, out: Path) -> list[Job]:
     finished, began = [], time.monotonic()
     for job in tqdm(jobs, "colourising", total, unit="file", leave=False, disable=None):
         tqdm.write(json.dumps(job.record()), file=sys.stdout)
+        sys.stdout.flush()  # to a pipe, too
         finished.append(job)
     counts = Counter(job.status for job in finished)
     done = ", ".join(
@@ -96,7 +97,8 @@ def main(
         if value is not None and value not in known:
             raise ValueError(f"no {name} {value}: use one of {' '.join(known)}")
     on, out = pick_device(device), Path(out)
-    tasks = plan_tasks([Path(path) for path in inputs], out, format_, compare)
+    given = [inputs] if isinstance(inputs, str | Path) else inputs
+    tasks = plan_tasks([Path(path) for path in given], out, format_, compare, overwrite)
     path = Path(model or newest_run(RUNS) / "generator.ts")
     painter = Painter(path, on, size=size, strength=strength, upsampling=upsampling)
     prepare_folder(out)

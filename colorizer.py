@@ -34,8 +34,9 @@ class Colorizer(nn.Module):
     - Threads: calls may overlap as long as no attribute is set meanwhile. Nothing is random: one machine,
       device and number of threads gives the same bits for the same call.
     - Memory: beside image and result a fixed amount per pixel of a strip, and 6 x `size` floats per row.
-    - Raises ValueError (torch.jit.Error from the file) for another shape or dtype, and where the network's
-      output is not finite and the dtype cannot say so. In floating point, NaN comes out as NaN.
+    - Raises ValueError (torch.jit.Error from the file) for another shape or dtype, for attributes out of
+      range, and where the network's output is not finite and the dtype cannot say so. In floating point, NaN
+      comes out as NaN.
 
     The network sees the picture with its short side at `size` px (the long side at most twice that), mirrored
     out to the next multiple that its halvings need; aspect ratio is kept. What it predicts is enlarged:
@@ -47,7 +48,7 @@ class Colorizer(nn.Module):
 
     Attributes that a caller may set, on the file too:
         size: int, px, the short side at which the network works; larger sees finer things and costs more.
-        strength: float, 1 as predicted, 0 gray, above 1 more colourful.
+        strength: float, 1 as predicted, 0 gray, above 1 more colourful; at most 100.
         upsampling: str, "guided" (colours follow the edges of the full-resolution guide) or "bicubic".
         strip: int, px that are joined at a time; on a GPU 16 times as many.
     """
@@ -91,6 +92,7 @@ class Colorizer(nn.Module):
             ValueError: another shape or dtype, or the network's output is not finite.
         """
         check_image(image)
+        self.check_settings()
         small = self.shrink(image)  # (N, 3, h, w)
         y = self.predict(color.encode(small, self.x_kind))  # (N, 2|3, h, w)
         height, width = image.size(2), image.size(3)
@@ -102,6 +104,15 @@ class Colorizer(nn.Module):
             rgb = self.join(image[:, :, top:bottom], maps, top, height)
             out[:, :, top:bottom] = color.to_dtype(rgb, image.dtype)
         return out
+
+    def check_settings(self) -> None:
+        """Raise ValueError unless the attributes that a caller may set have values that mean something."""
+        if self.size < 1 or self.strip < 1:
+            raise ValueError("size and strip are px, at least 1")
+        if not 0.0 <= self.strength <= 100.0:  # NaN is not
+            raise ValueError("strength is from 0 to 100; 1 is as predicted")
+        if self.upsampling != "guided" and self.upsampling != "bicubic":
+            raise ValueError("upsampling is guided or bicubic")
 
     def given(self, image: Tensor) -> Tensor:
         """Return what the model reads, (N, 3, H, W) in [0, 1]: luma, unless it takes L or a sketch."""

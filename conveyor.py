@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 import color
 from atomic import replacing
-from files import Frame, Scan, check_frames, read_frames, scan, write_frames
+from files import FORMATS, Frame, Scan, check_frames, read_frames, scan, write_frames
 from inputs import Task
 from painter import Painter, Pixels
 
@@ -51,8 +51,10 @@ class Job:
         began = time.monotonic()
         try:
             step(self, *arguments)
-        except (ValueError, OSError, MemoryError, RuntimeError) as error:
-            self.status, self.reason = "failed", " ".join(str(error).split()) or type(error).__name__
+        except Exception as error:  # libraries find many words for what a file can hold
+            reason = " ".join(str(error).split()) or type(error).__name__
+            named = str(self.task.path) in reason or str(self.task.output) in reason
+            self.status, self.reason = "failed", reason if named else f"{self.task.path}: {reason}"
         self.seconds += time.monotonic() - began
 
     def take(self, colour: Pixels) -> None:
@@ -128,7 +130,8 @@ class Conveyor:
         """Look at a file's header."""
         if job.task.problem:
             raise ValueError(job.task.problem)
-        if job.task.output.exists() and not self.options.overwrite:
+        wanted = [path for path in (job.task.output, job.task.sheet) if path]
+        if all(path.is_file() for path in wanted) and not self.options.overwrite:
             job.status = "skipped"
             return
         job.scan = scan(job.task.path)
@@ -196,19 +199,21 @@ class Conveyor:
         """Write a job of one frame, and forget its pixels."""
         if job.frame and job.scan and job.status in ("", "kept"):
             output = job.task.output
-            if job.status == "kept" and output.suffix.lower() == job.task.path.suffix.lower():
+            self.write_sheet(job)  # first: where it fails there is no result that a next call would skip
+            forms = [FORMATS.get(path.suffix.lower()) for path in (job.task.path, output)]
+            if job.status == "kept" and forms[0] == forms[1]:
                 with replacing(output) as temporary:
                     shutil.copyfile(job.task.path, temporary)
             else:
                 write_frames(output, [job.frame], job.scan)
-            self.write_sheet(job)
             job.status = job.status or "done"
         job.frame = job.given = None
 
     def write_sheet(self, job: Job) -> None:
         """Write input and result side by side, where a sheet is asked for."""
-        if job.task.sheet and job.frame and job.scan and job.given is not None:
-            both = np.concatenate([job.given, job.frame.pixels], 1)
+        if job.task.sheet and job.frame and job.scan:
+            given = job.frame.pixels if job.given is None else job.given  # the same where it was kept
+            both = np.concatenate([given, job.frame.pixels], 1)
             write_frames(job.task.sheet, [Frame(both, None)], replace(job.scan, count=1, durations=()))
 
 

@@ -16,6 +16,7 @@ printed.
 import threads  # noqa: F401  before torch
 
 import copy
+import io
 import json
 import warnings
 from collections.abc import Callable
@@ -128,7 +129,9 @@ def write_script(path: Path, module: Colorizer, metadata: dict[str, Any], on: li
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # TorchScript is deprecated, and asked for
         scripted = torch.jit.script(copy.deepcopy(module))  # a script shares its parameters
-        scripted.save(path, _extra_files={"tinct.json": json.dumps(metadata)})
+        encoded = io.BytesIO()  # torch's own writer ends the process where a disk is full
+        torch.jit.save(scripted, encoded, _extra_files={"tinct.json": json.dumps(metadata)})
+    path.write_bytes(encoded.getbuffer())
     for device in on:
         eager = copy.deepcopy(module).to(device)
         for kind, other in (("scripted", scripted.to(device)), ("reloaded", load_exported(path, device)[0])):
@@ -201,6 +204,8 @@ def main(
         scores = read_scores(folder)
         print(why_best(scores["rows"], scores["metric"]))
     path = Path(out or folder / f"generator.{format_}")
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; name a file with --out")
     metadata = {
         "format": EXPORT_FORMAT, "version": VERSION, "epoch": number, "precision": precision,
         "recipe": read_run(folder)["recipe"], "torch": torch.__version__,

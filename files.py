@@ -47,8 +47,15 @@ MOVING = ("GIF", "PNG", "WEBP", "AVIF")  # formats that hold an animation; a TIF
 TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 
-# what is wrong with a file is said once, by us
-logging.getLogger("tifffile").setLevel(logging.CRITICAL)
+
+def _only_cut_files_matter(record: logging.LogRecord) -> bool:
+    """Make an error of what tifffile logs where pages are missing; all else about a file is said by us."""
+    if "invalid page offset" in record.getMessage():
+        raise ValueError("it is cut off, and pages are missing")
+    return False
+
+
+logging.getLogger("tifffile").addFilter(_only_cut_files_matter)
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 

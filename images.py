@@ -1,8 +1,8 @@
 """Image files <-> arrays: any file that Pillow opens becomes sRGB uint8 (H, W, 3), and back.
 
 Reading applies the EXIF orientation and the ICC profile, lays transparency over white and brings every mode
-(palette, CMYK, 1 bit, 16 bit, float) to 8 bits per channel. A file that cannot be read raises ValueError
-with the path and cause. Pictures are converted in strips, so that a huge one is not held several times over.
+(palette, CMYK, 1 bit, 16 bit, float) to 8 bits per channel, in strips, so that a huge picture is not held
+several times over. A file that cannot be read raises ValueError with the path and cause.
 """
 
 import io
@@ -30,7 +30,7 @@ STRIP = 2**21  # px converted at a time
 Array = NDArray[np.uint8]
 Depth = NDArray[np.uint8] | NDArray[np.uint16]
 
-Image.MAX_IMAGE_PIXELS = LARGEST  # or Pillow warns of every large scan and refuses what has 179 megapixels
+Image.MAX_IMAGE_PIXELS = None  # check_size refuses; Pillow would warn of every large scan
 
 
 @dataclass(frozen=True)
@@ -257,8 +257,10 @@ def write_image(path: Path, image: Array) -> None:
     if form not in Image.SAVE:
         raise ValueError(f"{path}: no image format has the ending {path.suffix!r}")
     options = {"JPEG": {"quality": 95, "subsampling": 0}, "PNG": {"compress_level": 1}}.get(form, {})
+    encoded = io.BytesIO()  # to a file, Pillow takes a full disk for success
+    Image.fromarray(image).save(encoded, format=form, **options)
     with replacing(path) as temporary:
-        Image.fromarray(image).save(temporary, format=form, **options)
+        temporary.write_bytes(encoded.getbuffer())
 
 
 def recompress(pictures: Tensor, quality: int) -> Tensor:
@@ -276,8 +278,8 @@ def resize(image: Array, height: int, width: int) -> Array:
     if image.shape[:2] == (height, width):
         return image
     planes = torch.from_numpy(image).permute(2, 0, 1)[None]  # (1, C, H, W)
-    planes = F.interpolate(planes, (height, width), mode="bicubic", antialias=True)
-    return np.ascontiguousarray(planes[0].permute(1, 2, 0).numpy())
+    planes = F.interpolate(planes, (height, width), mode="bicubic", antialias=True)[0]
+    return np.ascontiguousarray(planes.permute(1, 2, 0).numpy())
 
 
 def contact_sheet(rows: Sequence[Sequence[Array]], titles: Sequence[str]) -> Array:

@@ -22,34 +22,47 @@ class Task:
     problem: str = ""
 
 
-def plan_tasks(inputs: list[Path], out: Path, form: str | None = None, compare: bool = False) -> list[Task]:
+def plan_tasks(
+    inputs: list[Path], out: Path, form: str | None = None, compare: bool = False, overwrite: bool = False
+) -> list[Task]:
     """Return one task per input file, in order; folders are searched through and their structure is kept.
 
-    A task whose output belongs to an earlier one, or that a list names and nobody finds, has a problem.
+    A task whose output belongs to an earlier one, or that a list names and nobody finds, has a problem. What
+    a folder, pattern or list holds of the output folder itself are taken for former results and left out.
 
     Args:
         inputs: files, folders, patterns such as scans/**/*.jpg, or "-" for a list on stdin.
         form: ending of the results without a dot; None: that of the input.
         compare: whether each result gets a sheet, STEM_compare.
+        overwrite: whether results that exist will be replaced.
 
     Raises:
         ValueError: an input is missing, a pattern matches nothing, or a result would overwrite an input.
     """
-    owners: dict[Path, Path] = {}
-    tasks = []
-    for path, name, problem in (found for given in inputs for found in expand(given)):
+    tasks: list[Task] = []
+    owners: dict[Path, Path] = {}  # result -> its input
+    seen: set[tuple[str, Path]] = set()
+    former: list[Path] = []
+    for given, (path, name, problem) in ((one, found) for one in inputs for found in expand(one)):
+        if path != given and is_inside(path, out) and not is_inside(given, out):
+            former.append(path)
+            continue
         output = out / name.with_suffix(output_suffix(name.suffix, form))
-        sheet = output.with_stem(f"{output.stem}_compare") if compare else None
-        if owners.get(output) == path:
+        if (os.path.realpath(path), output) in seen:
             continue  # named twice
-        for result in {output, sheet or output}:
-            if result in owners:
-                problem = f"{path}: {owners[result]} becomes {result} too; colourise it in another call"
-            owners.setdefault(result, path)
-        tasks.append(Task(path, output, sheet, problem))
-    originals = {task.path.resolve() for task in tasks}
+        seen.add((os.path.realpath(path), output))
+        results = [output, *([output.with_stem(f"{output.stem}_compare")] if compare else [])]
+        taken = next((result for result in results if result in owners), None)
+        if taken:
+            problem = f"{path}: {owners[taken]} becomes {taken} too; colourise it in another call"
+        else:
+            owners |= dict.fromkeys(results, path)
+        tasks.append(Task(path, output, results[1] if compare else None, problem))
+    if former:
+        print(f"left out: {len(former)} files in {out}, the output folder", file=sys.stderr)
+    originals = {os.path.realpath(path) for path in [*(task.path for task in tasks), *former * overwrite]}
     for result, path in owners.items():
-        if result.resolve() in originals:
+        if os.path.realpath(result) in originals:
             raise ValueError(f"{result}, the result of {path}, would overwrite an input; name another --out")
     return tasks
 
@@ -68,23 +81,35 @@ def expand(given: Path) -> Iterator[tuple[Path, Path, str]]:
         raise ValueError(f"no file or folder {given}")
 
 
+def is_inside(path: Path, folder: Path) -> bool:
+    """Tell whether a path lies in a folder, or is it; links are followed, broken ones too."""
+    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
+
+
 def matching_files(pattern: Path) -> Iterator[tuple[Path, Path, str]]:
     """Yield the files that a pattern matches, with their folders below its fixed part."""
     fixed = Path(*list(takewhile(lambda part: not has_magic(part), pattern.parts)))
     matches = sorted(Path(match) for match in glob(str(pattern), recursive=True))
-    files = [match for match in matches if not match.is_dir()]
+    files = [match for match in matches if not match.is_dir() and not through_link(match, fixed)]
     if not files:
         raise ValueError(f"no file matches {pattern}")
     yield from ((path, path.relative_to(fixed), "") for path in files)
 
 
+def through_link(path: Path, fixed: Path) -> bool:
+    """Tell whether a folder between `fixed` and a file is a link, which can lead round in a circle."""
+    return any(parent.is_symlink() for parent in path.parents if parent != fixed and fixed in parent.parents)
+
+
 def listed_files() -> Iterator[tuple[Path, Path, str]]:
     """Yield the files that stdin names: one a line, or with a NUL after each, as find -print0 writes them."""
     content = sys.stdin.buffer.read()
-    names = content.split(b"\\0") if b"\\0" in content else content.splitlines()
+    names = content.split(b"\0") if b"\0" in content else content.splitlines()
     if not any(names):
         raise ValueError("no file name on standard input")
     for path in (Path(os.fsdecode(name)) for name in names if name):
         inside = not path.is_absolute() and ".." not in path.parts
-        problem = "" if path.is_file() or path.is_symlink() else f"{path}: no such file"
+        problem = f"{path}: a folder, to be named as an argument" if os.path.isdir(path) else ""
+        if not problem and not os.path.isfile(path) and not os.path.islink(path):
+            problem = f"{path}: no such file"
         yield path, path if inside else Path(path.name), problem

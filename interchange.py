@@ -6,6 +6,7 @@ network sees no more come out otherwise.
 """
 
 import importlib.util
+import io
 import json
 import warnings
 from collections.abc import Callable
@@ -82,9 +83,11 @@ def trace(colorizer: Colorizer) -> ExportedProgram:
 
 def write_pt2(path: Path, colorizer: Colorizer, metadata: dict[str, Any]) -> None:
     """Write torch.export's format; a program for the CPU."""
-    with open(path, "wb") as file, warnings.catch_warnings():
+    encoded = io.BytesIO()  # torch's own writer ends the process where a disk is full
+    with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "No complete tensor found")  # weights that share storage
-        torch.export.save(trace(colorizer), file, extra_files={METADATA: json.dumps(metadata)})
+        torch.export.save(trace(colorizer), encoded, extra_files={METADATA: json.dumps(metadata)})
+    path.write_bytes(encoded.getbuffer())
 
 
 def load_pt2(path: Path) -> Callable[[Tensor], Tensor]:

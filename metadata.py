@@ -155,7 +155,8 @@ def tiff_tags(notes: Notes) -> list[tuple[int, int, int, Any, bool]]:
     values |= {XMP: notes.xmp} if notes.xmp else {}
     if notes.comment:
         values.setdefault(Base.ImageDescription, notes.comment.decode("latin-1"))
-    tags = [_tiff_tag(tag, value) for tag, value in values.items()]
+    fitting = {tag: v for tag, v in values.items() if isinstance(v, str | bytes) or v in range(2**16)}
+    tags = [_tiff_tag(tag, value) for tag, value in fitting.items()]
     # tifffile does not write tags that point to directories; their unused neighbours keep the place
     return tags + [(group - 1, LONG, 1, 0, True) for group in _directories(exif)]
 

@@ -37,7 +37,7 @@ class Painter:
         self.device = device
         self.attributes = {name: value for name, value in attributes.items() if value is not None}
         self.model, self.metadata = self._load(device)
-        self.batch_size = sys.maxsize  # what has been seen to fit
+        self.most_pixels = sys.maxsize  # of a batch, that has been seen to fit
         self.half = False
         self.said: set[str] = set()
 
@@ -56,7 +56,8 @@ class Painter:
         """
         results: list[Pixels] = []
         while len(results) < len(pictures):
-            part = pictures[len(results) :][: self.batch_size]
+            height, width, _ = pictures[0].shape
+            part = pictures[len(results) :][: max(1, self.most_pixels // (height * width))]
             stacked = part[0][None] if len(part) == 1 else np.stack(part)  # (N, H, W, 3); one is not copied
             colours = self._attempt(torch.from_numpy(stacked).permute(0, 3, 1, 2))
             if colours is not None:
@@ -72,8 +73,9 @@ class Painter:
             if not overflow and not is_out_of_memory(error):
                 raise RuntimeError(last_line(error)) from error
         if len(batch) > 1 and not overflow:
-            self.batch_size = len(batch) // 2
-            self._say(f"out of memory with {len(batch)} pictures at a time: going on with {self.batch_size}")
+            half = len(batch) // 2
+            self.most_pixels = half * batch.size(2) * batch.size(3)
+            self._say(f"out of memory with {len(batch)} pictures at a time: going on with {half}")
             return None
         if self.device.type == "cuda" and not self.half:
             self.model.half()

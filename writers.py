@@ -58,7 +58,7 @@ def _checked(form: str, scan: Scan, frame: Frame) -> Frame:
 def _layers(frame: Frame, always: bool = False) -> Depth:
     """Return (H, W, 4) where there is transparency, or always; else (H, W, 3)."""
     if frame.alpha is None and not always:
-        return np.ascontiguousarray(frame.pixels)
+        return frame.pixels.copy()  # libpng wants the usual strides, which 1 x 1 px can lack
     layers = np.empty((*frame.pixels.shape[:2], 4), frame.pixels.dtype)
     layers[..., :3] = frame.pixels
     layers[..., 3] = np.iinfo(layers.dtype).max if frame.alpha is None else frame.alpha
@@ -184,7 +184,9 @@ def _write_by_pillow(path: Path, form: str, frames: Iterable[Frame], scan: Scan)
     options = QUALITY.get(form, {}) | save_options(scan.notes, form)
     if scan.count == 1:
         (image,) = (_to_image(frame, form) for frame in frames)
-        image.save(path, form, **options)
+        encoded = io.BytesIO()  # into a file Pillow would write itself, and take a full disk for success
+        image.save(encoded, form, **options)
+        path.write_bytes(encoded.getbuffer())
         return 1
     frames, delays = iter(frames), _delays(scan)
     film = _Film(frames, scan)

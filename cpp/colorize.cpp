@@ -82,9 +82,16 @@ Options parse(const std::vector<std::string>& words) {
     return options;
 }
 
+// Where a path leads; a link that leads nowhere, or round in a circle, stands for itself.
+fs::path canonical(const fs::path& path) {
+    std::error_code error;
+    const fs::path found = fs::weakly_canonical(path, error);
+    return error ? fs::absolute(path) : found;
+}
+
 std::vector<Job> plan(const Options& options) {
     std::set<fs::path> inputs;
-    for (const fs::path& input : options.files) inputs.insert(fs::weakly_canonical(input));
+    for (const fs::path& input : options.files) inputs.insert(canonical(input));
     std::map<fs::path, fs::path> sources;
     std::vector<Job> jobs;
     for (const fs::path& input : options.files) {
@@ -93,7 +100,7 @@ std::vector<Job> plan(const Options& options) {
         if (!is_new)
             refuse(first->second.string() + " and " + input.string() + " would both become " +
                    output.string() + "; colourise them in two calls");
-        if (inputs.count(fs::weakly_canonical(output)))
+        if (inputs.count(canonical(output)))
             refuse(output.string() + ", the result of " + input.string() +
                    ", would overwrite an input; name another --out");
         jobs.push_back({input, output});

@@ -1,15 +1,18 @@
 """bench.py: both sides on the same files, with equal scores, and one JSON object at the end."""
 
 import json
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from test_export import make_run
 
 import bench
+import export
 import metrics
-from bench import METRICS, bench_scoring, plain_scores, write_pairs
+from bench import METRICS, bench_generator, bench_scoring, plain_scores, write_pairs
 from folders import DEMO
 from images import read_image
 from metrics import PER_IMAGE, Pictures
@@ -86,3 +89,66 @@ def test_both_sides_are_timed_as_often(monkeypatch: pytest.MonkeyPatch) -> None:
     result = bench_scoring(Path("bench"), images, 32, 3)
     assert len(calls) == 16 + 18 * 3  # the warm-up of a loop in Python may be short
     assert len(result["ours"]) == len(result["plain"]) == 3
+
+
+@pytest.fixture(scope="module")
+def generator(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a small generator.ts."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(export, "SIZES", ((19, 34),))
+        patch.setattr(export, "BATCHES", (1,))
+        return export.main(run=make_run(tmp_path_factory.mktemp("bench") / "run", "demo"), device="cpu")
+
+
+def test_a_generators_last_line_is_one_json_object(
+    generator: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert bench.SIDES == (256, 1024, 2048)
+    monkeypatch.setattr(bench, "SIDES", (20, 33))
+    result = bench.main(model=generator, device="cpu", repeats=3)
+    *said, last = capsys.readouterr().out.splitlines()
+    assert json.loads(last) == result
+    assert (result["bench"], result["device"]) == ("generator", "cpu")
+    conditions = {"cores", "machine", "python", "torch", "numpy", "scikit-image", "pillow"}
+    assert set(result) == {"bench", "device", *conditions, "20_px_ms", "33_px_ms"}
+    for side, line in zip((20, 33), said, strict=True):
+        ms = result[f"{side}_px_ms"]
+        assert set(ms) == {"exported", "half"}
+        assert all(len(times) == 3 and 0 < min(times) < max(times) < 60_000 for times in ms.values())
+        middle = {name: f"{sorted(times)[1]:.1f}" for name, times in ms.items()}
+        assert line == f"{side} x {side} px: exported {middle['exported']} ms, half {middle['half']} ms"
+
+
+def test_each_precision_is_timed_as_often_on_pictures_of_each_side(
+    generator: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+
+    def infer(model: torch.jit.ScriptModule, image: torch.Tensor) -> torch.Tensor:
+        calls.append((model.precision.dtype, image.dtype, tuple(image.shape)))
+        time.sleep(0.002)
+        return image
+
+    monkeypatch.setattr(bench, "infer", infer)
+    monkeypatch.setattr(bench, "SIDES", (20, 33))
+    found = bench_generator(generator, torch.device("cpu"), 2)
+    once = [
+        [(precision, torch.uint8, (1, 3, side, side)) for precision in (torch.float32, torch.bfloat16)]
+        for side in (20, 33)
+    ]
+    assert calls == once[0] * 4 + once[1] * 4  # in turn, twice to warm up
+    assert all(2 <= ms < 1000 for times in found.values() for ms in [*times["exported"], *times["half"]])
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_generator_is_timed_on_a_gpu(generator: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "SIDES", (64,))
+    result = bench.main(model=generator, device="cuda", repeats=2)
+    assert result["device"] == torch.cuda.get_device_name()
+    assert len(result["64_px_ms"]["half"]) == 2
+
+
+def test_a_model_that_is_not_there_is_named() -> None:
+    with pytest.raises(ValueError, match=r"^no model no\.ts; write one with: python export\.py$"):
+        bench.main(model=Path("no.ts"), device="cpu")

@@ -32,6 +32,15 @@ from models import GENERATORS
 
 CPU = torch.device("cpu")
 RUN = Path("runs/x")
+ABOUT = {"format": 1, "version": "0.2.0", "epoch": 3, "recipe": {"input": "L"}}
+FOREIGN = (
+    "hello",
+    "null",
+    "[1]",
+    '{"format": 1}',
+    '{"format": 2}',
+    '{"format": 1, "version": "1", "recipe": 3}',
+)
 FIELDS = asdict(Recipe("x", size=32, ngf=4, depth=3))
 RECORD = {"recipe": FIELDS, "data": "demo", "loading": {}, "fingerprints": {}, "mean_ab": [0, 0]}
 
@@ -451,17 +460,17 @@ def script(path: str, **files: str) -> torch.nn.Module:
 
 
 def test_load_exported() -> None:
-    colorizer = script("x.ts", tinct_json='{"epoch": 3, "format": 1}')
+    colorizer = script("x.ts", tinct_json=json.dumps(ABOUT))
     model, metadata = load_exported(Path("x.ts"), CPU)
     image = torch.randint(0, 256, (1, 3, 20, 30), dtype=torch.uint8)
-    assert metadata == {"epoch": 3, "format": 1}
+    assert metadata == ABOUT
     assert not model.training
     with torch.no_grad():
         assert torch.equal(model(image), colorizer(image))
 
 
 def test_infer_runs_without_gradients_and_gives_what_the_model_gives() -> None:
-    colorizer = script("x.ts", tinct_json='{"format": 1}')
+    colorizer = script("x.ts", tinct_json=json.dumps(ABOUT))
     image = torch.rand(2, 3, 20, 30, requires_grad=True)
     result = infer(load_exported(Path("x.ts"), CPU)[0], image)
     assert not result.requires_grad
@@ -477,6 +486,7 @@ def test_infer_runs_without_gradients_and_gives_what_the_model_gives() -> None:
         ("cut", r"x.ts is not a TorchScript file, or it is damaged"),
         ("foreign", r"x.ts is a TorchScript file, but not one written by export.py"),
         ("newer", r"x.ts is of the newer version 9.9.9 of this project; export it again with this one"),
+        *((text, r"x.ts is a TorchScript file, but not one written by export.py") for text in FOREIGN),
         ("older", r"x.ts is of an older version of this project; export it again with this one"),
     ],
 )
@@ -487,8 +497,10 @@ def test_load_exported_errors(kind: str, message: str) -> None:
     elif kind == "checkpoint":
         checkpoint.save(path, payload())
     elif kind in ("newer", "older"):
-        about = {"newer": '{"format": 2, "version": "9.9.9"}', "older": '{"version": "0.2.0"}'}
-        script("x.ts", tinct_json=about[kind])
+        about = {**ABOUT, "format": 2 if kind == "newer" else 0, "version": "9.9.9"}
+        script("x.ts", tinct_json=json.dumps(about))
+    elif kind.startswith("{") or kind in ("null", "[1]", "hello"):
+        script("x.ts", tinct_json=kind)
     elif kind != "missing":
         script("x.ts")
     if kind == "cut":

@@ -437,11 +437,13 @@ def test_write_image_is_whole_or_not_at_all(monkeypatch: pytest.MonkeyPatch) -> 
     path = Path("x.png")
     write_image(path, RAMP)
 
-    def full_disk(self: Image.Image, file: Path, **options: Any) -> None:
-        file.write_bytes(b"half a picture")
+    real = Path.write_bytes
+
+    def full_disk(self: Path, content: bytes) -> None:
+        real(self, content[:20])
         raise OSError("no space left")
 
-    monkeypatch.setattr(Image.Image, "save", full_disk)
+    monkeypatch.setattr(Path, "write_bytes", full_disk)
     with pytest.raises(OSError, match="no space left"):
         write_image(path, 255 - RAMP)
     assert np.array_equal(read_image(path), RAMP)

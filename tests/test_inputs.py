@@ -314,7 +314,8 @@ def test_no_result_may_overwrite_an_input(scans: Path) -> None:
         plan_tasks([Path("scans/one.png")], Path("scans"))
     place("scans/album/one.png")
     with pytest.raises(ValueError, match=r"album/one.png, the result of scans/one.png, would overwrite"):
-        plan_tasks([scans], Path("scans/album"))  # another's input
+        plan_tasks([scans], Path("scans/album"), overwrite=True)  # another's input
+    assert Path("scans/album/one.png") not in [t.path for t in plan_tasks([scans], Path("scans/album"))]
     place("scans/x.png")
     place("x_compare.png")
     with pytest.raises(ValueError, match=r"^x_compare.png, the result of scans/x.png, would overwrite"):

@@ -55,6 +55,7 @@ class Job:
             reason = " ".join(str(error).split()) or type(error).__name__
             named = str(self.task.path) in reason or str(self.task.output) in reason
             self.status, self.reason = "failed", reason if named else f"{self.task.path}: {reason}"
+            self.frame = self.given = None
         self.seconds += time.monotonic() - began
 
     def take(self, colour: Pixels) -> None:
@@ -180,7 +181,12 @@ class Conveyor:
     def write_many(self, job: Job) -> None:
         """Colour and write a file of several frames, one by one."""
         assert job.scan is not None
-        write_frames(job.task.output, self.coloured_frames(job), job.scan)
+        try:
+            write_frames(job.task.output, self.coloured_frames(job), job.scan)
+        except BaseException:
+            if job.task.sheet:
+                job.task.sheet.unlink(missing_ok=True)  # it shows the first frame of what is not there
+            raise
         job.status = "done"
 
     def coloured_frames(self, job: Job) -> Iterator[Frame]:

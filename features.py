@@ -169,8 +169,8 @@ class DanbooruFeatures(FrozenFeatures):
     def forward(self, rgb01: Tensor) -> list[Tensor]:
         """Map (N, 1|3, H, W) in [0, 1] to one tensor (N, 512)."""
         # 360 px is what it was trained on
-        x = F.interpolate(rgb01, [360, 360], mode="bilinear", antialias=True)
-        x = self.body(self.normalise(x))  # (N, 2048, 12, 12)
+        x = F.interpolate(rgb01.to(torch.float32), [360, 360], mode="bilinear", antialias=True)
+        x = self.body(self.normalise(x.to(rgb01.dtype)))  # (N, 2048, 12, 12)
         return [self.head(torch.cat([x.amax((2, 3)), x.mean((2, 3))], 1))]  # (N, 512)
 
     def load_published(self, state: Mapping[str, Tensor]) -> None:

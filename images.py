@@ -194,8 +194,7 @@ def to_16_bits(values: NDArray, full: float | None = None) -> NDArray[np.uint16]
         full: the number that is white. None: the smallest of 1 (floats only), 255 and 65535 that the picture
             does not exceed, or else its largest number.
 
-    Raises:
-        ValueError: it holds NaN or infinite numbers.
+    Raises ValueError where it holds NaN or infinite numbers.
     """
     if values.dtype.kind == "u" and values.dtype.itemsize == 2 and full == 65535:
         return values.astype(np.uint16, copy=False)

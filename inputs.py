@@ -44,7 +44,7 @@ def plan_tasks(
     seen: set[tuple[str, Path]] = set()
     former: list[Path] = []
     for given, (path, name, problem) in ((one, found) for one in inputs for found in expand(one)):
-        if path != given and is_inside(path, out) and not is_inside(given, out):
+        if path != given and out.is_dir() and is_inside(path, out) and not is_inside(given, out):
             former.append(path)
             continue
         output = out / name.with_suffix(output_suffix(name.suffix, form))
@@ -60,11 +60,16 @@ def plan_tasks(
         tasks.append(Task(path, output, results[1] if compare else None, problem))
     if former:
         print(f"left out: {len(former)} files in {out}, the output folder", file=sys.stderr)
-    originals = {os.path.realpath(path) for path in [*(task.path for task in tasks), *former * overwrite]}
-    for result, path in owners.items():
-        if os.path.realpath(result) in originals:
-            raise ValueError(f"{result}, the result of {path}, would overwrite an input; name another --out")
+    refuse_overwriting(owners, [*(task.path for task in tasks), *former * overwrite])
     return tasks
+
+
+def refuse_overwriting(owners: dict[Path, Path], originals: list[Path]) -> None:
+    """Raise ValueError where a result, a key of owners, is one of the originals, by whatever name."""
+    real = {os.path.realpath(path) for path in originals}
+    for result, path in owners.items():
+        if os.path.realpath(result) in real:
+            raise ValueError(f"{result}, the result of {path}, would overwrite an input; name another --out")
 
 
 def expand(given: Path) -> Iterator[tuple[Path, Path, str]]:

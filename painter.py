@@ -1,5 +1,6 @@
 """Run an exported generator on pictures, with what memory there is."""
 
+import re
 import sys
 from functools import cached_property
 from pathlib import Path
@@ -68,10 +69,10 @@ class Painter:
         """Colourise (N, 3, H, W) on the CPU to the same; None: did not fit, and less is to be tried."""
         try:
             return infer(self.model, batch.to(self.device)).cpu()
-        except (RuntimeError, MemoryError) as error:
+        except Exception as error:  # TorchScript's is no RuntimeError
             overflow = self.half and NOT_FINITE in str(error)
             if not overflow and not is_out_of_memory(error):
-                raise RuntimeError(last_line(error)) from error
+                raise RuntimeError(one_line(error)) from error
         if len(batch) > 1 and not overflow:
             half = len(batch) // 2
             self.most_pixels = half * batch.size(2) * batch.size(3)
@@ -85,7 +86,11 @@ class Painter:
         if self.device.type != "cpu":
             why = "overflows in fp16" if overflow else f"does not fit into the memory of {self.device}"
             self._say(f"a picture {why}: colouring it on the CPU, which is slower")
-            return infer(self.on_cpu, batch)
+            try:
+                return infer(self.on_cpu, batch)
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise RuntimeError(one_line(error)) from error
         raise MemoryError("not enough memory for a picture of this size")
 
     @cached_property
@@ -105,7 +110,8 @@ def is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError) or any(word in str(error).lower() for word in words)
 
 
-def last_line(error: Exception) -> str:
-    """Return what a TorchScript error says, without where in the script it happened."""
+def one_line(error: Exception) -> str:
+    """Return what an error says in a line: its first, or behind a traceback of TorchScript's the error's."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1].partition("Error: ")[2] or lines[-1] if lines else type(error).__name__
+    said = [re.match(r"[\w.]*Error: (.+)", line) for line in lines if "TorchScript" in str(error)]
+    return next((match[1] for match in said if match), next(iter(lines), type(error).__name__))

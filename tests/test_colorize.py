@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -88,6 +88,11 @@ def test_names_may_be_plain_strings(model: Path, scans: Path) -> None:
     assert written == [Path("other/one.png")]
 
 
+def test_a_single_input_needs_no_list(model: Path, scans: Path) -> None:
+    assert colorize.main("scans/one.png", model=model, device="cpu") == [Path("out/one.png")]
+    assert len(colorize.main(scans, model=model, device="cpu")) == 3
+
+
 def test_results_go_into_out_where_no_folder_is_named(model: Path, scans: Path) -> None:
     assert colorize.main([scans / "one.png"], model=model, device="cpu") == [Path("out/one.png")]
 
@@ -138,6 +143,18 @@ def test_stdout_is_a_line_of_json_per_file_and_stderr_a_summary(
     assert summary.endswith(" s, in out/")
     assert failed == f"not done: {reason}"
     assert not Path("out/broken.jpg").exists()
+
+
+def test_every_line_goes_out_at_once(model: Path, scans: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Pipe(io.StringIO):
+        seen: ClassVar[list[int]] = []
+
+        def flush(self) -> None:
+            self.seen.append(self.getvalue().count("\n"))
+
+    monkeypatch.setattr("sys.stdout", Pipe())
+    colorize.main([scans], model=model, device="cpu")
+    assert {1, 2, 3} <= set(Pipe.seen)
 
 
 @pytest.mark.parametrize("error", [RuntimeError("the network fell over"), RuntimeError(), MemoryError()])
@@ -338,11 +355,12 @@ def test_no_run_is_said_in_a_sentence(
 
 
 def test_no_output_replaces_any_input(model: Path, scans: Path) -> None:
-    original = scans / "album" / "one.png"
-    original.write_bytes((scans / "one.png").read_bytes())
+    original = save("scans/album/one.png", gray(0))
     before = original.read_bytes()
     with pytest.raises(ValueError, match="would overwrite an input"):
-        colorize.main([scans], model=model, out=scans / "album", device="cpu")
+        colorize.main([scans], model=model, out=scans / "album", overwrite=True, device="cpu")
+    assert original.read_bytes() == before
+    colorize.main([scans], model=model, out=scans / "album", device="cpu")  # taken for a former result
     assert original.read_bytes() == before
 
 

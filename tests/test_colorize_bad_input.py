@@ -1,6 +1,5 @@
 """colorize.py among bad files, in bad places, with bad models: what can be done is, the rest is named."""
 
-import json
 import os
 import shutil
 import struct
@@ -380,13 +379,14 @@ MODELS: dict[str, tuple[Callable[[Path, Path], Any], str]] = {
         lambda path, _: save_module(path, {}),
         "is a TorchScript file, but not one written by export.py",
     ),
+    "nonsense": (lambda path, _: save_module(path, {"tinct.json": "{"}), "not one written by export.py"),
     "text": (lambda path, _: path.write_text("no model"), "is not a TorchScript file, or it is damaged"),
     "empty": (lambda path, _: path.write_bytes(b""), "is not a TorchScript file, or it is damaged"),
     "short": (lambda path, good: path.write_bytes(good.read_bytes()[:9000]), "or it is damaged"),
     "damaged": (lambda path, good: damage(shutil.copyfile(good, path)), "or it is damaged"),
     "weights": (lambda path, _: torch.save({"a": torch.zeros(1)}, path), "is not a TorchScript file"),
     "older": (
-        lambda path, _: save_module(path, {"tinct.json": json.dumps({"version": "0.3"})}),
+        lambda path, _: save_module(path, {"tinct.json": '{"version": "0.3", "recipe": {"input": "L"}}'}),
         "is of an older version of this project; export it again with this one",
     ),
     "newer": (

@@ -233,6 +233,15 @@ def test_what_exists_is_skipped_unless_it_is_to_be_overwritten() -> None:
     assert Path("out/b.png").stat().st_mtime_ns > written
 
 
+def test_a_sheet_that_is_missing_is_made() -> None:
+    save("a.png", gray(0))
+    done(StandIn(), "a.png")
+    assert [job.status for job in run(StandIn(), "a.png")] == ["skipped"]
+    done(StandIn(), "a.png", compare=True)
+    assert Path("out/a_compare.png").exists()
+    assert [job.status for job in run(StandIn(), "a.png", compare=True)] == ["skipped"]
+
+
 def test_a_skipped_file_is_not_even_opened() -> None:
     Path("a.png").write_bytes(b"no picture")
     save("out/a.png", gray(0))
@@ -520,6 +529,14 @@ def test_an_animation_in_another_format(form: str, fits: bool) -> None:
         assert painter.calls == []
 
 
+def test_what_a_format_cannot_hold_is_known_before_work() -> None:
+    save("x.png", gray(0, 2, 70_000))
+    painter = StandIn()
+    (job,) = run(painter, "x.png", form="jpg")
+    assert job.reason.startswith("x.png: 70000 pixels a side are too many")
+    assert painter.calls == []
+
+
 @pytest.mark.parametrize("compare", [False, True])
 def test_pages_that_break_off_fail_alone_and_leave_nothing(compare: bool) -> None:
     with tifffile.TiffWriter("b.tif") as writer:
@@ -608,7 +625,7 @@ def test_no_memory_for_one_picture_is_its_own_failure(
 
 
 @pytest.mark.parametrize("step", ["scan", "read_frames", "write_frames"])
-@pytest.mark.parametrize("error", [ValueError, OSError, MemoryError, RuntimeError])
+@pytest.mark.parametrize("error", [ValueError, OSError, MemoryError, RuntimeError, TypeError])
 def test_what_any_step_raises_is_that_files_failure(
     step: str, error: type[Exception], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -624,7 +641,7 @@ def test_what_any_step_raises_is_that_files_failure(
     monkeypatch.setattr(conveyor, step, fails)
     jobs = run(StandIn(), "a.png", "b.png", "c.png")
     assert [job.status for job in jobs] == ["done", "failed", "done"]
-    assert "broken in two" in jobs[1].reason
+    assert jobs[1].reason == "b.png: broken in two"
     assert sorted(path.name for path in Path("out").iterdir()) == ["a.png", "c.png"]
 
 

@@ -2,8 +2,10 @@
 
 import io
 import os
+import signal
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -37,8 +39,8 @@ def place(name: str | bytes) -> Path:
     return path
 
 
-def plan(*inputs: str, form: str | None = None, compare: bool = False) -> list[Task]:
-    return plan_tasks([Path(name) for name in inputs], OUT, form, compare)
+def plan(*inputs: str, **how: Any) -> list[Task]:
+    return plan_tasks([Path(name) for name in inputs], OUT, **how)
 
 
 def names(tasks: list[Task]) -> list[tuple[str, str]]:
@@ -205,6 +207,7 @@ def test_a_name_in_a_list_that_is_no_file_is_its_own_problem(
     assert not after.problem
     assert bad.path == Path(name)
     assert bad.problem.startswith(f"{name}: ")
+    assert ("a folder" in bad.problem) == (name == "scans/album")
 
 
 def test_a_list_reaches_no_place_outside_the_output_folder(
@@ -283,6 +286,7 @@ def test_a_file_that_is_named_twice_is_done_once(scans: Path, monkeypatch: pytes
     assert len(names(plan("scans/one.png", "scans/one.png", "./scans/one.png"))) == 1
     assert len(names(plan("scans", "scans/one.png", "scans/*.png"))) == 4
     assert len(names(listed(b"scans/one.png\nscans/one.png\n", monkeypatch))) == 1
+    assert len(names(plan("scans/one.png", str(Path("scans/one.png").absolute()), "scans/../scans"))) == 4
     assert len(names(plan("scans", "scans", compare=True))) == 4
 
 
@@ -337,6 +341,34 @@ def test_a_result_beside_the_inputs_is_no_harm(scans: Path) -> None:
     assert names(tasks) == [("scans/album/deep/four.jp2", "scans/album/deep/four.png")]
 
 
+# former results
+
+
+@pytest.mark.parametrize("inputs", [".", "**/*.*", "-"])
+@pytest.mark.parametrize("linked", [False, True])
+def test_former_results_are_no_inputs_unless_they_are_named(
+    inputs: str,
+    linked: bool,
+    scans: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    Path("scans/notes.txt").unlink()
+    paths = names(plan(".")) if inputs != "-" else [("scans/one.png", "out/scans/one.png")]
+    place("out/scans/one.png")
+    place("out/scans/one_compare.png")
+    if linked:
+        Path("out").rename("elsewhere")
+        Path("out").symlink_to("elsewhere")
+    content = b"scans/one.png\nout/scans/one.png\nout/scans/one_compare.png\n"
+    assert capsys.readouterr().err == ""
+    assert names(listed(content, monkeypatch) if inputs == "-" else plan(inputs)) == paths
+    assert capsys.readouterr().err == "left out: 2 files in out, the output folder\n"
+    tasks = plan("out/scans/one_compare.png")
+    assert names(tasks) == [("out/scans/one_compare.png", "out/one_compare.png")]
+    assert capsys.readouterr().err == ""
+
+
 # links
 
 
@@ -372,3 +404,18 @@ def test_a_folder_that_links_to_its_parent_is_not_walked_in_circles(scans: Path,
     assert len(before) == 4
     Path("scans/album/up").symlink_to("..")
     assert names(plan(inputs)) == before
+
+
+def test_links_that_could_be_followed_for_ever_are_not(scans: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def too_long(*_: object) -> None:
+        raise TimeoutError
+
+    Path("scans/album/up").symlink_to("..")
+    Path("scans/album/deep/up").symlink_to("..")
+    before = signal.signal(signal.SIGALRM, too_long)
+    signal.alarm(5)
+    try:
+        assert len(plan("scans/**/*.JPG")) == 1
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)

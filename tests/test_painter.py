@@ -1,6 +1,6 @@
 """painter.py: pictures in batches, and what happens where memory does not suffice."""
 
-import sys
+import json
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -16,7 +16,8 @@ import checkpoint
 import export
 import painter
 from checkpoint import infer, load_exported
-from painter import Painter, Pixels, is_out_of_memory, last_line
+from config import VERSION
+from painter import Painter, Pixels, is_out_of_memory, one_line
 
 CPU = torch.device("cpu")
 FP32, FP16 = torch.float32, torch.float16
@@ -168,6 +169,18 @@ def test_a_batch_is_halved_until_it_fits(
     assert capsys.readouterr().err == ""
 
 
+def test_what_fits_is_counted_in_pixels(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    painting, memory = on_device(monkeypatch, model, fp32=2)
+    painting.paint(draw(4, 30, 40))
+    memory.calls.clear()
+    memory.fits[FP32] = 99
+    for height, width, counts in ((15, 20, (8, 4)), (15, 80, (2, 2)), (60, 40, (1, 1)), (90, 80, (1, 1))):
+        pictures = draw(sum(counts), height, width)
+        assert_same(painting.paint(pictures), singly(model, pictures))
+        assert memory.calls == [("device", FP32, n) for n in counts]
+        memory.calls.clear()
+
+
 def test_then_the_network_goes_over_to_fp16(
     model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -175,6 +188,7 @@ def test_then_the_network_goes_over_to_fp16(
     pictures = draw(3)
     assert_same(painting.paint(pictures), singly(model, pictures, half=True))
     assert memory.calls == [("device", FP32, 3), ("device", FP32, 1), *[("device", FP16, 1)] * 3]
+    assert painting.half
     assert capsys.readouterr().err.splitlines() == [HALVED.format(3, 1), TO_FP16]
     memory.calls.clear()
     assert_same(painting.paint(pictures), singly(model, pictures, half=True))
@@ -304,8 +318,8 @@ class Refusing(nn.Module):
 def refusing(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Path, bool]]:
     """Return a TorchScript file that raises, and whether in fp16 only."""
     path = tmp_path / "refusing.ts"
-    told = f'{{"format": {checkpoint.EXPORT_FORMAT}}}'
-    torch.jit.script(Refusing(request.param)).save(path, _extra_files={"tinct.json": told})
+    told = {"format": checkpoint.EXPORT_FORMAT, "version": VERSION, "recipe": {"input": "L"}}
+    torch.jit.script(Refusing(request.param)).save(path, _extra_files={"tinct.json": json.dumps(told)})
     return path, request.param
 
 
@@ -371,7 +385,7 @@ def test_an_overflow_in_a_batch_does_not_halve_it(
 def test_another_error_is_said_in_one_line(
     said: str, line: str, model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert last_line(RuntimeError(said)) == line
+    assert one_line(RuntimeError(said)) == line
     assert not is_out_of_memory(RuntimeError(said))
     painting, memory = on_device(monkeypatch, model, 0, error=RuntimeError(said))
     with pytest.raises(RuntimeError) as caught:
@@ -423,7 +437,3 @@ def test_a_gpus_own_memory_runs_out(model: Path, capsys: pytest.CaptureFixture[s
         torch.cuda.set_per_process_memory_fraction(1.0)
     assert_same(found, singly(model, pictures))
     assert capsys.readouterr().err.splitlines()[:2] == [HALVED.format(2, 1), TO_FP16]
-
-
-def test_it_starts_with_as_many_as_there_are(model: Path) -> None:
-    assert Painter(model, CPU).batch_size == sys.maxsize

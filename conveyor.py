@@ -52,9 +52,10 @@ class Job:
         try:
             step(self, *arguments)
         except Exception as error:  # libraries find many words for what a file can hold
-            reason = " ".join(str(error).split()) or type(error).__name__
+            reason = str(error) or type(error).__name__
             named = str(self.task.path) in reason or str(self.task.output) in reason
-            self.status, self.reason = "failed", reason if named else f"{self.task.path}: {reason}"
+            sentence = reason if named else f"{self.task.path}: {reason}"
+            self.status, self.reason = "failed", " ".join(sentence.split())
             self.frame = self.given = None
         self.seconds += time.monotonic() - began
 
@@ -181,12 +182,9 @@ class Conveyor:
     def write_many(self, job: Job) -> None:
         """Colour and write a file of several frames, one by one."""
         assert job.scan is not None
-        try:
-            write_frames(job.task.output, self.coloured_frames(job), job.scan)
-        except BaseException:
-            if job.task.sheet:
-                job.task.sheet.unlink(missing_ok=True)  # it shows the first frame of what is not there
-            raise
+        write_frames(job.task.output, self.coloured_frames(job), job.scan)
+        self.write_sheet(job)
+        job.frame = job.given = None
         job.status = "done"
 
     def coloured_frames(self, job: Job) -> Iterator[Frame]:
@@ -198,7 +196,6 @@ class Conveyor:
             if job.task.sheet and job.frame is None:
                 job.frame = frame
                 job.take(colour)
-                self.write_sheet(job)
             yield Frame(colour, frame.alpha)
 
     def write(self, job: Job) -> None:

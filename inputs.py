@@ -4,7 +4,7 @@ import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from glob import glob, has_magic
+from glob import has_magic
 from itertools import takewhile
 from pathlib import Path
 
@@ -94,8 +94,13 @@ def is_inside(path: Path, folder: Path) -> bool:
 def matching_files(pattern: Path) -> Iterator[tuple[Path, Path, str]]:
     """Yield the files that a pattern matches, with their folders below its fixed part."""
     fixed = Path(*list(takewhile(lambda part: not has_magic(part), pattern.parts)))
-    matches = sorted(Path(match) for match in glob(str(pattern), recursive=True))
-    files = [match for match in matches if not match.is_dir() and not through_link(match, fixed)]
+    try:  # Path's ** follows no links, which can lead round in circles
+        rest = pattern.relative_to(fixed) / ("*" if pattern.name == "**" else "")
+        matches = sorted(fixed.glob(str(rest)))
+    except ValueError as error:
+        raise ValueError(f"no pattern {pattern}: {error}") from None
+    shown = [m for m in matches if not any(part.startswith(".") for part in m.relative_to(fixed).parts)]
+    files = [match for match in shown if not match.is_dir() and not through_link(match, fixed)]
     if not files:
         raise ValueError(f"no file matches {pattern}")
     yield from ((path, path.relative_to(fixed), "") for path in files)

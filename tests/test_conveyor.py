@@ -551,6 +551,18 @@ def test_pages_that_break_off_fail_alone_and_leave_nothing(compare: bool) -> Non
     )
 
 
+def test_what_was_there_stays_where_pages_break_off() -> None:
+    with tifffile.TiffWriter("x.tif") as writer:
+        for value in (3, 4, 5):
+            writer.write(np.full((9, 9), value, np.uint8), photometric="minisblack")
+    done(StandIn(), "x.tif", compare=True)
+    before = {path.name: path.read_bytes() for path in Path("out").iterdir()}
+    assert before.keys() == {"x.tif", "x_compare.tif"}
+    (job,) = run(StandIn(bad=5), "x.tif", compare=True, options=Options(overwrite=True))
+    assert job.status == "failed"
+    assert {path.name: path.read_bytes() for path in Path("out").iterdir()} == before
+
+
 # batches
 
 

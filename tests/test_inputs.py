@@ -408,7 +408,7 @@ def test_a_folder_that_links_to_its_parent_is_not_walked_in_circles(scans: Path,
 
 def test_links_that_could_be_followed_for_ever_are_not(scans: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def too_long(*_: object) -> None:
-        raise TimeoutError
+        pytest.fail("still walking")  # no OSError: glob passes over those
 
     Path("scans/album/up").symlink_to("..")
     Path("scans/album/deep/up").symlink_to("..")

@@ -65,6 +65,7 @@ class StandInMemory:
     def __call__(self, model: torch.jit.ScriptModule, images: Tensor) -> Tensor:
         here, precision = model is self.painter.model, model.precision.dtype
         self.calls.append(("device" if here else "cpu", precision, len(images)))
+        assert len(self.calls) < 50, "it goes on and on"
         if here and len(images) > self.fits[precision]:
             raise self.error
         return infer(model, images)

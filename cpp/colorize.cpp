@@ -83,7 +83,7 @@ Options parse(const std::vector<std::string>& words) {
 }
 
 // Where a path leads; a link that leads nowhere, or round in a circle, stands for itself.
-fs::path canonical(const fs::path& path) {
+fs::path resolved(const fs::path& path) {
     std::error_code error;
     const fs::path found = fs::weakly_canonical(path, error);
     return error ? fs::absolute(path) : found;
@@ -91,7 +91,7 @@ fs::path canonical(const fs::path& path) {
 
 std::vector<Job> plan(const Options& options) {
     std::set<fs::path> inputs;
-    for (const fs::path& input : options.files) inputs.insert(canonical(input));
+    for (const fs::path& input : options.files) inputs.insert(resolved(input));
     std::map<fs::path, fs::path> sources;
     std::vector<Job> jobs;
     for (const fs::path& input : options.files) {
@@ -100,7 +100,7 @@ std::vector<Job> plan(const Options& options) {
         if (!is_new)
             refuse(first->second.string() + " and " + input.string() + " would both become " +
                    output.string() + "; colourise them in two calls");
-        if (inputs.count(canonical(output)))
+        if (inputs.count(resolved(output)))
             refuse(output.string() + ", the result of " + input.string() +
                    ", would overwrite an input; name another --out");
         jobs.push_back({input, output});

@@ -138,6 +138,10 @@ def test_a_file_whose_name_looks_like_a_pattern_is_a_file() -> None:
         (["scans/**/*.webp"], r"^no file matches scans/\*\*/\*.webp$"),
         (["scans/albu[x]"], r"^no file matches scans/albu\[x\]$"),
         (["scans/albu*"], r"^no file matches scans/albu\*$"),  # a folder alone
+        (
+            ["scans/**.png/x"],
+            r"^no (pattern|file matches) scans/\*\*.png/x",
+        ),  # before Python 3.13: no pattern
         (["empty"], "^no image in empty"),
     ],
 )
@@ -419,3 +423,9 @@ def test_links_that_could_be_followed_for_ever_are_not(scans: Path, monkeypatch:
     finally:
         signal.alarm(0)
         signal.signal(signal.SIGALRM, before)
+
+
+def test_a_pattern_goes_through_no_link_below_its_fixed_part(scans: Path) -> None:
+    Path("scans/again").symlink_to("album")
+    assert names(plan("scans/*/two.JPG")) == [("scans/album/two.JPG", "out/album/two.JPG")]
+    assert names(plan("scans/again/*.JPG")) == [("scans/again/two.JPG", "out/two.JPG")]

@@ -1,5 +1,6 @@
 """Files that appear complete or not at all."""
 
+import errno
 from pathlib import Path
 
 import pytest
@@ -29,3 +30,20 @@ def test_a_failed_block_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> 
         fail()
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_full_disk_names_the_file(tmp_path: Path) -> None:
+    def fail(error: OSError) -> None:
+        with replacing(tmp_path / "file") as temporary:
+            temporary.write_text("half")
+            raise error
+
+    with pytest.raises(OSError, match="No space left") as raised:
+        fail(OSError(errno.ENOSPC, "No space left on device"))
+    assert (raised.value.errno, raised.value.filename) == (errno.ENOSPC, str(tmp_path / "file"))
+    with pytest.raises(FileNotFoundError) as raised:
+        fail(FileNotFoundError(errno.ENOENT, "No such file", "read.png"))  # not of what is written
+    assert raised.value.filename == "read.png"
+    with pytest.raises(OSError, match=r"^image file is truncated$"):
+        fail(OSError("image file is truncated"))  # a library's
+    assert list(tmp_path.iterdir()) == []

@@ -192,8 +192,8 @@ def test_working_size_can_be_set_after_loading(run: Path) -> None:
 
 
 def test_a_difference_writes_nothing(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, other = torch.jit.script, export.deployable(checkpoint.load_colorizer(run, 1, CPU), "fp32")
-    monkeypatch.setattr(torch.jit, "script", lambda _: real(other))
+    other = torch.jit.script(export.deployable(checkpoint.load_colorizer(run, 1, CPU), "fp32"))
+    monkeypatch.setattr(torch.jit, "script", lambda _: other)
     with pytest.raises(ValueError, match=r"^eager, scripted on cpu: they differ by .*; nothing was written"):
         export.main(run=run, epoch=2, device="cpu")
     assert not list(run.glob("*generator.ts*"))

@@ -530,7 +530,7 @@ def test_another_format_that_differs_is_not_written(
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits a file's size as Linux does")
-@pytest.mark.parametrize("form", ["ts", pytest.param("pt2", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("form", ["ts", "pt2"])
 def test_a_full_disk_ends_in_a_sentence(form: str, run: Path) -> None:
     before = files(run)
     code = (
@@ -573,9 +573,7 @@ def test_metadata_says_what_the_file_is(precision: str, run: Path) -> None:
     }
 
 
-@pytest.mark.parametrize(
-    "names", [KINDS, pytest.param((*TWINS, *EXTRACTORS), marks=pytest.mark.slow)], ids=["kinds", "others"]
-)
+@pytest.mark.parametrize("names", [KINDS, (*TWINS, *EXTRACTORS)], ids=["kinds", "others"])
 def test_a_bare_process_with_torch_alone_runs_every_recipe(
     names: list[str], tmp_path: Path, quick: None
 ) -> None:

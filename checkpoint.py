@@ -277,9 +277,9 @@ def load_exported(path: Path, device: torch.device) -> tuple[torch.jit.ScriptMod
         raise ValueError(f"no model {path}; write one with: python export.py")
     files = {"tinct.json": ""}
     try:
-        with warnings.catch_warnings():
+        with path.open("rb"), warnings.catch_warnings():  # torch does not say what forbids to open a file
             warnings.simplefilter("ignore", FutureWarning)  # TorchScript is deprecated, and asked for
-            model = torch.jit.load(path, map_location=device, _extra_files=files)
+            model = torch.jit.load(path, map_location="cpu", _extra_files=files)
     except (RuntimeError, ValueError):
         raise ValueError(f"{path} is not a TorchScript file, or it is damaged") from None
     try:
@@ -291,7 +291,7 @@ def load_exported(path: Path, device: torch.device) -> tuple[torch.jit.ScriptMod
     if written != EXPORT_FORMAT:
         age = f"the newer version {metadata['version']}" if written > EXPORT_FORMAT else "an older version"
         raise ValueError(f"{path} is of {age} of this project; export it again with this one")
-    return model.eval(), metadata
+    return model.eval().to(device), metadata
 
 
 def infer(model: torch.nn.Module, image: torch.Tensor) -> torch.Tensor:

@@ -55,6 +55,7 @@ def report(jobs: Iterable[Job], total: int, out: Path) -> list[Job]:
     for job in tqdm(jobs, "colourising", total, unit="file", leave=False, disable=None):
         tqdm.write(json.dumps(job.record()), file=sys.stdout)
         sys.stdout.flush()  # to a pipe, too
+        job.scan = job.future = None  # a file's notes can be larger than its pixels
         finished.append(job)
     counts = Counter(job.status for job in finished)
     done = ", ".join(
@@ -87,7 +88,7 @@ def main(
     size: Annotated[
         int | None, typer.Option(min=16, metavar="PX", help="Short side at which the network works.")
     ] = None,
-    strength: Annotated[float | None, typer.Option(min=0.0, help="Of the colours; 1: as predicted.")] = None,
+    strength: Annotated[float | None, typer.Option(min=0, max=100, help="Of colours; 1 as predicted")] = None,
     upsampling: Annotated[str | None, typer.Option(metavar="guided|bicubic", help="Of the colours.")] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Threads that decode, and that encode.")] = JOBS,
     device: DeviceOption = "auto",

@@ -31,8 +31,9 @@ class Colorizer(nn.Module):
     - Device: that of the module (`.to("cuda")`), where the image must be too. `.half()` and
       `.to(torch.bfloat16)` set the precision of the network alone.
     - Batch: its images do not influence one another, unless the recipe says norm_stats=batch.
-    - Threads: calls may overlap as long as no attribute is set meanwhile. Nothing is random: one machine,
-      device and number of threads gives the same bits for the same call.
+    - Threads: calls may overlap as long as no attribute is set meanwhile.
+    - Determinism: nothing is random. On a CPU, one machine and number of threads gives the same bits for the
+      same call; on CUDA torch.backends.cudnn.deterministic does, and allow_tf32 decides whether fp32 is full.
     - Memory: beside image and result a fixed amount per pixel of a strip, and 6 x `size` floats per row.
     - Raises ValueError (torch.jit.Error from the file) for another shape or dtype, for attributes out of
       range, and where the network's output is not finite and the dtype cannot say so. In floating point, NaN

@@ -21,6 +21,7 @@ from painter import Painter, Pixels
 BATCH = 8  # pictures of one shape per forward
 BATCH_PIXELS = 2**24  # in all of them
 HELD_PIXELS = 2**26  # of pictures that are decoded, or not yet written, before decoding waits
+WIDE = 8_000  # px; two of them side by side are about what a WebP can hold
 COLOURED = 4.5  # units of Lab; photographs have 5 and more, 29 of 30 old ones, sepia and yellowed, less
 LINE_ART = ("sketch", "line", "gray+line")  # inputs of models for which a transparent page is white paper
 
@@ -138,13 +139,22 @@ class Conveyor:
             return
         job.scan = scan(job.task.path)
         check_frames(job.scan, job.task.output)
+        if job.task.sheet:
+            size = list(job.scan.size)
+            size[sheet_axis(*size)] *= 2
+            check_frames(replace(job.scan, size=tuple(size), count=1, durations=()), job.task.sheet)
 
     def read(self, job: Job) -> None:
         """Decode a file of one frame."""
         if not job.status and job.scan and job.scan.count == 1:
-            job.frame = self.given(next(read_frames(job.scan)))
-            if self.options.keep_coloured and is_coloured(job.frame.pixels):
-                job.status = "kept"
+            frame = next(read_frames(job.scan))
+            job.frame = self.given(frame)
+            if self.keeps(job.frame):
+                job.status, job.frame = "kept", frame
+
+    def keeps(self, given: Frame) -> bool:
+        """Tell whether a picture, as the model would see it, is to be passed through as it is."""
+        return self.options.keep_coloured and is_coloured(given.pixels)
 
     def given(self, frame: Frame) -> Frame:
         """Return a frame as the model should see it: white where it is transparent, wholly or paper."""
@@ -190,13 +200,14 @@ class Conveyor:
     def coloured_frames(self, job: Job) -> Iterator[Frame]:
         """Yield the frames of a file in colour; the first goes onto its sheet."""
         assert job.scan is not None
-        for frame in map(self.given, read_frames(job.scan)):
-            keep = self.options.keep_coloured and is_coloured(frame.pixels)
-            colour = frame.pixels if keep else self.painter.paint([frame.pixels])[0]
+        for frame in read_frames(job.scan):
+            given = self.given(frame)
+            keep = self.keeps(given)
+            colour = given.pixels if keep else self.painter.paint([given.pixels])[0]
             if job.task.sheet and job.frame is None:
-                job.frame = frame
+                job.frame = given
                 job.take(colour)
-            yield Frame(colour, frame.alpha)
+            yield frame if keep else Frame(colour, given.alpha)
 
     def write(self, job: Job) -> None:
         """Write a job of one frame, and forget its pixels."""
@@ -215,9 +226,17 @@ class Conveyor:
     def write_sheet(self, job: Job) -> None:
         """Write input and result side by side, where a sheet is asked for."""
         if job.task.sheet and job.frame and job.scan:
-            given = job.frame.pixels if job.given is None else job.given  # the same where it was kept
-            both = np.concatenate([given, job.frame.pixels], 1)
+            kept = job.given is None
+            colour = self.given(job.frame).pixels if kept else job.frame.pixels
+            both = [colour if kept else job.given, colour]
+            height, width, _ = colour.shape
+            both = np.concatenate(both, 1 - sheet_axis(width, height))
             write_frames(job.task.sheet, [Frame(both, None)], replace(job.scan, count=1, durations=()))
+
+
+def sheet_axis(width: int, height: int) -> int:
+    """Return 0 where input and result go side by side, 1 where they are so wide that one goes below."""
+    return int(width > max(height, WIDE))
 
 
 def batches(jobs: Iterable[Job]) -> Iterator[list[Job]]:

@@ -15,6 +15,7 @@ Writes scores.json, scores.csv, scores_per_image.csv, curves.png and report.html
 import threads  # noqa: F401  before torch
 
 import hashlib
+import io
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +27,7 @@ from typing import Annotated
 import numpy as np
 import torch
 import typer
+from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
@@ -36,7 +38,7 @@ from cli import AllEpochsOption, DataOption, DeviceOption, EpochOption, RunOptio
 from compare import compare, parse_opponent
 from config import CACHE, RUNS, Recipe, closest
 from data import ImageSet, open_split
-from images import read_image, recompress
+from images import read_image
 from judges import Judges, open_judges
 from metrics import DIRECTIONS, Pictures
 from protocol import describe_protocol
@@ -58,6 +60,16 @@ from test import batched, render_epoch, save_all, write_references
 
 QUALITY = 90  # of the JPEG that is a ceiling
 CHUNK_PIXELS = {"cpu": 2**17, "cuda": 2**21}  # scored at a time by a thread; more leave the CPU's cache
+
+
+def recompress(pictures: Tensor, quality: int) -> Tensor:
+    """Return (N, 3, H, W) uint8 pictures as they come back from JPEG files of a quality in [1, 95]."""
+    results = []
+    for picture in pictures.permute(0, 2, 3, 1).numpy():
+        file = io.BytesIO()
+        Image.fromarray(picture).save(file, "JPEG", quality=quality)
+        results.append(torch.from_numpy(np.array(Image.open(file))))
+    return torch.stack(results).permute(0, 3, 1, 2)
 
 
 def stems(folder: Path) -> set[str]:

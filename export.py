@@ -81,7 +81,7 @@ def differences(one: Function, other: Function, device: torch.device) -> list[tu
     results = []
     for batch, (height, width) in product(BATCHES, SIZES):
         image = torch.rand((batch, 3, height, width), generator=rng).to(device)
-        error = (one(image) - other(image)).abs().to(torch.float64) * LEVELS
+        error = (one(image) - other(image)).abs().cpu().to(torch.float64) * LEVELS  # MPS has no float64
         results.append((float(error.max()), float(error.mean())))
     return results
 

@@ -18,11 +18,12 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageCms, ImageDraw, ImageFont, UnidentifiedImageError
-from torch import Tensor
 
 from atomic import replacing
 
-EXTENSIONS = frozenset(".jpg .jpeg .png .webp .bmp .tif .tiff .gif .ppm .pgm .jp2 .avif".split())
+EXTENSIONS = frozenset(
+    ".jpg .jpeg .jpe .jfif .png .apng .webp .bmp .tif .tiff .gif .pbm .pgm .ppm .jp2 .avif".split()
+)
 GAP = 6  # px between the pictures of a contact sheet
 LARGEST = 500_000_000  # px; a picture of more is refused before it is decoded, as a decompression bomb
 STRIP = 2**21  # px converted at a time
@@ -41,20 +42,30 @@ class Frame:
     alpha: Depth | None  # (H, W) of the same type, not multiplied into the pixels; None: no transparency
 
 
-def find_images(folder: Path) -> list[Path]:
+def find_images(folder: Path, closed: list[OSError] | None = None) -> list[Path]:
     """Return all image files below a folder, sorted; hidden files and folders are left out.
+
+    Args:
+        closed: gets an error for each folder below that cannot be read, with its name; None: it is raised.
 
     Raises:
         ValueError: no such folder, or no image in it.
+        OSError: it, or one below it, cannot be read.
     """
+
+    def refused(error: OSError) -> None:
+        if closed is None or error.filename == str(folder):
+            raise error
+        closed.append(error)
+
     if not folder.is_dir():
         raise ValueError(f"no folder {folder}: give the folder that holds the images")
     found: list[Path] = []
-    for parent, folders, names in os.walk(folder):
+    for parent, folders, names in os.walk(folder, onerror=refused):
         folders[:] = [name for name in folders if not name.startswith(".")]
         shown = [name for name in names if not name.startswith(".")]
         found += [Path(parent, name) for name in shown if Path(name).suffix.lower() in EXTENSIONS]
-    if not found:
+    if not found and not closed:
         raise ValueError(f"no image in {folder}: looked for {' '.join(sorted(EXTENSIONS))}")
     return sorted(found, key=Path.as_posix)
 
@@ -262,16 +273,6 @@ def write_image(path: Path, image: Array) -> None:
         temporary.write_bytes(encoded.getbuffer())
 
 
-def recompress(pictures: Tensor, quality: int) -> Tensor:
-    """Return (N, 3, H, W) uint8 pictures as they come back from JPEG files of a quality in [1, 95]."""
-    results = []
-    for picture in pictures.permute(0, 2, 3, 1).numpy():
-        file = io.BytesIO()
-        Image.fromarray(picture).save(file, "JPEG", quality=quality)
-        results.append(torch.from_numpy(np.array(Image.open(file))))
-    return torch.stack(results).permute(0, 3, 1, 2)
-
-
 def resize(image: Array, height: int, width: int) -> Array:
     """Resize (H, W, C) uint8 with an antialiased bicubic filter."""
     if image.shape[:2] == (height, width):
@@ -285,14 +286,12 @@ def contact_sheet(rows: Sequence[Sequence[Array]], titles: Sequence[str]) -> Arr
     """Lay equally tall pictures out in rows under column titles; returns (H, W, 3) uint8 on white."""
     cell_width = max(64, *(picture.shape[1] for row in rows for picture in row))  # room for a title
     heights = [max(picture.shape[0] for picture in row) for row in rows]
-    header = 26
+    top = header = 26
     width = len(titles) * (cell_width + GAP) + GAP
     sheet = Image.new("RGB", (width, header + sum(heights) + GAP * len(rows)), "white")
-    draw = ImageDraw.Draw(sheet)
-    font = ImageFont.load_default(16)
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(16)
     for column, title in enumerate(titles):
         draw.text((GAP + column * (cell_width + GAP), 4), title, fill="black", font=font)
-    top = header
     for row, height in zip(rows, heights, strict=True):
         for column, picture in enumerate(row):
             sheet.paste(Image.fromarray(picture), (GAP + column * (cell_width + GAP), top))

@@ -2,7 +2,8 @@
 
 import os
 import sys
-from collections.abc import Iterator
+import unicodedata
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from glob import has_magic
 from itertools import takewhile
@@ -40,7 +41,7 @@ def plan_tasks(
         ValueError: an input is missing, a pattern matches nothing, or a result would overwrite an input.
     """
     tasks: list[Task] = []
-    owners: dict[Path, Path] = {}  # result -> its input
+    owners: dict[str, tuple[Path, Path]] = {}  # name -> result, and its input
     seen: set[tuple[str, Path]] = set()
     former: list[Path] = []
     for given, (path, name, problem) in ((one, found) for one in inputs for found in expand(one)):
@@ -52,23 +53,39 @@ def plan_tasks(
             continue  # named twice
         seen.add((os.path.realpath(path), output))
         results = [output, *([output.with_stem(f"{output.stem}_compare")] if compare else [])]
-        taken = next((result for result in results if result in owners), None)
-        if taken:
-            problem = f"{path}: {owners[taken]} becomes {taken} too; colourise it in another call"
-        else:
-            owners |= dict.fromkeys(results, path)
+        taken = next((result for result in results if key(result) in owners), None)
+        if taken and not problem:
+            problem = f"{path}: {owners[key(taken)][1]} becomes {taken} too; colourise it in another call"
+        elif not problem:
+            owners |= {key(result): (result, path) for result in results}
         tasks.append(Task(path, output, results[1] if compare else None, problem))
     if former:
         print(f"left out: {len(former)} files in {out}, the output folder", file=sys.stderr)
-    refuse_overwriting(owners, [*(task.path for task in tasks), *former * overwrite])
+    refuse_overwriting(owners.values(), [*(task.path for task in tasks), *former * overwrite])
     return tasks
 
 
-def refuse_overwriting(owners: dict[Path, Path], originals: list[Path]) -> None:
-    """Raise ValueError where a result, a key of owners, is one of the originals, by whatever name."""
-    real = {os.path.realpath(path) for path in originals}
-    for result, path in owners.items():
-        if os.path.realpath(result) in real:
+def key(result: Path) -> str:
+    """Return what a disk may take for a result's name; most of macOS's know no case."""
+    name = str(result)
+    return unicodedata.normalize("NFC", name.casefold()) if sys.platform == "darwin" else name
+
+
+def identity(path: Path) -> object:
+    """Return what tells files apart, by whatever names they go; of one that is not there, its place."""
+    real = os.path.realpath(path)  # "new/.." is no folder yet
+    try:
+        found = os.stat(real)
+    except OSError:
+        return real
+    return found.st_dev, found.st_ino
+
+
+def refuse_overwriting(results: Iterable[tuple[Path, Path]], originals: list[Path]) -> None:
+    """Raise ValueError where a result, given with its input, is one of the originals."""
+    known = {identity(path) for path in originals}
+    for result, path in results:
+        if identity(result) in known:
             raise ValueError(f"{result}, the result of {path}, would overwrite an input; name another --out")
 
 
@@ -77,7 +94,10 @@ def expand(given: Path) -> Iterator[tuple[Path, Path, str]]:
     if str(given) == "-":
         yield from listed_files()
     elif given.is_dir():
-        yield from ((path, path.relative_to(given), "") for path in find_images(given))
+        closed: list[OSError] = []
+        yield from ((path, path.relative_to(given), "") for path in find_images(given, closed))
+        for folder, reason in ((Path(error.filename), error.strerror) for error in closed):
+            yield folder, folder.relative_to(given), f"{folder}: the folder cannot be read ({reason})"
     elif given.exists() or given.is_symlink():  # a link to nowhere is an input that cannot be read
         yield given, Path(given.name), ""
     elif has_magic(str(given)):
@@ -88,7 +108,8 @@ def expand(given: Path) -> Iterator[tuple[Path, Path, str]]:
 
 def is_inside(path: Path, folder: Path) -> bool:
     """Tell whether a path lies in a folder, or is it; links are followed, broken ones too."""
-    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
+    real = Path(os.path.realpath(path))
+    return identity(folder) in map(identity, (real, *real.parents))
 
 
 def matching_files(pattern: Path) -> Iterator[tuple[Path, Path, str]]:

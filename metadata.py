@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from PIL import Image
+from PIL import Image, PngImagePlugin
 from PIL.ExifTags import IFD, Base
 from PIL.PngImagePlugin import PngImageFile, PngInfo, putchunk
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
@@ -24,6 +24,7 @@ from tifffile import TiffFile, TiffPage
 
 PNG_START = b"\x89PNG\r\n\x1a\n"
 PNG_NOTES = (b"tEXt", b"zTXt", b"iTXt", b"eXIf", b"pHYs")
+PngImagePlugin.MAX_TEXT_CHUNK = 2**24  # bytes; beyond Pillow's 2**20 for notes a sound picture was refused
 SEGMENT = 65_000  # bytes that a JPEG marker holds, less its name
 COMMENT = "Comment"  # the PNG keyword that a comment of another format gets
 BYTE, ASCII, SHORT, LONG, LONG8 = 1, 2, 3, 4, 16  # TIFF's types

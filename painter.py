@@ -37,10 +37,19 @@ class Painter:
         self.path = path
         self.device = device
         self.attributes = {name: value for name, value in attributes.items() if value is not None}
-        self.model, self.metadata = self._load(device)
         self.most_pixels = sys.maxsize  # of a batch, that has been seen to fit
         self.half = False
         self.said: set[str] = set()
+        try:
+            self.model, self.metadata = self._load(device)
+        except Exception as error:
+            if device.type == "cpu" or not is_out_of_memory(error):
+                raise
+            self._say(
+                f"the model does not fit into the memory of {device}: colouring on the CPU, which is slower"
+            )
+            self.device = torch.device("cpu")
+            self.model, self.metadata = self._load(self.device)
 
     def _load(self, device: torch.device) -> tuple[nn.Module, dict[str, Any]]:
         model, metadata = load_exported(self.path, device)
@@ -106,7 +115,7 @@ class Painter:
 
 def is_out_of_memory(error: Exception) -> bool:
     """Tell whether an error of torch's, or of TorchScript's, which has lost its type, is about memory."""
-    words = ("out of memory", "can't allocate memory", "cannot allocate memory")
+    words = ("out of memory", "can't allocate memory", "cannot allocate memory", "_alloc_failed")
     return isinstance(error, MemoryError) or any(word in str(error).lower() for word in words)
 
 

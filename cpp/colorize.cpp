@@ -6,6 +6,7 @@
 #include "images.h"
 
 #include <ATen/Parallel.h>
+#include <sys/stat.h>
 #include <torch/csrc/jit/python/update_graph_executor_opt.h>
 #include <torch/cuda.h>
 #include <torch/script.h>
@@ -18,8 +19,10 @@
 #include <iomanip>
 #include <iostream>
 #include <map>
+#include <optional>
 #include <set>
 #include <string>
+#include <utility>
 
 namespace fs = std::filesystem;
 using Clock = std::chrono::steady_clock;
@@ -82,16 +85,18 @@ Options parse(const std::vector<std::string>& words) {
     return options;
 }
 
-// Where a path leads; a link that leads nowhere, or round in a circle, stands for itself.
-fs::path resolved(const fs::path& path) {
+// What tells files apart by whatever names they go; nothing for one that is not there.
+std::optional<std::pair<dev_t, ino_t>> identity(const fs::path& path) {
     std::error_code error;
-    const fs::path found = fs::weakly_canonical(path, error);
-    return error ? fs::absolute(path) : found;
+    const fs::path real = fs::weakly_canonical(path, error);  // "new/.." is no folder yet
+    struct stat found;
+    if (error || stat(real.c_str(), &found)) return {};
+    return std::pair(found.st_dev, found.st_ino);
 }
 
 std::vector<Job> plan(const Options& options) {
-    std::set<fs::path> inputs;
-    for (const fs::path& input : options.files) inputs.insert(resolved(input));
+    std::set<std::optional<std::pair<dev_t, ino_t>>> inputs;
+    for (const fs::path& input : options.files) inputs.insert(identity(input));
     std::map<fs::path, fs::path> sources;
     std::vector<Job> jobs;
     for (const fs::path& input : options.files) {
@@ -100,7 +105,7 @@ std::vector<Job> plan(const Options& options) {
         if (!is_new)
             refuse(first->second.string() + " and " + input.string() + " would both become " +
                    output.string() + "; colourise them in two calls");
-        if (inputs.count(resolved(output)))
+        if (identity(output) && inputs.count(identity(output)))
             refuse(output.string() + ", the result of " + input.string() +
                    ", would overwrite an input; name another --out");
         jobs.push_back({input, output});

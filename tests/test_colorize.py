@@ -4,6 +4,7 @@ import io
 import json
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -15,10 +16,11 @@ from test_conveyor import StandIn, chroma, frame_of, gray, save, write_model
 
 import cli
 import colorize
+import conveyor
 import export
 import painter
 from config import ROOT
-from files import FORMS
+from files import FORMS, scan
 
 
 @pytest.fixture(scope="session")
@@ -178,6 +180,26 @@ def test_whatever_fails_is_named_at_the_end(
     assert (str(error) or type(error).__name__) in first
 
 
+def test_notes_of_finished_files_are_not_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    notes: list[weakref.ref] = []
+
+    def watched(path: Path) -> Any:
+        found = scan(path)
+        notes.append(weakref.ref(found.notes))
+        return found
+
+    monkeypatch.setattr(conveyor, "scan", watched)
+    monkeypatch.setattr(colorize, "Painter", lambda *_, **__: StandIn())
+    for i in range(40):
+        save(f"p/{i:02}.png", gray(0))
+    held: list[int] = []
+    monkeypatch.setattr(
+        colorize.tqdm, "write", lambda *_, **__: held.append(sum(bool(note()) for note in notes))
+    )
+    assert len(colorize.main([Path("p")], model=Path("any.ts"), jobs=1)) == 40
+    assert max(held) < 20  # those under way
+
+
 def test_the_real_command_line(model: Path, scans: Path) -> None:
     good = command_line("scans/album", "--model", model, "--device", "cpu")
     assert good.returncode == 0
@@ -313,6 +335,7 @@ def test_options_change_the_pictures() -> None:
         (["scans", "--size", "8"], "--size"),
         (["scans", "--size", "large"], "--size"),
         (["scans", "--strength", "-1"], "--strength"),
+        (["scans", "--strength", "101"], "--strength"),
         (["scans", "--jobs", "0"], "--jobs"),
         (["scans", "--device", "tpu"], "tpu"),
         (["scans", "--modle", "x"], "--modle"),

@@ -6,6 +6,7 @@ import time
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from skimage.color import rgb2lab
 import color
 import conveyor
 import scenes
+import writers
 from checkpoint import EXPORT_FORMAT
 from colorizer import Colorizer
 from conveyor import Conveyor, Job, Options, is_coloured
@@ -394,11 +396,16 @@ def test_a_sheet_that_cannot_be_written_fails_the_file_before_its_result_is_ther
     assert not Path("out/x.png").exists()  # or the next call would skip it, and it never had a sheet
 
 
-def test_a_sheet_too_wide_for_its_format_fails_the_file_before_its_result_is_there() -> None:
-    save("x.jpg", gray(0, 2, 40_000))
-    (job,) = run(StandIn(), "x.jpg", compare=True)
+def test_a_sheet_too_large_for_its_format_fails_the_file_before_any_work(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(writers.LONGEST, "JPEG", 100)  # of 65,500
+    save("x.jpg", gray(0, 90, 51))
+    painter = StandIn()
+    (job,) = run(painter, "x.jpg", compare=True)
     assert job.status == "failed"
-    assert "80000 pixels a side are too many" in job.reason
+    assert "102 pixels a side are too many" in job.reason
+    assert painter.calls == []
     assert not Path("out/x.jpg").exists()
 
 
@@ -784,3 +791,48 @@ def test_of_many_frames_few_are_in_memory(monkeypatch: pytest.MonkeyPatch) -> No
     assert len(watched.read_ones) == 40
     assert watched.most <= 6  # two frames, and the first for its sheet, each there twice
     assert watched.alive() == 0
+
+
+@pytest.mark.parametrize(
+    ("size", "whole"), [((8001, 20), (40, 8001)), ((8000, 20), (20, 16_000)), ((20, 8001), (8001, 40))]
+)
+def test_a_sheet_of_a_wide_picture_is_twice_as_high(size: tuple[int, int], whole: tuple[int, int]) -> None:
+    save("x.webp", gray(0, size[1], size[0]), lossless=True)
+    done(StandIn(), "x.webp", compare=True)
+    assert frame_of("out/x_compare.webp").pixels.shape == (*whole, 3)
+
+
+@pytest.mark.parametrize(("name", "form"), [("x.png", "webp"), ("x.gif", None)])
+def test_kept_pictures_keep_their_transparency(name: str, form: str | None) -> None:
+    alpha = np.where(np.arange(128) < 40, 0, 255).astype(np.uint8) + np.zeros((128, 1), np.uint8)
+    frames = [Image.fromarray(np.dstack([scene(i), alpha])) for i in (0, 1)]
+    more = {"save_all": True, "append_images": frames[1:], "duration": 50} if name == "x.gif" else {}
+    frames[0].save(name, **more)
+    (job,) = run(StandIn("sketch"), name, options=KEEP, form=form, compare=True)
+    assert job.status == ("done" if more else "kept")
+    found = frames_of(str(job.task.output))
+    assert len(found) == (2 if more else 1)
+    for frame in found:
+        assert frame.alpha is not None
+        assert np.array_equal(frame.alpha == 0, alpha == 0)
+    sheet = frame_of(str(job.task.sheet)).pixels
+    assert min(sheet[:, :30].min(), sheet[:, 134:158].min()) > 245  # as on white paper; WebP loses some
+
+
+def test_kept_and_coloured_frames_go_into_one_film() -> None:
+    alpha = np.where(np.arange(128) < 40, 0, 255).astype(np.uint8) + np.zeros((128, 1), np.uint8)
+    frames = [
+        Image.fromarray(np.dstack([pixels, alpha]))
+        for pixels in (scene(0), gray(1, 128, 128)[..., None].repeat(3, 2))
+    ]
+    for first, second in (frames, frames[::-1]):
+        first.save("x.png", save_all=True, append_images=[second], duration=50)
+        (job,) = run(StandIn("sketch"), "x.png", options=replace(KEEP, overwrite=True))
+        assert job.status == "done"
+        found = [
+            frame.pixels if frame.alpha is None else np.where(frame.alpha[..., None] == 0, 255, frame.pixels)
+            for frame in frames_of("out/x.png")
+        ]
+        for frame, given in zip(found, (first, second), strict=True):
+            kept = np.array_equal(frame[:, 40:], np.asarray(given)[:, 40:, :3])
+            assert kept == (given is frames[0])

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import zlib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -152,23 +153,29 @@ def save(path: Path, network: nn.Module, metadata: str | None) -> Path:
 
 @pytest.fixture(scope="session")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the folder of two programs: the README's own, and colorize, which its project takes in."""
+    """Return the folder of two programs: the README's own, and in `program` colorize."""
     if reason := missing():
         pytest.skip(reason)
     folder = tmp_path_factory.mktemp("cpp")
     (folder / "CMakeLists.txt").write_text(SNIPPETS["cmake"].replace("/path/to/tinct/cpp", str(CPP)))
     (folder / "main.cpp").write_text(SNIPPETS["cpp"])
-    for step in (["-S", ".", "-B", "build", f"-DPYTHON={sys.executable}"], ["--build", "build", "-j", "2"]):
-        done = call("cmake", *step, cwd=folder)
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(build, (folder, CPP), (folder / "build", folder / "build" / "program")))
+    return folder / "build"
+
+
+def build(source: Path, folder: Path) -> None:
+    """Build a project as the README says."""
+    for step in (["-S", source, "-B", folder, f"-DPYTHON={sys.executable}"], ["--build", folder]):
+        done = call("cmake", *step)
         assert done.returncode == 0, done.stdout + done.stderr
         assert "warning" not in done.stdout + done.stderr
-    return folder / "build"
 
 
 @pytest.fixture(scope="session")
 def program(built: Path) -> Path:
     """Return colorize."""
-    return built / "tinct" / "colorize"
+    return built / "program" / "colorize"
 
 
 @pytest.fixture(scope="session")
@@ -404,7 +411,9 @@ def test_the_two_snippets_of_the_readme_do_the_same(built: Path, model: Path) ->
 def test_cmake_says_that_there_is_no_torch(where: list[str]) -> None:
     if reason := missing():
         pytest.skip(reason)
-    done = call("cmake", "-S", CPP, "-B", "build", *where)
+    there = call("cmake", "-S", CPP, "-B", "build", f"-DPYTHON={sys.executable}")
+    assert f"torch: {Path(torch.__file__).parent}\n" in there.stdout
+    done = call("cmake", "-S", CPP, "-B", "build", *where)  # what was found before does not count
     assert done.returncode == 1
     said = " ".join(done.stderr.split())
     assert f"'{where[0].split('=')[1]}'" in said

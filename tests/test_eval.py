@@ -33,8 +33,8 @@ import scores
 import train
 from config import ROOT
 from data import ImageSet, open_split
-from eval import main, score_folders, score_pictures
-from images import Array, colorfulness, read_image, write_image
+from eval import main, recompress, score_folders, score_pictures
+from images import Array, colorfulness, read_image, resize, write_image
 from judges import Judges
 from metrics import DIRECTIONS, PER_IMAGE, Pictures
 from perceptual import LPIPS
@@ -820,3 +820,23 @@ def test_comparing_from_the_command(run: Path, capsys: pytest.CaptureFixture[str
     capsys.readouterr()
     assert main(run=run, epoch=1, against=f"{other}:2", force=True, device="cpu") == rows
     assert capsys.readouterr().out.endswith("compared one by one, equal names taken for equal pictures\n")
+
+
+def test_recompressed_pictures_are_those_of_jpeg_files() -> None:
+    ramp = np.arange(27, dtype=np.uint8).reshape(3, 3, 3) * np.uint8(9)
+    pictures = [
+        resize(ramp, 37, 22),
+        np.repeat(np.arange(37 * 22, dtype=np.uint8).reshape(37, 22, 1), 3, 2),
+    ]
+    batch = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)  # (2, 3, 37, 22)
+    before = batch.clone()
+    errors = []
+    for quality in (90, 20):
+        found = recompress(batch, quality)
+        assert (found.shape, found.dtype) == (batch.shape, torch.uint8)
+        for picture, planes in zip(pictures, found, strict=True):
+            Image.fromarray(picture).save("x.jpg", quality=quality)
+            np.testing.assert_array_equal(planes.permute(1, 2, 0).numpy(), read_image(Path("x.jpg")))
+        errors.append((found.int() - batch.int()).abs().float().mean().item())
+    assert 0 < errors[0] < errors[1]
+    assert torch.equal(batch, before)

@@ -384,6 +384,30 @@ def test_a_late_nan_is_not_called_a_small_difference() -> None:
         export.compare("x", lambda image: image, other, CPU, 1.0)
 
 
+class StandInForMPS:
+    """Stands for a tensor where there is no float64: what counts in it is to be brought to the CPU first."""
+
+    def __init__(self, values: Tensor) -> None:
+        self.values = values
+
+    def __sub__(self, other: "StandInForMPS") -> "StandInForMPS":
+        return StandInForMPS(self.values - other.values)
+
+    def abs(self) -> "StandInForMPS":
+        return StandInForMPS(self.values.abs())
+
+    def cpu(self) -> Tensor:
+        return self.values
+
+    def to(self, *_: Any) -> None:
+        raise TypeError("Cannot convert a MPS Tensor to float64 dtype")
+
+
+def test_differences_need_no_float64_on_the_device() -> None:
+    found = export.differences(StandInForMPS, lambda image: StandInForMPS(image + 1 / 255), CPU)
+    assert found == [pytest.approx((1, 1), abs=1e-4)] * 6
+
+
 def test_the_table_has_a_row_per_comparison_and_a_column_per_shape(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,10 +14,10 @@ from typing import Any
 import imagecodecs
 import numpy as np
 import pytest
-import torch
 from PIL import Image, ImageCms
 
 import images
+from files import FORMATS
 from images import (
     EXTENSIONS,
     GAP,
@@ -29,7 +29,6 @@ from images import (
     flatten,
     opened,
     read_image,
-    recompress,
     resize,
     to_8_bits,
     to_16_bits,
@@ -70,6 +69,7 @@ def test_formats(ending: str) -> None:
     smooth = resize(RAMP[:3, :3], 24, 32)
     tolerance = {"jpg": 40, "avif": 40, "gif": 60, "jp2": 2}.get(ending, 0)
     assert f".{ending}" in EXTENSIONS
+    assert set(FORMATS) <= EXTENSIONS  # what can be written is found in folders
     out = read_back(Image.fromarray(smooth), f"x.{ending}", **options)
     assert np.abs(out.astype(int) - smooth).max() <= tolerance
 
@@ -419,6 +419,27 @@ def test_find_images_errors() -> None:
         find_images(Path("empty"))
 
 
+def test_a_folder_that_cannot_be_read_is_no_empty_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.scandir
+
+    def stand_in(path: str) -> Any:
+        if str(path).endswith("locked"):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return real(path)
+
+    for folder in ("root/locked", "root/open"):
+        Path(folder).mkdir(parents=True)
+        Path(folder, "x.png").touch()
+    monkeypatch.setattr(os, "scandir", stand_in)  # root may read all
+    with pytest.raises(PermissionError, match=r"Permission denied: 'root/locked'"):
+        find_images(Path("root"))
+    closed: list[OSError] = []
+    assert find_images(Path("root"), closed) == [Path("root/open/x.png")]
+    assert [error.filename for error in closed] == ["root/locked"]
+    with pytest.raises(PermissionError, match=r"'root/locked'"):
+        find_images(Path("root/locked"), [])
+
+
 @pytest.mark.parametrize("name", ["x.png", "deep/er/x.PNG", "x.bmp", "x.tif"])
 def test_write_image_round_trip(name: str) -> None:
     write_image(Path(name), RAMP)
@@ -534,22 +555,3 @@ def test_colorfulness_of_a_large_picture_of_opposites_does_not_overflow() -> Non
     image[:600, :, :2], image[600:, :, 2] = 255, 255  # yellow and blue: yb = 255, -255
     assert colorfulness(image) == pytest.approx(255.0)
     assert colorfulness(image[::2, ::-1]) == pytest.approx(255.0)  # views, as ImageSet cuts them
-
-
-def test_recompressed_pictures_are_those_of_jpeg_files() -> None:
-    pictures = [
-        resize(RAMP[:3, :3], 37, 22),
-        np.repeat(np.arange(37 * 22, dtype=np.uint8).reshape(37, 22, 1), 3, 2),
-    ]
-    batch = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)  # (2, 3, 37, 22)
-    before = batch.clone()
-    errors = []
-    for quality in (90, 20):
-        found = recompress(batch, quality)
-        assert (found.shape, found.dtype) == (batch.shape, torch.uint8)
-        for picture, planes in zip(pictures, found, strict=True):
-            Image.fromarray(picture).save("x.jpg", quality=quality)
-            np.testing.assert_array_equal(planes.permute(1, 2, 0).numpy(), read_image(Path("x.jpg")))
-        errors.append((found.int() - batch.int()).abs().float().mean().item())
-    assert 0 < errors[0] < errors[1]
-    assert torch.equal(batch, before)

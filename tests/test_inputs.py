@@ -429,3 +429,46 @@ def test_a_pattern_goes_through_no_link_below_its_fixed_part(scans: Path) -> Non
     Path("scans/again").symlink_to("album")
     assert names(plan("scans/*/two.JPG")) == [("scans/album/two.JPG", "out/album/two.JPG")]
     assert names(plan("scans/again/*.JPG")) == [("scans/again/two.JPG", "out/two.JPG")]
+
+
+# what a disk makes of names
+
+
+def test_one_folder_by_two_names_is_one(scans: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stand in for a disk that knows no case, or a folder mounted twice, by a link that nobody follows."""
+    Path("Scans").symlink_to("scans")
+    monkeypatch.setattr(os.path, "realpath", os.path.abspath)
+    with pytest.raises(ValueError, match=r"^Scans/(.+), the result of scans/\1, would overwrite an input"):
+        plan_tasks([scans], Path("Scans"), overwrite=True)
+
+
+def test_results_that_differ_in_case_are_one_on_macos(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a/X.png", "b/x.png", "b/y.png"):
+        place(name)
+    assert len(names(plan("a/X.png", "b"))) == 3
+    monkeypatch.setattr("sys.platform", "darwin")
+    problems = [task.problem for task in plan("a/X.png", "b")]
+    assert problems == ["", "b/x.png: a/X.png becomes out/x.png too; colourise it in another call", ""]
+
+
+def test_a_missing_file_takes_no_name_from_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    there = place("real/a.jpg").absolute()
+    missing, found = listed(f"/nowhere/a.jpg\n{there}\n".encode(), monkeypatch)
+    assert missing.problem == "/nowhere/a.jpg: no such file"
+    assert (found.path, found.output, found.problem) == (there, OUT / "a.jpg", "")
+
+
+def test_a_folder_that_cannot_be_read_is_a_failure_beside_the_others(
+    scans: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.scandir
+
+    def stand_in(path: str) -> Any:
+        if str(path).endswith("deep"):
+            raise PermissionError(13, "Permission denied", path)
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", stand_in)  # root may read all
+    problems = {str(task.path): task.problem for task in plan("scans")}
+    sentence = "scans/album/deep: the folder cannot be read (Permission denied)"
+    assert problems == {"scans/album/two.JPG": "", "scans/one.png": "", "scans/album/deep": sentence}

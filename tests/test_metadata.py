@@ -331,3 +331,11 @@ def test_directories_of_empty_notes_change_nothing() -> None:
     before = Path("x.tif").read_bytes()
     append_directories(Path("x.tif"), Notes())
     assert Path("x.tif").read_bytes() == before
+
+
+def test_long_notes_do_not_cost_the_picture() -> None:
+    info = PngImagePlugin.PngInfo()
+    info.add_itxt("XML:com.adobe.xmp", "a" * 1_200_000, zip=True)
+    Image.new("L", (8, 8), 9).save("x.png", pnginfo=info)
+    convert("x.png", "y.png")
+    assert len(scan(Path("y.png")).notes.xmp) == 1_200_000

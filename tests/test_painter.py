@@ -258,10 +258,11 @@ def too_large() -> Exception:
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB."),
         RuntimeError(f"{SCRIPTED}RuntimeError: CUDA out of memory. Tried to allocate 20.00 MiB.\n"),
         RuntimeError("CUDA error: out of memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
         MemoryError(),
         too_large(),
     ],
-    ids=["typed", "scripted", "driver", "python", "cpu"],
+    ids=["typed", "scripted", "driver", "cublas", "python", "cpu"],
 )
 def test_every_way_of_saying_it_is_understood(
     error: Exception, model: Path, monkeypatch: pytest.MonkeyPatch
@@ -395,6 +396,22 @@ def test_another_error_is_said_in_one_line(
     assert caught.value.__cause__ is memory.error
     assert len(memory.calls) == 1  # and nothing is tried again
     assert capsys.readouterr().err == ""
+
+
+def test_a_model_that_does_not_fit_works_on_the_cpu(
+    model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(path: Path, device: Any) -> Any:
+        if device.type == "cuda":
+            raise NO_MEMORY
+        return load_exported(path, device)
+
+    monkeypatch.setattr(painter, "load_exported", full)
+    painting, pictures = Painter(model, StandInDevice("cuda:0"), strength=0.5), draw(2)
+    assert painting.device == CPU
+    said = "the model does not fit into the memory of cuda:0: colouring on the CPU, which is slower\n"
+    assert capsys.readouterr().err == said
+    assert_same(painting.paint(pictures), singly(model, pictures, strength=0.5))
 
 
 def test_a_file_that_is_no_generator_is_refused(tmp_path: Path) -> None:

@@ -52,7 +52,8 @@ def command(main: Callable[..., object]) -> None:
         ours = frame is not None and Path(frame.tb_frame.f_code.co_filename).resolve().parent == ROOT
         if not ours and getattr(error, "filename", None) is None:
             raise
-        _quit(str(error), 2)
+        named = isinstance(error, OSError) and error.filename
+        _quit(f"{error.filename}: {error.strerror}" if named else str(error), 2)
     except (KeyboardInterrupt, typer.Abort):
         _quit("interrupted; what was saved before is kept", INTERRUPTED)
 

@@ -35,7 +35,7 @@ from files import FORMS
 from inputs import plan_tasks
 from painter import Painter
 
-JOBS = min(8, os.cpu_count() or 1)
+JOBS = min(8, len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1)
 UPSAMPLING = ("guided", "bicubic")
 
 
@@ -61,7 +61,8 @@ def report(jobs: Iterable[Job], total: int, out: Path) -> list[Job]:
     done = ", ".join(
         f"{counts[status]} {status}" for status in ("done", "kept", "skipped", "failed") if counts[status]
     )
-    print(f"{total} files: {done}; {time.monotonic() - began:.1f} s, in {out}/", file=sys.stderr)
+    files = "1 file" if total == 1 else f"{total} files"
+    print(f"{files}: {done}; {time.monotonic() - began:.1f} s, in {out}/", file=sys.stderr)
     for job in finished:
         if job.status == "failed":
             print(f"not done: {job.reason}", file=sys.stderr)

@@ -54,8 +54,9 @@ class Job:
             step(self, *arguments)
         except Exception as error:  # libraries find many words for what a file can hold
             reason = str(error) or type(error).__name__
-            named = str(self.task.path) in reason or str(self.task.output) in reason
-            sentence = reason if named else f"{self.task.path}: {reason}"
+            if isinstance(error, OSError) and error.filename:
+                reason = f"{error.filename}: {error.strerror}"
+            sentence = reason if reason.startswith(str(self.task.path)) else f"{self.task.path}: {reason}"
             self.status, self.reason = "failed", " ".join(sentence.split())
             self.frame = self.given = None
         self.seconds += time.monotonic() - began

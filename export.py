@@ -131,7 +131,7 @@ def write_script(path: Path, module: Colorizer, metadata: dict[str, Any], on: li
         scripted = torch.jit.script(copy.deepcopy(module))  # a script shares its parameters
         encoded = io.BytesIO()  # torch's own writer ends the process where a disk is full
         torch.jit.save(scripted, encoded, _extra_files={"tinct.json": json.dumps(metadata)})
-    path.write_bytes(encoded.getbuffer())
+    path.write_bytes(encoded.getvalue())
     for device in on:
         eager = copy.deepcopy(module).to(device)
         for kind, other in (("scripted", scripted.to(device)), ("reloaded", load_exported(path, device)[0])):

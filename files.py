@@ -101,7 +101,8 @@ def _scan_tiff(path: Path) -> Scan:
         for page in pages:
             _check_page(page)
         size = max(((page.imagewidth, page.imagelength) for page in pages), key=math.prod)
-        return Scan(path, "TIFF", len(pages), size, (), 0, read_tiff_notes(pages[0]))
+        notes, *others = map(read_tiff_notes, pages)
+        return Scan(path, "TIFF", len(pages), size, (), 0, notes, tuple(others))
 
 
 def _pages(tiff: TiffFile) -> list[TiffPage]:

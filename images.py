@@ -22,7 +22,7 @@ from PIL import ExifTags, Image, ImageCms, ImageDraw, ImageFont, UnidentifiedIma
 from atomic import replacing
 
 EXTENSIONS = frozenset(
-    ".jpg .jpeg .jpe .jfif .png .apng .webp .bmp .tif .tiff .gif .pbm .pgm .ppm .jp2 .avif".split()
+    ".jpg .jpeg .jpe .jfif .mpo .png .apng .webp .avif .tif .tiff .gif .bmp .pbm .pgm .ppm .jp2 .tga".split()
 )
 GAP = 6  # px between the pictures of a contact sheet
 LARGEST = 500_000_000  # px; a picture of more is refused before it is decoded, as a decompression bomb
@@ -270,7 +270,7 @@ def write_image(path: Path, image: Array) -> None:
     encoded = io.BytesIO()  # to a file, Pillow takes a full disk for success
     Image.fromarray(image).save(encoded, format=form, **options)
     with replacing(path) as temporary:
-        temporary.write_bytes(encoded.getbuffer())
+        temporary.write_bytes(encoded.getvalue())
 
 
 def resize(image: Array, height: int, width: int) -> Array:

@@ -55,13 +55,13 @@ def plan_tasks(
         results = [output, *([output.with_stem(f"{output.stem}_compare")] if compare else [])]
         taken = next((result for result in results if key(result) in owners), None)
         if taken and not problem:
-            problem = f"{path}: {owners[key(taken)][1]} becomes {taken} too; colourise it in another call"
+            problem = f"{path}: {owners[key(taken)][1]} becomes {taken} too; colourise it with another --out"
         elif not problem:
             owners |= {key(result): (result, path) for result in results}
         tasks.append(Task(path, output, results[1] if compare else None, problem))
     if former:
         print(f"left out: {len(former)} files in {out}, the output folder", file=sys.stderr)
-    refuse_overwriting(owners.values(), [*(task.path for task in tasks), *former * overwrite])
+    refuse_overwriting(owners.values(), [task.path for task in tasks], former * overwrite, out)
     return tasks
 
 
@@ -81,12 +81,16 @@ def identity(path: Path) -> object:
     return found.st_dev, found.st_ino
 
 
-def refuse_overwriting(results: Iterable[tuple[Path, Path]], originals: list[Path]) -> None:
-    """Raise ValueError where a result, given with its input, is one of the originals."""
-    known = {identity(path) for path in originals}
+def refuse_overwriting(
+    results: Iterable[tuple[Path, Path]], inputs: list[Path], former: list[Path], out: Path
+) -> None:
+    """Raise ValueError where a result, given with its input, is an input or one of what was left out."""
+    may_be = f"is there and may be an original, as {out} lies among the inputs; delete it, or"
+    known = dict.fromkeys(map(identity, former), may_be)
+    known |= dict.fromkeys(map(identity, inputs), "would overwrite an input;")
     for result, path in results:
-        if identity(result) in known:
-            raise ValueError(f"{result}, the result of {path}, would overwrite an input; name another --out")
+        if why := known.get(identity(result)):
+            raise ValueError(f"{result}, the result of {path}, {why} name another --out")
 
 
 def expand(given: Path) -> Iterator[tuple[Path, Path, str]]:

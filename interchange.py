@@ -87,7 +87,7 @@ def write_pt2(path: Path, colorizer: Colorizer, metadata: dict[str, Any]) -> Non
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "No complete tensor found")  # weights that share storage
         torch.export.save(trace(colorizer), encoded, extra_files={METADATA: json.dumps(metadata)})
-    path.write_bytes(encoded.getbuffer())
+    path.write_bytes(encoded.getvalue())
 
 
 def load_pt2(path: Path) -> Callable[[Tensor], Tensor]:

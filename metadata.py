@@ -1,7 +1,7 @@
 """What a picture file says beside its pixels: read, rid of what colouring makes untrue, put into another.
 
-Kept are EXIF (author, dates, camera, place), XMP, the resolution, comments and PNG texts, as far as the new
-file's format can hold them. Left out is what describes the old pixels (orientation, size, colour space,
+Kept are EXIF (author, dates, camera, place), XMP, IPTC, the resolution, comments and PNG texts, as far as the
+new file's format can hold them. Left out is what describes the old pixels (orientation, size, colour space,
 thumbnails) and what cannot be moved: makers' notes hold previews, and offsets that would point elsewhere.
 What is too broken to be written again is left out too.
 """
@@ -28,7 +28,8 @@ PngImagePlugin.MAX_TEXT_CHUNK = 2**24  # bytes; beyond Pillow's 2**20 for notes 
 SEGMENT = 65_000  # bytes that a JPEG marker holds, less its name
 COMMENT = "Comment"  # the PNG keyword that a comment of another format gets
 BYTE, ASCII, SHORT, LONG, LONG8 = 1, 2, 3, 4, 16  # TIFF's types
-XMP = 700  # TIFF's tag
+XMP, IPTC = 700, 33723  # TIFF's tags
+IPTC_IN_JPEG = 0x0404  # a resource of Photoshop's
 
 DESCRIPTIVE = (  # tags of the main directory; all others say how pixels lie in their file
     *(Base.DocumentName, Base.ImageDescription, Base.Make, Base.Model, Base.Software, Base.DateTime),
@@ -51,6 +52,7 @@ class Notes:
     xmp: bytes = b""
     dpi: tuple[float, float] | None = None  # across, down
     text: tuple[tuple[str, str], ...] = ()  # keyword, text
+    iptc: bytes = b""  # records of the Information Interchange Model
 
     @property
     def comment(self) -> bytes:
@@ -69,6 +71,7 @@ class Scan:
     durations: tuple[float, ...]  # ms per frame of an animation; empty for all else
     loop: int  # how often an animation plays; 0: for ever
     notes: Notes
+    others: tuple[Notes, ...] = ()  # of a TIFF's pages after the first
 
     @property
     def pixels(self) -> int:
@@ -90,6 +93,7 @@ def read_notes(image: Image.Image) -> Notes:
         _clean_xmp(image.info.get("xmp")),
         _clean_dpi(*image.info.get("dpi", (0, 0))),
         kept,
+        image.info.get("photoshop", {}).get(IPTC_IN_JPEG, b""),
     )
 
 
@@ -100,7 +104,15 @@ def read_tiff_notes(page: TiffPage) -> Notes:
     ratios = [tags.valueof(code) for code in (Base.XResolution, Base.YResolution)]
     whole = all(isinstance(ratio, tuple) and len(ratio) == 2 and ratio[1] for ratio in ratios)
     dpi = [scale * above / below for above, below in ratios] if whole else (0, 0)
-    return Notes(_clean_exif(lambda: _tiff_exif(page)), _clean_xmp(tags.valueof(XMP)), _clean_dpi(*dpi))
+    iptc, file = tags.get(IPTC), page.parent.filehandle
+    file.seek(iptc.valueoffset if iptc else 0)
+    records = file.read(iptc.valuebytecount if iptc else 0)  # its bytes, of whatever type
+    return Notes(
+        _clean_exif(lambda: _tiff_exif(page)),
+        _clean_xmp(tags.valueof(XMP)),
+        _clean_dpi(*dpi),
+        iptc=records,
+    )
 
 
 def save_options(notes: Notes, form: str) -> dict[str, Any]:
@@ -108,8 +120,17 @@ def save_options(notes: Notes, form: str) -> dict[str, Any]:
     options: dict[str, Any] = {"dpi": notes.dpi, "xmp": notes.xmp, "exif": notes.exif}
     if form == "JPEG":
         options |= {"exif": notes.exif and b"Exif\0\0" + notes.exif, "comment": notes.comment}
+        options["extra"] = _iptc_segment(notes.iptc)
         options = {key: value for key, value in options.items() if key == "dpi" or len(value) < SEGMENT}
     return {key: value for key, value in options.items() if value}
+
+
+def _iptc_segment(iptc: bytes) -> bytes:
+    """Return IPTC as a marker of a JPEG."""
+    resource = struct.pack(">4sHHI", b"8BIM", IPTC_IN_JPEG, 0, len(iptc)) + iptc + b"\0" * (len(iptc) % 2)
+    start = b"Photoshop 3.0\0"
+    fits = 0 < len(iptc) < SEGMENT
+    return struct.pack(">HH", 0xFFED, 2 + len(start) + len(resource)) + start + resource if fits else b""
 
 
 def png_notes(notes: Notes) -> list[tuple[bytes, bytes]]:
@@ -148,18 +169,18 @@ def without_pixels(file: IO[bytes]) -> PngImageFile:
     return image
 
 
-def tiff_tags(notes: Notes) -> list[tuple[int, int, int, Any, bool]]:
-    """Return notes as tifffile's `extratags` of the first page; `append_directories` must follow."""
+def tiff_tags(notes: Notes, first: bool = True) -> list[tuple[int, int, int, Any, bool]]:
+    """Return notes as tifffile's `extratags` of a page; of the first, `append_directories` must follow."""
     exif = Image.Exif()
     exif.load(notes.exif)
     values = {tag: exif[tag] for tag in DESCRIPTIVE if tag in exif}
-    values |= {XMP: notes.xmp} if notes.xmp else {}
+    values |= {tag: value for tag, value in ((XMP, notes.xmp), (IPTC, notes.iptc)) if value}
     if notes.comment:
         values.setdefault(Base.ImageDescription, notes.comment.decode("latin-1"))
     fitting = {tag: v for tag, v in values.items() if isinstance(v, str | bytes) or v in range(2**16)}
     tags = [_tiff_tag(tag, value) for tag, value in fitting.items()]
     # tifffile does not write tags that point to directories; their unused neighbours keep the place
-    return tags + [(group - 1, LONG, 1, 0, True) for group in _directories(exif)]
+    return tags + [(group - 1, LONG, 1, 0, True) for group in _directories(exif) if first]
 
 
 def _tiff_tag(tag: int, value: int | str | bytes) -> tuple[int, int, int, Any, bool]:
@@ -202,6 +223,8 @@ def _tiff_exif(page: TiffPage) -> Image.Exif:
     exif.load_from_fp(page.parent.filehandle, page.offset)
     if page.is_ome or page.is_imagej or page.is_shaped:
         del exif[Base.ImageDescription]  # not a description: it lists the axes and types of the numbers
+    if page.is_shaped and not re.match(r"shape=|\{\"shape\"", page.description):  # tifffile's stands second
+        exif[Base.ImageDescription] = page.description.encode().decode("latin-1")
     return exif
 
 

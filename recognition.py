@@ -209,7 +209,7 @@ def read_scores(run: Path) -> list[dict[str, Any]]:
         with open(path, newline="") as file:
             rows = list(csv.DictReader(file))
             return [{key: (int if key in whole else float)(row[key]) for key in SCORES} for row in rows]
-    except (KeyError, TypeError, ValueError):
+    except (csv.Error, KeyError, TypeError, ValueError):
         raise ValueError(f"{path} is damaged, or not a classifier's: it needs {' '.join(SCORES)}") from None
 
 

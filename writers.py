@@ -20,7 +20,16 @@ from PIL.PngImagePlugin import putchunk
 from tifffile import TiffWriter
 
 from images import Depth, Frame, flatten, to_8_bits
-from metadata import PNG_START, Scan, append_directories, png_chunks, png_notes, save_options, tiff_tags
+from metadata import (
+    PNG_START,
+    Notes,
+    Scan,
+    append_directories,
+    png_chunks,
+    png_notes,
+    save_options,
+    tiff_tags,
+)
 
 LONGEST = {"JPEG": 65_500, "WEBP": 16_383, "GIF": 65_535}  # px a side
 WITH_ALPHA = ("WEBP", "AVIF")  # of the formats that Pillow writes here
@@ -165,16 +174,16 @@ def _to_palette(frame: Frame) -> Image.Image:
 def _write_tiff(path: Path, frames: Iterable[Frame], scan: Scan) -> int:
     number = 0
     options = {"compression": "zlib", "compressionargs": {"level": 1}, "predictor": True}
-    options |= {"photometric": "rgb", "metadata": None, "software": False, "extratags": tiff_tags(scan.notes)}
-    if scan.notes.dpi:
-        options |= {"resolution": scan.notes.dpi, "resolutionunit": "INCH"}
+    options |= {"photometric": "rgb", "metadata": None, "software": False}
+    pages = chain([scan.notes], scan.others, repeat(Notes(dpi=scan.notes.dpi)))
     big = 8 * scan.count * scan.pixels > 2**32  # bytes of RGBA with 16 bits
     with TiffWriter(path, bigtiff=big, byteorder="<") as writer:
         for frame in frames:
-            alpha = [] if frame.alpha is None else ["UNASSALPHA"]
-            writer.write(_layers(frame), extrasamples=alpha, **options)
+            alpha, notes = [] if frame.alpha is None else ["UNASSALPHA"], next(pages)
+            options |= {"extratags": tiff_tags(notes, first=not number), "extrasamples": alpha}
+            options |= {"resolution": notes.dpi, "resolutionunit": "INCH" if notes.dpi else None}
+            writer.write(_layers(frame), **options)
             del frame  # before the next one is made
-            options["extratags"] = ()  # they speak of the file
             number += 1
     append_directories(path, scan.notes)
     return number
@@ -186,7 +195,7 @@ def _write_by_pillow(path: Path, form: str, frames: Iterable[Frame], scan: Scan)
         (image,) = (_to_image(frame, form) for frame in frames)
         encoded = io.BytesIO()  # into a file Pillow would write itself, and take a full disk for success
         image.save(encoded, form, **options)
-        path.write_bytes(encoded.getbuffer())
+        path.write_bytes(encoded.getvalue())
         return 1
     frames, delays = iter(frames), _delays(scan)
     film = _Film(frames, scan)

@@ -70,8 +70,13 @@ Options parse(const std::vector<std::string>& words) {
                                                {"--out", &options.out},
                                                {"--device", &options.device},
                                                {"--threads", &options.threads}};
+    bool names = false;  // -- ends the options
     for (auto word = words.begin(); word != words.end(); ++word) {
-        if (!word->starts_with("-")) {
+        if (*word == "--" && !names) {
+            names = true;
+            continue;
+        }
+        if (names || !word->starts_with("-")) {
             options.files.push_back(*word);
             continue;
         }
@@ -102,9 +107,10 @@ std::vector<Job> plan(const Options& options) {
     for (const fs::path& input : options.files) {
         const fs::path output = fs::path(options.out) / (input.stem().string() + ".png");
         const auto [first, is_new] = sources.emplace(output, input);
+        if (!is_new && identity(input) && identity(input) == identity(first->second)) continue;  // named twice
         if (!is_new)
             refuse(first->second.string() + " and " + input.string() + " would both become " +
-                   output.string() + "; colourise them in two calls");
+                   output.string() + "; colourise them with two --out");
         if (identity(output) && inputs.count(identity(output)))
             refuse(output.string() + ", the result of " + input.string() +
                    ", would overwrite an input; name another --out");

@@ -38,8 +38,8 @@ def run_stage(
     [
         ("raise ValueError('size must be 4, got 3')", "size must be 4, got 3"),
         ("raise ValueError('two lines\\n  of it')", "two lines of it"),
-        ("open('nothing.png')", "[Errno 2] No such file or directory: 'nothing.png'"),
-        ("Path('nothing').read_text()", "[Errno 2] No such file or directory: 'nothing'"),
+        ("open('nothing.png')", "nothing.png: No such file or directory"),
+        ("Path('nothing').read_text()", "nothing: No such file or directory"),
     ],
 )
 def test_command_says_a_users_mistake_in_one_sentence(body: str, message: str) -> None:

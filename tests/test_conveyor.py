@@ -409,6 +409,13 @@ def test_a_sheet_too_large_for_its_format_fails_the_file_before_any_work(
     assert not Path("out/x.jpg").exists()
 
 
+def test_what_cannot_be_written_names_the_input_too() -> None:
+    save("x.png", gray(0))
+    Path("out/x.png").mkdir(parents=True)
+    (job,) = run(StandIn(), "x.png", options=Options(overwrite=True))
+    assert (job.status, job.reason) == ("failed", "x.png: out/x.png: Is a directory")
+
+
 # depth
 
 

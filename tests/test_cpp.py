@@ -328,7 +328,11 @@ def test_a_write_that_fails_leaves_what_was_there(program: Path, echo: Path) -> 
         ("--model echo.ts --threads 0 one.png", "--threads is a number from 1, got 0"),
         ("--model echo.ts --threads 2x one.png", "--threads is a number from 1, got 2x"),
         ("--model echo.ts --out one.png/a one.png", "folder one.png/a cannot be made: Not a directory"),
-        ("--model echo.ts one.png a/one.jpg", "one.png and a/one.jpg would both become out/one.png; colour"),
+        (
+            "--model echo.ts one.png a/one.jpg",
+            "one.png and a/one.jpg would both become out/one.png; colourise them with two --out",
+        ),
+        ("--model echo.ts -one.png", "no option -one.png; see colorize --help"),
         ("--model echo.ts --out a/.. one.png", "a/../one.png, the result of one.png, would overwrite an"),
     ],
 )
@@ -405,6 +409,16 @@ def test_the_two_snippets_of_the_readme_do_the_same(built: Path, model: Path) ->
     assert (ours.returncode, ours.stderr) == (theirs.returncode, theirs.stderr) == (0, "")
     assert ours.stdout.splitlines()[1].startswith("[1, 3, 480, 640] ")
     assert theirs.stdout == ours.stdout
+
+
+def test_a_file_named_twice_is_done_once_and_a_name_may_begin_with_a_dash(program: Path, echo: Path) -> None:
+    draw().save("one.png")
+    draw().save("-two.png")
+    Path("a").mkdir()
+    done = call(program, "--model", echo, "one.png", "a/../one.png", "--", "-two.png", "one.png")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "coloured 2 of 2 images" in done.stdout
+    assert sorted(path.name for path in Path("out").iterdir()) == ["-two.png", "one.png"]
 
 
 @pytest.mark.parametrize("where", [["-DTORCH_DIR=/nowhere"], ["-DPYTHON=false"]])

@@ -220,7 +220,7 @@ def test_a_tar_without_pictures_is_one_sentence(names: list[str]) -> None:
     Path("set").mkdir()
     archive = pack(write_folder(names), "")
     assert refusal(list_items, str(archive), RECIPE, CACHE).startswith(
-        "no image in set.tar: looked for .avif "
+        "no image in set.tar: looked for .apng .avif "
     )
 
 

@@ -274,8 +274,8 @@ def test_of_two_inputs_with_one_output_the_later_has_a_problem(scans: Path) -> N
         place(name)
     first, second, third, other = plan("a", "b/x.png", "c")
     assert [first.problem, other.problem] == ["", ""]
-    assert second.problem == "b/x.png: a/x.png becomes out/x.png too; colourise it in another call"
-    assert third.problem == "c/x.png: a/x.png becomes out/x.png too; colourise it in another call"
+    assert second.problem == "b/x.png: a/x.png becomes out/x.png too; colourise it with another --out"
+    assert third.problem == "c/x.png: a/x.png becomes out/x.png too; colourise it with another --out"
 
 
 def test_endings_that_become_one_collide(scans: Path) -> None:
@@ -310,7 +310,7 @@ def test_sheets_collide_with_results(order: list[str]) -> None:
     assert not first.problem
     assert (
         second.problem
-        == f"{order[1]}: {order[0]} becomes out/x_compare.png too; colourise it in another call"
+        == f"{order[1]}: {order[0]} becomes out/x_compare.png too; colourise it with another --out"
     )
 
 
@@ -321,8 +321,12 @@ def test_no_result_may_overwrite_an_input(scans: Path) -> None:
     with pytest.raises(ValueError, match=r"^scans/one.png, the result of scans/one.png, would overwrite"):
         plan_tasks([Path("scans/one.png")], Path("scans"))
     place("scans/album/one.png")
-    with pytest.raises(ValueError, match=r"album/one.png, the result of scans/one.png, would overwrite"):
-        plan_tasks([scans], Path("scans/album"), overwrite=True)  # another's input
+    sentence = (
+        r"^scans/album/one.png, the result of scans/one.png, is there and may be an original, "
+        r"as scans/album lies among the inputs; delete it, or name another --out$"
+    )
+    with pytest.raises(ValueError, match=sentence):
+        plan_tasks([scans], Path("scans/album"), overwrite=True)
     assert Path("scans/album/one.png") not in [t.path for t in plan_tasks([scans], Path("scans/album"))]
     place("scans/x.png")
     place("x_compare.png")
@@ -448,7 +452,7 @@ def test_results_that_differ_in_case_are_one_on_macos(monkeypatch: pytest.Monkey
     assert len(names(plan("a/X.png", "b"))) == 3
     monkeypatch.setattr("sys.platform", "darwin")
     problems = [task.problem for task in plan("a/X.png", "b")]
-    assert problems == ["", "b/x.png: a/X.png becomes out/x.png too; colourise it in another call", ""]
+    assert problems == ["", "b/x.png: a/X.png becomes out/x.png too; colourise it with another --out", ""]
 
 
 def test_a_missing_file_takes_no_name_from_another(monkeypatch: pytest.MonkeyPatch) -> None:

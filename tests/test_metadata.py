@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tifffile
-from PIL import Image, ImageCms, PngImagePlugin
+from PIL import Image, ImageCms, IptcImagePlugin, PngImagePlugin
 
 from files import read_frames, scan, write_frames
 from images import Frame
@@ -339,3 +339,62 @@ def test_long_notes_do_not_cost_the_picture() -> None:
     Image.new("L", (8, 8), 9).save("x.png", pnginfo=info)
     convert("x.png", "y.png")
     assert len(scan(Path("y.png")).notes.xmp) == 1_200_000
+
+
+def test_every_page_of_a_tiff_keeps_its_notes() -> None:
+    with tifffile.TiffWriter("x.tif") as writer:
+        for i in range(3):
+            dpi = {"resolution": (100 * i, 100 * i), "resolutionunit": "INCH"} if i else {}
+            writer.write(np.full((9, 9), 50 * i, np.uint8), description=f"page {i}", metadata=None, **dpi)
+    convert("x.tif", "y.tif")
+    found = scan(Path("y.tif"))
+    assert [notes.dpi for notes in (found.notes, *found.others)] == [None, (100, 100), (200, 200)]
+    with tifffile.TiffFile("y.tif") as tiff:
+        assert [page.description for page in tiff.pages] == ["page 0", "page 1", "page 2"]
+
+
+def test_a_description_in_a_tiff_of_tifffiles_is_kept() -> None:
+    words = "caf\N{LATIN SMALL LETTER E WITH ACUTE}"
+    tifffile.imwrite("x.tif", RGB, photometric="rgb", description=words.encode())
+    convert("x.tif", "y.tif")
+    with tifffile.TiffFile("x.tif") as before, tifffile.TiffFile("y.tif") as after:
+        assert before.pages.first.is_shaped
+        assert not after.pages.first.is_shaped
+        assert after.pages.first.description == words
+
+
+def jpeg_resource(records: bytes) -> bytes:
+    """Return IPTC as other programs write it: behind another resource."""
+    other = b"8BIM" + struct.pack(">HHI", 0x0425, 0, 16) + bytes(16)
+    body = b"Photoshop 3.0\0" + other + b"8BIM" + struct.pack(">HHI", 0x0404, 0, len(records)) + records
+    return b"\xff\xed" + struct.pack(">H", 2 + len(body)) + body
+
+
+@pytest.mark.parametrize("source", ["x.jpg", "bytes.tif", "longs.tif"])
+@pytest.mark.parametrize("target", ["y.jpg", "y.tif"])
+def test_iptc_goes_along(source: str, target: str) -> None:
+    entries = ((120, b"A street, 1915"), (80, b"A. Nonymous"), (5, b"Saratoga"))
+    records = b"".join(struct.pack(">BBBH", 0x1C, 2, number, len(text)) + text for number, text in entries)
+    records += b"\0" * (-len(records) % 4)
+    if source == "x.jpg":
+        Image.fromarray(RGB).save(source, extra=jpeg_resource(records))
+    else:
+        longs = np.frombuffer(records, "<u4")
+        value = (7, len(records), records) if source == "bytes.tif" else (4, len(longs), longs)
+        tags = [(33723, *value, True)]
+        tifffile.imwrite(source, RGB, photometric="rgb", metadata=None, byteorder="<", extratags=tags)
+    convert(source, target)
+    assert scan(Path(target)).notes.iptc == records
+    with Image.open(target) as image:
+        found = IptcImagePlugin.getiptcinfo(image)
+    assert found is not None
+    assert found[2, 120] == b"A street, 1915"
+
+
+def test_iptc_that_is_too_long_for_a_jpeg_is_left_out_of_it() -> None:
+    tags = [(33723, 7, 70_000, bytes(70_000), True)]
+    tifffile.imwrite("x.tif", RGB, photometric="rgb", metadata=None, extratags=tags)
+    convert("x.tif", "y.jpg")
+    assert scan(Path("y.jpg")).notes.iptc == b""
+    convert("x.tif", "y.tif")
+    assert len(scan(Path("y.tif")).notes.iptc) == 70_000

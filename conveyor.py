@@ -227,11 +227,11 @@ class Conveyor:
     def write_sheet(self, job: Job) -> None:
         """Write input and result side by side, where a sheet is asked for."""
         if job.task.sheet and job.frame and job.scan:
-            kept = job.given is None
-            colour = self.given(job.frame).pixels if kept else job.frame.pixels
-            both = [colour if kept else job.given, colour]
+            given, colour = job.given, job.frame.pixels
+            if given is None:  # it was kept
+                given = colour = self.given(job.frame).pixels
             height, width, _ = colour.shape
-            both = np.concatenate(both, 1 - sheet_axis(width, height))
+            both = np.concatenate([given, colour], 1 - sheet_axis(width, height))
             write_frames(job.task.sheet, [Frame(both, None)], replace(job.scan, count=1, durations=()))
 
 

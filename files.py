@@ -7,7 +7,6 @@
 Pillow would cut 16 bits per channel to 8, except in gray pictures; libpng and tifffile read those.
 """
 
-import errno
 import logging
 import math
 import warnings
@@ -246,10 +245,7 @@ def write_frames(path: Path, frames: Iterable[Frame], scan: Scan) -> None:
         OSError: the disk is full, or the place cannot be written to; names the file.
     """
     check_frames(scan, path)
-    try:
-        with replacing(path) as temporary:
-            written = write(temporary, FORMATS[path.suffix.lower()], frames, scan)
-            if written != scan.count:
-                raise ValueError(f"{path}: got {written} of the {scan.count} frames of {scan.path}")
-    except OSError as error:
-        raise OSError(error.errno or errno.EIO, error.strerror or str(error), str(path)) from error
+    with replacing(path) as temporary:
+        written = write(temporary, FORMATS[path.suffix.lower()], frames, scan)
+        if written != scan.count:
+            raise ValueError(f"{path}: got {written} of the {scan.count} frames of {scan.path}")

@@ -120,17 +120,19 @@ def save_options(notes: Notes, form: str) -> dict[str, Any]:
     options: dict[str, Any] = {"dpi": notes.dpi, "xmp": notes.xmp, "exif": notes.exif}
     if form == "JPEG":
         options |= {"exif": notes.exif and b"Exif\0\0" + notes.exif, "comment": notes.comment}
-        options["extra"] = _iptc_segment(notes.iptc)
+        options["extra"] = notes.iptc
         options = {key: value for key, value in options.items() if key == "dpi" or len(value) < SEGMENT}
+        options["extra"] = _iptc_segment(options.get("extra", b""))
     return {key: value for key, value in options.items() if value}
 
 
 def _iptc_segment(iptc: bytes) -> bytes:
-    """Return IPTC as a marker of a JPEG."""
+    """Return IPTC as a marker of a JPEG, and none where there is no IPTC."""
+    if not iptc:
+        return b""
     resource = struct.pack(">4sHHI", b"8BIM", IPTC_IN_JPEG, 0, len(iptc)) + iptc + b"\0" * (len(iptc) % 2)
-    start = b"Photoshop 3.0\0"
-    fits = 0 < len(iptc) < SEGMENT
-    return struct.pack(">HH", 0xFFED, 2 + len(start) + len(resource)) + start + resource if fits else b""
+    content = b"Photoshop 3.0\0" + resource
+    return struct.pack(">HH", 0xFFED, 2 + len(content)) + content
 
 
 def png_notes(notes: Notes) -> list[tuple[bytes, bytes]]:

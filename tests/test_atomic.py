@@ -44,6 +44,16 @@ def test_a_full_disk_names_the_file(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError) as raised:
         fail(FileNotFoundError(errno.ENOENT, "No such file", "read.png"))  # not of what is written
     assert raised.value.filename == "read.png"
+    with pytest.raises(IsADirectoryError) as raised, replacing(tmp_path / "file") as temporary:
+        temporary.mkdir()
+        temporary.write_text("x")
+    assert raised.value.filename == str(tmp_path / "file")  # and not the temporary name
+    temporary.rmdir()
+    (tmp_path / "taken").touch()
+    with pytest.raises(FileExistsError) as raised, replacing(tmp_path / "taken" / "file"):
+        pass
+    assert raised.value.filename == str(tmp_path / "taken" / "file")
+    (tmp_path / "taken").unlink()
     with pytest.raises(OSError, match=r"^image file is truncated$"):
         fail(OSError("image file is truncated"))  # a library's
     assert list(tmp_path.iterdir()) == []

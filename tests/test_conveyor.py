@@ -709,7 +709,8 @@ def test_files_are_read_and_written_beside_one_another(step: str, monkeypatch: p
     for i in range(4):
         save(f"p/{i}.png", gray(i, 40 + i))
     monkeypatch.setattr(conveyor, step, meets)
-    done(StandIn(), "p", jobs=2)
+    assert len(done(StandIn(), "p", jobs=2)) == 4  # one at a time would break the barrier, and fail
+    assert not together.broken
 
 
 class Watched:

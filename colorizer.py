@@ -264,8 +264,11 @@ def enlarge(maps: Tensor, top: int, rows: int, height: int, width: int) -> Tenso
 
 
 def resize(image: Tensor, height: int, width: int) -> Tensor:
-    """Resize (N, C, H, W) with an antialiased bicubic filter; may overshoot; the same size stays."""
-    return F.interpolate(image, [height, width], mode="bicubic", antialias=True)
+    """Resize (N, C, H, W) with an antialiased bicubic filter; may overshoot; the same size stays.
+
+    Contiguous, since torch 2.15 on the CPU is wrong where channels lie last and one column comes out.
+    """
+    return F.interpolate(image.contiguous(), [height, width], mode="bicubic", antialias=True)
 
 
 def resample(image: Tensor, height: int, width: int) -> Tensor:

@@ -44,14 +44,12 @@ def test_a_full_disk_names_the_file(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError) as raised:
         fail(FileNotFoundError(errno.ENOENT, "No such file", "read.png"))  # not of what is written
     assert raised.value.filename == "read.png"
-    with pytest.raises(IsADirectoryError) as raised, replacing(tmp_path / "file") as temporary:
-        temporary.mkdir()
-        temporary.write_text("x")
-    assert raised.value.filename == str(tmp_path / "file")  # and not the temporary name
-    temporary.rmdir()
+    with pytest.raises(IsADirectoryError) as raised:
+        fail(IsADirectoryError(errno.EISDIR, "Is a directory", str(tmp_path)))  # a folder above it
+    assert raised.value.filename == str(tmp_path / "file")
     (tmp_path / "taken").touch()
-    with pytest.raises(FileExistsError) as raised, replacing(tmp_path / "taken" / "file"):
-        pass
+    with pytest.raises(FileExistsError) as raised:
+        replacing(tmp_path / "taken" / "file").__enter__()
     assert raised.value.filename == str(tmp_path / "taken" / "file")
     (tmp_path / "taken").unlink()
     with pytest.raises(OSError, match=r"^image file is truncated$"):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import color
 import models
-from colorizer import Colorizer, check_image, mirror, resample, use_batch_statistics
+from colorizer import Colorizer, check_image, mirror, resample, resize, use_batch_statistics
 from features import FrozenFeatures
 from models import UNet
 
@@ -580,10 +580,16 @@ def test_a_gpu_takes_half_precision_large_reductions_and_long_strips(precision: 
             assert (out.int() - expected.int()).abs().float().mean() < 2
 
 
+@pytest.mark.parametrize(("shape", "to"), [((500, 2), (64, 1)), ((64, 10), (50, 1)), ((2, 500), (1, 64))])
+def test_resize_does_not_mind_where_channels_lie(shape: tuple[int, int], to: tuple[int, int]) -> None:
+    image = torch.rand(2, 5, *shape, generator=torch.Generator().manual_seed(0))
+    last = image.to(memory_format=torch.channels_last)
+    assert (resize(last, *to) - resize(image, *to)).abs().max() < 1e-5
+
+
 @pytest.mark.parametrize("shape", [(500, 1), (500, 2), (1, 500), (90, 60)])
 @pytest.mark.parametrize(("x_kind", "y_kind"), [("L", "ab"), ("sketch", "rgb")])
 def test_channels_may_lie_last(shape: tuple[int, int], x_kind: str, y_kind: str) -> None:
-    """torch's antialiased resize of one column laid channels last is wrong by half of the range."""
     model, image = build(x_kind, y_kind), picture(2, 3, *shape)
     last = image.to(memory_format=torch.channels_last)
     strided = image.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)  # as a decoder gives it

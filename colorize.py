@@ -12,8 +12,6 @@ is skipped, so that an interrupted call can be repeated.
 Exit code: 0 all done, 1 some files failed, 2 a mistake in the call, and nothing was begun.
 """
 
-import threads  # noqa: F401  before torch
-
 import json
 import os
 import sys
@@ -27,26 +25,27 @@ from typing import Annotated
 import typer
 from tqdm import tqdm
 
-from checkpoint import newest_run, pick_device
-from cli import DeviceOption, command
-from config import RUNS
-from conveyor import Conveyor, Job, Options
-from files import FORMS
-from inputs import plan_tasks
-from painter import Painter
+from config import RUNS, UserError
+from imaging.files import FORMS
+from inference.pipeline import Conveyor, Job, Options
+from inference.runner import Painter
+from inference.tasks import plan_tasks
+from runtime.cli import DeviceOption, command
+from runtime.device import pick_device
+from runtime.run_folder import newest_run
 
 JOBS = min(8, len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1)
 UPSAMPLING = ("guided", "bicubic")
 
 
 def prepare_folder(out: Path) -> None:
-    """Make the output folder, and see that it can be written to. Raises ValueError."""
+    """Make the output folder, and see that it can be written to. Raises UserError."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=out):
             pass
     except OSError as error:
-        raise ValueError(f"{out} cannot be written to ({error.strerror}); name another --out") from None
+        raise UserError(f"{out} cannot be written to ({error.strerror}); name another --out") from None
 
 
 def report(jobs: Iterable[Job], total: int, out: Path) -> list[Job]:
@@ -97,7 +96,7 @@ def main(
     """Colourise files; returns the results that now exist. Exits with 1 if some files fail."""
     for name, value, known in (("format", format_, FORMS), ("upsampling", upsampling, UPSAMPLING)):
         if value is not None and value not in known:
-            raise ValueError(f"no {name} {value}: use one of {' '.join(known)}")
+            raise UserError(f"no {name} {value}: use one of {' '.join(known)}")
     on, out = pick_device(device), Path(out)
     given = [inputs] if isinstance(inputs, str | Path) else inputs
     tasks = plan_tasks([Path(path) for path in given], out, format_, compare, overwrite)

@@ -1,36 +1,79 @@
-"""Recipes and folder names: the one home of every default.
+"""Recipes, default values, and which values fit together.
 
     python train.py --list-recipes
     python train.py --recipe coco --set lambda_l1=50     # any field of Recipe can be set
-    python train.py --recipe coco --dry-run              # prints what is resolved
+    python train.py --recipe coco --dry-run              # prints the resolved recipe
 
-A recipe is a frozen dataclass; RECIPES holds, for each published system, what differs from its defaults.
+A recipe is a frozen dataclass. RECIPES holds, for each published system, the values that differ from its
+defaults. What depends on a network, such as the sizes that it takes, is checked by `models.fit_networks`.
+This module imports nothing of the project, and no torch.
 """
 
 import difflib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from checks import CHOICES, check
-
 VERSION = "0.2.0"
 RUNS = Path("runs")  # one folder per training run
-CACHE = Path("cache")  # decoded images and downloaded data sets, safe to delete at any time
+CACHE = Path("cache")  # decoded images and downloaded data sets; safe to delete at any time
 ROOT = Path(__file__).resolve().parent
+
+# metric -> which direction is better
+METRICS = {
+    "psnr_db": "higher",
+    "ssim": "higher",
+    "ms_ssim": "higher",
+    "ab_mse": "lower",
+    "ciede2000": "lower",
+    "colorfulness": "closest to the truth",
+    "colorfulness_error": "lower",
+    "lpips_alex": "lower",
+    "lpips_vgg": "lower",
+    "top1": "higher",
+    "top5": "higher",
+    "fid": "lower",
+    "kid": "lower",
+    "s0_psnr_db": "higher",
+    "s0_ssim": "higher",
+}
+# degradations of the input, in the order in which they are applied: lens, film, years in a drawer, scan
+DEGRADATIONS = ("blur", "grain", "fading", "blotches", "stripes", "scratches", "jpeg")
+DRAWN_INPUTS = ("sketch", "line", "gray+line")  # inputs that are, or may be, line art
+CHOICES = {
+    "input": ("L", "gray", "sketch", "line", "gray+line"),
+    "output": ("ab", "rgb", "Lab"),
+    "norm_d": ("batch", "instance", "none"),
+    "fit": ("crop", "squash"),
+    "pair": ("auto", "none", "AB", "BA"),
+    "schedule": ("constant", "linear"),
+    "gan_mode": ("vanilla", "lsgan", "hinge"),
+    "norm_stats": ("running", "batch"),
+    "init": ("normal", "default", "kaiming"),
+    "precision": ("auto", "fp32", "bf16", "fp16"),
+    "metric": tuple(METRICS),
+}
+
+
+class UserError(ValueError):
+    """A mistake of the user, told in one sentence: what was wrong, what was found, and what mends it.
+
+    `runtime.cli.command` prints it and exits with 2. Any other exception is a bug and keeps its traceback.
+    """
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides what a training run computes. Raises ValueError on a value out of range."""
+    """Everything that decides what a training run computes. Raises UserError on a value out of range."""
 
     name: str
+    system: str = ""  # the published system that it reproduces
     # images
     input: str = "L"  # L (lightness) | gray (luma) | line (drawn) | gray+line: 1 channel; sketch: 3 channels
     output: str = "ab"  # ab (2 channels of Lab) | rgb (3 channels) | Lab (3 channels, lightness restored)
-    size: int = 256  # px, side of the square the networks are trained on
+    size: int = 256  # px, side of the square training crops
     load_size: int = 0  # px, short side after loading, from which `size` is cropped; 0 = size
     fit: str = "crop"  # crop: resize the short side, crop a square | squash: resize to the square
     pair: str = "auto"  # two pictures side by side: AB colour left | BA colour right | none | auto: look
@@ -39,7 +82,7 @@ class Recipe:
     val_fraction: float = 0.1  # share held out where the data has no val folder
     limit: int = 0  # images of each split at most, chosen by a hash of their names; 0 = all
     min_colorfulness: float = 0.0  # pictures below are left out as near-gray (15 is slightly colourful)
-    # damage of the input: strength in [0, 1], and the probability with which a picture gets it
+    # degradation of the input: strength in [0, 1], and the probability that a picture gets it
     scratches: float = 0.5  # bright and dark threads
     scratches_p: float = 0.0
     stripes: float = 0.5  # vertical bands of another exposure
@@ -59,26 +102,26 @@ class Recipe:
     discriminator: str = "patch30"  # a key of models.DISCRIMINATORS | none, as with lambda_gan 0
     ngf: int = 64  # channels after the generator's first convolution; of a resunet, of its last blocks
     ndf: int = 64  # channels after the discriminator's first convolution
-    depth: int = 0  # halvings in the U-Net; 0 = as many as `size` allows, at most 8
-    dropout: float = 0.5  # on the three innermost decoder blocks
+    depth: int = 0  # downsampling steps of the U-Net; 0 = as many as `size` allows, at most 8
+    dropout: float = 0.0  # on the three innermost decoder blocks of a U-Net
     attention: int = 0  # px, side of the feature map with self-attention (unet-att*); 0 = the innermost
     pretrained: bool = False  # start the encoder of resunet* and resnet from ImageNet weights
-    norm_d: str = "batch"  # of the discriminator: batch | instance | none
-    spectral_norm: bool = False  # of the discriminator's convolutions
+    norm_d: str = "batch"  # normalisation in the discriminator: batch | instance | none
+    spectral_norm: bool = False  # on the discriminator's convolutions
     norm_stats: str = "running"  # BatchNorm at test time: running statistics | batch (pix2pix's test mode)
-    init: str = "normal"  # normal: N(0, 0.02), pix2pix's own | default: PyTorch's | kaiming: fan out
+    init: str = "default"  # default: PyTorch's | normal: N(0, 0.02), pix2pix's own | kaiming: fan out
     # optimisation
-    epochs: int = 200  # passes over the training images
-    pretrain_epochs: int = 0  # of these, the first that train the generator alone, without the GAN term
-    pretrain_lr: float = 0.0  # Adam's step size in them, constant; 0 = lr. Adam starts anew afterwards
+    epochs: int = 50  # passes over the training images
+    pretrain_epochs: int = 0  # the first of them, which train the generator alone, without the GAN term
+    pretrain_lr: float = 0.0  # learning rate in them, constant; 0 = lr. Adam starts anew afterwards
     batch_size: int = 16  # images per step
-    lr: float = 2e-4  # Adam's step size
-    lr_d: float = 0.0  # the discriminator's own; 0 = lr
+    lr: float = 2e-4  # Adam's learning rate
+    lr_d: float = 0.0  # learning rate of the discriminator; 0 = lr
     beta1: float = 0.5  # Adam's decay of the mean
     beta2: float = 0.999  # Adam's decay of the square
     schedule: str = "constant"  # constant | linear: constant for half of the GAN epochs, then down to 0
     gan_mode: str = "vanilla"  # vanilla (BCE) | lsgan (MSE) | hinge
-    label_real: float = 1.0  # what a real image is labelled; 0.9 smooths the labels (vanilla, lsgan)
+    label_real: float = 1.0  # label of a real image; 0.9 smooths the labels (vanilla, lsgan)
     lambda_gan: float = 1.0  # weights of the terms of the generator's loss; 0 = not computed
     lambda_l1: float = 100.0
     lambda_mse: float = 0.0
@@ -87,24 +130,81 @@ class Recipe:
     ema: float = 0.0  # decay per step of the averaged generator that is saved for use; 0 = off
     precision: str = "auto"  # auto | fp32 | bf16 | fp16 (CUDA, with gradient scaling)
     compile: bool = False  # torch.compile both networks: about a minute to start, then faster
-    seed: int = 42  # of weights, shuffling, cropping, flipping, damage and dropout
+    seed: int = 42  # of weights, shuffling, cropping, flipping, degradations and dropout
     # intervals
     save_every: int = 5  # epochs between checkpoints
     log_every: int = 50  # steps between status lines
     samples: int = 6  # validation images on each sample sheet
     # evaluation
-    metric: str = "ciede2000"  # a key of metrics.DIRECTIONS, by which the best epoch is chosen
+    metric: str = "ciede2000"  # a key of METRICS, by which the best epoch is chosen
 
     def __post_init__(self) -> None:
-        check(self, get_type_hints(Recipe))
+        _check_types(self)
+        _check_ranges(
+            self,
+            below_one=("val_fraction", "dropout", "beta1", "beta2", "ema"),
+            up_to_one=(
+                "flip", "line_share", "label_real", "anime_share",
+                *DEGRADATIONS, *(f"{name}_p" for name in DEGRADATIONS),
+            ),
+            positive=(
+                "size", "ngf", "ndf", "batch_size", "epochs", "save_every", "lr", "log_every", "samples",
+                "label_real",
+            ),
+            not_negative=(
+                "load_size", "limit", "min_colorfulness", "depth", "attention", "pretrain_epochs",
+                "pretrain_lr", "lr_d", "lambda_gan", "lambda_l1", "lambda_mse", "lambda_perceptual", "seed",
+            ),
+        )  # fmt: skip
+        _settle_load_size(self)
+        if self.output != "rgb":  # both keep the input's lightness, which line art and luma do not have
+            require(self.input == "L", "output", self, f"rgb where input is {self.input}")
+        self._check_losses()
+
+    def _check_losses(self) -> None:
+        weights = (self.lambda_l1, self.lambda_mse, self.lambda_perceptual)
+        adversarial = self.is_adversarial
+        some = any(weights) or (adversarial and not self.pretrain_epochs)
+        require(some, "lambda_l1", self, "greater than 0 where no other term trains the generator")
+        most = self.epochs if adversarial else 0
+        reason = (
+            "the epochs in all (--set pretrain_epochs=...)" if adversarial else "as there is no discriminator"
+        )
+        require(self.pretrain_epochs <= most, "pretrain_epochs", self, f"at most {most}, {reason}")
+
+    @property
+    def is_adversarial(self) -> bool:
+        """Whether a discriminator takes part in the training."""
+        return self.discriminator != "none" and self.lambda_gan > 0
+
+    @property
+    def degradations(self) -> dict[str, tuple[float, float]]:
+        """Degradations that the input gets: name -> strength, probability; in the order of application."""
+        found = {name: (getattr(self, name), getattr(self, f"{name}_p")) for name in DEGRADATIONS}
+        return {name: value for name, value in found.items() if value[1] > 0}
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> "Recipe":
+        """Build a recipe from what recipe.json or a checkpoint holds; new fields get their defaults.
+
+        Raises:
+            UserError: a field that this version does not know, or a value out of range.
+        """
+        unknown = sorted(record.keys() - {field.name for field in fields(cls)})
+        if unknown or "name" not in record:
+            raise UserError(
+                f"a recipe of another version of this project: {unknown[0] if unknown else 'no name'}"
+            )
+        system = RECIPES.get(record["name"], {}).get("system", "")
+        return cls(**{"system": system, **record})
 
 
 @dataclass(frozen=True)
 class ClassifierRecipe:
-    """Everything that decides how classifier.py trains. Raises ValueError on a value out of range."""
+    """Everything that decides how train_classifier.py trains. Raises UserError on a value out of range."""
 
     network: str = "resnet18"  # one of torchvision's classification networks
-    pretrained: bool = False  # start from torchvision's published weights, all but the last layer
+    pretrained: bool = False  # start from torchvision's published weights, except the last layer
     # images
     size: int = 224  # px, side of the square that the network sees; 32 for pictures as small as CIFAR's
     load_size: int = 0  # px, short side after loading, from which `size` is cropped; 0 = size
@@ -112,10 +212,10 @@ class ClassifierRecipe:
     flip: float = 0.5  # probability of a horizontal flip, training only
     val_fraction: float = 0.1  # share held out where the data has no val folder
     limit: int = 0  # images of each split at most, chosen by a hash of their names; 0 = all
-    # optimisation: SGD with Nesterov momentum; lr rises for `warmup` of all steps, then falls as a cosine
+    # optimisation: SGD with Nesterov momentum; linear warm-up of the learning rate, then cosine decay
     epochs: int = 10  # passes over the training images
     batch_size: int = 128  # images per step
-    lr: float = 0.0  # the highest step size; 0 = 0.1, or 0.01 where pretrained
+    lr: float = 0.0  # the highest learning rate; 0 = 0.1, or 0.01 where pretrained
     momentum: float = 0.9
     weight_decay: float = 5e-4
     label_smoothing: float = 0.1  # share of the target that is spread over all classes
@@ -127,114 +227,146 @@ class ClassifierRecipe:
     log_every: int = 50  # steps between status lines
 
     def __post_init__(self) -> None:
-        _check_classifier(self)
+        _check_types(self)
+        _check_ranges(
+            self,
+            below_one=("val_fraction", "momentum", "label_smoothing", "warmup"),
+            up_to_one=("flip",),
+            positive=("size", "epochs", "batch_size", "save_every", "log_every"),
+            not_negative=("load_size", "limit", "lr", "weight_decay", "seed"),
+        )
+        _settle_load_size(self)
+        object.__setattr__(self, "lr", self.lr or (0.01 if self.pretrained else 0.1))
 
 
-def _check_classifier(recipe: ClassifierRecipe) -> None:
-    """Settle the fields whose 0 means "as fits", and check all of them."""
-
-    def require(ok: bool, key: str, wanted: str) -> None:
-        if not ok:
-            raise ValueError(f"{key} must be {wanted}, got {getattr(recipe, key)!r}")
-
-    for key, kind in get_type_hints(ClassifierRecipe).items():
-        if kind is float and isinstance(getattr(recipe, key), int):
-            object.__setattr__(recipe, key, float(getattr(recipe, key)))
-        require(isinstance(getattr(recipe, key), kind), key, kind.__name__)
-    for key, choices in {"fit": CHOICES["fit"], "precision": CHOICES["precision"]}.items():
-        require(getattr(recipe, key) in choices, key, f"one of {' '.join(choices)}")
-    for key in ("size", "epochs", "batch_size", "save_every", "log_every"):
-        require(getattr(recipe, key) > 0, key, "greater than 0")
-    for key in ("load_size", "limit", "lr", "weight_decay", "seed"):
-        require(0 <= getattr(recipe, key) < math.inf, key, "at least 0")
-    for key in ("val_fraction", "momentum", "label_smoothing", "warmup"):
-        require(0 <= getattr(recipe, key) < 1, key, "in [0, 1)")
-    require(0 <= recipe.flip <= 1, "flip", "in [0, 1]")
-    object.__setattr__(recipe, "load_size", recipe.load_size or recipe.size)
-    object.__setattr__(recipe, "lr", recipe.lr or (0.01 if recipe.pretrained else 0.1))
-    require(recipe.load_size >= recipe.size, "load_size", f"at least size ({recipe.size})")
+AnyRecipe = Recipe | ClassifierRecipe
 
 
-_URESNET = dict(
-    generator="resunet", discriminator="patch15", pretrained=True, flip=0.5, min_colorfulness=10.0,
-    epochs=120, pretrain_epochs=20, batch_size=4, init="default", dropout=0.0,
-)  # fmt: skip
-_MANGA = dict(
-    input="gray", output="rgb", discriminator="patch15-bias", lambda_gan=0.01, lambda_l1=1.0,
-    lambda_perceptual=0.1, epochs=50, init="default",
-)  # fmt: skip
-_PLACES = dict(size=224, load_size=256, flip=0.5, epochs=50, init="default", dropout=0.0)
-_CIFAR = {**_PLACES, "size": 32, "load_size": 0}
-_REGRESSION = dict(
-    discriminator="none", lambda_l1=0.0, lambda_mse=1.0, lr=1e-3, beta1=0.9, schedule="linear",
-)  # fmt: skip
+def require(ok: bool, key: str, recipe: AnyRecipe, wanted: str) -> None:
+    """Raise UserError that names a field of a recipe, what it must be and what it is, unless `ok`."""
+    if not ok:
+        raise UserError(f"{key} must be {wanted}, got {getattr(recipe, key)!r}")
 
-# What each published system changes of the defaults above. L and ab are scaled to [-1, 1] in all of them.
+
+def _check_types(recipe: AnyRecipe) -> None:
+    """Check each field's type and, where it has one, its list of choices; whole numbers become floats."""
+    for key, kind in get_type_hints(type(recipe)).items():
+        value = getattr(recipe, key)
+        if kind is float and isinstance(value, int):
+            object.__setattr__(recipe, key, float(value))
+        require(isinstance(getattr(recipe, key), kind), key, recipe, kind.__name__)
+        if key in CHOICES:
+            require(value in CHOICES[key], key, recipe, f"one of {' '.join(CHOICES[key])}")
+
+
+def _check_ranges(
+    recipe: AnyRecipe,
+    below_one: Sequence[str],
+    up_to_one: Sequence[str],
+    positive: Sequence[str],
+    not_negative: Sequence[str],
+) -> None:
+    for key in below_one:
+        require(0 <= getattr(recipe, key) < 1, key, recipe, "in [0, 1)")
+    for key in up_to_one:
+        require(0 <= getattr(recipe, key) <= 1, key, recipe, "in [0, 1]")
+    for key in positive:
+        require(0 < getattr(recipe, key) < math.inf, key, recipe, "greater than 0")
+    for key in not_negative:
+        require(0 <= getattr(recipe, key) < math.inf, key, recipe, "at least 0")
+
+
+def _settle_load_size(recipe: AnyRecipe) -> None:
+    if recipe.load_size == 0:
+        object.__setattr__(recipe, "load_size", recipe.size)
+    require(recipe.load_size >= recipe.size, "load_size", recipe, f"at least size ({recipe.size})")
+
+
+# Each published system: what it changes of the defaults above. L and ab are scaled to [-1, 1] in all of them.
+# fmt: off
 RECIPES: dict[str, dict[str, Any]] = {
-    # The embedded scenes, minutes on two CPU cores.
+    # The embedded scenes; minutes on two CPU cores.
     "demo": dict(
-        size=128, flip=0.5, ngf=32, ndf=16, depth=5, dropout=0.0, init="default", epochs=20, batch_size=8,
-        lr=2e-3, schedule="linear", lambda_gan=0.05, ema=0.99, save_every=5, log_every=100,
-    ),
+        system="embedded scenes", size=128, flip=0.5,
+        generator="unet", discriminator="patch30", ngf=32, ndf=16, depth=5,
+        epochs=20, batch_size=8, lr=2e-3, schedule="linear", lambda_gan=0.05, ema=0.99, log_every=100),
     # Published: 950 epochs, images squashed to the square; flips from epoch 350 on, and of validation images.
-    "coco": dict(flip=0.5, epochs=950, save_every=25, init="default"),
+    "coco": dict(
+        system="photo in Lab, pix2pix", flip=0.5,
+        generator="unet", discriminator="patch30", dropout=0.5,
+        epochs=950, save_every=25),
     # Published: fastai's decoder; its code detached the generated image, so no GAN gradient reached G.
-    "coco-resnet": _URESNET,
+    "coco-resnet": dict(
+        system="photo, U-ResNet, COCO", flip=0.5, min_colorfulness=10.0,
+        generator="resunet", discriminator="patch15", pretrained=True,
+        epochs=120, pretrain_epochs=20, batch_size=4),
     # The same system on group portraits; its pictures were resized to the square, ours are cropped.
-    "groups": _URESNET,
-    # Published: 150 epochs, a checkpoint every 10, no augmentation; its resume began at epoch 1 again.
-    "anime": dict(
-        input="sketch", output="rgb", generator="unet-reflect", discriminator="patch26",
-        epochs=150, save_every=10, init="default",
-    ),
-    # Published with anime_share 0, 0.1 and 1; the best pictures came from 0 with both additions.
-    "manga": dict(_MANGA, generator="unet-bn"),
-    # Published: attention over the single pixel of the bottleneck, which --set attention=32 mends.
-    "manga-att": dict(_MANGA, generator="unet-att"),
-    # Published: the code computed the Danbooru term without gradient; here it reaches the generator.
-    "manga-ext": dict(_MANGA, generator="unet-ext", anime_share=0.1),
-    "manga-att-ext": dict(_MANGA, generator="unet-att-ext", anime_share=0.1),
-    # Published, and so for all of the framework's: 5 epochs by default, batches of 100, a constant step size,
-    # random crops of varying scale, ab in [0, 1]; with a discriminator, its loss not halved.
-    "places-resnet": dict(_PLACES, **_REGRESSION, generator="resnet"),
-    "unet32": dict(_CIFAR, **_REGRESSION, generator="unet32"),
-    "unet224": dict(_PLACES, **_REGRESSION, generator="unet224"),
-    # Published: L1 on the discriminator's output and two sigmoids; the paper it names puts L1 on the image.
-    # With 2e-4 for both, 2 epochs of 5,000 CIFAR-10 pictures scored below one mean colour; so they beat it.
-    "nazerigan32": dict(
-        _CIFAR, generator="unet32", discriminator="image32", label_real=0.9, lr=1e-3, lr_d=1e-5,
-        schedule="linear", ema=0.99,
-    ),
-    "nazerigan224": dict(_PLACES, generator="unet224", discriminator="image224", label_real=0.9),
-    # Published: G saw 100 x gray, here L as everywhere; a last BatchNorm was counted but never called.
-    "cgan": dict(
-        _PLACES, output="rgb", generator="convgen", discriminator="image-rgb", label_real=0.9, init="kaiming",
-    ),
+    "groups": dict(
+        system="photo, U-ResNet, portraits", flip=0.5, min_colorfulness=10.0,
+        generator="resunet", discriminator="patch15", pretrained=True,
+        epochs=120, pretrain_epochs=20, batch_size=4),
     # Named by the U-ResNet's authors as future work: damage on the input, L restored beside ab. A U-Net of
     # pix2pix checkers the lightness, as nothing but transposed convolutions reaches its full resolution.
     "restore": dict(
-        _URESNET, output="Lab", scratches_p=0.5, stripes_p=0.2, blotches_p=0.4, fading_p=0.5, blur_p=0.3,
-        grain_p=0.5, jpeg_p=0.3,
-    ),
-}  # fmt: skip
-SYSTEMS = {  # recipe -> what it stands for
-    "demo": "embedded scenes",
-    "coco": "photo in Lab, pix2pix",
-    "coco-resnet": "photo, U-ResNet, COCO",
-    "groups": "photo, U-ResNet, portraits",
-    "anime": "anime sketch, pix2pix",
-    "manga": "manga page",
-    "manga-att": "manga page, attention",
-    "manga-ext": "manga page, extractor",
-    "manga-att-ext": "manga page, both",
-    "places-resnet": "framework, ResNet",
-    "unet32": "framework, U-Net 32 px",
-    "unet224": "framework, U-Net 224 px",
-    "nazerigan32": "framework, GAN 32 px",
-    "nazerigan224": "framework, GAN 224 px",
-    "cgan": "framework, conditional GAN",
-    "restore": "old photo, restored",
+        system="old photo, restored", output="Lab", flip=0.5, min_colorfulness=10.0,
+        generator="resunet", discriminator="patch15", pretrained=True,
+        epochs=120, pretrain_epochs=20, batch_size=4,
+        scratches_p=0.5, stripes_p=0.2, blotches_p=0.4, fading_p=0.5, blur_p=0.3, grain_p=0.5, jpeg_p=0.3),
+    # Published: 150 epochs, a checkpoint every 10, no augmentation; its resume began at epoch 1 again.
+    "anime": dict(
+        system="anime sketch, pix2pix", input="sketch", output="rgb",
+        generator="unet-reflect", discriminator="patch26", dropout=0.5,
+        epochs=150, save_every=10),
+    # Published with anime_share 0, 0.1 and 1; the best pictures came from 0 with both additions.
+    "manga": dict(
+        system="manga page", input="gray", output="rgb",
+        generator="unet-bn", discriminator="patch15-bias", dropout=0.5,
+        lambda_gan=0.01, lambda_l1=1.0, lambda_perceptual=0.1),
+    # Published: attention over the single pixel of the bottleneck, which --set attention=32 mends.
+    "manga-att": dict(
+        system="manga page, attention", input="gray", output="rgb",
+        generator="unet-att", discriminator="patch15-bias", dropout=0.5,
+        lambda_gan=0.01, lambda_l1=1.0, lambda_perceptual=0.1),
+    # Published: the code computed the Danbooru term without gradient; here it reaches the generator.
+    "manga-ext": dict(
+        system="manga page, extractor", input="gray", output="rgb",
+        generator="unet-ext", discriminator="patch15-bias", dropout=0.5,
+        lambda_gan=0.01, lambda_l1=1.0, lambda_perceptual=0.1, anime_share=0.1),
+    "manga-att-ext": dict(
+        system="manga page, both", input="gray", output="rgb",
+        generator="unet-att-ext", discriminator="patch15-bias", dropout=0.5,
+        lambda_gan=0.01, lambda_l1=1.0, lambda_perceptual=0.1, anime_share=0.1),
+    # Published, and so for all of the framework's: 5 epochs by default, batches of 100, a constant learning
+    # rate, random crops of varying scale, ab in [0, 1]; with a discriminator, its loss not halved.
+    "places-resnet": dict(
+        system="framework, ResNet", size=224, load_size=256, flip=0.5,
+        generator="resnet", discriminator="none",
+        lambda_l1=0.0, lambda_mse=1.0, lr=1e-3, beta1=0.9, schedule="linear"),
+    "unet32": dict(
+        system="framework, U-Net 32 px", size=32, flip=0.5,
+        generator="unet32", discriminator="none",
+        lambda_l1=0.0, lambda_mse=1.0, lr=1e-3, beta1=0.9, schedule="linear"),
+    "unet224": dict(
+        system="framework, U-Net 224 px", size=224, load_size=256, flip=0.5,
+        generator="unet224", discriminator="none",
+        lambda_l1=0.0, lambda_mse=1.0, lr=1e-3, beta1=0.9, schedule="linear"),
+    # Published: L1 on the discriminator's output and two sigmoids; the paper it names puts L1 on the image.
+    # With 2e-4 for both, 2 epochs of 5,000 CIFAR-10 pictures scored below one mean colour; so they beat it.
+    "nazerigan32": dict(
+        system="framework, GAN 32 px", size=32, flip=0.5,
+        generator="unet32", discriminator="image32",
+        label_real=0.9, lr=1e-3, lr_d=1e-5, schedule="linear", ema=0.99),
+    "nazerigan224": dict(
+        system="framework, GAN 224 px", size=224, load_size=256, flip=0.5,
+        generator="unet224", discriminator="image224",
+        label_real=0.9),
+    # Published: G saw 100 x gray, here L as everywhere; a last BatchNorm was counted but never called.
+    "cgan": dict(
+        system="framework, conditional GAN", output="rgb", size=224, load_size=256, flip=0.5,
+        generator="convgen", discriminator="image-rgb", init="kaiming",
+        label_real=0.9),
 }
+# fmt: on
 
 
 def closest(name: str, names: Sequence[str]) -> str:
@@ -243,27 +375,27 @@ def closest(name: str, names: Sequence[str]) -> str:
     return (f"; did you mean {near[0]}?" if near else "") + f" (known: {' '.join(sorted(names))})"
 
 
-def make_recipe(name: str, overrides: dict[str, Any]) -> Recipe:
+def make_recipe(name: str, overrides: Mapping[str, Any]) -> Recipe:
     """Build a recipe by name. `overrides` maps field names to values; None values are left out.
 
     Raises:
-        ValueError: unknown recipe or field (naming the closest), or a value out of range.
+        UserError: unknown recipe or field (naming the closest), or a value out of range.
     """
     if name not in RECIPES:
-        raise ValueError(f"no recipe {name}{closest(name, list(RECIPES))}")
+        raise UserError(f"no recipe {name}{closest(name, list(RECIPES))}")
     given = {key: value for key, value in overrides.items() if value is not None}
     known = [field.name for field in fields(Recipe) if field.name != "name"]
     for key in given:
         if key not in known:
-            raise ValueError(f"no recipe field {key}{closest(key, known)}")
+            raise UserError(f"no recipe field {key}{closest(key, known)}")
     return Recipe(name=name, **{**RECIPES[name], **given})
 
 
-def parse_settings(settings: Sequence[str], recipe: type = Recipe) -> dict[str, Any]:
+def parse_settings(settings: Sequence[str], recipe: type[AnyRecipe] = Recipe) -> dict[str, Any]:
     """Turn ["lr=1e-3", "compile=true"] into typed values of a recipe's fields, all but its name.
 
     Raises:
-        ValueError: no "=", an unknown field (naming the closest), or text that is not of the field's type.
+        UserError: no "=", an unknown field (naming the closest), or text that is not of the field's type.
     """
     kinds = get_type_hints(recipe)
     kinds.pop("name", None)
@@ -271,9 +403,9 @@ def parse_settings(settings: Sequence[str], recipe: type = Recipe) -> dict[str, 
     for setting in settings:
         key, equals, text = setting.partition("=")
         if not equals:
-            raise ValueError(f"--set takes key=value, got {setting!r}")
+            raise UserError(f"--set takes key=value, got {setting!r}")
         if key not in kinds:
-            raise ValueError(f"no recipe field {key}{closest(key, list(kinds))}")
+            raise UserError(f"no recipe field {key}{closest(key, list(kinds))}")
         values[key] = _parse(key, text, kinds[key])
     return values
 
@@ -283,4 +415,4 @@ def _parse(key: str, text: str, kind: type) -> Any:
     try:
         return truth[text.lower()] if kind is bool else kind(text)
     except (ValueError, KeyError):
-        raise ValueError(f"{key} takes a value of type {kind.__name__}, got {text!r}") from None
+        raise UserError(f"{key} takes a value of type {kind.__name__}, got {text!r}") from None

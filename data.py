@@ -8,9 +8,9 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-import color
-import scenes
-from damage import make_fixed_input
-from datasets import Blob
-from folders import Item, find_pair, list_items, read_picture
-from images import Array, colorfulness, resize
+from config import DRAWN_INPUTS, Recipe, UserError
+from dataset import scenes
+from dataset.degradations import make_fixed_input
+from dataset.folders import Item, find_pair, list_items, read_picture
+from dataset.sources import Blob
+from imaging import color
+from imaging.pixels import Array, colorfulness, resize
+from runtime.run_folder import RunRecord
 
 MAX_ASPECT = 3  # a long side beyond this many short sides is cut off around the centre
 VERSION = 2  # of the cache's contents; raise it when decoding changes
@@ -94,13 +96,13 @@ class ImageSet:
         target = tensor[:, :3]
         return (tensor[:, 3:] if self.channels == 6 else target), target
 
-    def gather_fixed(self, ids: list[int], recipe: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    def gather_fixed(self, ids: list[int], recipe: Recipe) -> tuple[Tensor, Tensor]:
         """Cut the centre squares of pictures to look at or to score; their inputs are the same every time.
 
         Returns:
             what the network is given (N, 1|3, S, S) and target (N, 3, S, S), uint8.
         """
-        source, target = self.gather(ids, recipe["size"])
+        source, target = self.gather(ids, recipe.size)
         return make_fixed_input(source, target, recipe, ids), target
 
 
@@ -141,7 +143,7 @@ def decode(item: Item, loading: Loading) -> Array:
     """Read one item as (H, W, 3) uint8, or (H, W, 6) where its sketch follows the colour.
 
     Raises:
-        ValueError: a file that cannot be read, or a pair of odd width; names the file.
+        UserError: a file that cannot be read, or a pair of odd width; names the file.
     """
     if isinstance(item.target, int):
         colour, sketch = scenes.draw(item.target, loading.load_size)
@@ -151,7 +153,7 @@ def decode(item: Item, loading: Loading) -> Array:
     if sketch is None and loading.pair != "none":
         half, odd = divmod(colour.shape[1], 2)
         if odd or not half:
-            raise ValueError(
+            raise UserError(
                 f"{item.target}: a pair needs an even width, this one is {colour.shape[1]} px wide"
             )
         left, right = colour[:, :half], colour[:, half:]
@@ -183,7 +185,7 @@ def load_images(items: Sequence[Item], loading: Loading, cache: Path, label: str
     """Return one split decoded, from the cache where it is there, else decoding it now in parallel.
 
     Raises:
-        ValueError: not one image could be read.
+        UserError: not one image could be read.
     """
     key = fingerprint(items, loading)
     folder = cache / key
@@ -196,24 +198,24 @@ def load_images(items: Sequence[Item], loading: Loading, cache: Path, label: str
     return ImageSet(meta["stems"], meta["labels"], pixels, index, channels, meta["bad"], meta["gray"], key)
 
 
-def find_loading(recipe: Mapping[str, Any], items: Sequence[Item]) -> Loading:
+def find_loading(recipe: Recipe, items: Sequence[Item]) -> Loading:
     """Return how a recipe loads items; resolves pair=auto by looking."""
-    if recipe["pair"] in ("AB", "BA") and (isinstance(items[0].target, int) or items[0].source):
-        raise ValueError(f"--pair {recipe['pair']}, but this data holds no pairs side by side; leave it out")
-    sketch = recipe["input"] in ("sketch", "line", "gray+line")
-    drawn = recipe["input"] != "L"  # drawings come as pairs, photographs do not
-    pair = find_pair(items) if recipe["pair"] == "auto" and drawn else recipe["pair"]
+    if recipe.pair in ("AB", "BA") and (isinstance(items[0].target, int) or items[0].source):
+        raise UserError(f"--pair {recipe['pair']}, but this data holds no pairs side by side; leave it out")
+    sketch = recipe.input in DRAWN_INPUTS
+    drawn = recipe.input != "L"  # drawings come as pairs, photographs do not
+    pair = find_pair(items) if recipe.pair == "auto" and drawn else recipe.pair
     pair = "none" if pair == "auto" else pair
-    return Loading(recipe["load_size"], recipe["fit"], pair, sketch, recipe["min_colorfulness"])
+    return Loading(recipe.load_size, recipe.fit, pair, sketch, recipe.min_colorfulness)
 
 
-def open_split(record: Mapping[str, Any], data: str | None, split: str, cache: Path) -> ImageSet:
+def open_split(record: RunRecord, data: str | None, split: str, cache: Path) -> ImageSet:
     """Return a split of the data that a run remembers in recipe.json, or of another data set."""
-    recipe = record["recipe"]
+    recipe = record.recipe
     if data:  # all of it was asked for by name
-        recipe = {**recipe, "limit": 0, "min_colorfulness": 0.0}
-    items = list_items(str(data or record["data"]), recipe, cache)
-    loading = find_loading(recipe, items[split]) if data else Loading(**record["loading"])
+        recipe = replace(recipe, limit=0, min_colorfulness=0.0)
+    items = list_items(str(data or record.data), recipe, cache)
+    loading = find_loading(recipe, items[split]) if data else Loading(**record.loading)
     return load_images(items[split], loading, cache, split)
 
 
@@ -254,7 +256,7 @@ def _fill_cache(folder: Path, items: Sequence[Item], loading: Loading, label: st
                     offset += picture.size
         if not offset:
             first = f"the first: {meta['bad'][0]}" if meta["bad"] else "all are below min_colorfulness"
-            raise ValueError(f"none of the {len(items)} {label} images can be used; {first}")
+            raise UserError(f"none of the {len(items)} {label} images can be used; {first}")
         (partial / "meta.json").write_text(json.dumps(meta))
         if not folder.is_dir():
             os.replace(partial, folder)

@@ -6,25 +6,33 @@
 Called again, it goes on with the run it finds.
 """
 
-import threads  # noqa: F401  before torch
-
 from pathlib import Path
 
 import numpy as np
 import skimage
 import torch
 
-import color
 import colorize
 import eval as evaluation
 import export
 import test
 import train
-from checkpoint import best_epoch, outputs_path, read_run
-from cli import DataOption, DeviceOption, EpochsOption, RecipeOption, RunOption, WeightsOption, command
 from config import RUNS
-from folders import DEMO
-from images import Array, contact_sheet, find_images, read_image, resize, write_image
+from dataset.folders import DEMO
+from evaluation.scores import best_epoch
+from imaging import color
+from imaging.files import find_images, read_image, write_image
+from imaging.pixels import Array, contact_sheet, resize
+from runtime.cli import (
+    DataOption,
+    DeviceOption,
+    EpochsOption,
+    RecipeOption,
+    RunOption,
+    WeightsOption,
+    command,
+)
+from runtime.run_folder import outputs_path, read_run
 
 PHOTO = "rocket.jpg"  # a real photograph inside scikit-image
 ROWS = 5  # test pictures on the contact sheet
@@ -71,7 +79,7 @@ def main(
     evaluation.main(run=folder, all_epochs=True, weights=weights, device=device)
     model = export.main(run=folder, epoch="best", device=device)
     outputs = outputs_path(folder, best_epoch(folder))
-    shown, photo = write_example(folder, read_run(folder)["recipe"]["input"])
+    shown, photo = write_example(folder, read_run(folder).recipe.input)
     coloured = colorize.main([shown], model=model, out=folder / "colorized", device=device)[0]
     sheet = folder / "contact_sheet.png"
     example = read_image(shown), read_image(coloured), photo

@@ -1,22 +1,269 @@
-"""Generators and discriminators of the published systems, from one set of blocks.
+"""Generators and discriminators of the published systems, from one set of blocks; frozen feature extractors.
 
-The dictionaries at the end name every network that a recipe can ask for. `python train.py --list-recipes`
-counts their parameters.
+GENERATORS and DISCRIMINATORS at the end name every network that a recipe can ask for, with the sizes that it
+takes; `python train.py --list-recipes` counts their parameters.
 
 Sources: Isola et al., "Image-to-image translation with conditional adversarial networks", arXiv 1611.07004,
 and the systems named at each class.
 """
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
 
-from blocks import PixelShuffleUp, ResNetEncoder, SelfAttention, down, up
-from features import DanbooruFeatures
+from config import Recipe, UserError, closest, require
+from imaging.color import CHANNELS
 
+NORMS = {"batch": nn.BatchNorm2d, "instance": nn.InstanceNorm2d, "none": None}
+
+
+def down(
+    in_channels: int,
+    out_channels: int,
+    kernel: int = 4,
+    stride: int = 2,
+    padding: int = 1,
+    bias: bool = False,
+    norm: str = "batch",
+    slope: float = 0.2,
+    norm_last: bool = False,
+    padding_mode: str = "zeros",
+) -> nn.Sequential:
+    """Convolve, normalise, LeakyReLU (`norm_last`: normalise after it); by default halves H and W.
+
+    A convolution whose output is not batch-normalised before the LeakyReLU should have a bias.
+    """
+    conv = nn.Conv2d(in_channels, out_channels, kernel, stride, padding, bias=bias, padding_mode=padding_mode)
+    build_norm, act = NORMS[norm], nn.LeakyReLU(slope)
+    if build_norm is None:
+        return nn.Sequential(conv, act)
+    layers = [conv, build_norm(out_channels), act]
+    return nn.Sequential(conv, act, layers[1]) if norm_last else nn.Sequential(*layers)
+
+
+def up(
+    in_channels: int,
+    out_channels: int,
+    kernel: int = 4,
+    stride: int = 2,
+    output_padding: int = 0,
+    bias: bool = False,
+    norm_last: bool = False,
+    dropout: float = 0.0,
+) -> nn.Sequential:
+    """Transposed convolution, BatchNorm, ReLU (`norm_last`: before BatchNorm), dropout; doubles H and W.
+
+    Dropout before or after the ReLU is the same function, so one order serves all systems.
+    """
+    conv = nn.ConvTranspose2d(in_channels, out_channels, kernel, stride, 1, output_padding, bias=bias)
+    layers: list[nn.Module] = [conv, nn.BatchNorm2d(out_channels), nn.ReLU()]
+    if norm_last:
+        layers[1:] = reversed(layers[1:])
+    return nn.Sequential(*layers, *([nn.Dropout(dropout)] if dropout > 0 else []))
+
+
+class SelfAttention(nn.Module):
+    """Self-attention over all positions, added to its input with a weight that starts at 0.
+
+    Source: Zhang et al., "Self-attention GAN", arXiv 1805.08318, section 3. A single position attends to
+    itself alone, so query and key have no effect at 1 x 1 px.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.query = nn.Conv2d(channels, max(1, channels // 8), 1)
+        self.key = nn.Conv2d(channels, max(1, channels // 8), 1)
+        self.value = nn.Conv2d(channels, channels, 1)
+        self.gamma = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, C, H, W) to (N, C, H, W)."""
+        query, key = self.query(x).flatten(2), self.key(x).flatten(2)  # (N, C/8, HW)
+        weights = torch.softmax(query.transpose(1, 2) @ key, 2)  # (N, HW, HW), over the keys
+        attended = self.value(x).flatten(2) @ weights.transpose(1, 2)  # (N, C, HW)
+        return x + self.gamma * attended.view(x.shape)
+
+
+class ResNetEncoder(nn.Module):
+    """The first stages of a torchvision ResNet, on 1 or 3 channels. Source: He et al., arXiv 1512.03385."""
+
+    def __init__(self, name: str, in_channels: int, stages: int) -> None:
+        super().__init__()
+        import torchvision  # a second, which colorize.py and the other networks save
+
+        body = torchvision.models.get_model(name)
+        self.name = name
+        self.conv1 = nn.Conv2d(in_channels, 64, 7, 2, 3, bias=False)
+        self.bn1, self.relu, self.maxpool = body.bn1, body.relu, body.maxpool
+        self.layers = nn.ModuleList([body.layer1, body.layer2, body.layer3, body.layer4][:stages])
+        nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Return the stem's features (N, 64, H/2, W/2) and each stage's, (N, 64, H/4, W/4) and on."""
+        features = [self.relu(self.bn1(self.conv1(x)))]
+        x = self.maxpool(features[0])
+        for layer in self.layers:
+            x = layer(x)
+            features.append(x)
+        return features
+
+    def load_pretrained(self, state: Mapping[str, Tensor]) -> None:
+        """Take ImageNet weights in torchvision's names; for 1 channel the first layer's sum over RGB."""
+        names = {re.sub(r"^layer(\d)", lambda m: f"layers.{int(m[1]) - 1}", key): key for key in state}
+        wanted = {key: state[names[key]] for key in self.state_dict() if key in names}
+        if self.conv1.in_channels == 1:
+            wanted["conv1.weight"] = wanted["conv1.weight"].sum(1, keepdim=True)
+        self.load_state_dict(wanted)
+
+
+class PixelShuffleUp(nn.Module):
+    """Double H and W: a 1x1 convolution to four times the channels, ReLU, pixel shuffle.
+
+    Source: Aitken et al., "Checkerboard artifact free sub-pixel convolution", arXiv 1707.02937 (ICNR).
+    """
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(in_channels, 4 * out_channels, 1), nn.ReLU(), nn.PixelShuffle(2)
+        )
+        self.icnr_()
+
+    def icnr_(self) -> None:
+        """Give the four pixels that come from one the same weights, so that nothing checkers at the start."""
+        with torch.no_grad():
+            for parameter in self.layers[0].parameters():
+                parameter.copy_(parameter[::4].repeat_interleave(4, 0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, in, H, W) to (N, out, 2H, 2W)."""
+        return self.layers(x)
+
+
+def init_normal(module: nn.Module) -> None:
+    """Initialise one module for `apply`: convolutions N(0, 0.02), BatchNorm scale N(1, 0.02), biases 0.
+
+    Source: arXiv 1611.07004, section 6.2, and its public code.
+    """
+    if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+        nn.init.normal_(module.weight, 0.0, 0.02)
+    elif isinstance(module, nn.BatchNorm2d):
+        nn.init.normal_(module.weight, 1.0, 0.02)
+    elif isinstance(module, PixelShuffleUp):  # comes after its own convolution
+        module.icnr_()
+        return
+    else:
+        return
+    if module.bias is not None:
+        nn.init.zeros_(module.bias)
+
+
+def init_kaiming(module: nn.Module) -> None:
+    """Initialise one module for `apply`: convolutions N(0, sqrt(2 / (kernel area x out channels)))."""
+    if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+        fan = module.kernel_size[0] * module.kernel_size[1] * module.out_channels
+        nn.init.normal_(module.weight, 0.0, (2.0 / fan) ** 0.5)
+    elif isinstance(module, PixelShuffleUp):
+        module.icnr_()
+
+
+def add_spectral_norm(module: nn.Module) -> None:
+    """Bound a convolution's largest singular value by 1, for `apply`. Source: arXiv 1802.05957."""
+    if isinstance(module, nn.Conv2d):
+        spectral_norm(module)
+
+
+INITS = {"normal": init_normal, "kaiming": init_kaiming}  # default: PyTorch's own
+
+
+class FrozenFeatures(nn.Module):
+    """An extractor that is never trained: no gradient for its weights, BatchNorm on running statistics."""
+
+    def __init__(self, body: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        super().__init__()
+        self.body = body
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+        self.requires_grad_(False)
+        self.train(False)
+
+    def train(self, mode: bool = True) -> "FrozenFeatures":
+        """Stay in evaluation mode, whatever holds this module."""
+        return super().train(False)
+
+    def normalise(self, rgb01: Tensor) -> Tensor:
+        """Return (N, 1|3, H, W) in [0, 1] as (N, 3, H, W), less the training set's mean, over its std."""
+        return (rgb01.expand(-1, 3, -1, -1) - self.mean) / self.std
+
+
+class VGGFeatures(FrozenFeatures):
+    """ImageNet VGG-16 up to features[15]: relu1_2, relu2_2 and relu3_3."""
+
+    TAPS = (3, 8, 15)  # indices into torchvision's `features`
+
+    def __init__(self) -> None:
+        layers: list[nn.Module] = []
+        widths = (3, 64, 64, 128, 128, 256, 256, 256)
+        for i, (before, after) in enumerate(pairwise(widths)):
+            pool = [nn.MaxPool2d(2)] if i in (2, 4) else []
+            layers += [*pool, nn.Conv2d(before, after, 3, padding=1), nn.ReLU()]
+        super().__init__(nn.Sequential(*layers), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+    def forward(self, rgb01: Tensor) -> list[Tensor]:
+        """Map (N, 1|3, H, W) in [0, 1] to (N, 64, H, W), (N, 128, H/2, W/2) and (N, 256, H/4, W/4)."""
+        x = self.normalise(rgb01)
+        found: list[Tensor] = []
+        for i, layer in enumerate(self.body):
+            x = layer(x)
+            if i in self.TAPS:
+                found.append(x)
+        return found
+
+    def load_published(self, state: Mapping[str, Tensor]) -> None:
+        """Take the layers that are used from torchvision's state dict."""
+        names = self.body.state_dict()
+        self.body.load_state_dict({name: state[f"features.{name}"] for name in names})
+
+
+class DanbooruFeatures(FrozenFeatures):
+    """ResNet-50 that tags anime pictures, up to the 512 features before its tags."""
+
+    WIDTH = 512
+
+    def __init__(self) -> None:
+        import torchvision  # a second, which whatever needs no ResNet saves
+
+        resnet = torchvision.models.resnet50()
+        body = nn.Sequential(*list(resnet.children())[:-2])
+        super().__init__(body, (0.7137, 0.6628, 0.6519), (0.2970, 0.3017, 0.2979))
+        self.head = nn.Sequential(nn.BatchNorm1d(4096), nn.Linear(4096, self.WIDTH), nn.ReLU())
+        self.head.requires_grad_(False)
+        self.train(False)
+
+    def forward(self, rgb01: Tensor) -> list[Tensor]:
+        """Map (N, 1|3, H, W) in [0, 1] to one tensor (N, 512)."""
+        # 360 px is what it was trained on
+        x = F.interpolate(rgb01.to(torch.float32), [360, 360], mode="bilinear", antialias=True)
+        x = self.body(self.normalise(x.to(rgb01.dtype)))  # (N, 2048, 12, 12)
+        return [self.head(torch.cat([x.amax((2, 3)), x.mean((2, 3))], 1))]  # (N, 512)
+
+    def load_published(self, state: Mapping[str, Tensor]) -> None:
+        """Take the layers that are used from the published state dict: a fastai body (0) and head (1)."""
+        self.body.load_state_dict({name: state[f"0.{name}"] for name in self.body.state_dict()})
+        places = {"0": "2", "1": "4"}  # BatchNorm and Linear, after two poolings and a dropout
+        names = {name: f"1.{places[name[0]]}{name[1:]}" for name in self.head.state_dict()}
+        self.head.load_state_dict({name: state[theirs] for name, theirs in names.items()})
+
+
+MULTIPLE = 16  # px; a size that can be halved less often would make the U-Net a shallow one
+MAX_DEPTH = 8  # halvings in pix2pix's U-Net: 256 px -> 1 px
 DROPOUT_BLOCKS = 3  # innermost decoder blocks with dropout, pix2pix section 6.1
 
 
@@ -210,7 +457,7 @@ class ResUNet(nn.Module):
 
 
 class PatchDiscriminator(nn.Module):
-    """PatchGAN: judges overlapping patches of cat(x, y), one logit each.
+    """PatchGAN: discriminators overlapping patches of cat(x, y), one logit each.
 
     Source: arXiv 1611.07004, section 6.1.2 (70 px patches).
     """
@@ -304,39 +551,136 @@ def count_parameters(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters() if p.requires_grad)
 
 
-def _of_own_depth(network: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
-    """Let a network that has neither depth, dropout nor attention to choose be called like a U-Net."""
-    return lambda in_channels, out_channels, ngf, **_: network(in_channels, out_channels, ngf)
+@dataclass(frozen=True)
+class Network:
+    """A generator or discriminator that a recipe can name: how it is built, and at what sizes it works."""
+
+    build: Callable[..., nn.Module]
+    halvings: int = 0  # how often it halves a side; 0: as a recipe's `depth` says (U-Nets)
+    smallest: int = 1  # px, the shortest side that it takes
+    attention: bool = False  # has self-attention, whose place a recipe chooses
+    extractor: bool = False  # holds the frozen Danbooru ResNet-50
+    encoder: bool = False  # starts with a ResNet that has published weights
+    inner_norm: bool = True  # BatchNorm after its innermost convolution
+    inner_crop: int = 0  # px that convolutions of stride 1 take off its innermost side
+    one_pixel_norm: int = 0  # px, size up to which a BatchNorm of a discriminator sees a single pixel
+
+    def innermost(self, size: int, depth: int) -> int:
+        """Return the side in px of the innermost feature map for a square of `size` px."""
+        return (size >> depth) - self.inner_crop
 
 
 _manga = partial(UNet, bias="all", norm_all=True)
+_reflect = partial(UNet, bias="ends", padding_mode="reflect", bottleneck_slope=0.0)
 _deep = (2, 2, 2, 2, 2, 1, 1)
 
-# name -> callable(in_channels, out_channels, ngf, depth=, dropout=, attention_depth=)
-GENERATORS: dict[str, Callable[..., nn.Module]] = {
-    "unet": UNet,
-    "unet-reflect": partial(UNet, bias="ends", padding_mode="reflect", bottleneck_slope=0.0),
-    "unet-bn": _manga,
-    "unet-att": partial(_manga, attention=True),
-    "unet-ext": partial(_manga, extractor=True),
-    "unet-att-ext": partial(_manga, attention=True, extractor=True),
-    "resunet": _of_own_depth(ResUNet),
-    "resunet34": _of_own_depth(partial(ResUNet, encoder="resnet34")),
-    "resnet": _of_own_depth(ResNetColorizer),
-    "unet32": _of_own_depth(NormLastUNet),
-    "unet224": _of_own_depth(partial(NormLastUNet, strides=_deep)),
-    "convgen": _of_own_depth(ConvGenerator),
+# U-Nets of pix2pix: build(in_channels, out_channels, ngf, depth=, dropout=, attention_depth=).
+# All others: build(in_channels, out_channels, ngf).
+GENERATORS: dict[str, Network] = {
+    "unet": Network(UNet, inner_norm=False),
+    "unet-reflect": Network(_reflect, inner_norm=False),
+    "unet-bn": Network(_manga),
+    "unet-att": Network(partial(_manga, attention=True), attention=True),
+    "unet-ext": Network(partial(_manga, extractor=True), extractor=True),
+    "unet-att-ext": Network(partial(_manga, attention=True, extractor=True), attention=True, extractor=True),
+    "resunet": Network(ResUNet, halvings=5, encoder=True),
+    "resunet34": Network(partial(ResUNet, encoder="resnet34"), halvings=5, encoder=True),
+    "resnet": Network(ResNetColorizer, halvings=3, encoder=True),
+    "unet32": Network(NormLastUNet, halvings=4),
+    "unet224": Network(partial(NormLastUNet, strides=_deep), halvings=5, smallest=96, inner_crop=2),
+    "convgen": Network(ConvGenerator, halvings=5),
 }
 
-LEAST = {"unet224": 96}  # px, the shortest side a generator takes; others take one multiple of their halvings
-
-# name -> callable(x_channels, y_channels, ndf, norm); patches are named by the side of their logits at 256 px
-DISCRIMINATORS: dict[str, Callable[..., nn.Module]] = {
-    "patch30": PatchDiscriminator,
-    "patch26": partial(PatchDiscriminator, bias="none", padding=0, padding_mode="reflect"),
-    "patch15": partial(PatchDiscriminator, strides=(2, 2, 2)),
-    "patch15-bias": partial(PatchDiscriminator, strides=(2, 2, 2), bias="all"),
-    "image32": ImageDiscriminator,
-    "image224": partial(ImageDiscriminator, strides=_deep, last=3),
-    "image-rgb": ColorDiscriminator,
+# build(x_channels, y_channels, ndf, norm); patches are named by the side of their logits at 256 px
+DISCRIMINATORS: dict[str, Network] = {
+    "patch30": Network(PatchDiscriminator, smallest=24),
+    "patch26": Network(
+        partial(PatchDiscriminator, bias="none", padding=0, padding_mode="reflect"), smallest=52
+    ),
+    "patch15": Network(partial(PatchDiscriminator, strides=(2, 2, 2)), smallest=32),
+    "patch15-bias": Network(partial(PatchDiscriminator, strides=(2, 2, 2), bias="all"), smallest=32),
+    "image32": Network(ImageDiscriminator, smallest=32),
+    "image224": Network(partial(ImageDiscriminator, strides=_deep, last=3), smallest=160),
+    "image-rgb": Network(ColorDiscriminator, smallest=193, one_pixel_norm=224),
 }
+
+
+def fit_networks(recipe: Recipe) -> Recipe:
+    """Return a recipe whose networks exist and take its size, with `depth` 0 replaced by a number.
+
+    Raises:
+        UserError: an unknown network, or a size, depth or option that it does not take.
+    """
+    for kind, known in (("generator", GENERATORS), ("discriminator", {**DISCRIMINATORS, "none": None})):
+        name = getattr(recipe, kind)
+        if name not in known:
+            raise UserError(f"no {kind} {name}{closest(name, list(known))}")
+        smallest = known[name].smallest if known[name] else 1
+        require(recipe.size >= smallest, "size", recipe, f"at least {smallest} for {name}")
+    recipe = replace(recipe, depth=_fit_depth(recipe))
+    network = GENERATORS[recipe.generator]
+    sides = [recipe.size >> n for n in range(1, recipe.depth + 1)] if network.attention else []
+    wanted = f"0 or one of {' '.join(map(str, sides))} px" if sides else f"0 for generator {recipe.generator}"
+    require(recipe.attention in (0, *sides), "attention", recipe, wanted)
+    require(network.encoder or not recipe.pretrained, "pretrained", recipe, f"false for {recipe.generator}")
+    reason = "as BatchNorm meets a single pixel at this size"
+    lone = recipe.batch_size == 1 and needs_two_images(recipe)
+    require(not lone, "batch_size", recipe, f"2 or more, {reason}")
+    stats = recipe.norm_stats != "batch" or not _norms_one_pixel(recipe)
+    require(stats, "norm_stats", recipe, f"running, {reason}")
+    return recipe
+
+
+def _fit_depth(recipe: Recipe) -> int:
+    """Return the generator's number of downsampling steps; check that the size can be halved so often."""
+    own = GENERATORS[recipe.generator].halvings
+    if own:
+        require(recipe.depth in (0, own), "depth", recipe, f"0 or {own} for {recipe.generator}")
+        require(recipe.size % 2**own == 0, "size", recipe, f"a multiple of {2**own} for {recipe.generator}")
+        return own
+    depth = recipe.depth
+    if depth == 0:
+        require(recipe.size % MULTIPLE == 0, "size", recipe, f"a multiple of {MULTIPLE} (or set depth)")
+        depth = next(n for n in range(MAX_DEPTH, 0, -1) if recipe.size % 2**n == 0)
+    fits = 2 <= depth <= MAX_DEPTH and recipe.size % 2**depth == 0
+    require(fits, "depth", recipe, f"2 to 8 with size a multiple of 2^depth (size is {recipe.size})")
+    return depth
+
+
+def needs_two_images(recipe: Recipe) -> bool:
+    """Tell whether a BatchNorm of either network sees one pixel, which a single image cannot train."""
+    discriminator = DISCRIMINATORS.get(recipe.discriminator)
+    one_pixel = (
+        discriminator is not None and recipe.norm_d == "batch" and recipe.size <= discriminator.one_pixel_norm
+    )
+    return one_pixel or _norms_one_pixel(recipe)
+
+
+def _norms_one_pixel(recipe: Recipe) -> bool:
+    """Tell whether the generator's innermost BatchNorm sees one pixel."""
+    network = GENERATORS[recipe.generator]
+    return network.inner_norm and network.innermost(recipe.size, recipe.depth) == 1
+
+
+def build_generator(recipe: Recipe) -> nn.Module:
+    """Build the untrained generator of a recipe that went through fit_networks.
+
+    Returns:
+        maps (N, Cx, H, W) to (N, Cy, H, W), see imaging.color.CHANNELS; H and W multiples of 2^depth px.
+    """
+    network = GENERATORS[recipe.generator]
+    channels = CHANNELS[recipe.input], CHANNELS[recipe.output]
+    if network.halvings:
+        return network.build(*channels, recipe.ngf)
+    attention_depth = (recipe.size // recipe.attention).bit_length() - 1 if recipe.attention else 0
+    return network.build(
+        *channels, recipe.ngf, depth=recipe.depth, dropout=recipe.dropout, attention_depth=attention_depth
+    )
+
+
+def build_discriminator(recipe: Recipe) -> nn.Module | None:
+    """Build the untrained discriminator of a recipe; None where none takes part in the training."""
+    if not recipe.is_adversarial:
+        return None
+    channels = CHANNELS[recipe.input], CHANNELS[recipe.output]
+    return DISCRIMINATORS[recipe.discriminator].build(*channels, recipe.ndf, norm=recipe.norm_d)

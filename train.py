@@ -11,131 +11,33 @@
 Every save_every epochs the run folder gets a generator, a resumable state, a sample sheet and loss curves.
 """
 
-import threads  # noqa: F401  before torch
-
-import time
 from dataclasses import asdict
 from pathlib import Path
 from shlex import quote
 from typing import Annotated
 
-import numpy as np
 import torch
 import typer
-from torch import Tensor
-from tqdm import tqdm
 
-import checkpoint
-import color
-from audit import audit, failures
-from audit import table as audit_table
-from checkpoint import pick_device, read_run
-from cli import DataOption, DeviceOption, EpochsOption, RecipeOption, RunOption, WeightsOption, command
 from config import CACHE, RUNS, Recipe, parse_settings
-from damage import make_input, seeded
 from data import ImageSet, find_loading, load_images, steps_per_epoch, training_batches
-from folders import list_items, pick
-from gan import (
-    REMEDY,
-    Batch,
-    Training,
-    build_training,
-    load_pretrained,
-    pick_precision,
-    term_weights,
-    train_step,
+from dataset.folders import list_items, pick
+from runtime import atomic, run_folder
+from runtime.cli import (
+    DataOption,
+    DeviceOption,
+    EpochsOption,
+    RecipeOption,
+    RunOption,
+    WeightsOption,
+    command,
 )
-from images import contact_sheet, write_image
-from log import Log, noted_signals
-from plots import plot_losses
-from preflight import describe, recipe_table, require_batch, resolve, resolve_resumed, write_record
-
-
-def finish_epoch(
-    run: Path, recipe: Recipe, training: Training, log: Log, val: ImageSet, device: torch.device
-) -> None:
-    """Go on to the next epoch, saving what save_every asks for."""
-    done = training.epoch
-    due = done % recipe.save_every == 0 or done == recipe.epochs
-    if due or done == recipe.pretrain_epochs:  # the terms change with the stage
-        flush(log, training)
-    if due:
-        training.check_finite()
-        checkpoint.save_generator(run, done, asdict(recipe), training.generator_for_use())
-        save_samples(run, recipe, done, val, device)
-        plot_losses(run / "losses.png", log.records)
-    training.epoch, training.step = done + 1, 0
-    if due:
-        save_state(run, training, log)
-
-
-def flush(log: Log, training: Training) -> None:
-    """End an interval of the log. Raises ValueError where a loss is not finite."""
-    device = next(training.generator.parameters()).device
-    log.flush(training.progress(), training.optimizer_g.param_groups[0]["lr"], device, REMEDY)
-
-
-def save_state(run: Path, training: Training, log: Log) -> None:
-    """Write all that a resume needs."""
-    flush(log, training)
-    training.check_finite()
-    checkpoint.save(checkpoint.state_path(run), training.state_dict())
-    log.clear()  # what saving took is no training time
-
-
-def save_samples(run: Path, recipe: Recipe, epoch: int, images: ImageSet, device: torch.device) -> None:
-    """Write input | ours | truth of the same few validation images at every save."""
-    ids = np.linspace(0, len(images) - 1, min(recipe.samples, len(images))).astype(int).tolist()
-    source, target = images.gather_fixed(ids, asdict(recipe))
-    ours = checkpoint.load_colorizer(run, epoch, device)(source.to(device)).cpu()
-    columns = (color.show_input(source, recipe.input), ours, target)
-    rows = [[picture.permute(1, 2, 0).numpy() for picture in row] for row in zip(*columns, strict=True)]
-    write_image(run / "samples" / f"epoch_{epoch:04d}.png", contact_sheet(rows, ["input", "ours", "truth"]))
-
-
-def make_batch(source: Tensor, target: Tensor, recipe: Recipe, device: torch.device, step: int) -> Batch:
-    """Bring (N, 3, S, S) uint8 pictures to the device, as what the networks take at this step of the run."""
-    photograph = source is target
-    target = target.to(device, non_blocking=True)
-    source = target if photograph else source.to(device, non_blocking=True)
-    given = make_input(source, target, asdict(recipe), seeded(device, recipe.seed, step))
-    if given is target and recipe.input == "L" and recipe.output == "ab":  # one conversion for both
-        return Batch(*color.encode(target, "Lab").split([1, 2], 1), target)
-    return Batch(color.encode(given, recipe.input), color.encode(target, recipe.output), target)
-
-
-def train_epoch(
-    training: Training,
-    recipe: Recipe,
-    images: ImageSet,
-    device: torch.device,
-    amp: torch.autocast,
-    log: Log,
-    caught: list[int],
-) -> None:
-    """Train from training.step to the end of its epoch, or until a signal is caught."""
-    steps = steps_per_epoch(len(images), recipe.batch_size)
-    batches = training_batches(
-        images, recipe.batch_size, recipe.size, recipe.flip, recipe.seed, training.epoch, training.step
-    )
-    title = f"epoch {training.epoch}/{recipe.epochs}"
-    bar = tqdm(total=steps, initial=training.step, desc=title, leave=False, disable=None)
-    started = time.perf_counter()
-    if training.epoch == recipe.pretrain_epochs + 1 and training.step == 0:
-        training.optimizer_g.state.clear()  # Adam starts anew
-    for source, target in batches:
-        waited = time.perf_counter() - started
-        batch = make_batch(source, target, recipe, device, training.steps)
-        training.set_learning_rate(recipe, steps)
-        log.add(train_step(training, batch, recipe, amp), len(batch.x), waited)
-        training.step, training.steps = training.step + 1, training.steps + 1
-        bar.update()
-        if training.steps % recipe.log_every == 0:
-            flush(log, training)
-        if caught:
-            break
-        started = time.perf_counter()
-    bar.close()
+from runtime.device import pick_device, pick_precision
+from runtime.run_folder import read_run
+from training.gan import Training, audit, build_training, failures, load_pretrained, make_batch, term_weights
+from training.gan import table as audit_table
+from training.loop import Log, finish_epoch, noted_signals, save_state, train_epoch
+from training.setup import describe, recipe_table, require_batch, resolve, resolve_resumed, write_record
 
 
 def print_audit(training: Training, recipe: Recipe, images: ImageSet, device: torch.device) -> None:
@@ -179,7 +81,7 @@ def main(
     ] = False,
     list_recipes: Annotated[bool, typer.Option("--list-recipes", help="Print all, and stop.")] = False,
 ) -> Path:
-    """Train a colouriser; returns the run folder. Raises ValueError before any work if something is off."""
+    """Train a colouriser; returns the run folder. Raises UserError before any work if something is off."""
     if list_recipes:
         print(recipe_table())
         return RUNS
@@ -189,25 +91,25 @@ def main(
     }  # fmt: skip
     if resume:
         made, where, folder = resolve_resumed(recipe, data, run, options)
-        weights = weights or read_run(folder).get("weights")
+        weights = weights or read_run(folder).weights
     else:
         made, where, folder = resolve(recipe, data, run, options, writes=not (dry_run or audited))
     on = pick_device(device)
     precision = pick_precision(made.precision, on)
-    items = list_items(where, asdict(made), CACHE)
-    loading = find_loading(asdict(made), items["train"])
+    items = list_items(where, made, CACHE)
+    loading = find_loading(made, items["train"])
     torch.backends.cudnn.benchmark = True  # every batch has one shape
     training = build_training(made, on, precision)
     print(describe(made, where, folder, items, loading, training, f"{on}, {precision}"), flush=True)
     if dry_run:
         print("\n".join(f"  {key} = {value}" for key, value in asdict(made).items()))
         return folder
-    state = checkpoint.state_path(folder)
+    state = run_folder.state_path(folder)
     restored = resume and state.exists()
     weights = Path(weights) if weights else None
     load_pretrained(training, made, weights, fresh=not restored)
     if restored:
-        training.load_state_dict(checkpoint.load(state))
+        training.load_state_dict(atomic.load(state))
     amp = torch.autocast(
         on.type, {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision), precision != "fp32"
     )
@@ -220,7 +122,8 @@ def main(
 
     images = {name: load_images(items[name], loading, CACHE, name) for name in ("train", "val")}
     require_batch(made, len(images["train"]))
-    write_record(folder, made, where, loading, images, training, weights, resume)
+    overrides = {key: value for key, value in options.items() if value is not None}
+    write_record(folder, made, where, loading, images, training, weights, overrides, resume)
     log = Log(folder / "log.jsonl", training.steps)
     steps = steps_per_epoch(len(images["train"]), made.batch_size)
     with noted_signals() as caught:

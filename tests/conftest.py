@@ -10,9 +10,10 @@ import torchvision
 from PIL import Image
 from torch import Tensor
 
-import features
-import scenes
+import models
 import train
+from dataset import scenes
+from runtime import weights
 
 torch.set_num_threads(
     1
@@ -30,7 +31,7 @@ def stand_in(name: str) -> dict[str, Tensor]:
         numbers = 0.05 * torch.randn(max(shape.numel() for shape in shapes.values()))  # shared: stored once
         return {f"features.{k}": numbers[: shape.numel()].view(shape) for k, shape in shapes.items()}
     if name == "danbooru":
-        extractor = features.DanbooruFeatures()
+        extractor = models.DanbooruFeatures()
         head = {
             key.replace("1.", "4.").replace("0.", "2."): v for key, v in extractor.head.state_dict().items()
         }
@@ -43,7 +44,7 @@ def stand_in(name: str) -> dict[str, Tensor]:
 def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Return files of random numbers under the published weights' names, shapes and keys."""
     folder, files = tmp_path_factory.mktemp("weights"), {}
-    for name in features.WEIGHTS.keys() - {"inception"}:  # a program, not a list of tensors
+    for name in weights.WEIGHTS.keys() - {"inception"}:  # a program, not a list of tensors
         torch.save(stand_in(name), folder / name)
         digest = hashlib.sha256((folder / name).read_bytes()).hexdigest()
         files[name] = (folder / name).rename(folder / f"{name}-{digest[:8]}.pth")
@@ -54,7 +55,7 @@ def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def weights_folder(stand_ins: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> Path:
     """Return the folder of stand-ins; while it is in use, features.WEIGHTS knows them by their own hashes."""
     for name, path in stand_ins.items():
-        monkeypatch.setitem(features.WEIGHTS, name, f"https://example.org/{path.name}")
+        monkeypatch.setitem(weights.WEIGHTS, name, f"https://example.org/{path.name}")
     return next(iter(stand_ins.values())).parent
 
 

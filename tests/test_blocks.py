@@ -8,7 +8,9 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
-from blocks import (
+from config import CHOICES
+from models import (
+    GENERATORS,
     INITS,
     PixelShuffleUp,
     ResNetEncoder,
@@ -19,8 +21,6 @@ from blocks import (
     init_normal,
     up,
 )
-from checks import CHOICES
-from models import GENERATORS
 
 
 def noise(*shape: int, seed: int = 1) -> Tensor:

@@ -7,14 +7,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import blocks
-import color
-import damage
-import losses
-from checks import CHOICES, DAMAGES, HALVINGS, SMALLEST, UNETS
-from config import Recipe
-from gan import Batch, build_training, train_step
+import models
+from config import CHOICES, DAMAGES, HALVINGS, SMALLEST, UNETS, Recipe
+from dataset import degradations
+from imaging import color
 from models import DISCRIMINATORS, GENERATORS
+from training import gan
+from training.gan import Batch, build_training, train_step
 
 KINDS = {key: kind for key, kind in get_type_hints(Recipe).items() if key != "name"}
 NUMBERS = [key for key, kind in KINDS.items() if kind in (int, float)]
@@ -175,11 +174,11 @@ def test_choices_are_what_there_is() -> None:
     assert CHOICES["generator"] == tuple(GENERATORS)
     assert set(HALVINGS) | set(UNETS) == set(GENERATORS)
     assert CHOICES["discriminator"] == (*DISCRIMINATORS, "none")
-    assert set(CHOICES["norm_d"]) == set(blocks.NORMS)
-    assert set(CHOICES["init"]) == {*blocks.INITS, "default"}
+    assert set(CHOICES["norm_d"]) == set(models.NORMS)
+    assert set(CHOICES["init"]) == {*models.INITS, "default"}
     assert {*CHOICES["input"], *CHOICES["output"]} == set(color.CHANNELS)
-    assert set(DAMAGES) == set(damage.DAMAGES)
-    verdicts = {float(losses.gan_loss(torch.full((4,), 3.0), False, mode)) for mode in CHOICES["gan_mode"]}
+    assert set(DAMAGES) == set(degradations.DAMAGES)
+    verdicts = {float(gan.gan_loss(torch.full((4,), 3.0), False, mode)) for mode in CHOICES["gan_mode"]}
     assert len(verdicts) == len(CHOICES["gan_mode"])  # a loss of its own each
 
 

@@ -12,15 +12,14 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 from PIL import Image
-from test_conveyor import StandIn, chroma, frame_of, gray, save, write_model
+from test_stages import StandIn, chroma, frame_of, gray, save, write_model
 
-import cli
 import colorize
-import conveyor
 import export
-import painter
 from config import ROOT
-from files import FORMS, scan
+from imaging.files import FORMS, scan
+from inference import pipeline, runner
+from runtime import cli
 
 
 @pytest.fixture(scope="session")
@@ -188,7 +187,7 @@ def test_notes_of_finished_files_are_not_held(monkeypatch: pytest.MonkeyPatch) -
         notes.append(weakref.ref(found.notes))
         return found
 
-    monkeypatch.setattr(conveyor, "scan", watched)
+    monkeypatch.setattr(pipeline, "scan", watched)
     monkeypatch.setattr(colorize, "Painter", lambda *_, **__: StandIn())
     for i in range(40):
         save(f"p/{i:02}.png", gray(0))
@@ -280,7 +279,7 @@ def test_options_reach_the_model(
 ) -> None:
     path, made = write_model(Path("model.ts")), []
 
-    class Watched(painter.Painter):
+    class Watched(runner.Painter):
         def __init__(self, *arguments: Any, **attributes: Any) -> None:
             super().__init__(*arguments, **attributes)
             made.append(self.model)
@@ -423,6 +422,6 @@ def test_an_interrupted_call_leaves_whole_files(
     assert call("p", "--model", "any.ts", monkeypatch=monkeypatch) == cli.INTERRUPTED
     assert capsys.readouterr().err.strip() == "colorize.py: interrupted; what was saved before is kept"
     assert sorted(path.name for path in Path("out").iterdir()) == ["0.png", "1.png", "2.png"]
-    monkeypatch.setattr(colorize, "Painter", painter.Painter)
+    monkeypatch.setattr(colorize, "Painter", runner.Painter)
     colorize.main(["p"], model=model, device="cpu")
     assert len(list(Path("out").iterdir())) == 6

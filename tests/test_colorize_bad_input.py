@@ -18,10 +18,10 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from test_colorize import call, command_line, records
-from test_conveyor import frame_of, frames_of, gray, save, write_model
+from test_stages import frame_of, frames_of, gray, save, write_model
 
-from checkpoint import EXPORT_FORMAT
 from config import ROOT
+from inference.checkpoint import EXPORT_FORMAT
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="asks Linux")
 no_root = pytest.mark.skipif(os.geteuid() == 0, reason="root may do everything")

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-import checkpoint
-import color
 from config import RECIPES, SYSTEMS, ClassifierRecipe, Recipe, closest, make_recipe, parse_settings
+from imaging import color
+from inference import checkpoint
 from models import DISCRIMINATORS, count_parameters
 
 KNOWN = " ".join(sorted(RECIPES))

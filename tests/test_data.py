@@ -13,11 +13,8 @@ from PIL import Image
 from skimage.color import rgb2lab
 from torch import Tensor
 
-import color
 import data
-import scenes
 from config import Recipe
-from damage import make_fixed_input
 from data import (
     ImageSet,
     Loading,
@@ -30,8 +27,11 @@ from data import (
     training_batches,
     training_order,
 )
-from folders import Item, list_items, read_picture
-from images import Array, colorfulness, resize
+from dataset import scenes
+from dataset.degradations import make_fixed_input
+from dataset.folders import Item, list_items, read_picture
+from imaging import color
+from imaging.pixels import Array, colorfulness, resize
 
 CACHE = Path("cache")
 PHOTO = Loading(load_size=16, fit="crop", pair="none", sketch=False)

@@ -25,27 +25,27 @@ from skimage.color import deltaE_ciede2000, rgb2lab
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import Tensor, nn
 
-import checkpoint
-import color
 import eval as evaluation
-import features
-import scores
 import train
-from config import ROOT
+from config import METRICS, ROOT
 from data import ImageSet, open_split
-from eval import main, recompress, score_folders, score_pictures
-from images import Array, colorfulness, read_image, resize, write_image
-from judges import Judges
-from metrics import DIRECTIONS, PER_IMAGE, Pictures
-from perceptual import LPIPS
-from protocol import describe_protocol, identify
-from recognition import build_classifier, save_classifier
-from scores import best_epochs
+from eval import main
+from evaluation import scores, scoring
+from evaluation.classifier import build_classifier, save_classifier
+from evaluation.deep_metrics import LPIPS, Judges
+from evaluation.metrics import PER_IMAGE, Pictures
+from evaluation.render import recompress
+from evaluation.scores import best_epochs, describe_protocol, identify
+from evaluation.scoring import score_folders, score_pictures
+from imaging import color
+from imaging.files import read_image, write_image
+from imaging.pixels import Array, colorfulness, resize
+from runtime import atomic, run_folder, weights
 from test import main as render
 
 CPU = torch.device("cpu")
 STEMS = ["a__p13", "a__p15", "b__p12", "b__p14"]
-COMPUTED = [name for name in DIRECTIONS if name in PER_IMAGE and name != "ms_ssim"]  # of 32 px
+COMPUTED = [name for name in METRICS if name in PER_IMAGE and name != "ms_ssim"]  # of 32 px
 BASE = ["gray", "mean_ab", "jpeg90"]
 ALL = [*BASE, "epoch_0001", "epoch_0002"]
 
@@ -163,13 +163,13 @@ def test_files_agree_with_what_is_returned(scored: tuple[Path, dict[str, Any]]) 
     assert stored["rows"] == rows
     assert stored["best"] == best_epochs(rows)
     assert set(stored["best"]) == set(COMPUTED)
-    assert (stored["metric"], stored["directions"]) == ("ciede2000", DIRECTIONS)
+    assert (stored["metric"], stored["directions"]) == ("ciede2000", METRICS)
     table = {line["name"]: line for line in read_table(run / "scores.csv")}
     assert list(table) == list(rows)
     for name, row in rows.items():
         assert float(table[name]["ssim"]) == row["ssim"]
         assert float(table[name]["ciede2000_low"]) == row["ciede2000_low"]
-        for metric in set(DIRECTIONS) - set(COMPUTED):
+        for metric in set(METRICS) - set(COMPUTED):
             assert table[name][metric] == ""  # unavailable is never a number
             assert row[metric].startswith("unavailable: ")
             assert f"{metric}_se" not in row
@@ -185,7 +185,7 @@ def test_files_agree_with_what_is_returned(scored: tuple[Path, dict[str, Any]]) 
 
 
 def test_protocol_says_how_it_was_scored(scored: tuple[Path, dict[str, Any]]) -> None:
-    stored, recipe = read_json(scored[0])["protocol"], checkpoint.read_run(scored[0])["recipe"]
+    stored, recipe = read_json(scored[0])["protocol"], run_folder.read_run(scored[0])["recipe"]
     assert (stored["images"], stored["size"], stored["weights"]) == (4, 32, {})
     assert stored["resize"] == "crop 32:32 px, bicubic, antialiased"
     assert stored.keys() == describe_protocol(recipe, STEMS, [], {}).keys()
@@ -195,9 +195,9 @@ def test_protocol_says_how_it_was_scored(scored: tuple[Path, dict[str, Any]]) ->
 
 def test_rows_carry_the_stamp_of_their_checkpoint(scored: tuple[Path, dict[str, Any]]) -> None:
     run, rows = scored
-    key = (run / "targets" / checkpoint.STAMP).read_text()
+    key = (run / "targets" / run_folder.STAMP).read_text()
     for epoch in (1, 2):
-        assert rows[f"epoch_000{epoch}"]["stamp"] == checkpoint.stamp(run, epoch, key)
+        assert rows[f"epoch_000{epoch}"]["stamp"] == run_folder.stamp(run, epoch, key)
     assert rows["epoch_0001"]["stamp"] != rows["epoch_0002"]["stamp"]
     assert not any("stamp" in rows[name] for name in BASE)
 
@@ -219,7 +219,7 @@ def test_what_is_printed(run: Path, capsys: pytest.CaptureFixture[str], no_drawi
 
 def test_floors_and_ceilings_are_of_the_truth(scored: tuple[Path, dict[str, Any]]) -> None:
     run, rows = scored
-    mean = checkpoint.read_run(run)["mean_ab"]
+    mean = run_folder.read_run(run)["mean_ab"]
     for stem in STEMS:
         name = f"{stem}.png"
         truth = color.rgb_to_lab(color.rgb01(load(run / "targets" / name)))
@@ -234,7 +234,7 @@ def test_floors_and_ceilings_are_of_the_truth(scored: tuple[Path, dict[str, Any]
         )
     assert rows["gray"]["colorfulness"] < 1 < rows["mean_ab"]["colorfulness"] < rows["jpeg90"]["colorfulness"]
     for metric in ("psnr_db", "ssim", "ab_mse", "ciede2000", "colorfulness_error"):
-        best = min(rows, key=lambda name: (-1 if DIRECTIONS[metric] == "higher" else 1) * rows[name][metric])
+        best = min(rows, key=lambda name: (-1 if METRICS[metric] == "higher" else 1) * rows[name][metric])
         assert best == "jpeg90"
 
 
@@ -262,7 +262,7 @@ def test_a_classifier_scores_the_truth_too(
     for line in read_table(run / "scores_per_image.csv"):
         assert float(line["top1"]) == float(line["top5"]) == (line["stem"][0] == "a")  # its own class
         assert (line["psnr_db"] == "") == (line["name"] == "truth")
-    assert read_json(run)["protocol"]["weights"] == {"classifier": features.file_hash(classifier)}
+    assert read_json(run)["protocol"]["weights"] == {"classifier": weights.file_hash(classifier)}
     assert read_json(run)["best"]["top1"] == "epoch_0001"
     printed = capsys.readouterr().out
     assert "top1 unavailable" not in printed
@@ -308,7 +308,7 @@ def test_scores_of_other_data_are_refused_before_anything_is_rendered(run: Path,
 def test_scores_of_other_versions_are_refused(run: Path) -> None:
     stored = read_json(run)
     stored["protocol"]["versions"]["torch"] = "1.0"
-    checkpoint.write_json(run / "scores.json", stored)
+    atomic.write_json(run / "scores.json", stored)
     before = snapshot(run)
     with pytest.raises(ValueError, match=MIXED.format(r"torch 1\.0 and [\w.+]+")):
         main(run=run, epoch=1, device="cpu")
@@ -333,7 +333,7 @@ def test_scores_by_other_metrics_are_refused(run: Path, classifier: Path) -> Non
 
 def test_a_checkpoint_written_again_is_rendered_again(run: Path) -> None:
     first = read_json(run)["rows"]
-    shutil.copy(checkpoint.epoch_path(run, 2), checkpoint.epoch_path(run, 1))
+    shutil.copy(run_folder.epoch_path(run, 2), run_folder.epoch_path(run, 1))
     before = snapshot(run)
     with pytest.raises(ValueError, match=OTHER.format(1)):
         main(run=run, epoch=2, device="cpu")
@@ -344,13 +344,13 @@ def test_a_checkpoint_written_again_is_rendered_again(run: Path) -> None:
 
 def test_an_epoch_whose_own_checkpoint_was_written_again_is_scored_alone(run: Path) -> None:
     first = read_json(run)["rows"]
-    shutil.copy(checkpoint.epoch_path(run, 2), checkpoint.epoch_path(run, 1))
+    shutil.copy(run_folder.epoch_path(run, 2), run_folder.epoch_path(run, 1))
     rows = main(run=run, epoch=1, device="cpu")
     assert rows["epoch_0001"]["psnr_db"] == rows["epoch_0002"]["psnr_db"] == first["epoch_0002"]["psnr_db"]
 
 
 def test_rows_of_epochs_that_are_gone_are_not_kept(run: Path) -> None:
-    checkpoint.epoch_path(run, 1).unlink()
+    run_folder.epoch_path(run, 1).unlink()
     assert list(main(run=run, device="cpu")) == [*BASE, "epoch_0002"]
 
 
@@ -371,7 +371,7 @@ def test_what_was_rendered_of_other_data_is_not_scored_as_the_runs_own(run: Path
 def test_a_row_that_lacks_something_is_refused(run: Path, missing: str, sentence: str) -> None:
     stored = read_json(run)
     del stored["rows"]["epoch_0002"][missing]
-    checkpoint.write_json(run / "scores.json", stored)
+    atomic.write_json(run / "scores.json", stored)
     before = (run / "scores.json").read_bytes()
     with pytest.raises(ValueError, match=sentence):
         main(run=run, epoch=1, device="cpu")
@@ -530,16 +530,16 @@ def test_epochs_that_cannot_be_scored(fresh: Path, epoch: str | int, sentence: s
 def test_the_best_epoch_can_be_scored_alone(run: Path) -> None:
     before = read_json(run)
     number = int(before["best"]["ciede2000"].removeprefix("epoch_"))
-    checkpoint.epoch_path(run, 3 - number).unlink()
+    run_folder.epoch_path(run, 3 - number).unlink()
     assert list(main(run=run, epoch="best", device="cpu")) == [*BASE, before["best"]["ciede2000"]]
 
 
 def break_generator(run: Path, epoch: int) -> None:
     """Make one weight of a checkpoint NaN."""
-    payload = checkpoint.load(checkpoint.epoch_path(run, epoch))
+    payload = atomic.load(run_folder.epoch_path(run, epoch))
     name = next(key for key in payload["generator"] if key.endswith("weight"))
     payload["generator"][name][0] = float("nan")
-    checkpoint.save(checkpoint.epoch_path(run, epoch), payload)
+    atomic.save(run_folder.epoch_path(run, epoch), payload)
 
 
 def test_a_generator_that_gives_nan_is_named(run: Path) -> None:
@@ -571,7 +571,7 @@ def test_a_metric_that_was_asked_for_and_is_missing_fails_before_any_work(
         ValueError, match=r"^lpips_alex unavailable: alexnet.* could not be downloaded \(no route"
     ):
         main(run=fresh, all_epochs=True, metric=["psnr_db", "lpips_alex"], device="cpu")
-    assert addresses == [features.WEIGHTS["alexnet"]]  # and no other
+    assert addresses == [weights.WEIGHTS["alexnet"]]  # and no other
     assert not (fresh / "scores.json").exists()
     assert not (fresh / "outputs").exists()
 
@@ -599,7 +599,7 @@ def test_mps_renders_but_the_cpu_scores(
 
     monkeypatch.setattr(evaluation, "pick_device", lambda _: torch.device(device))
     monkeypatch.setattr(evaluation, "open_judges", note_scorer)
-    monkeypatch.setattr(evaluation, "evaluate", lambda *given: seen.append(given[-1]) or {})
+    monkeypatch.setattr(scoring, "evaluate", lambda *given: seen.append(given[-1]) or {})
     assert main(run=fresh) == {}
     assert seen == [torch.device(scorer), torch.device(device)]
 
@@ -627,7 +627,7 @@ def test_a_folder_of_weights_makes_lpips_available(
     for net, name in (("alex", "alexnet"), ("vgg", "vgg16")):
         metric = f"lpips_{net}"
         (path,) = weights_folder.glob(f"{name}-*.pth")
-        assert stored["protocol"]["weights"][name] == features.file_hash(path)
+        assert stored["protocol"]["weights"][name] == weights.file_hash(path)
         assert metric in stored["best"]
         assert rows["gray"][f"{metric}_low"] <= rows["gray"][metric] <= rows["gray"][f"{metric}_high"]
         assert f"{metric} unavailable" not in capsys.readouterr().out
@@ -670,7 +670,7 @@ def test_epochs_with_and_without_fid_are_not_mixed(
 
 
 def test_folders_are_compared_with_the_truths(run: Path) -> None:
-    images = open_split(checkpoint.read_run(run), None, "test", Path("cache"))
+    images = open_split(run_folder.read_run(run), None, "test", Path("cache"))
     judge = FolderJudge()
     judges = Judges(CPU, per_folder={"fid": lambda a, b: float(np.abs(a - b).max())}, inception=judge)
     judges.missing = {"kid": "unavailable: why"}
@@ -705,10 +705,10 @@ def test_chunks_and_threads_do_not_change_scores(pixels: int, monkeypatch: pytes
     images = image_set(11, 16, Path("o"))
     folders = {"one": Path("o"), "other": Path("o")}
     monkeypatch.setattr(os, "cpu_count", lambda: 1)
-    monkeypatch.setattr(evaluation, "CHUNK_PIXELS", {"cpu": 16**2})
+    monkeypatch.setattr(scoring, "CHUNK_PIXELS", {"cpu": 16**2})
     expected, _ = score_pictures(folders, images, 16, SIMPLE)
     monkeypatch.setattr(os, "cpu_count", lambda: 4)
-    monkeypatch.setattr(evaluation, "CHUNK_PIXELS", {"cpu": pixels})
+    monkeypatch.setattr(scoring, "CHUNK_PIXELS", {"cpu": pixels})
     found, others = score_pictures(folders, images, 16, SIMPLE)
     for name in folders:
         for metric in COMPUTED:
@@ -727,7 +727,7 @@ def test_the_digest_of_the_truth_does_not_depend_on_how_it_was_cut_into_chunks(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = read_json(run)["protocol"]
-    monkeypatch.setattr(evaluation, "CHUNK_PIXELS", {"cpu": 1})
+    monkeypatch.setattr(scoring, "CHUNK_PIXELS", {"cpu": 1})
     main(run=run, all_epochs=True, device="cpu")
     assert read_json(run)["protocol"] == before
 
@@ -762,7 +762,7 @@ def test_torch_gets_its_threads_back(damaged: bool) -> None:
 @pytest.mark.parametrize(("device", "workers"), [("cpu", 7), ("cuda", 2)])
 def test_a_gpu_is_shared_by_two_threads(device: str, workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "cpu_count", lambda: 7)
-    with evaluation.one_thread_each(torch.device(device)) as pool:
+    with scoring.one_thread_each(torch.device(device)) as pool:
         assert pool._max_workers == workers
 
 
@@ -787,7 +787,7 @@ def test_what_is_in_memory_does_not_grow_with_the_number_of_images(
                 peak[0] = max(peak[0], alive[0])
 
     monkeypatch.setattr(evaluation, "Pictures", Counted)
-    monkeypatch.setattr(evaluation, "CHUNK_PIXELS", {"cpu": 2 * 16**2})
+    monkeypatch.setattr(scoring, "CHUNK_PIXELS", {"cpu": 2 * 16**2})
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
     judges = Judges(CPU, {name: PER_IMAGE[name] for name in ("psnr_db", "ab_mse")})
     score_pictures({"a": Path("o"), "b": Path("o")}, image_set(count, 16, Path("o")), 16, judges)
@@ -813,7 +813,7 @@ def test_comparing_from_the_command(run: Path, capsys: pytest.CaptureFixture[str
     stored, path = read_json(other), other / "scores_per_image.csv"
     before = identify(stored["protocol"])
     stored["protocol"]["versions"]["torch"] = "1.0"
-    checkpoint.write_json(other / "scores.json", stored)
+    atomic.write_json(other / "scores.json", stored)
     path.write_text(path.read_text().replace(before, identify(stored["protocol"])))
     with pytest.raises(ValueError, match=r"were not scored alike: torch [\w.+]+ and 1\.0; .*--force$"):
         main(run=run, against=str(other), device="cpu")

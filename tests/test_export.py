@@ -19,14 +19,14 @@ from test_models import build, inputs
 from test_recipes import shrunk
 from torch import Tensor, nn
 
-import checkpoint
 import export
-import interchange
-import scores
-from cli import command
-from colorizer import Colorizer, use_batch_statistics
 from config import RECIPES, ROOT, VERSION, make_recipe
+from evaluation import scores
+from inference import checkpoint, exporters
+from inference.colorizer import Colorizer, use_batch_statistics
 from models import GENERATORS
+from runtime import atomic, run_folder
+from runtime.cli import command
 
 CPU = torch.device("cpu")
 EXTRACTORS = ("manga-ext", "manga-att-ext")  # a ResNet-50 at 360 px, which takes its time
@@ -103,7 +103,7 @@ def make_run(folder: Path, name: str, **fields: Any) -> Path:
     torch.manual_seed(0)
     generator = randomise(checkpoint.build_colorizer(recipe).generator)
     checkpoint.save_generator(folder, 1, recipe, generator)
-    checkpoint.write_json(folder / "recipe.json", {key: {} for key in checkpoint.RECORD} | {"recipe": recipe})
+    atomic.write_json(folder / "recipe.json", {key: {} for key in run_folder.RECORD} | {"recipe": recipe})
     return folder
 
 
@@ -120,8 +120,8 @@ def files(folder: Path) -> dict[str, bytes]:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Compare on one small size only, where the comparison is not what is tested."""
-    monkeypatch.setattr(export, "SIZES", ((19, 34),))
-    monkeypatch.setattr(export, "BATCHES", (2,))
+    monkeypatch.setattr(exporters, "SIZES", ((19, 34),))
+    monkeypatch.setattr(exporters, "BATCHES", (2,))
 
 
 @pytest.fixture
@@ -144,7 +144,7 @@ def score(run: Path, best: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Write scores by which an epoch is the best, and no curves."""
     monkeypatch.setattr(scores, "plot_scores", lambda *_: None)
     rows = {
-        f"epoch_{n:04d}": {"ssim": 0.5 + (n == best), "stamp": checkpoint.stamp(run, n, "key")}
+        f"epoch_{n:04d}": {"ssim": 0.5 + (n == best), "stamp": run_folder.stamp(run, n, "key")}
         for n in (1, 2)
     }
     scores.write_scores(run, {"gray": {"ssim": 0.25}, **rows}, {}, [], {}, "ssim", [])
@@ -167,7 +167,7 @@ def test_no_best_epoch_writes_nothing(
     with pytest.raises(ValueError, match=r"^no scores in .*, so no best epoch; score first: python eval"):
         export.main(run=run, epoch="best", device="cpu")
     score(run, 1, monkeypatch)
-    checkpoint.epoch_path(run, 1).write_bytes(checkpoint.epoch_path(run, 2).read_bytes())
+    run_folder.epoch_path(run, 1).write_bytes(run_folder.epoch_path(run, 2).read_bytes())
     with pytest.raises(ValueError, match="are older than its checkpoints"):
         export.main(run=run, epoch="best", device="cpu")
     assert capsys.readouterr().out == ""
@@ -192,7 +192,7 @@ def test_working_size_can_be_set_after_loading(run: Path) -> None:
 
 
 def test_a_difference_writes_nothing(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    other = torch.jit.script(export.deployable(checkpoint.load_colorizer(run, 1, CPU), "fp32"))
+    other = torch.jit.script(exporters.deployable(checkpoint.load_colorizer(run, 1, CPU), "fp32"))
     monkeypatch.setattr(torch.jit, "script", lambda _: other)
     with pytest.raises(ValueError, match=r"^eager, scripted on cpu: they differ by .*; nothing was written"):
         export.main(run=run, epoch=2, device="cpu")
@@ -200,12 +200,12 @@ def test_a_difference_writes_nothing(run: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_batch_statistics_are_exported(run: Path) -> None:
-    payload = checkpoint.load(checkpoint.epoch_path(run, 2))
+    payload = atomic.load(run_folder.epoch_path(run, 2))
     payload["recipe"]["norm_stats"] = "batch"
-    checkpoint.save(checkpoint.epoch_path(run, 2), payload)
-    record = checkpoint.read_run(run)
+    atomic.save(run_folder.epoch_path(run, 2), payload)
+    record = run_folder.read_run(run)
     record["recipe"]["norm_stats"] = "batch"
-    checkpoint.write_json(run / "recipe.json", record)
+    atomic.write_json(run / "recipe.json", record)
     model, metadata = checkpoint.load_exported(export.main(run=run, device="cpu"), CPU)
     assert metadata["recipe"]["norm_stats"] == "batch"
     image = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
@@ -215,7 +215,7 @@ def test_batch_statistics_are_exported(run: Path) -> None:
 def test_the_module_to_deploy_shares_nothing_with_the_trained_one(run: Path) -> None:
     trained = checkpoint.load_colorizer(run, 2, CPU)
     before = {name: tensor.clone() for name, tensor in trained.state_dict().items()}
-    module = export.deployable(trained, "bf16")
+    module = exporters.deployable(trained, "bf16")
     ours = {tensor.data_ptr() for tensor in trained.state_dict().values()}
     assert not ours & {tensor.data_ptr() for tensor in module.state_dict().values()}
     assert all(torch.equal(tensor, before[name]) for name, tensor in trained.state_dict().items())
@@ -233,11 +233,11 @@ def test_what_differs_is_refused(broken: str) -> None:
         worse = {"nan": float("nan"), "level": 1.1 / 255, "type": 0.0}[broken]
         return image + worse if len(image) == 3 else image
 
-    compare = export.compare_integers if broken == "type" else partial(export.compare, limit=1.0)
+    compare = exporters.compare_integers if broken == "type" else partial(exporters.compare, limit=1.0)
     with pytest.raises(ValueError, match=r"^x: they differ .*nothing was written$"):
         compare("x", one, other, CPU)
-    export.compare("x", one, one, CPU, 0.0)
-    export.compare_integers("x", one, one, CPU)
+    exporters.compare("x", one, one, CPU, 0.0)
+    exporters.compare_integers("x", one, one, CPU)
 
 
 @pytest.mark.parametrize(
@@ -262,7 +262,7 @@ def test_torchscript_of_somebody_else(tmp_path: Path) -> None:
 def test_folding_leaves_the_output_as_it_is(name: str) -> None:
     generator = randomise(build(name)).eval()
     before = {key: value.clone() for key, value in generator.state_dict().items()}
-    folded = export.deployable(Colorizer(generator, "L", "ab", 64, 16).eval(), "fp32").generator
+    folded = exporters.deployable(Colorizer(generator, "L", "ab", 64, 16).eval(), "fp32").generator
     (x,) = inputs(name, 96)
     with torch.inference_mode():
         expected, found = generator(x), folded(x)
@@ -278,7 +278,7 @@ def test_folding_leaves_the_output_as_it_is(name: str) -> None:
 def test_statistics_of_the_batch_are_not_folded(name: str, left: int) -> None:
     generator = randomise(build(name))
     generator.apply(use_batch_statistics).eval()
-    folded = export.deployable(Colorizer(generator, "L", "ab", 64, 16).eval(), "fp32").generator
+    folded = exporters.deployable(Colorizer(generator, "L", "ab", 64, 16).eval(), "fp32").generator
     assert norms(folded) == left  # of unet-ext: all but the frozen extractor's
     (x,) = inputs(name)
     with torch.inference_mode():
@@ -313,7 +313,7 @@ def test_only_what_follows_a_convolution_is_folded(network: nn.Module, left: int
     x = torch.rand(2, 3, 9, 11)
     with torch.inference_mode():
         expected = randomise(network).eval()(x)
-        torch.testing.assert_close(export.fold_batch_norm(network)(x), expected, atol=1e-5, rtol=0)
+        torch.testing.assert_close(exporters.fold_batch_norm(network)(x), expected, atol=1e-5, rtol=0)
     assert norms(network) == left
 
 
@@ -357,7 +357,7 @@ def test_every_kind_of_network_works_in_half_precision(name: str, precision: str
     run = make_run(tmp_path / "run", "places-resnet" if name == "resnet" else name)
     trained = checkpoint.load_colorizer(run, 1, CPU)
     image = torch.rand(1, 3, 40, 50, generator=torch.Generator().manual_seed(0))
-    difference = export.deployable(trained, precision)(image) - trained(image)
+    difference = exporters.deployable(trained, precision)(image) - trained(image)
     assert difference.abs().mean() < 2 / 255
 
 
@@ -381,7 +381,7 @@ def test_a_late_nan_is_not_called_a_small_difference() -> None:
         return image * float("nan") if len(image) == 3 else image
 
     with pytest.raises(ValueError, match=r"nan|not a number|not finite"):
-        export.compare("x", lambda image: image, other, CPU, 1.0)
+        exporters.compare("x", lambda image: image, other, CPU, 1.0)
 
 
 class StandInForMPS:
@@ -404,7 +404,7 @@ class StandInForMPS:
 
 
 def test_differences_need_no_float64_on_the_device() -> None:
-    found = export.differences(StandInForMPS, lambda image: StandInForMPS(image + 1 / 255), CPU)
+    found = exporters.differences(StandInForMPS, lambda image: StandInForMPS(image + 1 / 255), CPU)
     assert found == [pytest.approx((1, 1), abs=1e-4)] * 6
 
 
@@ -412,7 +412,7 @@ def test_the_table_has_a_row_per_comparison_and_a_column_per_shape(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = make_run(tmp_path / "run", "demo", size=32)
-    monkeypatch.setattr(export, "devices", lambda name: [CPU, torch.device("cpu:0")])
+    monkeypatch.setattr(exporters, "devices", lambda name: [CPU, torch.device("cpu:0")])
     path = export.main(run=run)
     *table, wrote, use = capsys.readouterr().out.splitlines()
     pairs = [f"eager, {kind} on {device}" for device in ("cpu", "cpu:0") for kind in ("scripted", "reloaded")]
@@ -437,9 +437,9 @@ def test_differences_are_the_largest_and_the_mean_of_each_shape() -> None:
         image[-1, 0, 0, 0] += len(image) / 255  # of one value alone
         return image
 
-    found = export.differences(lambda image: image, other, CPU)
+    found = exporters.differences(lambda image: image, other, CPU)
     for (largest, mean), (n, (height, width)) in zip(
-        found, product(export.BATCHES, export.SIZES), strict=True
+        found, product(exporters.BATCHES, exporters.SIZES), strict=True
     ):
         assert largest == pytest.approx(n, rel=1e-3)
         assert mean == pytest.approx(1 / (3 * height * width), rel=1e-3)
@@ -451,14 +451,14 @@ def test_auto_compares_on_the_cpu_and_on_the_accelerator(monkeypatch: pytest.Mon
         monkeypatch.setattr(
             export, "pick_device", lambda name, there=there: there if name == "auto" else torch.device(name)
         )
-        assert export.devices("auto") == ([CPU] if found == "cpu" else [CPU, there])
-        assert export.devices("cpu") == [CPU]
-    assert export.devices("cuda:1") == [torch.device("cuda:1")]
+        assert exporters.devices("auto") == ([CPU] if found == "cpu" else [CPU, there])
+        assert exporters.devices("cpu") == [CPU]
+    assert exporters.devices("cuda:1") == [torch.device("cuda:1")]
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("precision", export.PRECISIONS)
+@pytest.mark.parametrize("precision", exporters.PRECISIONS)
 def test_a_gpu_has_rows_of_its_own(
     precision: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -529,7 +529,7 @@ def test_what_a_format_cannot_express_is_refused(
 ) -> None:
     branching = Colorizer(Branching(), "L", "ab", 32, 8).eval()
     monkeypatch.setattr(checkpoint, "load_colorizer", lambda *_: branching)
-    monkeypatch.setattr(interchange, "require_onnx", lambda: None)  # it does not come to that
+    monkeypatch.setattr(exporters, "require_onnx", lambda: None)  # it does not come to that
     before = files(run)
     sentence = rf"^{form} cannot express this network \(.+\); nothing was written; --format ts can$"
     with pytest.raises(ValueError, match=sentence) as caught:
@@ -544,9 +544,9 @@ def test_what_a_format_cannot_express_is_refused(
 def test_another_format_that_differs_is_not_written(
     form: str, run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(interchange, "require_onnx", lambda: None)
-    monkeypatch.setattr(interchange, f"write_{form}", lambda path, *_: path.write_bytes(b"x"))
-    monkeypatch.setattr(interchange, f"load_{form}", lambda path: lambda image: image)
+    monkeypatch.setattr(exporters, "require_onnx", lambda: None)
+    monkeypatch.setattr(exporters, f"write_{form}", lambda path, *_: path.write_bytes(b"x"))
+    monkeypatch.setattr(exporters, f"load_{form}", lambda path: lambda image: image)
     before = files(run)
     with pytest.raises(ValueError, match=rf"^eager, {form} on cpu: they differ by .* nothing was written$"):
         export.main(run=run, format_=form, device="cpu")
@@ -592,7 +592,7 @@ def test_metadata_says_what_the_file_is(precision: str, run: Path) -> None:
         "version": VERSION,
         "epoch": 1,
         "precision": precision,
-        "recipe": checkpoint.read_run(run)["recipe"],
+        "recipe": run_folder.read_run(run)["recipe"],
         "torch": torch.__version__,
     }
 

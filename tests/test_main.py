@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-import checkpoint
-import color
 import config
-import main as pipeline
-import scenes
-from images import read_image
+import main
+from dataset import scenes
+from imaging import color
+from imaging.files import read_image
+from inference import checkpoint
+from runtime import run_folder
 
 
 @pytest.fixture
@@ -32,7 +33,7 @@ def no_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_stage_leaves_its_files(small_demo: None, capsys: pytest.CaptureFixture[str]) -> None:
-    sheet = pipeline.main(device="cpu")
+    sheet = main.main(device="cpu")
     run = Path("runs/demo")
     assert sheet == run / "contact_sheet.png"
     for name in (
@@ -61,14 +62,14 @@ def test_the_best_epoch_is_exported_and_shown(
     small_demo: None, monkeypatch: pytest.MonkeyPatch, best: int
 ) -> None:
     shown: list[Path] = []
-    real = pipeline.sheet_rows
+    real = main.sheet_rows
     monkeypatch.setattr(
-        pipeline,
+        main,
         "sheet_rows",
         lambda run, outputs, example: shown.append(outputs) or real(run, outputs, example),
     )
     monkeypatch.setattr("scores.best_epochs", lambda _: {"ciede2000": f"epoch_000{best}"})
-    pipeline.main(device="cpu")
+    main.main(device="cpu")
     _, metadata = checkpoint.load_exported(Path("runs/demo/generator.ts"), torch.device("cpu"))
     assert metadata["epoch"] == best
     assert shown == [Path(f"runs/demo/outputs/epoch_000{best}")]
@@ -76,11 +77,11 @@ def test_the_best_epoch_is_exported_and_shown(
 
 @pytest.mark.usefixtures("no_drawing")
 def test_called_again_it_goes_on(small_demo: None) -> None:
-    pipeline.main(device="cpu", epochs=1)
-    before = os.stat(checkpoint.epoch_path(Path("runs/demo"), 1)).st_mtime_ns
-    pipeline.main(device="cpu", epochs=2)
-    assert os.stat(checkpoint.epoch_path(Path("runs/demo"), 1)).st_mtime_ns == before
-    assert checkpoint.saved_epochs(Path("runs/demo")) == [1, 2]
+    main.main(device="cpu", epochs=1)
+    before = os.stat(run_folder.epoch_path(Path("runs/demo"), 1)).st_mtime_ns
+    main.main(device="cpu", epochs=2)
+    assert os.stat(run_folder.epoch_path(Path("runs/demo"), 1)).st_mtime_ns == before
+    assert run_folder.saved_epochs(Path("runs/demo")) == [1, 2]
 
 
 class Stop(Exception):
@@ -94,10 +95,10 @@ def test_training_is_given_every_option(monkeypatch: pytest.MonkeyPatch) -> None
         given.append(options)
         raise Stop
 
-    monkeypatch.setattr(pipeline.train, "main", note)
+    monkeypatch.setattr(main.train, "main", note)
     options = {"recipe": "coco-resnet", "data": "photos", "epochs": 3, "weights": Path("w"), "device": "cpu"}
     with pytest.raises(Stop):
-        pipeline.main(**options)
+        main.main(**options)
     assert given == [{**options, "run": Path("runs/coco-resnet"), "resume": False}]
 
 
@@ -109,15 +110,15 @@ def test_scoring_is_given_the_weights(small_demo: None, monkeypatch: pytest.Monk
         given.append(options)
         raise Stop
 
-    monkeypatch.setattr(pipeline.evaluation, "main", note)
+    monkeypatch.setattr(main.evaluation, "main", note)
     with pytest.raises(Stop):
-        pipeline.main(weights=Path("w"), device="cpu")
+        main.main(weights=Path("w"), device="cpu")
     assert given == [{"run": Path("runs/demo"), "all_epochs": True, "weights": Path("w"), "device": "cpu"}]
 
 
 @pytest.mark.parametrize("kind", ["L", "gray", "line", "gray+line", "sketch"])
 def test_the_photograph_is_an_input_of_its_kind(kind: str, tmp_path: Path) -> None:
-    path, photo = pipeline.write_example(tmp_path, kind)
+    path, photo = main.write_example(tmp_path, kind)
     shown, tensor = read_image(path), torch.from_numpy(photo).permute(2, 0, 1)[None]
     assert shown.shape == photo.shape
     assert np.ptp(shown.astype(int), axis=2).max() <= 1

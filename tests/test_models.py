@@ -5,11 +5,8 @@ import torch
 from torch import Tensor, nn
 
 import models
-from blocks import SelfAttention
-from checks import CHOICES, HALVINGS, SMALLEST
-from config import Recipe
-from features import FrozenFeatures
-from models import DISCRIMINATORS, GENERATORS, LEAST, count_parameters
+from config import CHOICES, HALVINGS, SMALLEST, Recipe
+from models import DISCRIMINATORS, GENERATORS, LEAST, FrozenFeatures, SelfAttention, count_parameters
 
 NETWORKS = [*GENERATORS, *DISCRIMINATORS]
 PUBLISHED = {  # name -> channels, px, parameters, shape of what comes out of one batch of 2

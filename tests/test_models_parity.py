@@ -9,7 +9,7 @@ from test_models import NETWORKS, Glance, build, inputs
 from torch import Tensor, nn
 
 import models
-from checks import UNETS
+from config import UNETS
 
 
 def conv(

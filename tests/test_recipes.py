@@ -7,15 +7,25 @@ from typing import Any
 import pytest
 import torch
 
-import checkpoint
-import color
 import export
-import losses
 import test as test_stage
 import train
-from audit import audit, failures
 from config import RECIPES, SYSTEMS, Recipe, make_recipe
-from gan import Batch, Training, build_training, generator_terms, load_pretrained, term_weights, train_step
+from imaging import color
+from inference import checkpoint
+from runtime import run_folder
+from training import gan
+from training.gan import (
+    Batch,
+    Training,
+    audit,
+    build_training,
+    failures,
+    generator_terms,
+    load_pretrained,
+    term_weights,
+    train_step,
+)
 
 CPU = torch.device("cpu")
 AMP = torch.autocast("cpu", enabled=False)
@@ -63,7 +73,7 @@ def test_from_pictures_to_generator_ts(
     options = {"run": run, "weights": weights_folder, "device": "cpu", "set_": settings}
     train.main(recipe=name, data=str(pictures), epochs=1, save_every=1, **options)
     train.main(run=run, epochs=2, weights=weights_folder, device="cpu", resume=True)
-    assert checkpoint.saved_epochs(run) == [1, 2]
+    assert run_folder.saved_epochs(run) == [1, 2]
     (folder,) = test_stage.main(run=run, device="cpu")
     assert len(list(folder.glob("*.png"))) == 4
     model, _ = checkpoint.load_exported(export.main(run=run, device="cpu"), CPU)
@@ -82,7 +92,7 @@ def test_audit_passes_and_every_parameter_gets_a_gradient(name: str, weights_fol
     train_step(training, batch, recipe, AMP)  # attention's weight is 0 before
     fake = training.generator(batch.x)
     terms = generator_terms(training, batch, fake, recipe, AMP)
-    losses.total(terms, term_weights(recipe)).backward()
+    gan.total(terms, term_weights(recipe)).backward()
     for key, parameter in training.generator.named_parameters():
         if parameter.requires_grad:
             assert parameter.grad is not None, key
@@ -97,5 +107,5 @@ def test_a_recipe_is_kept_whole_in_its_run(pictures: Path, tmp_path: Path) -> No
         recipe="unet32", data=str(pictures), run=tmp_path / "run", epochs=1, batch_size=4, device="cpu",
         set_=["ngf=4"],
     )  # fmt: skip
-    stored = checkpoint.read_run(run)["recipe"]
+    stored = run_folder.read_run(run)["recipe"]
     assert stored == asdict(make_recipe("unet32", {"epochs": 1, "batch_size": 4, "ngf": 4}))

@@ -9,11 +9,13 @@ import torch
 from conftest import TINY
 from PIL import Image
 
-import checkpoint
-import color
 import test as test_stage
 import train
-from images import read_image
+from evaluation import render
+from imaging import color
+from imaging.files import read_image
+from inference import checkpoint
+from runtime import atomic, run_folder
 
 
 @pytest.fixture
@@ -161,7 +163,7 @@ def test_missing_epoch(run: Path, epoch: int | str, sentence: str) -> None:
 
 
 def test_checkpoint_that_is_none(run: Path) -> None:
-    checkpoint.epoch_path(run, 2).write_bytes(b"GIF89a")
+    run_folder.epoch_path(run, 2).write_bytes(b"GIF89a")
     with pytest.raises(ValueError, match=r"epoch_0002\.pt is not a checkpoint"):
         test_stage.main(run=run, device="cpu")
     assert not (run / "outputs" / "epoch_0002").exists()
@@ -185,22 +187,22 @@ class Doubtful(torch.nn.Module):
 def test_a_picture_whose_colours_are_not_finite_is_named(value: float, place: int) -> None:
     source, names = torch.zeros(3, 3, 8, 8), ["a", "b", "c"]
     with pytest.raises(ValueError, match=f"colours of {names[place]} are not finite"):
-        test_stage.check_finite(Doubtful(value, place)(source), names)
-    test_stage.check_finite(Doubtful(0.5, place)(source), names)
+        render.check_finite(Doubtful(value, place)(source), names)
+    render.check_finite(Doubtful(0.5, place)(source), names)
 
 
 def test_a_generator_that_gives_nan_is_not_taken_for_rendered(run: Path) -> None:
     test_stage.main(run=run, epoch=2, device="cpu")
-    payload = checkpoint.load(checkpoint.epoch_path(run, 2))
+    payload = atomic.load(run_folder.epoch_path(run, 2))
     name = next(key for key in payload["generator"] if key.endswith("weight"))
     payload["generator"][name][:] = float("nan")
-    checkpoint.save(checkpoint.epoch_path(run, 2), payload)
+    atomic.save(run_folder.epoch_path(run, 2), payload)
     with pytest.raises(ValueError, match=r"are not finite; use another epoch$"):
         test_stage.main(run=run, all_epochs=True, device="cpu")
-    stamp = (run / "outputs/epoch_0002" / checkpoint.STAMP).read_text()
-    key = (run / "targets" / checkpoint.STAMP).read_text()
-    assert stamp != checkpoint.stamp(run, 2, key)
-    assert (run / "outputs/epoch_0001" / checkpoint.STAMP).read_text() == checkpoint.stamp(run, 1, key)
+    stamp = (run / "outputs/epoch_0002" / run_folder.STAMP).read_text()
+    key = (run / "targets" / run_folder.STAMP).read_text()
+    assert stamp != run_folder.stamp(run, 2, key)
+    assert (run / "outputs/epoch_0001" / run_folder.STAMP).read_text() == run_folder.stamp(run, 1, key)
 
 
 def test_other_data_is_rendered_whole(pictures: Path, tmp_path: Path) -> None:

@@ -15,15 +15,15 @@ from conftest import TINY
 from PIL import Image
 from torch import Tensor
 
-import checkpoint
-import color
-import gan
 import train
 from config import RECIPES, ROOT, make_recipe
+from imaging import color
+from runtime import atomic, run_folder
+from training import gan
 
 
 def weights(run: Path, epoch: int) -> dict[str, Tensor]:
-    return checkpoint.load(checkpoint.epoch_path(run, epoch))["generator"]
+    return atomic.load(run_folder.epoch_path(run, epoch))["generator"]
 
 
 def assert_same_weights(first: Path, second: Path, epoch: int) -> None:
@@ -106,13 +106,13 @@ def test_a_run_that_ended_with_its_first_stage_goes_on_into_the_second(pictures:
     options = {"recipe": "coco", "data": str(pictures), **TINY, "set_": [*TINY["set_"], *STAGES]}
     whole = train.main(run=Path("whole"), epochs=2, **options)
     parts = train.main(run=Path("parts"), epochs=1, **options)
-    judge = checkpoint.load(checkpoint.state_path(parts))["discriminator"]
-    untrained = gan.build_training(make_recipe("coco", checkpoint.read_run(parts)["recipe"] | {"name": None}),
+    judge = atomic.load(run_folder.state_path(parts))["discriminator"]
+    untrained = gan.build_training(make_recipe("coco", run_folder.read_run(parts)["recipe"] | {"name": None}),
                                    torch.device("cpu"), "fp32").discriminator.state_dict()  # fmt: skip
     assert all(torch.equal(value, untrained[key]) for key, value in judge.items())
     train.main(run=parts, resume=True, epochs=2, device="cpu")
     assert_same_weights(whole, parts, 2)
-    both = [checkpoint.load(checkpoint.state_path(run)) for run in (whole, parts)]
+    both = [atomic.load(run_folder.state_path(run)) for run in (whole, parts)]
     for name in ("discriminator", "generator"):
         assert all(torch.equal(value, both[1][name][key]) for key, value in both[0][name].items())
     assert any(not torch.equal(value, untrained[key]) for key, value in both[0]["discriminator"].items())
@@ -151,8 +151,8 @@ def test_a_generator_alone_leaves_a_whole_run(pictures: Path) -> None:
     run = train.main(
         recipe="unet32", data=str(pictures), epochs=1, batch_size=4, device="cpu", set_=["ngf=4"]
     )
-    assert checkpoint.saved_epochs(run) == [1]
-    assert not {"discriminator", "optimizer_d"} & checkpoint.load(checkpoint.state_path(run)).keys()
+    assert run_folder.saved_epochs(run) == [1]
+    assert not {"discriminator", "optimizer_d"} & atomic.load(run_folder.state_path(run)).keys()
     assert [k for k in log_of(run)[0] if k[:2] in ("G_", "D_")] == ["G_mse"]
 
 
@@ -161,9 +161,9 @@ def test_killed_run_goes_on_from_its_last_checkpoint(pictures: Path) -> None:
     options = {**TINY, "recipe": "coco", "data": str(pictures), "save_every": 1}
     whole = train.main(run=Path("whole"), epochs=3, **options)
     parts = train.main(run=Path("parts"), epochs=3, **options)
-    checkpoint.epoch_path(parts, 3).unlink()  # as if killed in epoch 2, its steps logged but nothing saved
+    run_folder.epoch_path(parts, 3).unlink()  # as if killed in epoch 2, its steps logged but nothing saved
     first = train.main(run=Path("first"), epochs=1, **options)
-    os.replace(checkpoint.state_path(first), checkpoint.state_path(parts))
+    os.replace(run_folder.state_path(first), run_folder.state_path(parts))
     assert_same_weights(whole, train.main(run=parts, resume=True, device="cpu"), 3)
     assert [record["steps"] for record in log_of(parts)] == [record["steps"] for record in log_of(whole)]
 
@@ -181,15 +181,15 @@ def test_how_often_samples_are_drawn_changes_no_weight(pictures: Path) -> None:
 def test_more_epochs_on_resume(pictures: Path) -> None:
     run = train.main(recipe="coco", data=str(pictures), epochs=1, **TINY)
     train.main(run=run, resume=True, epochs=2, device="cpu")
-    assert checkpoint.saved_epochs(run) == [1, 2]
-    assert checkpoint.read_run(run)["recipe"]["epochs"] == 2
+    assert run_folder.saved_epochs(run) == [1, 2]
+    assert run_folder.read_run(run)["recipe"]["epochs"] == 2
 
 
 def test_run_folder_holds_what_the_design_says(trained: Path) -> None:
-    assert checkpoint.saved_epochs(trained) == [1, 2]
+    assert run_folder.saved_epochs(trained) == [1, 2]
     for name in ("checkpoints/state.pt", "samples/epoch_0002.png", "losses.png"):
         assert (trained / name).stat().st_size > 0
-    record = checkpoint.read_run(trained)
+    record = run_folder.read_run(trained)
     assert record["images"] == {"train": 12, "val": 4}
     assert record["recipe"]["seed"] == 42
     assert record["versions"]["torch"] == torch.__version__.partition("+")[0]
@@ -220,7 +220,7 @@ def test_nonfinite_loss_stops_and_keeps_the_checkpoint(
     pictures: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = train.main(recipe="coco", data=str(pictures), epochs=1, **TINY)
-    before = checkpoint.state_path(run).read_bytes()
+    before = run_folder.state_path(run).read_bytes()
     real = gan.train_step
 
     def broken(*args: Any) -> dict[str, Tensor]:
@@ -229,8 +229,8 @@ def test_nonfinite_loss_stops_and_keeps_the_checkpoint(
     monkeypatch.setattr(train, "train_step", broken)
     with pytest.raises(ValueError, match="G_l1 not finite by step 4; nothing was overwritten"):
         train.main(run=run, resume=True, epochs=2, device="cpu")
-    assert checkpoint.state_path(run).read_bytes() == before
-    assert checkpoint.saved_epochs(run) == [1]
+    assert run_folder.state_path(run).read_bytes() == before
+    assert run_folder.saved_epochs(run) == [1]
 
 
 @pytest.mark.parametrize(
@@ -241,7 +241,7 @@ def test_a_batch_is_what_the_networks_take(given: str, answer: str, drawn: bool)
     recipe = make_recipe("coco", {"size": 32, "input": given, "output": answer})
     target = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
     source = 255 - target if drawn else target
-    batch = train.make_batch(source, target, recipe, torch.device("cpu"), 3)
+    batch = gan.make_batch(source, target, recipe, torch.device("cpu"), 3)
     assert torch.equal(batch.x, color.encode(source, given))
     assert torch.equal(batch.y, color.encode(target, answer))
     assert batch.target is target
@@ -250,9 +250,7 @@ def test_a_batch_is_what_the_networks_take(given: str, answer: str, drawn: bool)
 def test_damage_is_of_the_input_alone_and_another_at_each_step() -> None:
     recipe = make_recipe("restore", {"size": 32, "grain_p": 1.0})
     target = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
-    first, again, later = (
-        train.make_batch(target, target, recipe, torch.device("cpu"), i) for i in (5, 5, 6)
-    )
+    first, again, later = (gan.make_batch(target, target, recipe, torch.device("cpu"), i) for i in (5, 5, 6))
     assert torch.equal(first.x, again.x)
     assert not torch.equal(first.x, later.x)
     for batch in (first, later):
@@ -270,7 +268,7 @@ def test_bad_file_is_skipped_and_listed(
     (tmp_path / "data" / "train" / "broken.jpg").write_bytes(b"not a picture")
     run = train.main(recipe="coco", data="data", epochs=1, **TINY)
     assert "skipped data/train/broken.jpg: not an image" in capsys.readouterr().out.splitlines()[-2]
-    assert checkpoint.read_run(run)["images"]["train"] == 12
+    assert run_folder.read_run(run)["images"]["train"] == 12
 
 
 def test_pairs_are_seen_and_their_sketches_used(pictures: Path, tmp_path: Path) -> None:
@@ -280,7 +278,7 @@ def test_pairs_are_seen_and_their_sketches_used(pictures: Path, tmp_path: Path) 
         (tmp_path / "pairs").mkdir(exist_ok=True)
         Image.fromarray(np.concatenate([sketch, colour], 1)).save(tmp_path / "pairs" / f"{i}.png")
     run = train.main(recipe="anime", data="pairs", epochs=1, **{**TINY, "size": 64})
-    assert checkpoint.read_run(run)["loading"]["pair"] == "BA"
+    assert run_folder.read_run(run)["loading"]["pair"] == "BA"
 
 
 def test_compiled_step_is_the_same_function(pictures: Path) -> None:
@@ -360,7 +358,7 @@ def test_pictures_left_out_are_counted(pictures: Path, capsys: pytest.CaptureFix
     said = capsys.readouterr().out.splitlines()
     assert "left 3 near-gray pictures out of train (min_colorfulness)" in said
     assert not any("out of val" in line for line in said)
-    assert checkpoint.read_run(run)["images"] == {"train": 9, "val": 4}
+    assert run_folder.read_run(run)["images"] == {"train": 9, "val": 4}
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,150 @@
+"""What colorize.py is asked to colourise: files, folders, patterns and lists -> where each result goes."""
+
+import os
+import sys
+import unicodedata
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from glob import has_magic
+from itertools import takewhile
+from pathlib import Path
+
+from config import UserError
+from imaging.files import find_images, output_suffix
+
+
+@dataclass(frozen=True)
+class Task:
+    """One input file, its result, and what stands in the way, if anything does."""
+
+    path: Path
+    output: Path
+    sheet: Path | None = None  # where input and result go side by side
+    problem: str = ""
+
+
+def plan_tasks(
+    inputs: list[Path], out: Path, form: str | None = None, compare: bool = False, overwrite: bool = False
+) -> list[Task]:
+    """Return one task per input file, in order; folders are searched through and their structure is kept.
+
+    A task whose output belongs to an earlier one, or that a list names and nobody finds, has a problem. What
+    a folder, pattern or list holds of the output folder itself are taken for former results and left out.
+
+    Args:
+        inputs: files, folders, patterns such as scans/**/*.jpg, or "-" for a list on stdin.
+        form: ending of the results without a dot; None: that of the input.
+        compare: whether each result gets a sheet, STEM_compare.
+        overwrite: whether results that exist will be replaced.
+
+    Raises:
+        UserError: an input is missing, a pattern matches nothing, or a result would overwrite an input.
+    """
+    tasks: list[Task] = []
+    owners: dict[str, tuple[Path, Path]] = {}  # name -> result, and its input
+    seen: set[tuple[str, Path]] = set()
+    former: list[Path] = []
+    for given, (path, name, problem) in ((one, found) for one in inputs for found in expand(one)):
+        if path != given and out.is_dir() and is_inside(path, out) and not is_inside(given, out):
+            former.append(path)
+            continue
+        output = out / name.with_suffix(output_suffix(name.suffix, form))
+        if (os.path.realpath(path), output) in seen:
+            continue  # named twice
+        seen.add((os.path.realpath(path), output))
+        results = [output, *([output.with_stem(f"{output.stem}_compare")] if compare else [])]
+        taken = next((result for result in results if key(result) in owners), None)
+        if taken and not problem:
+            problem = f"{path}: {owners[key(taken)][1]} becomes {taken} too; colourise it with another --out"
+        elif not problem:
+            owners |= {key(result): (result, path) for result in results}
+        tasks.append(Task(path, output, results[1] if compare else None, problem))
+    if former:
+        print(f"left out: {len(former)} files in {out}, the output folder", file=sys.stderr)
+    refuse_overwriting(owners.values(), [task.path for task in tasks], former * overwrite, out)
+    return tasks
+
+
+def key(result: Path) -> str:
+    """Return what a disk may take for a result's name; most of macOS's know no case."""
+    name = str(result)
+    return unicodedata.normalize("NFC", name.casefold()) if sys.platform == "darwin" else name
+
+
+def identity(path: Path) -> object:
+    """Return what tells files apart, by whatever names they go; of one that is not there, its place."""
+    real = os.path.realpath(path)  # "new/.." is no folder yet
+    try:
+        found = os.stat(real)
+    except OSError:
+        return real
+    return found.st_dev, found.st_ino
+
+
+def refuse_overwriting(
+    results: Iterable[tuple[Path, Path]], inputs: list[Path], former: list[Path], out: Path
+) -> None:
+    """Raise UserError where a result, given with its input, is an input or one of what was left out."""
+    may_be = f"is there and may be an original, as {out} lies among the inputs; delete it, or"
+    known = dict.fromkeys(map(identity, former), may_be)
+    known |= dict.fromkeys(map(identity, inputs), "would overwrite an input;")
+    for result, path in results:
+        if why := known.get(identity(result)):
+            raise UserError(f"{result}, the result of {path}, {why} name another --out")
+
+
+def expand(given: Path) -> Iterator[tuple[Path, Path, str]]:
+    """Yield what one argument stands for: a file, its name below the output folder, and a problem or ""."""
+    if str(given) == "-":
+        yield from listed_files()
+    elif given.is_dir():
+        closed: list[OSError] = []
+        yield from ((path, path.relative_to(given), "") for path in find_images(given, closed))
+        for folder, reason in ((Path(error.filename), error.strerror) for error in closed):
+            yield folder, folder.relative_to(given), f"{folder}: the folder cannot be read ({reason})"
+    elif given.exists() or given.is_symlink():  # a link to nowhere is an input that cannot be read
+        yield given, Path(given.name), ""
+    elif has_magic(str(given)):
+        yield from matching_files(given)
+    else:
+        raise UserError(f"no file or folder {given}")
+
+
+def is_inside(path: Path, folder: Path) -> bool:
+    """Tell whether a path lies in a folder, or is it; links are followed, broken ones too."""
+    real = Path(os.path.realpath(path))
+    return identity(folder) in map(identity, (real, *real.parents))
+
+
+def matching_files(pattern: Path) -> Iterator[tuple[Path, Path, str]]:
+    """Yield the files that a pattern matches, with their folders below its fixed part."""
+    fixed = Path(*list(takewhile(lambda part: not has_magic(part), pattern.parts)))
+    try:  # Path's ** follows no links, which can lead round in circles
+        rest = pattern.relative_to(fixed) / ("*" if pattern.name == "**" else "")
+        matches = sorted(fixed.glob(str(rest)))
+    except ValueError as error:
+        raise UserError(f"no pattern {pattern}: {error}") from None
+    shown = [m for m in matches if not any(part.startswith(".") for part in m.relative_to(fixed).parts)]
+    files = [match for match in shown if not match.is_dir() and not through_link(match, fixed)]
+    if not files:
+        raise UserError(f"no file matches {pattern}")
+    yield from ((path, path.relative_to(fixed), "") for path in files)
+
+
+def through_link(path: Path, fixed: Path) -> bool:
+    """Tell whether a folder between `fixed` and a file is a link, which can lead round in a circle."""
+    return any(parent.is_symlink() for parent in path.parents if parent != fixed and fixed in parent.parents)
+
+
+def listed_files() -> Iterator[tuple[Path, Path, str]]:
+    """Yield the files that stdin names: one a line, or with a NUL after each, as find -print0 writes them."""
+    content = sys.stdin.buffer.read()
+    names = content.split(b"\0") if b"\0" in content else content.splitlines()
+    if not any(names):
+        raise UserError("no file name on standard input")
+    for path in (Path(os.fsdecode(name)) for name in names if name):
+        inside = not path.is_absolute() and ".." not in path.parts
+        problem = f"{path}: a folder, to be named as an argument" if os.path.isdir(path) else ""
+        if not problem and not os.path.isfile(path) and not os.path.islink(path):
+            problem = f"{path}: no such file"
+        yield path, path if inside else Path(path.name), problem

@@ -1,0 +1,58 @@
+"""Where the networks run: device, precision, and the state of torch's random number generators."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from config import UserError
+
+
+def pick_device(name: str) -> torch.device:
+    """Return the device called auto, cpu, cuda, cuda:1 or mps.
+
+    Raises:
+        UserError: unknown name, or not available on this machine.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", name):
+        raise UserError(f"no device {name}: use auto, cpu, cuda or mps")
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(
+            f"{name} asked for, but torch sees {torch.cuda.device_count()} CUDA devices; use --device cpu"
+        )
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise UserError("mps asked for, but torch does not see it on this machine; use --device cpu")
+    return device
+
+
+def rng_state() -> dict[str, Any]:
+    """Return where torch's random numbers stand, on the CPU and on every GPU, for a state to hold."""
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return {"rng": torch.get_rng_state(), "cuda_rng": cuda}
+
+
+def restore_rng(state: Mapping[str, Any]) -> None:
+    """Restore what rng_state returned; of the GPUs, where there are as many now."""
+    torch.set_rng_state(state["rng"].cpu())
+    if len(state["cuda_rng"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all([rng.cpu() for rng in state["cuda_rng"]])
+
+
+def pick_precision(precision: str, device: torch.device) -> str:
+    """Return fp32, bf16 or fp16; auto takes what the hardware multiplies fastest.
+
+    Raises:
+        UserError: fp16 anywhere but on CUDA, where alone gradients are scaled.
+    """
+    if precision == "fp16" and device.type != "cuda":
+        raise UserError(f"precision fp16 needs CUDA, this is {device.type}; use bf16, fp32 or auto")
+    if precision != "auto":
+        return precision
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    features = torch.cpu.get_capabilities() if device.type == "cpu" else {}
+    return "bf16" if features.get("amx_bf16") or features.get("avx512_bf16") else "fp32"

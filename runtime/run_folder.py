@@ -1,0 +1,110 @@
+"""The run folder: where its files lie, and what recipe.json records.
+
+runs/NAME/recipe.json                     the resolved recipe, data, versions
+runs/NAME/log.jsonl                       one record per status line
+runs/NAME/checkpoints/epoch_0005.pt       generator for use
+runs/NAME/checkpoints/state.pt            all that an exact resume needs
+runs/NAME/samples/epoch_0005.png
+runs/NAME/{inputs,targets}/STEM.png  outputs/epoch_0005/STEM.png
+runs/NAME/scores.json scores.csv scores_per_image.csv comparison.json curves.png losses.png
+runs/NAME/report.html generator.ts
+"""
+
+import hashlib
+import json
+import re
+import zipfile
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from config import Recipe, UserError
+from runtime.atomic import write_json
+
+STAMP = ".stamp"  # file in a folder of rendered pictures that says what they were rendered from
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What recipe.json holds: how a run was made. Fields with a default are not in every version's files."""
+
+    recipe: Recipe
+    data: str  # absolute path, or a name
+    loading: dict[str, Any]  # fields of data.Loading
+    fingerprints: dict[str, str]  # split -> hash of its files and of how they were loaded
+    mean_ab: tuple[float, float]  # of the training pictures, in Lab units
+    images: dict[str, int] = field(default_factory=dict)  # split -> number of pictures
+    versions: dict[str, str] = field(default_factory=dict)  # library -> version
+    git: str | None = None  # commit of the code
+    weights: str | None = None  # folder of weight files
+    parameters: dict[str, int] = field(default_factory=dict)  # network -> trainable parameters
+    overrides: dict[str, Any] | None = None  # recipe fields that the user set; None: not recorded
+    resumed: list[dict[str, Any]] = field(default_factory=list)  # data and versions of each resume
+
+
+def read_run(run: Path) -> RunRecord:
+    """Return a run's recipe.json. Raises UserError where it is missing or damaged."""
+    path = run / "recipe.json"
+    if not path.is_file():
+        raise UserError(f"{run} is not a run folder: it has no recipe.json")
+    try:
+        payload = json.loads(path.read_text())
+        payload["recipe"] = Recipe.from_record(payload["recipe"])
+        payload["mean_ab"] = tuple(payload["mean_ab"])
+        return RunRecord(**payload)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(f"{path} is damaged, or of another version of this project ({error})") from None
+
+
+def write_run(run: Path, record: RunRecord) -> None:
+    """Write recipe.json."""
+    write_json(run / "recipe.json", asdict(record))
+
+
+def epoch_path(run: Path, epoch: int) -> Path:
+    """Return the file of one saved epoch."""
+    return run / "checkpoints" / f"epoch_{epoch:04d}.pt"
+
+
+def outputs_path(run: Path, epoch: int) -> Path:
+    """Return the folder of one epoch's rendered pictures."""
+    return run / "outputs" / epoch_path(run, epoch).stem
+
+
+def state_path(run: Path) -> Path:
+    """Return the file that a resume reads."""
+    return run / "checkpoints" / "state.pt"
+
+
+def saved_epochs(run: Path) -> list[int]:
+    """Return the epochs that have a checkpoint, in order."""
+    names = [re.fullmatch(r"epoch_(\d+)\.pt", path.name) for path in (run / "checkpoints").glob("epoch_*.pt")]
+    return sorted(int(match[1]) for match in names if match)
+
+
+def stamp(run: Path, epoch: int, key: str) -> str:
+    """Return a text that tells whether rendered pictures are still those of this checkpoint and data set.
+
+    Raises:
+        UserError: the checkpoint is damaged.
+    """
+    path = epoch_path(run, epoch)
+    try:
+        with zipfile.ZipFile(path) as file:  # every tensor's checksum stands in its directory
+            parts = [(part.filename, part.CRC, part.file_size) for part in file.infolist()]
+    except zipfile.BadZipFile:
+        raise UserError(f"{path} is not a checkpoint of this project, or it is damaged") from None
+    return f"{key} {hashlib.sha256(repr(parts).encode()).hexdigest()[:16]}"
+
+
+def pick_run(run: Path | str | None, runs: Path) -> Path:
+    """Return the run asked for, else the newest_run."""
+    return newest_run(runs) if run is None else Path(run)
+
+
+def newest_run(runs: Path) -> Path:
+    """Return the run folder that was last trained. Raises UserError where there is none."""
+    found = sorted(runs.glob("*/recipe.json"), key=lambda path: path.stat().st_mtime)
+    if not found:
+        raise UserError(f"no run in {runs}/; train one first: python train.py --recipe demo")
+    return found[-1].parent

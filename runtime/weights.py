@@ -1,0 +1,101 @@
+"""Frozen feature extractors, and the files of pretrained weights that they and ResNet encoders start from.
+
+Nothing is downloaded unless it is asked for (pretrained, lambda_perceptual, a generator with an
+extractor). Files come through torch.hub as torchvision's own do, or from a folder (`--weights DIR`); either
+way the start of their SHA-256 must be the one that their name or, behind a #, their address carries.
+
+Sources: Simonyan and Zisserman, arXiv 1409.1556 (VGG-16); Baas, "Danbooru2018 pretrained resnet models for
+PyTorch", 2019 (ResNet-50, 6,000 tags).
+"""
+
+import hashlib
+import re
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from config import UserError
+
+# name -> where it is published; torchvision's own addresses, which a test compares with it
+WEIGHTS = {
+    "resnet18": "https://download.pytorch.org/models/resnet18-f37072fd.pth",
+    "resnet34": "https://download.pytorch.org/models/resnet34-b627a593.pth",
+    "vgg16": "https://download.pytorch.org/models/vgg16-397923af.pth",
+    "alexnet": "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth",
+    "danbooru": "https://github.com/RF5/danbooru-pretrained/releases/download/v0.1/resnet50-13306192.pth",
+    # TorchScript, for FID; its name carries no hash
+    "inception": "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/"
+    "inception-2015-12-05.pt#f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4",
+}
+
+
+def load_weights(
+    name: str, folder: Path | None, without: str = "", download: bool = True
+) -> dict[str, Tensor]:
+    """Return a file of pretrained weights by name, from a folder or through torch.hub's cache.
+
+    Args:
+        name: a key of WEIGHTS, or one of torchvision's networks: then its own best weights.
+        without: the option that does without it, for the error's sentence.
+        download: False: what is not there already is missing.
+
+    Raises:
+        UserError: missing and not to be had, or not the published file; says where to get it.
+    """
+    path = find_weights(name, folder, without, download)
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def weights_hash(name: str, folder: Path | None) -> str:
+    """Return the SHA-256 of the file that load_weights reads. Raises UserError where it is not there."""
+    return file_hash(find_weights(name, folder, download=False))
+
+
+def find_weights(name: str, folder: Path | None, without: str = "", download: bool = True) -> Path:
+    """Return the checked file of load_weights, which see."""
+    url, _, digest = weights_url(name).partition("#")
+    file = url.rsplit("/", 1)[1]
+    digest = digest or _hash_of(file)
+    hint = f"it is published at {url}; put it into a folder and name that with --weights DIR"
+    hint += f", or do without: {without}" if without else ""
+    path = (folder or Path(torch.hub.get_dir(), "checkpoints")) / file
+    if not path.is_file():
+        if folder is not None or not download:
+            raise UserError(f"no {file} in {path.parent}: {hint}")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(url, str(path), digest)
+        except (OSError, RuntimeError) as error:
+            raise UserError(f"{file} is needed and could not be downloaded ({error}): {hint}") from None
+    if not file_hash(path).startswith(digest):
+        raise UserError(f"{path} is not the published file, or it is damaged: {hint}")
+    return path
+
+
+def weights_url(name: str) -> str:
+    """Return where a network's weights are published. Raises UserError where torchvision knows none."""
+    if name in WEIGHTS:
+        return WEIGHTS[name]
+    from torchvision import models  # a second, which whatever needs no other network saves
+
+    if name not in models.list_models(module=models):
+        raise UserError(f"no published weights are known for {name}")
+    return models.get_model_weights(name).DEFAULT.url
+
+
+def _hash_of(file: str) -> str:
+    """Return the start of the SHA-256 in a name such as vgg16-397923af.pth."""
+    found = re.search(r"-([0-9a-f]{8,})\.", file)
+    if found is None:
+        raise UserError(f"{file} carries no hash in its name")
+    return found[1]
+
+
+def file_hash(path: Path) -> str:
+    """Return a file's SHA-256, in hexadecimal."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(2**20):
+            digest.update(chunk)
+    return digest.hexdigest()

@@ -1,0 +1,360 @@
+"""folders.py: which pictures a data set holds, how they are split, labelled, limited and paired."""
+
+import re
+from collections import Counter
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dataset import scenes
+from dataset.folders import (
+    DEMO,
+    Item,
+    find_items,
+    find_pair,
+    hold_out,
+    list_items,
+    open_tree,
+    read_picture,
+    share,
+)
+from dataset.sources import Blob
+
+RNG = np.random.default_rng(0)
+CACHE = Path("cache")
+
+
+def touch(*names: str) -> None:
+    """Make empty files below data/; only their names matter."""
+    for name in names:
+        path = Path("data", name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+
+
+def stems(items: list[Item]) -> list[str]:
+    return [item.stem for item in items]
+
+
+def listed(data: str = "data", **changes: Any) -> dict[str, list[Item]]:
+    return list_items(data, {"val_fraction": 0.3, "limit": 0, "seed": 42, **changes}, CACHE)
+
+
+def everything() -> list[Item]:
+    splits = listed()
+    assert splits["test"] == splits["val"]
+    return splits["train"] + splits["val"]
+
+
+def numbered(count: int, ending: str = "jpg") -> list[str]:
+    return [f"p{i:03d}.{ending}" for i in range(count)]
+
+
+@pytest.mark.parametrize("test_folder", [False, True])
+def test_split_by_folders(test_folder: bool) -> None:
+    touch("train/a.png", "train/deep/b.png", "val/c.png", *(["test/d.png"] if test_folder else []))
+    splits = listed()
+    assert {name: stems(items) for name, items in splits.items()} == {
+        "train": ["a", "deep__b"],
+        "val": ["c"],
+        "test": ["d"] if test_folder else ["c"],
+    }
+    assert splits["train"][1].target == Path("data/train/deep/b.png")
+
+
+def test_hash_split_is_a_partition_of_about_the_right_size() -> None:
+    touch(*numbered(200))
+    splits = listed()
+    assert sorted(stems(splits["train"] + splits["val"])) == [f"p{i:03d}" for i in range(200)]
+    assert 40 <= len(splits["val"]) <= 80
+    assert splits["test"] == splits["val"]
+    assert splits == listed()
+
+
+def test_every_seed_holds_out_the_same_pictures() -> None:
+    touch(*numbered(50))
+    assert listed(seed=1) == listed(seed=2) == listed(seed=42)
+    # held out is whose hash with 42, the seed of every recipe, falls below the fraction
+    shares = {name: sha256(f"42/{name}".encode()).digest() for name in numbered(50)}
+    low = [name for name, digest in shares.items() if int.from_bytes(digest[:8], "big") < 0.3 * 2**64]
+    assert stems(listed(seed=1)["val"]) == [name.removesuffix(".jpg") for name in low]
+
+
+@pytest.mark.parametrize(
+    "added",
+    [[f"q{i:03d}.jpg" for i in range(60)], [f"sub/p{i:03d}.jpg" for i in range(40)], numbered(40, "png")],
+    ids=["new names", "same names in a folder", "same names with another ending"],
+)
+def test_adding_files_moves_none_to_the_other_side(added: list[str]) -> None:
+    touch(*numbered(40))
+    before = listed()
+    touch(*added)
+    after = listed()
+    for name in ("train", "val"):
+        assert {item.target for item in before[name]} <= {item.target for item in after[name]}
+
+
+def test_hash_split_always_holds_one_out() -> None:
+    touch(*numbered(5))
+    splits = listed(val_fraction=0.0)
+    assert (len(splits["train"]), len(splits["val"])) == (4, 1)
+
+
+def test_hash_split_takes_time_in_proportion_to_the_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls, own = [], Item.__hash__
+    monkeypatch.setattr(Item, "__hash__", lambda item: calls.append(1) or own(item))
+    listed(DEMO)
+    assert len(calls) <= 4 * scenes.SCENES  # it was len(train) * len(val): minutes for 100,000 images
+
+
+@pytest.mark.parametrize(
+    ("names", "val_fraction", "message"),
+    [
+        (["a.png"], 0.1, "1 image is too few: one is needed to train and one to validate"),
+        (["a.png", "b.png"], 0.9999, "val_fraction 0.9999 leaves none of 2 images for training"),
+        (["readme.txt"], 0.1, "no image in data"),
+        (["train/a.png", "val/readme.txt"], 0.1, "1 image is too few"),
+    ],
+)
+def test_list_items_errors(names: list[str], val_fraction: float, message: str) -> None:
+    touch(*names)
+    with pytest.raises(ValueError, match="^" + re.escape(message)):
+        listed(val_fraction=val_fraction)
+
+
+def test_a_missing_folder_names_the_alternative() -> None:
+    with pytest.raises(ValueError, match=r"^no folder nowhere: --data takes an image folder, .* demo, "):
+        listed("nowhere")
+
+
+def test_labels_are_the_first_folders_below_the_split() -> None:
+    touch("train/cat/a.png", "train/dog/deep/b.png", "train/c.png", "test/dog/d.png", "val/cat/e.png")
+    splits = listed()
+    labels = {item.stem: item.label for items in splits.values() for item in items}
+    assert labels == {"cat__a": "cat", "dog__deep__b": "dog", "c": "", "dog__d": "dog", "cat__e": "cat"}
+
+
+def test_labels_without_a_split() -> None:
+    touch(*(f"{kind}/{name}" for kind in ("cat", "dog") for name in numbered(9)), "a.png")
+    for item in everything():
+        assert item.label == ("" if item.stem == "a" else item.stem[:3])
+
+
+def test_val_is_held_out_of_train_where_there_is_a_test_folder() -> None:
+    touch(*(f"train/{kind}/{name}" for kind in ("cat", "dog") for name in numbered(20)), "test/cat/x.png")
+    splits = listed()
+    assert stems(splits["test"]) == ["cat__x"]
+    assert len(splits["train"] + splits["val"]) == 40
+    assert 4 <= len(splits["val"]) <= 20
+    assert all(item.target.parts[1] == "train" for item in splits["train"] + splits["val"])
+    assert {item.label for item in splits["val"]} == {"cat", "dog"}
+
+
+def test_train_alone_is_the_data_set() -> None:
+    touch(*(f"train/cat/{name}" for name in numbered(20)), "val/readme.txt")
+    splits = listed()
+    assert splits["test"] == splits["val"]
+    assert {item.label for item in splits["train"] + splits["val"]} == {"cat"}
+    assert sorted(stems(splits["train"] + splits["val"])) == [f"cat__p{i:03d}" for i in range(20)]
+
+
+@pytest.mark.parametrize("names", [["val/a.png", "val/b.png"], ["train/a.png", "other/b.png"]])
+def test_folders_that_make_no_split_are_labels(names: list[str]) -> None:
+    touch(*names)
+    assert {item.label for item in everything()} == {name.split("/")[0] for name in names}
+
+
+def test_a_split_has_the_same_pictures_wherever_it_lies() -> None:
+    touch(*numbered(60))
+    before = listed()
+    Path("data").rename("moved")
+    Path("train").mkdir()
+    Path("moved").rename("train/train")
+    for split, items in listed("train").items():
+        assert stems(items) == stems(before[split])
+
+
+@pytest.mark.parametrize("where", [".", "train"])
+def test_limit_takes_the_same_few_and_grows(where: str) -> None:
+    touch(
+        *(f"{where}/{kind}/{name}" for kind in "abcd" for name in numbered(50)), "test/a/x.png", "val/b/y.png"
+    )
+    everything = listed()
+    previous: dict[str, set[str]] = {split: set() for split in everything}
+    for limit in (1, 3, 20, 40):
+        splits = listed(limit=limit)
+        assert splits == listed(limit=limit)
+        for split, items in splits.items():
+            assert len(items) == min(limit, len(everything[split]))
+            assert items == [item for item in everything[split] if item in items]  # in their order
+            assert previous[split] <= set(stems(items))
+            previous[split] = set(stems(items))
+    counts = Counter(item.label for item in listed(limit=40)["train"])
+    assert min(counts[kind] for kind in "abcd") >= 3  # of 10 expected
+    assert listed(limit=10**6) == listed(limit=0) == everything
+
+
+def test_limit_takes_the_same_pictures_for_every_seed() -> None:
+    touch(*(f"{split}/{name}" for split in ("train", "val") for name in numbered(40)))
+    assert listed(limit=9, seed=1) == listed(limit=9, seed=2)
+    digests = {name: sha256(f"limit/42/{name}".encode()).digest() for name in numbered(40)}
+    lowest = sorted(sorted(digests, key=digests.__getitem__)[:9])
+    assert stems(listed(limit=9, seed=1)["train"]) == [name.removesuffix(".jpg") for name in lowest]
+
+
+def test_limit_leaves_the_split_alone() -> None:
+    touch(*numbered(60))
+    splits = listed()
+    for split, items in listed(limit=9).items():
+        assert set(items) <= set(splits[split])
+    shares = [share(item, 42) for item in splits["train"] + splits["val"]]
+    limited = [share(item, 42) for item in listed(limit=20)["train"]]
+    assert max(limited) > max(shares) - 0.2  # chosen by a hash of its own, not the lowest of the split's
+
+
+def test_hold_out_at_the_edges() -> None:
+    items = [Item(str(i), i, name=str(i)) for i in range(40)]
+    lowest = min(items, key=lambda item: share(item, 0))
+    assert hold_out(items, 0.0, 0)[1] == [lowest]
+    train, val = hold_out(items, 0.5, 0)
+    assert all(share(item, 0) < 0.5 for item in val)
+    assert all(0.5 <= share(item, 0) < 1 for item in train)
+
+
+def test_demo() -> None:
+    splits = listed(DEMO, val_fraction=0.1)
+    items = splits["train"] + splits["val"]
+    assert sorted(item.target for item in items) == list(range(scenes.SCENES))
+    assert all(item.stem == f"scene_{item.target:04d}" and item.source is None for item in items)
+    assert 0.05 < len(splits["val"]) / scenes.SCENES < 0.15
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["a/x.png", "b/x.png"],
+        ["x.jpg", "x.png", "y.png"],
+        ["x.jpg", "x.png", "x_jpg.png"],
+        ["a/x.png", "a__x.png"],
+        ["x.tar.png", "x.png"],
+    ],
+)
+def test_every_image_has_a_name_of_its_own(names: list[str]) -> None:
+    touch(*names)
+    items = everything()
+    assert len({item.stem for item in items}) == len({item.target for item in items}) == len(names)
+    assert not any("/" in item.stem for item in items)
+
+
+@pytest.mark.parametrize(("colour", "sketch"), [("targets", "inputs"), ("color", "sketch")])
+def test_paired_folders_match_by_stem(colour: str, sketch: str) -> None:
+    for side in ("train", "val"):
+        touch(f"{side}/{colour}/a.jpg", f"{side}/{colour}/n/b.jpg")
+        touch(f"{side}/{sketch}/n/b.png", f"{side}/{sketch}/a.png")
+    item = listed()["train"][1]
+    train = Path("data/train")
+    assert item == Item("n__b", train / colour / "n/b.jpg", train / sketch / "n/b.png", "", "n/b.jpg")
+
+
+@pytest.mark.parametrize("alone", ["targets/c.png", "inputs/c.png"])
+def test_paired_folders_name_a_missing_partner(alone: str) -> None:
+    touch("targets/a.png", "targets/b.png", "inputs/a.png", "inputs/b.png", alone)
+    with pytest.raises(ValueError, match=r"^1 pictures in data\S* have no partner of their name, first c$"):
+        listed()
+
+
+def test_a_missing_partner_is_looked_for_where_the_pairs_are() -> None:
+    touch("targets/a.png", "targets/b.png", "inputs/a.png")
+    with pytest.raises(ValueError, match=r"^1 pictures in data have no partner of their name, first b$"):
+        listed()
+
+
+def test_a_half_without_the_other_is_no_pair() -> None:
+    touch("targets/a.png", "targets/b.png")
+    assert {(item.label, item.source) for item in everything()} == {("targets", None)}
+
+
+def test_pairs_are_split_and_limited_together() -> None:
+    touch(*(f"{half}/{name}" for half in ("color", "sketch") for name in numbered(30)))
+    for split, items in listed(limit=5).items():
+        assert len(items) == 5, split
+        for item in items:
+            assert item.target.name == item.source.name
+            assert (item.target.parent.name, item.source.parent.name) == ("color", "sketch")
+
+
+def test_open_tree_of_each_kind() -> None:
+    touch("b.png", "a/c.png")
+    assert open_tree("data", CACHE) == {"a/c.png": Path("data/a/c.png"), "b.png": Path("data/b.png")}
+    assert open_tree(DEMO, CACHE)["scene_0007"] == 7
+    Path("demo").mkdir()
+    assert open_tree(DEMO, CACHE)["scene_0007"] == 7  # the name is taken
+
+
+def test_a_picture_is_read_from_a_file_or_from_an_archive() -> None:
+    Image.fromarray(halves("cg", 0)).save("a.png")
+    content = np.frombuffer(b"..." + Path("a.png").read_bytes(), np.uint8)
+    blob = Blob(Path("set.tar"), "a.png", 3, len(content), content)
+    assert np.array_equal(read_picture(Path("a.png")), read_picture(blob))
+    assert find_pair([Item("a", blob)]) == "AB"
+    assert find_items({"x/a.png": blob}, "set.tar") == [Item("x__a", blob, None, "x", "x/a.png")]
+
+
+def halves(kind: str, i: int, side: int = 40) -> np.ndarray:
+    """Return one picture: c(olour) or g(ray) halves, left to right."""
+    parts = []
+    for letter in kind:
+        part = RNG.integers(0, 256, (side // 8, side // 8, 3), np.uint8).repeat(8, 0).repeat(8, 1)
+        parts.append(part if letter == "c" else part[..., :1].repeat(3, 2))
+    return np.concatenate(parts, 1)
+
+
+@pytest.mark.parametrize("ending", ["png", "jpg"])
+@pytest.mark.parametrize(
+    ("kinds", "pair"),
+    [
+        (["cg"] * 4, "AB"),
+        (["gc"] * 4, "BA"),
+        (["cc"] * 4, "none"),  # ordinary pictures, twice as wide as tall
+        (["gg"] * 4, "none"),
+        (["cg", "gg", "cg"], "AB"),  # a page without colour has no vote
+        (["c"] * 3, "none"),
+        (["ccc"], "none"),
+        ([], "none"),
+    ],
+)
+def test_find_pair(kinds: list[str], pair: str, ending: str) -> None:
+    items = []
+    for i, kind in enumerate(kinds):
+        path = Path(f"p{i}.{ending}")
+        Image.fromarray(halves(kind, i)).save(path)
+        items.append(Item(path.stem, path))
+    assert find_pair(items) == pair
+
+
+@pytest.mark.parametrize("kinds", [["cg", "cg", "gc"], ["cg", "cg", "cc"], ["cg", "c"]])
+def test_find_pair_asks_where_pictures_disagree(kinds: list[str]) -> None:
+    items = []
+    for i, kind in enumerate(kinds):
+        Image.fromarray(halves(kind, i)).save(f"p{i}.png")
+        items.append(Item(f"p{i}", Path(f"p{i}.png")))
+    with pytest.raises(ValueError, match=r"^pairs or pictures\? .* 1 .*; say --pair AB, BA or none$"):
+        find_pair(items)
+
+
+def test_find_pair_passes_over_unreadable_files() -> None:
+    Path("bad.png").write_bytes(b"")
+    Image.fromarray(halves("cg", 0)).save("good.png")
+    bad, good = Item("bad", Path("bad.png")), Item("good", Path("good.png"))
+    assert find_pair([bad, good]) == "AB"
+    assert find_pair([bad]) == "none"
+
+
+def test_find_pair_leaves_demo_and_paired_folders_alone() -> None:
+    Image.fromarray(halves("cg", 0)).save("a.png")
+    assert find_pair([Item("scene_0000", 0)]) == "none"
+    assert find_pair([Item("a", Path("a.png"), Path("a.png"))]) == "none"

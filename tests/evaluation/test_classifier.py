@@ -1,0 +1,381 @@
+"""recognition.py: torchvision's preprocessing, ranks counted by hand, files refused in one sentence."""
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torchvision import models
+from torchvision.transforms import InterpolationMode, v2
+
+from dataset.folders import Item
+from evaluation.classifier import (
+    MEAN,
+    RECORD,
+    STD,
+    Classifier,
+    best_scores,
+    build_classifier,
+    find_classes,
+    head_names,
+    label_ids,
+    load_classifier,
+    load_pretrained,
+    pick_checkpoint,
+    read_scores,
+    save_classifier,
+    topk_correct,
+    write_scores,
+)
+from runtime import atomic, run_folder
+from runtime.weights import file_hash, load_weights
+
+CPU = torch.device("cpu")
+SMALL = "shufflenet_v2_x0_5"
+
+
+def pictures(count: int, height: int, width: int) -> Tensor:
+    """Return random but smooth pictures (count, 3, height, width) uint8."""
+    coarse = torch.rand(count, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    fine = nn.functional.interpolate(coarse, (height, width), mode="bilinear")
+    return (255 * fine).round().to(torch.uint8)
+
+
+def classifier(network: str = SMALL, classes: str = "ab", size: int = 32) -> Classifier:
+    torch.manual_seed(1)
+    return build_classifier(network, list(classes), size)
+
+
+def write_run(run: Path, top1: dict[int, float], saved: list[int]) -> Path:
+    """Write a classifier's run folder with a score per epoch, and with the checkpoints of `saved`."""
+    run.mkdir()
+    record = {"recipe": {}, "data": "", "classes": [], "weights": None, "fingerprints": {}}
+    (run / RECORD).write_text(json.dumps(record))
+    for epoch, value in top1.items():
+        write_scores(run, row(epoch, value))
+    for epoch in saved:
+        atomic.save(run_folder.epoch_path(run, epoch), {})
+    return run
+
+
+def row(epoch: int, top1: float) -> dict[str, Any]:
+    ends = {f"top{k}_{end}": 0.5 for k in (1, 5) for end in ("low", "high")}
+    return {"epoch": epoch, "val_loss": 1.25, "top1": top1, "top5": 1.0, "images": 8, **ends}
+
+
+@pytest.mark.parametrize(("height", "width"), [(24, 24), (90, 60), (40, 200), (17, 24)])
+def test_preprocessing_is_torchvisions(height: int, width: int) -> None:
+    seen = Classifier("identity", nn.Identity(), ["a", "b"], 24)
+    image = pictures(2, height, width)
+    theirs = v2.Compose(
+        [
+            v2.Resize((24, 24), InterpolationMode.BICUBIC, antialias=True),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize(MEAN, STD),
+        ]
+    )
+    got = seen(image)
+    assert got.shape == (2, 3, 24, 24)
+    assert got.dtype == torch.float32
+    torch.testing.assert_close(got, theirs(image), rtol=0, atol=1.1 / 255 / min(STD))  # which rounds twice
+
+
+def test_what_overshoots_is_cut_off() -> None:
+    seen = Classifier("identity", nn.Identity(), ["a", "b"], 24)
+    image = torch.zeros(1, 3, 12, 12, dtype=torch.uint8)
+    image[..., 6:] = 255
+    rgb01 = seen(image) * torch.tensor(STD).view(3, 1, 1) + torch.tensor(MEAN).view(3, 1, 1)
+    assert rgb01.min() > -1e-6
+    assert rgb01.max() < 1 + 1e-6
+
+
+def test_logits_are_torchvisions() -> None:
+    built = classifier(classes="abc").eval()
+    image = pictures(2, 32, 32)
+    x = v2.functional.normalize(image / 255, list(MEAN), list(STD))
+    with torch.no_grad():
+        logits = built(image)
+        assert logits.shape == (2, 3)
+        torch.testing.assert_close(logits, built.network(x))
+
+
+@pytest.mark.parametrize(
+    ("network", "size", "batch", "sentence"),
+    [
+        ("resnet81", 32, 2, "no network resnet81; did you mean resnet18? (known: alexnet convnext_base"),
+        ("fcn_resnet50", 32, 2, "no network fcn_resnet50"),  # torchvision's, but it classifies no picture
+        ("alexnet", 32, 8, "alexnet cannot work on 32 px (Given input size: (256x1x1)."),
+        ("inception_v3", 32, 8, "inception_v3 cannot work on 32 px (Calculated padded input size"),
+        ("vit_b_32", 48, 8, "vit_b_32 cannot work on 48 px (Input shape indivisible by patch size!)"),
+        ("maxvit_t", 100, 8, "maxvit_t cannot work on 100 px (Input size"),
+        (SMALL, 32, 1, f"{SMALL} cannot work on 32 px in batches of 1 (Expected more than 1 value"),
+    ],
+)
+def test_networks_that_cannot_work_are_refused(network: str, size: int, batch: int, sentence: str) -> None:
+    with pytest.raises(ValueError, match="^" + re.escape(sentence)) as caught:
+        build_classifier(network, ["a", "b"], size, batch)
+    assert "\n" not in str(caught.value)
+
+
+def test_trying_a_network_out_leaves_no_trace() -> None:
+    built = classifier("resnet18")
+    torch.manual_seed(1)
+    theirs = models.resnet18(num_classes=2)
+    for name, value in theirs.state_dict().items():
+        assert torch.equal(built.network.state_dict()[name], value)  # running statistics, too
+    assert next(built.parameters()).device == CPU
+
+
+def test_second_outputs_are_left_out() -> None:
+    built = classifier("googlenet", size=64).train()
+    assert built(pictures(2, 64, 64)).shape == (2, 2)
+    assert not any(name.startswith("aux") for name in built.network.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("network", "size", "head"),
+    [
+        ("resnet18", 32, "fc."), ("squeezenet1_1", 32, "classifier.1."), ("densenet121", 32, "classifier."),
+        ("vit_b_32", 32, "heads.head."), ("mobilenet_v3_small", 32, "classifier.3."),
+        ("alexnet", 64, "classifier.6."),
+    ],
+)  # fmt: skip
+def test_the_head_is_the_last_layer(
+    network: str, size: int, head: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("kaiming_normal_", "kaiming_uniform_", "trunc_normal_", "normal_", "uniform_"):
+        monkeypatch.setattr(nn.init, name, lambda tensor, *_, **__: tensor)  # what takes time
+    built = classifier(network, "abc", size)
+    assert head_names(built.network) == {f"{head}weight", f"{head}bias"}
+    assert built.network.state_dict()[f"{head}bias"].shape == (3,)
+
+
+def test_fine_tuning_starts_from_all_but_the_head(weights_folder: Path) -> None:
+    built, state = classifier("resnet18"), load_weights("resnet18", weights_folder)
+    head = {name: built.network.state_dict()[name].clone() for name in ("fc.weight", "fc.bias")}
+    load_pretrained(built, state)
+    for name, value in built.network.state_dict().items():
+        assert torch.equal(value, head[name] if name in head else state[name]), name
+    assert not torch.equal(head["fc.weight"], state["fc.weight"][:2])
+
+
+def test_a_head_of_as_many_classes_is_another_all_the_same() -> None:
+    built = build_classifier(SMALL, [str(i) for i in range(1000)], 32)
+    own, published = built.network.fc.weight.clone(), models.get_model(SMALL).state_dict()
+    load_pretrained(built, published)
+    assert torch.equal(built.network.fc.weight, own)
+    assert torch.equal(built.network.conv1[0].weight, published["conv1.0.weight"])
+
+
+def change(state: dict[str, Tensor], kind: str) -> dict[str, Tensor]:
+    name = "conv1.0.weight"
+    if kind == "missing":
+        return {key: value for key, value in state.items() if key != name}
+    if kind == "too many":
+        return {**state, "conv9.weight": state[name]}
+    return {**state, name: state[name][:, :1]}
+
+
+@pytest.mark.parametrize(
+    ("kind", "first"),
+    [("missing", "conv1.0.weight"), ("too many", "conv9.weight"), ("shape", "conv1.0.weight")],
+)
+def test_other_weights_are_refused_and_nothing_is_loaded(kind: str, first: str) -> None:
+    built = classifier()
+    before = {name: value.clone() for name, value in built.network.state_dict().items()}
+    with pytest.raises(
+        ValueError, match=rf"^the published weights of {SMALL} do not fit at 32 px, the first at {first}: "
+    ):
+        load_pretrained(built, change(models.get_model(SMALL).state_dict(), kind))
+    assert all(torch.equal(value, before[name]) for name, value in built.network.state_dict().items())
+
+
+def test_a_vision_transformer_of_another_size_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    built = Classifier(
+        "vit", nn.Sequential(nn.Conv2d(3, 4, 1), nn.Flatten(), nn.Linear(8, 2)), ["a", "b"], 32
+    )
+    built.network.register_parameter("pos_embedding", nn.Parameter(torch.zeros(1, 2, 4)))
+    published = {**built.network.state_dict(), "pos_embedding": torch.zeros(1, 50, 4)}
+    with pytest.raises(ValueError, match=r"the first at pos_embedding: train from scratch, or at the size"):
+        load_pretrained(built, published)
+
+
+def test_files_of_old_are_understood() -> None:
+    built = Classifier("densenet", nn.Sequential(nn.BatchNorm2d(3), nn.Linear(3, 2)), ["a", "b"], 32)
+    built.network.add_module("denselayer1", nn.Module())
+    built.network.denselayer1.add_module("norm1", nn.BatchNorm2d(4))
+    built.network.add_module("last", nn.Linear(4, 2))
+    ours = built.network.state_dict()
+    published = {
+        name.replace("norm1.", "norm.1."): value + 1
+        for name, value in ours.items()
+        if "num_batches" not in name  # which old files do not count
+    }
+    load_pretrained(built, {**published, "AuxLogits.fc.bias": torch.zeros(1), "aux1.fc.bias": torch.zeros(1)})
+    assert built.network.denselayer1.norm1.weight.tolist() == [2.0] * 4
+    assert built.network.denselayer1.norm1.num_batches_tracked == 0
+
+
+def test_a_saved_classifier_answers_the_same() -> None:
+    built = classifier(classes="abc").eval()
+    save_classifier(Path("run"), 7, built)
+    path = Path("run/checkpoints/epoch_0007.pt")
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    loaded = load_classifier(path, CPU)
+    assert torch.equal(torch.rand(1), expected)  # building drew from a generator of its own
+    assert (loaded.name, loaded.classes, loaded.size) == (SMALL, ["a", "b", "c"], 32)
+    assert not loaded.training
+    assert not any(parameter.requires_grad for parameter in loaded.parameters())
+    image = pictures(2, 50, 40)
+    assert torch.equal(loaded(image), built(image))
+
+
+def test_the_best_epoch_is_loaded_of_equals_the_first() -> None:
+    run = write_run(Path("run"), {1: 0.25, 2: 0.75, 3: 0.5, 4: 0.75}, [1, 2, 3, 4])
+    assert best_scores(run) == row(2, 0.75)
+    assert pick_checkpoint(run) == run / "checkpoints" / "epoch_0002.pt"
+    save_classifier(run, 2, classifier(classes="xyz"))
+    assert load_classifier(run, CPU).classes == ["x", "y", "z"]
+    assert pick_checkpoint(run / "checkpoints/epoch_0003.pt").name == "epoch_0003.pt"  # as asked for
+    digest = hashlib.sha256((run / "checkpoints/epoch_0002.pt").read_bytes()).hexdigest()
+    assert file_hash(pick_checkpoint(run)) == digest
+
+
+def test_epochs_that_are_not_saved_do_not_count() -> None:
+    run = write_run(Path("run"), {1: 0.25, 2: 0.75, 3: 0.5}, [1, 3])
+    assert pick_checkpoint(run).name == "epoch_0003.pt"
+
+
+def test_scores_of_later_epochs_are_dropped() -> None:
+    run = write_run(Path("run"), {1: 0.25, 2: 0.75, 3: 0.5}, [])
+    write_scores(run, row(2, 0.125))
+    assert read_scores(run) == [row(1, 0.25), row(2, 0.125)]
+    assert read_scores(Path("nowhere")) == []
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (lambda run: None, r"^run is not a classifier's run: it has no classifier\.json; train one with: "),
+        (lambda run: atomic.write_json(run / "recipe.json", {}), r"^run is not a classifier's run"),
+        (lambda run: atomic.write_json(run / RECORD, {}), r"^run/classifier\.json is damaged, or of"),
+        (lambda run: atomic.write_json(run / RECORD, []), r"^run/classifier\.json is damaged, or of"),
+        (lambda run: run.mkdir() or (run / RECORD).write_text("{"), r"^run/classifier\.json is damaged"),
+        (lambda run: write_run(run, {}, [1]), r"^run has no saved epoch with a score; train on with: python"),
+        (lambda run: write_run(run, {1: 0.5}, [2]), r"^run has no saved epoch with a score"),
+        (lambda run: write_run(run, {2: 0.5}, [2]), r"epoch_0002\.pt is not a classifier in the format"),
+    ],
+)
+def test_runs_that_are_none(make: Any, sentence: str) -> None:
+    make(Path("run"))
+    with pytest.raises(ValueError, match=sentence):
+        load_classifier(Path("run"), CPU)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "epoch,top1\n1,0.5\n", "epoch\n1\n", "\0\0", "top1\nhigh\n", "name,psnr_db\ngray,20\n"]
+)
+def test_damaged_scores_are_one_sentence(text: str) -> None:
+    run = write_run(Path("run"), {1: 0.5}, [1])
+    (run / "scores.csv").write_text(text)
+    with pytest.raises(ValueError, match=r"^run(/scores\.csv is damaged| has no saved epoch with a score)"):
+        load_classifier(run, CPU)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"state": {}}, {"network": "resnet81"}, {"classes": ["a"]}, {"size": None}, {"network": "resnet18"},
+        {"state": None}, {"classes": 3},
+    ],
+)  # fmt: skip
+def test_damaged_checkpoints_are_one_sentence(change: dict[str, Any]) -> None:
+    save_classifier(Path("run"), 1, classifier())
+    path = Path("run/checkpoints/epoch_0001.pt")
+    atomic.save(path, {**atomic.load(path), **change})
+    with pytest.raises(ValueError, match=r"^run/.*epoch_0001\.pt is damaged: its weights do not fit"):
+        load_classifier(path, CPU)
+
+
+def test_files_that_are_no_checkpoint() -> None:
+    Path("x.pt").write_bytes(b"anything")
+    with pytest.raises(ValueError, match=r"^x\.pt is not a checkpoint of this project"):
+        load_classifier(Path("x.pt"), CPU)
+    with pytest.raises(ValueError, match=r"^nowhere is not a classifier's run"):
+        load_classifier(Path("nowhere"), CPU)
+
+
+def test_topk_by_hand() -> None:
+    logits = torch.tensor([[0.1, 0.9, 0.5], [0.1, 0.9, 0.5], [0.1, 0.9, 0.5], [3.0, -1.0, 2.0]])
+    labels = torch.tensor([1, 2, 0, 1])
+    assert topk_correct(logits, labels, 1).tolist() == [True, False, False, False]
+    assert topk_correct(logits, labels, 2).tolist() == [True, True, False, False]
+    assert topk_correct(logits, labels, 3).tolist() == [True] * 4
+    assert topk_correct(logits, labels, 5).tolist() == [True] * 4  # no more can be named than there are
+
+
+def test_topk_is_torchs_where_nothing_is_equal() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(200, 12, generator=generator)
+    labels = torch.randint(0, 12, (200,), generator=generator)
+    for k in (1, 5):
+        expected = (logits.topk(k).indices == labels[:, None]).any(1)
+        assert 10 < expected.sum() < 190
+        assert torch.equal(topk_correct(logits, labels, k), expected)
+
+
+def test_of_equal_logits_the_first_class_counts_as_likelier() -> None:
+    logits, labels = torch.zeros(4, 4), torch.arange(4)
+    for k in range(1, 5):
+        assert topk_correct(logits, labels, k).tolist() == [i < k for i in range(4)]
+
+
+def test_nan_is_never_right() -> None:
+    nan = float("nan")
+    logits = torch.tensor([[nan, nan, nan], [nan, 1.0, 0.0], [1.0, nan, 0.0]])
+    assert topk_correct(logits, torch.tensor([0, 1, 1]), 1).tolist() == [False, False, False]
+
+
+def test_label_ids() -> None:
+    assert label_ids(["b", "a", "b"], ["a", "b"]) == [1, 0, 1]
+    with pytest.raises(ValueError, match=r"^no class c is known to the classifier; it knows a b$"):
+        label_ids(["b", "c", "d"], ["a", "b"])
+    for labels in (["", ""], ["a", ""]):
+        with pytest.raises(ValueError, match=r"^the pictures have no class folders: "):
+            label_ids(labels, ["a", "b"])
+
+
+def items(train: str, val: str) -> dict[str, list[Item]]:
+    """Return items of classes of one letter; a space stands for none."""
+    return {
+        name: [Item(f"{i}", Path(f"{i}.png"), None, letter.strip()) for i, letter in enumerate(letters)]
+        for name, letters in (("train", train), ("val", val))
+    }
+
+
+def test_classes_are_found_in_order() -> None:
+    assert find_classes(items("bacb", "ab"), "set") == ["a", "b", "c"]
+    assert find_classes(items("bacb", "ab"), "set", ["a", "b", "c"]) == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize(
+    ("train", "val", "sentence"),
+    [
+        ("  ", " ", "the pictures have no class folders"),
+        ("ab ", "a", "the pictures have no class folders"),
+        ("ab", " ", "the pictures have no class folders"),
+        ("aaa", "a", "set has one class alone, a: a classifier needs two or more"),
+        ("ab", "abz", "class z of set is in the validation pictures alone"),
+        ("abd", "a", "the classes of set have changed since this run began, the first is c"),
+        ("abcd", "a", "the classes of set have changed since this run began, the first is d"),
+    ],
+)
+def test_classes_that_cannot_be_learned(train: str, val: str, sentence: str) -> None:
+    with pytest.raises(ValueError, match="^" + sentence):
+        find_classes(items(train, val), "set", ["a", "b", "c"])

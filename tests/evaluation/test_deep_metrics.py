@@ -1,0 +1,313 @@
+"""perceptual.py: parity with torchmetrics and clean-fid, on stand-ins for their networks."""
+
+import hashlib
+import warnings
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from cleanfid import fid as clean_fid
+from cleanfid.features import build_feature_extractor
+from cleanfid.inception_torchscript import InceptionV3W
+from torch import Tensor, nn
+from torchmetrics.functional.image.lpips import learned_perceptual_image_patch_similarity
+
+from evaluation import deep_metrics
+from evaluation.classifier import Classifier
+from evaluation.deep_metrics import DEEP_MIN_SIZE, FID, LPIPS, Features, Inception, Recognised, kid, moments
+from evaluation.metrics import Pictures
+from imaging.files import write_image
+from imaging.pixels import resize
+from runtime import weights
+
+CPU = torch.device("cpu")
+NETS = ("alex", "vgg")
+
+
+def fid(targets: Features, outputs: Features) -> float | str:
+    """Return FID of two folders' features."""
+    return FID()(targets, outputs)
+
+
+def noise(seed: int, n: int, height: int, width: int) -> Tensor:
+    """Return (N, 3, H, W) uint8."""
+    return torch.randint(0, 256, (n, 3, height, width), dtype=torch.uint8, generator=torch.manual_seed(seed))
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Put whole stand-ins for torchvision's AlexNet and VGG-16 where torchvision and torchmetrics look."""
+    folder = tmp_path_factory.mktemp("hub")
+    (folder / "checkpoints").mkdir()
+    rng = torch.manual_seed(0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.hub, "get_dir", lambda: str(folder))
+        for name in ("alexnet", "vgg16"):
+            with torch.device("meta"):
+                shapes = {k: v.shape for k, v in torchvision.models.get_model(name).state_dict().items()}
+            used = {key: shape.numel() for key, shape in shapes.items() if key.startswith("features")}
+            numbers = 0.05 * torch.randn(max(used.values()), generator=rng)  # shared: stored once
+            state = {
+                key: numbers[: used[key]].view(shape) if key in used else torch.zeros(1).expand(shape)
+                for key, shape in shapes.items()
+            }
+            path = folder / "checkpoints" / weights.WEIGHTS[name].rsplit("/", 1)[1]
+            torch.save(state, path)
+            digest = hashlib.sha256(path.read_bytes()).hexdigest()
+            patch.setitem(weights.WEIGHTS, name, f"https://example.org/{path.name}#{digest}")
+        yield
+
+
+@pytest.fixture(scope="module")
+def judges(hub: None) -> dict[str, LPIPS]:
+    """Return LPIPS of both networks."""
+    return {net: LPIPS(net, None, CPU, download=False) for net in NETS}
+
+
+@pytest.fixture
+def torchmetrics_lpips(hub: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spare torchmetrics the drawing of weights that it then reads from the file."""
+    monkeypatch.setattr(nn.init, "kaiming_uniform_", lambda tensor, **_: tensor)
+    monkeypatch.setattr(torch.hub, "download_url_to_file", lambda *_, **__: pytest.fail("downloaded"))
+
+
+@pytest.mark.usefixtures("torchmetrics_lpips")
+@pytest.mark.parametrize("net", NETS)
+@pytest.mark.parametrize(("height", "width"), [(64, 64), (45, 38)])
+def test_lpips_matches_torchmetrics(net: str, height: int, width: int, judges: dict[str, LPIPS]) -> None:
+    target, output = noise(0, 3, height, width), noise(1, 3, height, width)
+    output[1] = target[1]  # equal
+    output[2] = (0.9 * target[2] + 0.1 * output[2]).to(torch.uint8)  # near
+    pair = (image / 127.5 - 1 for image in (output, target))
+    expected = learned_perceptual_image_patch_similarity(*pair, net_type=net, reduction="none")
+    found = judges[net](Pictures(target), Pictures(output))
+    assert (found.shape, found.dtype) == ((3,), torch.float64)
+    assert found.tolist() == pytest.approx(expected.tolist(), abs=1e-6)
+    assert found[1] == 0 < found[2] < found[0]
+
+
+@pytest.mark.parametrize("net", NETS)
+def test_lpips_works_down_to_the_least_size(net: str, judges: dict[str, LPIPS]) -> None:
+    lpips, side = judges[net], DEEP_MIN_SIZE[f"lpips_{net}"]
+    pair = [Pictures(noise(seed, 1, side, side)) for seed in range(2)]
+    assert 0 < lpips(*pair).item() < 10
+    with pytest.raises(RuntimeError, match="too small"):
+        lpips(*(Pictures(noise(seed, 1, side - 1, 64)) for seed in range(2)))
+
+
+@pytest.mark.parametrize("net", NETS)
+def test_lpips_of_a_picture_does_not_depend_on_its_neighbours(net: str, judges: dict[str, LPIPS]) -> None:
+    lpips = judges[net]
+    target, output = noise(0, 3, 40, 40), noise(1, 3, 40, 40)
+    together = lpips(Pictures(target), Pictures(output)).tolist()
+    alone = [lpips(Pictures(t[None]), Pictures(o[None])).item() for t, o in zip(target, output, strict=True)]
+    assert together == pytest.approx(alone, rel=1e-5)
+    assert len(set(together)) == 3
+
+
+def test_lpips_looks_at_every_picture_once(judges: dict[str, LPIPS]) -> None:
+    calls: list[str] = []
+    hooks = [
+        judge.network.net.register_forward_hook(lambda *_, name=net: calls.append(name))
+        for net, judge in judges.items()
+    ]
+    target = Pictures(noise(0, 1, 32, 32))
+    for seed in range(1, 4):
+        output = Pictures(noise(seed, 1, 32, 32))
+        first, second = (judge(target, output).item() for judge in judges.values())
+        assert first != second  # what one network has seen is not taken for the other's
+    for hook in hooks:
+        hook.remove()
+    assert sorted(calls) == 4 * ["alex"] + 4 * ["vgg"]  # the truth, and three outputs
+
+
+def test_lpips_without_weights_says_where_they_are_published(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"^no alexnet-owt-7be5be79\.pth in .*--weights DIR$"):
+        LPIPS("alex", tmp_path, CPU, download=True)
+
+
+class Few(nn.Module):
+    """Twelve features: what a few random filters answer on average, as (N, 12)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        weights = torch.randn(12, 3, 9, 9, generator=torch.manual_seed(0))
+        self.register_buffer("weights", weights / weights.flatten(1).norm(dim=1).view(-1, 1, 1, 1))
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Map (N, 3, 299, 299) in [0, 255] to features."""
+        return nn.functional.conv2d(image / 255, self.weights, stride=8).abs().mean((2, 3))
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Return two folders of 40 pictures of one name each; the second's are of weaker colours."""
+    root = tmp_path_factory.mktemp("folders")
+    for i in range(40):
+        small = noise(i, 1, 5, 6)[0].permute(1, 2, 0).contiguous().numpy()
+        picture = resize(small, 44, 60).astype(float)
+        weaker = 0.6 * picture + 0.4 * picture.mean(2, keepdims=True)
+        for name, image in (("a", picture), ("b", weaker)):
+            write_image(root / name / f"{i:02d}.png", image.astype(np.uint8))
+    return root / "a", root / "b"
+
+
+def few() -> Inception:
+    """Return Inception's reading of files with another, smaller network."""
+    inception = Inception.__new__(Inception)
+    inception.network, inception.device = Few(), CPU
+    return inception
+
+
+def files(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.png"))
+
+
+@pytest.mark.parametrize("at_a_time", [7, 128])
+def test_fid_and_kid_match_clean_fid(
+    folders: tuple[Path, Path], at_a_time: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deep_metrics, "FILES", at_a_time)
+    options = {"num_workers": 0, "device": CPU, "verbose": False}
+    names = [str(folder) for folder in folders]
+    model = Few()
+    expected = clean_fid.compare_folders(*names, model, "clean", **options)
+    targets, outputs = (few().features(files(folder)) for folder in folders)
+    assert fid(targets, outputs) == pytest.approx(expected, rel=1e-6)
+    assert fid(outputs, targets) == pytest.approx(expected, rel=1e-6)
+    assert expected > 1e-3
+    reference = [clean_fid.get_folder_features(name, model, **options) for name in names]
+    np.random.seed(0)  # noqa: NPY002
+    expected = clean_fid.kernel_distance(*reference)
+    assert kid(targets, outputs) == pytest.approx(expected, rel=1e-4)
+    assert expected > 0
+
+
+def test_features_are_those_of_the_files_in_their_order(folders: tuple[Path, Path]) -> None:
+    paths = files(folders[0])[:3]
+    forwards, backwards = few().features(paths), few().features(paths[::-1])
+    assert (forwards.shape, forwards.dtype) == ((3, 12), np.float32)
+    np.testing.assert_allclose(forwards, backwards[::-1], rtol=1e-6)
+    with pytest.raises(ValueError, match="no picture to compute features of"):
+        few().features([])
+
+
+def test_fid_of_a_folder_with_itself_is_nothing(folders: tuple[Path, Path]) -> None:
+    found = few().features(files(folders[0]))
+    assert fid(found, found) == pytest.approx(0, abs=1e-6)
+    assert fid(found, found + 2.0) == pytest.approx(4.0 * 12, rel=1e-5)  # squared distance of the means
+    assert abs(kid(found, found)) < kid(found, few().features(files(folders[1])))
+
+
+def test_fid_of_normal_distributions_is_that_of_its_formula() -> None:
+    rng = np.random.default_rng(0)
+    spread = np.array([1.0, 2.0, 3.0])
+    targets = rng.normal(0, 1, (60_000, 3)).astype(np.float32)
+    outputs = (rng.normal(0, 1, (60_000, 3)) * spread + 1).astype(np.float32)
+    assert fid(targets, outputs) == pytest.approx(3 + ((spread - 1) ** 2).sum(), rel=0.03)
+
+
+def test_kid_is_the_same_every_time_and_leaves_the_random_state_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    few_draws = partial(clean_fid.kernel_distance, num_subsets=3, max_subset_size=20)
+    monkeypatch.setattr(clean_fid, "kernel_distance", few_draws)
+    rng = np.random.default_rng(0)
+    targets, outputs = (rng.normal(shift, 1, (60, 4)).astype(np.float32) for shift in (0, 0.1))
+    assert few_draws(targets, outputs) != few_draws(targets, outputs)  # by itself it is not
+    np.random.seed(7)  # noqa: NPY002
+    before = np.random.get_state()[1].tolist()  # noqa: NPY002
+    first = kid(targets, outputs)
+    assert np.random.get_state()[1].tolist() == before  # noqa: NPY002
+    np.random.seed(8)  # noqa: NPY002
+    assert kid(targets, outputs) == first
+
+
+@pytest.mark.parametrize("n", [2, 127, 128, 129, 300])
+def test_moments_are_those_of_numpy(n: int) -> None:
+    rows = np.random.default_rng(0).normal(5, 2, (n, 6)).astype(np.float32)
+    mean, covariance = moments(rows)
+    np.testing.assert_allclose(mean, rows.mean(0, dtype=np.float64), rtol=1e-12)
+    np.testing.assert_allclose(
+        covariance, np.cov(rows.astype(np.float64), rowvar=False), rtol=1e-6, atol=1e-9
+    )
+
+
+class Layers(nn.Module):
+    """Stands in for what is inside Inception's file."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pool = nn.AdaptiveAvgPool2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, 3, 299, 299) in [-1, 1] to (N, 2048)."""
+        return self.pool(x).flatten(1).repeat(1, 43)[:, :2048]  # (N, 48) over and over
+
+
+class Program(nn.Module):
+    """Stands in for Inception's file."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = Layers()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x)
+
+
+@pytest.fixture
+def inception_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a folder with a stand-in for Inception's file; features.WEIGHTS names it by its hash."""
+    path = tmp_path / "weights" / "inception-2015-12-05.pt"
+    path.parent.mkdir()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        torch.jit.script(Program()).save(path)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    monkeypatch.setitem(weights.WEIGHTS, "inception", f"https://example.org/{path.name}#{digest}")
+    return path.parent
+
+
+def test_inception_sees_what_clean_fid_sees(
+    inception_folder: Path, folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = files(folders[0])[:3]
+    found = Inception(inception_folder, CPU, download=False).features(paths)
+    assert found.shape == (3, 2048)
+    loaded = InceptionV3W(str(inception_folder), download=False)
+    monkeypatch.setattr("cleanfid.features.InceptionV3W", lambda *_, **__: loaded)
+    reference = build_feature_extractor("clean", CPU, use_dataparallel=False)
+    expected = clean_fid.get_files_features([*map(str, paths)], reference, 0, 32, CPU, verbose=False)
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_a_file_that_is_not_inceptions(inception_folder: Path) -> None:
+    (inception_folder / "inception-2015-12-05.pt").write_bytes(b"hello")
+    with pytest.raises(ValueError, match="is not the published file, or it is damaged"):
+        Inception(inception_folder, CPU, download=False)
+
+
+def test_recognised_is_whether_the_class_is_among_the_first_k() -> None:
+    class Reader(nn.Module):
+        """Reads its six logits off the first pixels of a picture's first row."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x[:, 0, 0, :6]
+
+    classifier = Classifier("reader", Reader(), list("abcdef"), 6)
+    rgb = torch.zeros(3, 3, 6, 6, dtype=torch.uint8)
+    rgb[:, 0, 0] = torch.tensor([[90, 80, 70, 60, 50, 40], [40, 50, 60, 70, 80, 90], [0, 9, 8, 7, 6, 5]])
+    target, output = Pictures(255 - rgb, torch.tensor([0, 1, 0])), Pictures(rgb)
+    calls: list[int] = []
+    classifier.register_forward_hook(lambda *_: calls.append(1))
+    top1, top5 = Recognised(classifier, 1), Recognised(classifier, 5)
+    assert top1(target, output).tolist() == [1.0, 0.0, 0.0]
+    assert top5(target, output).tolist() == [1.0, 1.0, 0.0]
+    assert len(calls) == 1
+    assert Recognised(classifier, 1)(target, target).tolist() == [0.0, 0.0, 1.0]
+    assert top1(target, output).dtype == torch.float64

@@ -1,0 +1,400 @@
+"""metadata.py: what a file says goes along; what would be untrue of the coloured file does not."""
+
+import io
+import struct
+import time
+import warnings
+import zlib
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image, ImageCms, IptcImagePlugin, PngImagePlugin
+
+from imaging.files import read_frames, scan, write_frames
+from imaging.metadata import Notes, append_directories, png_chunks, tiff_tags
+from imaging.pixels import Frame
+
+RGB = (np.add.outer(np.arange(24), 2 * np.arange(32))[..., None] * [2, 1, 3] % 256).astype(np.uint8)
+ARTIST, DATE, ORIENTATION, EXIF, GPS, IFD1 = 315, 306, 274, 0x8769, 0x8825, -1
+XMP = (
+    b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6" dc:title="Porch" '
+    b"exif:PixelXDimension='32' photoshop:ICCProfile=\"Dot Gain\"><tiff:Orientation>6</tiff:Orientation>"
+    b"<xmp:Thumbnails><rdf:Alt><rdf:li>THUMBNAIL</rdf:li></rdf:Alt></xmp:Thumbnails>"
+    b"<dc:creator>Ada</dc:creator></rdf:Description></x:xmpmeta>"
+)
+
+
+def full_exif(thumbnail: bool = True) -> bytes:
+    """Return EXIF as a camera writes it: author, date, place, sizes, a maker's note and a thumbnail."""
+    exif = Image.Exif()
+    exif[ARTIST] = "Ada"
+    exif[DATE] = "1955:11:05 06:00:00"
+    exif[ORIENTATION] = 6
+    exif[256] = 32  # width
+    exif.get_ifd(EXIF).update({36867: "1955:11:05 06:15:00", 33434: 0.004, 37500: b"MAKER", 40961: 65535})
+    exif.get_ifd(EXIF).update({40962: 32, 40963: 24})
+    exif.get_ifd(GPS).update({1: "N", 2: (34.0, 8.0, 16.5)})
+    data = bytearray(exif.tobytes())
+    if thumbnail:  # a second directory: that it is a JPEG, where it lies and how long it is
+        entries = struct.unpack_from(">H", data, 14)[0]
+        struct.pack_into(">I", data, 16 + 12 * entries, len(data) - 6)
+        fields = struct.pack(">HHII", 513, 4, 1, len(data) - 6 + 30) + struct.pack(">HHII", 514, 4, 1, 9)
+        data += struct.pack(">H", 2) + fields + bytes(4) + b"THUMBNAIL"
+    return bytes(data)
+
+
+def convert(source: str, target: str) -> bytes:
+    """Read a file and write what it holds under another name."""
+    found = scan(Path(source))
+    write_frames(Path(target), read_frames(found), found)
+    return Path(target).read_bytes()
+
+
+def save(name: str, **options: Any) -> None:
+    Image.fromarray(RGB).save(name, **options)
+
+
+def test_the_camera_of_these_tests_writes_a_thumbnail() -> None:
+    exif = Image.Exif()
+    exif.load(full_exif())
+    assert exif.get_ifd(IFD1)[514] == 9
+    assert full_exif()[6:][exif.get_ifd(IFD1)[513] :] == b"THUMBNAIL"
+
+
+@pytest.mark.parametrize("target", ["out.jpg", "out.png", "out.webp", "out.tif", "out.avif"])
+@pytest.mark.parametrize("source", ["x.jpg", "x.png", "x.webp", "x.avif", "x.tif"])
+def test_exif_goes_along_without_what_is_stale(source: str, target: str) -> None:
+    save(source, exif=full_exif(thumbnail=source != "x.tif"))
+    data = convert(source, target)
+    assert b"THUMBNAIL" not in data
+    assert b"MAKER" not in data
+    with Image.open(target) as image:
+        image.load()
+        exif = image.getexif()
+        assert exif[ARTIST] == "Ada"
+        assert exif[DATE] == "1955:11:05 06:00:00"
+        assert exif.get(ORIENTATION, 1) == 1
+        assert exif.get(256, image.width) == image.width  # a TIFF has one
+        assert set(exif.get_ifd(EXIF)) == {36867, 33434}
+        assert exif.get_ifd(EXIF)[36867] == "1955:11:05 06:15:00"
+        assert float(exif.get_ifd(EXIF)[33434]) == 0.004
+        assert exif.get_ifd(GPS)[2] == (34.0, 8.0, 16.5)
+        assert not exif.get_ifd(IFD1)
+        assert image.size == (24, 32)  # which is upright
+
+
+@pytest.mark.parametrize("target", ["out.jpg", "out.png", "out.webp", "out.tif", "out.avif"])
+@pytest.mark.parametrize("name", ["Zoë".encode(), "Zoë".encode("latin-1")])
+def test_names_that_are_not_english_go_along(target: str, name: bytes) -> None:
+    exif = Image.Exif()
+    exif[ARTIST] = name
+    save("x.jpg", exif=exif)
+    assert name + b"\0" in Path("x.jpg").read_bytes()
+    assert name + b"\0" in convert("x.jpg", target)
+
+
+@pytest.mark.parametrize("target", ["out.jpg", "out.png", "out.webp", "out.tif", "out.avif"])
+@pytest.mark.parametrize("source", ["x.jpg", "x.png", "x.webp", "x.avif", "x.tif"])
+def test_xmp_goes_along_without_what_is_stale(source: str, target: str) -> None:
+    if source == "x.png":
+        info = PngImagePlugin.PngInfo()
+        info.add_itxt("XML:com.adobe.xmp", XMP.decode())
+        save(source, pnginfo=info)
+    elif source == "x.tif":
+        save(source, tiffinfo={700: XMP})
+    else:
+        save(source, xmp=XMP)
+    convert(source, target)
+    xmp = scan(Path(target)).notes.xmp
+    assert b'dc:title="Porch"' in xmp
+    assert b"<dc:creator>Ada</dc:creator>" in xmp
+    for stale in (b"Orientation", b"Thumbnail", b"THUMBNAIL", b"PixelX", b"ICCProfile"):
+        assert stale not in xmp
+    assert xmp.startswith(b"<x:xmpmeta")
+    assert xmp.endswith(b"</rdf:Description></x:xmpmeta>")
+
+
+def test_xmp_full_of_traps_costs_no_time() -> None:
+    began = time.monotonic()
+    for piece in (b"<xmp:Thumbnails>", b"<tiff:Orientation>", b' tiff:Orientation="', b"</xmp:Thumbnails>"):
+        save("x.jpg", xmp=piece * (60_000 // len(piece)))
+        scan(Path("x.jpg"))
+        save("x.webp", xmp=piece * (2_000_000 // len(piece)))
+        scan(Path("x.webp"))
+    assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize("target", ["out.jpg", "out.png", "out.tif", "out.bmp"])
+@pytest.mark.parametrize("source", ["x.jpg", "x.png", "x.tif", "x.bmp"])
+def test_resolution_goes_along(source: str, target: str) -> None:
+    save(source, dpi=(600, 300))
+    convert(source, target)
+    with Image.open(target) as image:
+        assert image.info["dpi"] == pytest.approx((600, 300), abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("unit", "resolution", "dpi"),
+    [(2, (300, 150), (300, 150)), (3, (100, 50), (254, 127)), (1, (300, 300), None), (2, (0, 0), None)],
+)
+def test_resolution_of_a_tiff(unit: int, resolution: tuple[int, int], dpi: tuple[int, int] | None) -> None:
+    tifffile.imwrite("x.tif", RGB, photometric="rgb", resolution=resolution, resolutionunit=unit)
+    assert scan(Path("x.tif")).notes.dpi == dpi
+
+
+@pytest.mark.filterwarnings("ignore:Metadata Warning")
+def test_tags_of_a_strange_type_do_not_cost_the_picture() -> None:
+    extra = [(700, "H", 3, (1, 2, 3), True), (ARTIST, "H", 2, (7, 8), True)]
+    deep = RGB.astype(np.uint16)
+    tifffile.imwrite("x.tif", deep, photometric="rgb", resolution=(300, 300), metadata=None, extratags=extra)
+    with tifffile.TiffFile("x.tif", mode="r+") as tiff:
+        tiff.pages[0].tags[282].overwrite(300, dtype="H")
+        tiff.pages[0].tags[296].overwrite((2, 2), dtype="H")
+    found = scan(Path("x.tif"))
+    assert (found.notes.xmp, found.notes.dpi) == (b"", None)
+    (frame,) = read_frames(found)
+    assert np.array_equal(frame.pixels, deep)
+    convert("x.tif", "out.tif")
+
+
+@pytest.mark.parametrize("dpi", [(0, 0), (0.1, 0.1), (99_999, 99_999)])
+def test_resolutions_that_make_no_sense_are_left_out(dpi: tuple[float, float]) -> None:
+    save("x.png", dpi=dpi)
+    assert scan(Path("x.png")).notes.dpi is None
+    convert("x.png", "out.jpg")
+
+
+def test_texts_of_a_png_go_along_wherever_they_stand() -> None:
+    info = PngImagePlugin.PngInfo()
+    info.add_text("Title", "Veranda")
+    info.add_text("Description", "é" * 3000, zip=True)
+    info.add_itxt("Author", "日本", "ja", "作者")
+    info.add_text("Raw profile type exif", "\nexif\n 4\n4d4d\n")
+    save("x.png", pnginfo=info)
+    data = Path("x.png").read_bytes()
+    late = b"tEXt" + b"Source\0attic"
+    late = struct.pack(">I", len(late) - 4) + late + struct.pack(">I", zlib.crc32(late))
+    Path("x.png").write_bytes(data[:-12] + late + data[-12:])
+    convert("x.png", "out.png")
+    with Image.open("out.png") as image:
+        wanted = {"Title": "Veranda", "Description": "é" * 3000, "Author": "日本", "Source": "attic"}
+        assert dict(image.text) == wanted
+
+
+@pytest.mark.parametrize("source", ["x.jpg", "x.png", "x.gif"])
+@pytest.mark.parametrize("target", ["out.jpg", "out.png", "out.gif", "out.tif"])
+@pytest.mark.parametrize("comment", ["taken in the garden", "Grüße und " * 100 + "Küsse"])
+def test_comments_go_along(source: str, target: str, comment: str) -> None:
+    if source == "x.png":
+        info = PngImagePlugin.PngInfo()
+        info.add_text("Comment", comment)
+        save(source, pnginfo=info)
+    else:
+        Image.fromarray(RGB).save(source, comment=comment.encode())
+    convert(source, target)
+    notes = scan(Path(target)).notes
+    if target == "out.tif":
+        with tifffile.TiffFile(target) as tiff:
+            assert tiff.pages[0].tags.valueof(270) in (comment, comment.encode())
+    else:
+        assert notes.comment.decode() == comment
+
+
+def test_a_comment_in_an_old_encoding_is_read() -> None:
+    save("x.jpg", comment="Grüße".encode("latin-1"))
+    assert scan(Path("x.jpg")).notes.comment.decode() == "Grüße"
+
+
+def test_tags_of_a_tiff_go_along() -> None:
+    extra = [(ARTIST, "s", 0, "Ada", True), (33432, "s", 0, b"\xa9 1955", True), (18246, "H", 1, 4, True)]
+    tifffile.imwrite(
+        "x.tif", RGB, photometric="rgb", description="a porch", datetime="1955:11:05 06:00:00",
+        metadata=None, extratags=[*extra, (40091, "B", 4, b"T\0i\0", True)],
+    )  # fmt: skip
+    for target in ("out.tif", "out.jpg"):
+        convert("x.tif", target)
+        with Image.open(target) as image:
+            exif = image.getexif()
+            assert [exif[tag] for tag in (ARTIST, 270, DATE, 18246)] == [
+                "Ada",
+                "a porch",
+                "1955:11:05 06:00:00",
+                4,
+            ]
+            assert exif[33432] == "© 1955"
+            assert exif[40091] == b"T\0i\0"
+
+
+@pytest.mark.parametrize("kind", ["shaped", "imagej", "ome"])
+def test_a_description_that_lists_axes_is_left_out(kind: str) -> None:
+    tifffile.imwrite("x.tif", RGB, imagej=kind == "imagej", ome=kind == "ome", photometric="rgb")
+    with tifffile.TiffFile("x.tif") as tiff:
+        assert tiff.pages[0].description
+    convert("x.tif", "out.tif")
+    with tifffile.TiffFile("out.tif") as tiff:
+        assert tiff.pages[0].description == ""
+
+
+def test_notes_of_pages_stand_on_the_first() -> None:
+    notes = Notes(exif=full_exif()[6:], dpi=(300.0, 300.0))
+    save("x.png")
+    found = scan(Path("x.png"))
+    write_frames(Path("x.tif"), [Frame(RGB, None)] * 3, replace(found, count=3, notes=notes))
+    with tifffile.TiffFile("x.tif") as tiff:
+        assert [page.tags.valueof(ARTIST) is not None for page in tiff.pages] == [True, False, False]
+        assert all(page.tags.valueof(282) == (300, 1) for page in tiff.pages)
+        assert list(tiff.pages[0].tags[EXIF].value) == ["ExposureTime", "DateTimeOriginal"]
+
+
+@pytest.mark.parametrize(
+    "block", [b"garbage, and more of it", b"MM\0\x2a\0\0\0\x08\0\x05", b"II\x2a\0\xff\xff\xff\x7f"]
+)
+@pytest.mark.parametrize("name", ["x.jpg", "x.png", "x.webp"])
+def test_broken_exif_is_left_out(block: bytes, name: str) -> None:
+    save(name, exif=b"Exif\0\0" + block)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's
+        found = scan(Path(name))
+        (frame,) = read_frames(found)
+    assert found.notes.exif == b""
+    assert frame.pixels.shape == RGB.shape
+
+
+def test_exif_that_cannot_be_written_again_is_left_out() -> None:
+    exif = Image.Exif()
+    exif[18246] = b"no number"
+    exif[ARTIST] = "Ada"
+    data = bytearray(exif.tobytes())
+    at = data.index(struct.pack(">H", 18246))
+    struct.pack_into(">HHI", data, at, 18246, 2, 9)  # a rating that is a text
+    save("x.png", exif=bytes(data))
+    notes = scan(Path("x.png")).notes
+    assert notes.exif == b"" or b"Ada" in notes.exif
+    convert("x.png", "out.tif")
+
+
+def test_what_is_too_long_for_a_jpeg_is_left_out_of_it() -> None:
+    long = b"<x:xmpmeta>" + b" " * 70_000 + b"</x:xmpmeta>"
+    exif = Image.Exif()
+    exif[270] = b"words " * 12_000
+    exif[ARTIST] = "Ada"
+    save("x.webp", xmp=long, exif=exif.tobytes())
+    convert("x.webp", "out.jpg")
+    convert("x.webp", "out.png")
+    assert scan(Path("out.jpg")).notes == Notes()
+    assert scan(Path("out.png")).notes.xmp == long
+    assert len(scan(Path("out.png")).notes.exif) > 70_000
+
+
+def test_a_file_without_notes_gets_none() -> None:
+    for name in ("x.png", "x.jpg", "x.webp", "x.tif", "x.gif", "x.avif", "x.bmp", "x.ppm"):
+        save(name)
+        notes = scan(Path(name)).notes
+        assert replace_dpi(notes) == Notes(), name
+        convert(name, "out.png")
+        data = Path("out.png").read_bytes()
+        for chunk in (b"tEXt", b"iTXt", b"zTXt", b"eXIf", b"iCCP"):
+            assert chunk not in data
+    assert tiff_tags(Notes()) == []
+
+
+def replace_dpi(notes: Notes) -> Notes:
+    """Leave out the resolution: BMP, and JPEG with some versions of Pillow, always have one."""
+    return replace(notes, dpi=None)
+
+
+def test_profiles_are_not_kept_because_pixels_are_srgb() -> None:
+    save("x.png", icc_profile=ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    for target in ("out.png", "out.jpg", "out.tif", "out.webp"):
+        convert("x.png", target)
+        with Image.open(target) as image:
+            assert "icc_profile" not in image.info
+
+
+def test_chunks_of_a_cut_png_end() -> None:
+    save("x.png", dpi=(300, 300))
+    data = Path("x.png").read_bytes()
+    whole = list(png_chunks(io.BytesIO(data), (b"IHDR", b"pHYs", b"IDAT", b"IEND")))
+    assert [name for name, _ in whole][:2] == [b"IHDR", b"pHYs"]
+    for cut in range(len(data)):
+        assert len(list(png_chunks(io.BytesIO(data[:cut]), (b"IHDR", b"pHYs", b"IDAT", b"IEND")))) <= len(
+            whole
+        )
+
+
+def test_directories_of_empty_notes_change_nothing() -> None:
+    tifffile.imwrite("x.tif", RGB, photometric="rgb")
+    before = Path("x.tif").read_bytes()
+    append_directories(Path("x.tif"), Notes())
+    assert Path("x.tif").read_bytes() == before
+
+
+def test_long_notes_do_not_cost_the_picture() -> None:
+    info = PngImagePlugin.PngInfo()
+    info.add_itxt("XML:com.adobe.xmp", "a" * 1_200_000, zip=True)
+    Image.new("L", (8, 8), 9).save("x.png", pnginfo=info)
+    convert("x.png", "y.png")
+    assert len(scan(Path("y.png")).notes.xmp) == 1_200_000
+
+
+def test_every_page_of_a_tiff_keeps_its_notes() -> None:
+    with tifffile.TiffWriter("x.tif") as writer:
+        for i in range(3):
+            dpi = {"resolution": (100 * i, 100 * i), "resolutionunit": "INCH"} if i else {}
+            writer.write(np.full((9, 9), 50 * i, np.uint8), description=f"page {i}", metadata=None, **dpi)
+    convert("x.tif", "y.tif")
+    found = scan(Path("y.tif"))
+    assert [notes.dpi for notes in (found.notes, *found.others)] == [None, (100, 100), (200, 200)]
+    with tifffile.TiffFile("y.tif") as tiff:
+        assert [page.description for page in tiff.pages] == ["page 0", "page 1", "page 2"]
+
+
+def test_a_description_in_a_tiff_of_tifffiles_is_kept() -> None:
+    words = "caf\N{LATIN SMALL LETTER E WITH ACUTE}"
+    tifffile.imwrite("x.tif", RGB, photometric="rgb", description=words.encode())
+    convert("x.tif", "y.tif")
+    with tifffile.TiffFile("x.tif") as before, tifffile.TiffFile("y.tif") as after:
+        assert before.pages.first.is_shaped
+        assert not after.pages.first.is_shaped
+        assert after.pages.first.description == words
+
+
+def jpeg_resource(records: bytes) -> bytes:
+    """Return IPTC as other programs write it: behind another resource."""
+    other = b"8BIM" + struct.pack(">HHI", 0x0425, 0, 16) + bytes(16)
+    body = b"Photoshop 3.0\0" + other + b"8BIM" + struct.pack(">HHI", 0x0404, 0, len(records)) + records
+    return b"\xff\xed" + struct.pack(">H", 2 + len(body)) + body
+
+
+@pytest.mark.parametrize("source", ["x.jpg", "bytes.tif", "longs.tif"])
+@pytest.mark.parametrize("target", ["y.jpg", "y.tif"])
+def test_iptc_goes_along(source: str, target: str) -> None:
+    entries = ((120, b"A street, 1915"), (80, b"A. Nonymous"), (5, b"Saratoga"))
+    records = b"".join(struct.pack(">BBBH", 0x1C, 2, number, len(text)) + text for number, text in entries)
+    records += b"\0" * (-len(records) % 4)
+    if source == "x.jpg":
+        Image.fromarray(RGB).save(source, extra=jpeg_resource(records))
+    else:
+        longs = np.frombuffer(records, "<u4")
+        value = (7, len(records), records) if source == "bytes.tif" else (4, len(longs), longs)
+        tags = [(33723, *value, True)]
+        tifffile.imwrite(source, RGB, photometric="rgb", metadata=None, byteorder="<", extratags=tags)
+    convert(source, target)
+    assert scan(Path(target)).notes.iptc == records
+    with Image.open(target) as image:
+        found = IptcImagePlugin.getiptcinfo(image)
+    assert found is not None
+    assert found[2, 120] == b"A street, 1915"
+
+
+def test_iptc_that_is_too_long_for_a_jpeg_is_left_out_of_it() -> None:
+    tags = [(33723, 7, 70_000, bytes(70_000), True)]
+    tifffile.imwrite("x.tif", RGB, photometric="rgb", metadata=None, extratags=tags)
+    convert("x.tif", "y.jpg")
+    assert scan(Path("y.jpg")).notes.iptc == b""
+    convert("x.tif", "y.tif")
+    assert len(scan(Path("y.tif")).notes.iptc) == 70_000

@@ -1,0 +1,198 @@
+"""losses.py: every term against hand-computed values, and the way it pulls."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from config import CHOICES
+from models import FrozenFeatures
+from training.gan import PIXEL, adversarial_loss, discriminator_losses, gan_loss, perceptual_loss, total
+
+LOGITS = [-2.0, 0.5, 3.0]
+MODES = CHOICES["gan_mode"]
+
+
+def softplus(value: float) -> float:
+    return math.log1p(math.exp(value))
+
+
+def mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
+EXPECTED = {  # (mode, verdict) -> loss of LOGITS, by the formulas of the papers
+    ("vanilla", True): mean([softplus(-v) for v in LOGITS]),
+    ("vanilla", False): mean([softplus(v) for v in LOGITS]),
+    ("lsgan", True): mean([(v - 1) ** 2 for v in LOGITS]),
+    ("lsgan", False): mean([v**2 for v in LOGITS]),
+    ("hinge", True): mean([max(0.0, 1 - v) for v in LOGITS]),
+    ("hinge", False): mean([max(0.0, 1 + v) for v in LOGITS]),
+}
+
+
+def patch(values: list[float], grad: bool = False) -> Tensor:
+    return torch.tensor(values).view(1, 1, 1, -1).requires_grad_(grad)
+
+
+@pytest.mark.parametrize(("mode", "real"), EXPECTED)
+def test_gan_loss_values(mode: str, real: bool) -> None:
+    loss = gan_loss(patch(LOGITS), real, mode)
+    assert loss.shape == ()
+    assert loss.item() == pytest.approx(EXPECTED[mode, real], rel=1e-6)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_every_mode_of_config_is_tested(mode: str) -> None:
+    assert {(mode, True), (mode, False)} <= set(EXPECTED)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_gan_loss_is_computed_in_float32(mode: str) -> None:
+    half = torch.linspace(-3, 3, 50).to(torch.bfloat16)
+    loss = gan_loss(half, True, mode)
+    assert loss.dtype == torch.float32
+    assert torch.equal(loss, gan_loss(half.float(), True, mode))
+
+
+def test_vanilla_loss_survives_large_logits() -> None:
+    assert gan_loss(torch.tensor([1e4]), False, "vanilla").item() == pytest.approx(1e4)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_discriminator_pulls_real_up_and_fake_down(mode: str) -> None:
+    real, fake = patch([0.3, -0.2], grad=True), patch([0.1, 0.4], grad=True)
+    terms = discriminator_losses(real, fake, mode)
+    assert list(terms) == ["D_real", "D_fake"]
+    assert terms["D_real"].item() == pytest.approx(gan_loss(real, True, mode).item())
+    assert terms["D_fake"].item() == pytest.approx(gan_loss(fake, False, mode).item())
+    total(terms, {"D_real": 0.5, "D_fake": 0.5}).backward()
+    assert (real.grad < 0).all()  # gradient descent raises the logits of real pairs
+    assert (fake.grad > 0).all()
+
+
+@pytest.mark.parametrize(
+    ("mode", "expected"),
+    [("vanilla", EXPECTED["vanilla", True]), ("lsgan", EXPECTED["lsgan", True]), ("hinge", -mean(LOGITS))],
+)
+def test_adversarial_loss(mode: str, expected: float) -> None:
+    logits = patch(LOGITS, grad=True)
+    loss = adversarial_loss(logits, mode)
+    assert loss.shape == ()
+    assert loss.item() == pytest.approx(expected, rel=1e-6)
+    loss.backward()
+    assert (logits.grad[..., :2] < 0).all()  # descent raises the logits: fools the discriminator
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_adversarial_loss_is_computed_in_float32(mode: str) -> None:
+    half = torch.linspace(-3, 3, 50).to(torch.bfloat16)
+    assert torch.equal(adversarial_loss(half, mode), adversarial_loss(half.float(), mode))
+
+
+@pytest.mark.parametrize("label", [0.9, 0.5])
+def test_smoothed_labels_of_vanilla_are_torchs(label: float) -> None:
+    logits = patch(LOGITS)
+    real, fake = nn.BCELoss()(logits.sigmoid(), torch.full_like(logits, label)), EXPECTED["vanilla", False]
+    terms = discriminator_losses(logits, logits, "vanilla", label)
+    assert terms["D_real"].item() == pytest.approx(real.item(), rel=1e-5)
+    assert terms["D_fake"].item() == pytest.approx(fake, rel=1e-6)  # the label of fakes stays 0
+    assert adversarial_loss(logits, "vanilla", label).item() == pytest.approx(real.item(), rel=1e-5)
+    assert real.item() != pytest.approx(EXPECTED["vanilla", True], rel=1e-2)
+
+
+def test_smoothed_labels_of_lsgan() -> None:
+    logits, real = patch(LOGITS), mean([(v - 0.9) ** 2 for v in LOGITS])
+    terms = discriminator_losses(logits, logits, "lsgan", 0.9)
+    assert terms["D_real"].item() == pytest.approx(real)
+    assert terms["D_fake"].item() == pytest.approx(EXPECTED["lsgan", False])
+    assert adversarial_loss(logits, "lsgan", 0.9).item() == pytest.approx(real)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_fakes_are_never_smoothed(mode: str) -> None:
+    assert gan_loss(patch(LOGITS), False, mode, 0.9).item() == pytest.approx(EXPECTED[mode, False])
+
+
+def test_hinge_has_no_labels() -> None:
+    logits = patch(LOGITS)
+    for label in (0.9, 0.1):
+        terms = discriminator_losses(logits, logits, "hinge", label)
+        assert terms["D_real"].item() == pytest.approx(EXPECTED["hinge", True])
+        assert terms["D_fake"].item() == pytest.approx(EXPECTED["hinge", False])
+        assert adversarial_loss(logits, "hinge", label).item() == pytest.approx(-mean(LOGITS))
+
+
+def test_a_smoothed_label_is_where_the_discriminator_rests() -> None:
+    logit = patch([math.log(0.9 / 0.1)], grad=True)  # sigmoid 0.9
+    gan_loss(logit, True, "vanilla", 0.9).backward()
+    assert logit.grad.abs().item() < 1e-6
+
+
+@pytest.mark.parametrize(("name", "expected"), [("G_l1", 2.5 / 4), ("G_mse", (0.25 + 1 + 1) / 4)])
+def test_pixel_terms(name: str, expected: float) -> None:
+    fake = torch.tensor([[0.5, -1.0], [0.0, 0.25]]).view(1, 2, 1, 2).requires_grad_()
+    y = torch.tensor([[0.0, 0.0], [1.0, 0.25]]).view(1, 2, 1, 2)
+    loss = PIXEL[name](fake, y)
+    assert loss.item() == pytest.approx(expected)
+    loss.backward()
+    assert torch.equal(fake.grad.sign(), (fake.detach() - y).sign())
+    assert set(PIXEL) == {"G_l1", "G_mse"}
+
+
+class Taps(FrozenFeatures):
+    """An extractor of two layers, seeded."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        super().__init__(nn.ModuleList([nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 3)]), (0.5,) * 3, (0.2,) * 3)
+
+    def forward(self, rgb01: Tensor) -> list[Tensor]:
+        first = self.body[0](self.normalise(rgb01))
+        return [first, self.body[1](first.relu())]
+
+
+def pictures() -> tuple[Tensor, Tensor]:
+    noise = torch.Generator().manual_seed(0)
+    return tuple(torch.rand(2, 3, 9, 9, generator=noise).requires_grad_() for _ in range(2))
+
+
+def test_perceptual_loss_is_the_sum_of_all_taps() -> None:
+    extractor, (fake, real) = Taps(), pictures()
+    with torch.no_grad():
+        pairs = list(zip(extractor(fake), extractor(real), strict=True))
+        expected = sum(F.mse_loss(a, b).item() for a, b in pairs)
+    loss = perceptual_loss(extractor, fake, real)
+    assert len(pairs) == 2
+    assert loss.shape == ()
+    assert loss.item() == pytest.approx(expected)
+    assert perceptual_loss(extractor, real, real).item() == 0.0
+
+
+def test_perceptual_gradient_reaches_the_generated_image_alone() -> None:
+    extractor, (fake, real) = Taps(), pictures()
+    perceptual_loss(extractor, fake, real).backward()
+    assert (fake.grad.abs().sum((1, 2, 3)) > 0).all()
+    assert real.grad is None
+    assert all(parameter.grad is None for parameter in extractor.parameters())
+    with torch.no_grad():
+        closer = fake - 1e-3 * fake.grad
+        assert perceptual_loss(extractor, closer, real) < perceptual_loss(extractor, fake, real)
+
+
+def test_perceptual_loss_of_half_precision_features_is_float32() -> None:
+    extractor, (fake, real) = Taps(), pictures()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert extractor(fake)[0].dtype == torch.bfloat16
+        loss = perceptual_loss(extractor, fake, real)
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(perceptual_loss(extractor, fake, real).item(), rel=0.05)
+
+
+def test_total_weighs_every_term() -> None:
+    terms = {"G_gan": torch.tensor(2.0), "G_l1": torch.tensor(0.25)}
+    assert total(terms, {"G_gan": 1.0, "G_l1": 100.0, "unused": 7.0}).item() == 27.0
+    with pytest.raises(KeyError, match="G_l1"):
+        total(terms, {"G_gan": 1.0})

@@ -8,7 +8,15 @@ import torch
 from torch import Tensor, nn
 
 import models
-from config import CHOICES, DAMAGES, HALVINGS, SMALLEST, UNETS, Recipe
+from config import CHOICES, DEGRADATIONS, Recipe
+
+HALVINGS = {n: net.halvings for n, net in __import__("models").GENERATORS.items() if net.halvings}
+UNETS = [n for n in __import__("models").GENERATORS if n not in HALVINGS]
+SMALLEST = {
+    n: net.smallest
+    for n, net in {**__import__("models").GENERATORS, **__import__("models").DISCRIMINATORS}.items()
+    if net.smallest > 1
+}
 from dataset import degradations
 from imaging import color
 from models import DISCRIMINATORS, GENERATORS
@@ -57,11 +65,11 @@ def test_truths_are_no_numbers(key: str) -> None:
     assert sentence(**{key: 1}) == f"{key} must be bool, got 1"
 
 
-@pytest.mark.parametrize("key", ["flip", "line_share", "label_real", "anime_share", *DAMAGES])
+@pytest.mark.parametrize("key", ["flip", "line_share", "label_real", "anime_share", *DEGRADATIONS])
 def test_shares_reach_1_and_no_further(key: str) -> None:
     assert getattr(Recipe("x", **{key: 1}), key) == 1.0
     assert sentence(**{key: 1.01}) == f"{key} must be in [0, 1], got 1.01"
-    if key in DAMAGES:
+    if key in DEGRADATIONS:
         assert sentence(**{f"{key}_p": 1.01}) == f"{key}_p must be in [0, 1], got 1.01"
 
 
@@ -177,7 +185,7 @@ def test_choices_are_what_there_is() -> None:
     assert set(CHOICES["norm_d"]) == set(models.NORMS)
     assert set(CHOICES["init"]) == {*models.INITS, "default"}
     assert {*CHOICES["input"], *CHOICES["output"]} == set(color.CHANNELS)
-    assert set(DAMAGES) == set(degradations.DAMAGES)
+    assert set(DEGRADATIONS) == set(degradations.DEGRADATIONS)
     verdicts = {float(gan.gan_loss(torch.full((4,), 3.0), False, mode)) for mode in CHOICES["gan_mode"]}
     assert len(verdicts) == len(CHOICES["gan_mode"])  # a loss of its own each
 

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 from PIL import Image
-from test_stages import StandIn, chroma, frame_of, gray, save, write_model
+from test_pipeline import StandIn, chroma, frame_of, gray, save, write_model
 
 import colorize
 import export

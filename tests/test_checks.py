@@ -10,13 +10,6 @@ from torch import Tensor, nn
 import models
 from config import CHOICES, DEGRADATIONS, Recipe
 
-HALVINGS = {n: net.halvings for n, net in __import__("models").GENERATORS.items() if net.halvings}
-UNETS = [n for n in __import__("models").GENERATORS if n not in HALVINGS]
-SMALLEST = {
-    n: net.smallest
-    for n, net in {**__import__("models").GENERATORS, **__import__("models").DISCRIMINATORS}.items()
-    if net.smallest > 1
-}
 from dataset import degradations
 from imaging import color
 from models import DISCRIMINATORS, GENERATORS

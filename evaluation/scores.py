@@ -8,10 +8,8 @@ scores_per_image.csv    one line per row and picture; both tables end in a numbe
 import csv
 import hashlib
 import json
-import platform
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -20,11 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import binomtest
 
-from config import METRICS, VERSION, Recipe, UserError
+from config import METRICS, Recipe, UserError
 from reporting.curves import plot_scores
 from runtime import atomic, run_folder
 from runtime.atomic import replacing
-from runtime.run_folder import read_run, saved_epochs, stamp
+from runtime.run_folder import library_versions, read_run, saved_epochs, stamp
 
 RESAMPLES = 2000  # of the bootstrap
 CONFIDENCE = 0.95
@@ -105,11 +103,7 @@ def describe_protocol(
         "targets": hashlib.sha256(b"".join(digests)).hexdigest(),
         "resize": f"{recipe.fit} {recipe.load_size}:{recipe.size} px, bicubic, antialiased",
         "data_range": 255,
-        "versions": {
-            "tinct": VERSION,
-            "python": platform.python_version(),
-            **{name: metadata.version(name) for name in LIBRARIES},
-        },
+        "versions": library_versions(LIBRARIES),
         "weights": dict(weights),
     }
 

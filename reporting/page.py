@@ -29,8 +29,7 @@ from reporting.curves import loss_names, loss_svg, score_svg
 from reporting.summary import Row, Scores, epoch_rows, listed, number, shown, title
 from runtime.atomic import replacing
 from runtime.cli import RunOption
-from runtime.run_folder import STAMP, outputs_path, pick_run, read_run
-from training.loop import read_records
+from runtime.run_folder import STAMP, outputs_path, pick_run, read_records, read_run
 
 MOST_PICTURES, MOST_EPOCHS = 48, 10
 BUDGET = 9_000_000  # characters of all pictures; the rest of the page stays well below a million

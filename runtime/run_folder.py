@@ -12,13 +12,17 @@ runs/NAME/report.html generator.ts
 
 import hashlib
 import json
+import platform
 import re
 import zipfile
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from config import Recipe, UserError
+from config import VERSION, Recipe, UserError
 from runtime.atomic import write_json
 
 STAMP = ".stamp"  # file in a folder of rendered pictures that says what they were rendered from
@@ -59,6 +63,21 @@ def read_run(run: Path) -> RunRecord:
 def write_run(run: Path, record: RunRecord) -> None:
     """Write recipe.json."""
     write_json(run / "recipe.json", asdict(record))
+
+
+def library_versions(names: Sequence[str]) -> dict[str, str]:
+    """Return the versions of this project, of Python and of the installed libraries `names`."""
+    versions = {name: metadata.version(name) for name in names}
+    return {"tinct": VERSION, "python": platform.python_version(), **versions}
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """Return the records of a log.jsonl; lines that a killed run left half written are left out."""
+    records = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        with suppress(ValueError):
+            records.append(json.loads(line))
+    return records
 
 
 def epoch_path(run: Path, epoch: int) -> Path:

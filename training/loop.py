@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -36,19 +36,11 @@ from inference import checkpoint
 from reporting.curves import plot_losses
 from runtime import atomic, run_folder
 from runtime.atomic import replacing
+from runtime.run_folder import read_records
 from training.gan import REMEDY, Training, make_batch, train_step
 
 if sys.platform != "win32":
     import resource
-
-
-def read_records(path: Path) -> list[dict[str, Any]]:
-    """Return the records of a log.jsonl; lines that a killed run left half written are left out."""
-    records = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        with suppress(ValueError):
-            records.append(json.loads(line))
-    return records
 
 
 class Log:

@@ -1,20 +1,26 @@
 """What a run is about to do, settled and checked before any work, and what recipe.json records of it."""
 
-import platform
 import shutil
 import subprocess
 from dataclasses import asdict, replace
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from config import RECIPES, ROOT, RUNS, VERSION, Recipe, UserError, make_recipe
+from config import RECIPES, ROOT, RUNS, Recipe, UserError, make_recipe
 from data import ImageSet, Loading, mean_ab
 from dataset.folders import DEMO, Item
 from models import build_generator, count_parameters, fit_networks, needs_two_images
-from runtime.run_folder import RunRecord, newest_run, read_run, saved_epochs, state_path, write_run
+from runtime.run_folder import (
+    RunRecord,
+    library_versions,
+    newest_run,
+    read_run,
+    saved_epochs,
+    state_path,
+    write_run,
+)
 from training.gan import Training, term_weights
 
 # what a resume may change
@@ -145,11 +151,7 @@ def provenance(images: dict[str, ImageSet]) -> dict[str, Any]:
     return {
         "images": {name: len(split) for name, split in images.items()},
         "fingerprints": {name: split.key for name, split in images.items()},
-        "versions": {
-            "tinct": VERSION,
-            "python": platform.python_version(),
-            **{name: metadata.version(name) for name in libraries},
-        },
+        "versions": library_versions(libraries),
         "git": git_hash(),
     }
 

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 import models
 from config import CHOICES, DEGRADATIONS, Recipe
-
 from dataset import degradations
 from imaging import color
 from models import DISCRIMINATORS, GENERATORS

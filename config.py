@@ -20,6 +20,7 @@ VERSION = "0.2.0"
 RUNS = Path("runs")  # one folder per training run
 CACHE = Path("cache")  # decoded images and downloaded data sets; safe to delete at any time
 ROOT = Path(__file__).resolve().parent
+DEMO = "demo"  # name of the embedded data set, and of the recipe for it
 
 # metric -> which direction is better
 METRICS = {

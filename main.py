@@ -17,8 +17,7 @@ import eval as evaluation
 import export
 import test
 import train
-from config import RUNS
-from dataset.folders import DEMO
+from config import DEMO, RUNS
 from evaluation.scores import best_epoch
 from imaging import color
 from imaging.files import find_images, read_image, write_image

@@ -17,13 +17,12 @@ from pathlib import Path
 
 import numpy as np
 
-from config import AnyRecipe, UserError
+from config import DEMO, AnyRecipe, UserError
 from dataset import scenes
 from dataset.sources import Blob, Entry, find_named, open_archive, open_named
 from imaging.files import find_images, read_image
 from imaging.pixels import Array
 
-DEMO = "demo"
 SALT = 42  # of the hash that holds pictures out
 PAIR_FOLDERS = (("targets", "inputs"), ("color", "sketch"))  # (colour, sketch)
 

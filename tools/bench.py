@@ -28,9 +28,9 @@ from skimage.color import rgb2lab
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from tqdm import tqdm
 
-from config import CACHE, Recipe, UserError
+from config import CACHE, DEMO, Recipe, UserError
 from data import ImageSet, Loading, load_images
-from dataset.folders import DEMO, list_items
+from dataset.folders import list_items
 from evaluation.deep_metrics import Judges
 from evaluation.metrics import PER_IMAGE
 from evaluation.scoring import score_pictures

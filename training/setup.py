@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from config import RECIPES, ROOT, RUNS, Recipe, UserError, make_recipe
+from config import DEMO, RECIPES, ROOT, RUNS, Recipe, UserError, make_recipe
 from data import ImageSet, Loading, mean_ab
-from dataset.folders import DEMO, Item
+from dataset.folders import Item
 from models import build_generator, count_parameters, fit_networks, needs_two_images
 from runtime.run_folder import (
     RunRecord,

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from config import DEMO
 from dataset import scenes
 from dataset.folders import (
-    DEMO,
     Item,
     find_items,
     find_pair,

@@ -10,7 +10,7 @@ import torch
 from test_export import make_run
 
 import export
-from dataset.folders import DEMO
+from config import DEMO
 from evaluation import metrics
 from evaluation.metrics import PER_IMAGE, Pictures
 from imaging.files import read_image

@@ -1,29 +1,25 @@
-"""Score saved epochs against the truth, beside floors and ceilings, and name the best epoch per metric.
+"""Score saved epochs against the ground truth, and name the best epoch by each metric.
 
     python eval.py --all-epochs                           # newest run; renders what is missing
     python eval.py --epoch 50 --run runs/coco
-    python eval.py --all-epochs --metric lpips_alex --metric fid      # fetches the networks they need
-    python eval.py --all-epochs --classifier runs/classifier          # is it recognised?
-    python eval.py --run runs/a --against runs/b          # best against best, picture by picture
+    python eval.py --all-epochs --metric lpips_alex --metric fid      # downloads the networks they need
+    python eval.py --all-epochs --classifier runs/classifier          # are the images recognised?
+    python eval.py --run runs/a --against runs/b          # best against best, image by image
     python eval.py --epoch 50 --against 25                # two epochs of one run
+    python eval.py --report-only                          # writes the report of a scored run again
 
-Floors, both given the truth's own lightness: `gray` has no colour, `mean_ab` the training set's mean ab.
-Ceilings: `jpeg90`, the truth as a JPEG of quality 90; with a classifier, `truth` itself.
-Writes scores.json, scores.csv, scores_per_image.csv, curves.png and report.html in the run folder.
+Baselines, both with the lightness of the ground truth: `gray` has no colour, `mean_ab` the mean a and b of
+the training images. Upper bounds: `jpeg90`, the ground truth as a JPEG of quality 90; with a classifier also
+`truth`, the ground truth itself.
+Writes scores.json, scores.csv, scores_per_image.csv, curves.png and report.html into the run folder.
 """
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-import torch
 import typer
 
 from config import CACHE, METRICS, RUNS, UserError, closest
-from data import open_split
-from evaluation.compare import compare, parse_opponent
-from evaluation.deep_metrics import open_judges
-from evaluation.scores import Row, choose_epochs
-from evaluation.scoring import evaluate
 from runtime.cli import (
     AllEpochsOption,
     DataOption,
@@ -33,8 +29,6 @@ from runtime.cli import (
     WeightsOption,
     command,
 )
-from runtime.device import pick_device
-from runtime.run_folder import pick_run, read_run
 
 MetricOption = Annotated[
     list[str] | None,
@@ -47,6 +41,9 @@ AgainstOption = Annotated[
     str | None, typer.Option(metavar="RUN[:N]|N", help="Compare with another run, or another epoch.")
 ]
 ForceOption = Annotated[bool, typer.Option("--force", help="Compare in spite of different protocols.")]
+ReportOption = Annotated[
+    bool, typer.Option("--report-only", help="Write the report of a scored run again, and stop.")
+]
 
 
 def main(
@@ -59,31 +56,74 @@ def main(
     weights: WeightsOption = None,
     against: AgainstOption = None,
     force: ForceOption = False,
+    report_only: ReportOption = False,
     device: DeviceOption = "auto",
-) -> dict[str, Row]:
-    """Score one or all saved epochs, or compare two; returns name -> metrics."""
-    on = pick_device(device)
+) -> Any:
+    """Score one or all saved epochs; returns a ScoreFile. With `against`, returns a Comparison of two.
+
+    With `report_only`, returns the scores that the report was written from.
+    """
+    from runtime.run_folder import pick_run
+
     folder = pick_run(run, RUNS)
+    scoring = bool(all_epochs or data or metric or classifier or weights)
+    if report_only:
+        if scoring or epoch or against or force:
+            raise UserError("--report-only writes a report of what is scored already: with it, only --run")
+        return report(folder)
+    if against is not None:
+        if scoring:
+            raise UserError("--against compares what is scored already: with it, only --epoch and --force")
+        from evaluation.compare import compare, parse_opponent
+
+        return compare((folder, epoch), parse_opponent(against, folder), force)
+    if force:
+        raise UserError("--force is for comparing with --against RUN")
     for name in metric or []:
         if name not in METRICS:
             raise UserError(f"no metric {name}{closest(name, list(METRICS))}")
     if weights is not None and not Path(weights).is_dir():
         raise UserError(f"no folder {weights}: --weights takes the folder that holds the weight files")
-    if against is not None:
-        if all_epochs or data or metric or classifier or weights:
-            raise UserError("--against compares what is scored already: with it, only --epoch and --force")
-        return compare((folder, epoch), parse_opponent(against, folder), force)
-    if force:
-        raise UserError("--force is for comparing with --against RUN")
+    import torch
+
+    from data import open_split
+    from evaluation.deep_metrics import open_judges
+    from evaluation.scores import choose_epochs
+    from evaluation.scoring import evaluate
+    from reporting.summary import print_table
+    from runtime.device import pick_device
+    from runtime.run_folder import read_run
+
+    on = pick_device(device)
     epochs = choose_epochs(folder, epoch, all_epochs)
-    images = open_split(read_run(folder), data, "test", CACHE)
-    size = read_run(folder).recipe.size
+    record = read_run(folder)
+    images = open_split(record, data, "test", CACHE)
     scorer = on if on.type == "cuda" else torch.device("cpu")  # MPS has no float64
-    judges = open_judges(metric or [], images, size, classifier, Path(weights) if weights else None, scorer)
+    judges = open_judges(
+        metric or [], images, record.recipe.size, classifier, Path(weights) if weights else None, scorer
+    )
     for name in metric or []:
         if name in judges.missing:
             raise UserError(f"{name} {judges.missing[name]}")
-    return evaluate(folder, epochs, images, judges, on)
+    scores = evaluate(folder, epochs, images, judges, on)
+    print_table(scores)
+    for note in scores.notes:
+        print(note)
+    return report(folder)
+
+
+def report(run: Path) -> Any:
+    """Draw curves.png and write report.html of a scored run; returns its scores."""
+    from evaluation.scores import read_scores
+    from reporting.curves import plot_run
+    from reporting.page import write_report
+    from runtime.run_folder import read_run
+
+    read_run(run)
+    scores = read_scores(run)
+    plot_run(run, scores)
+    print(f"scores: {run / 'scores.csv'}, report: {write_report(run)}")
+    return scores
 
 
 if __name__ == "__main__":

@@ -21,10 +21,11 @@ import torch
 import typer
 
 from config import RUNS, VERSION, UserError
-from evaluation.scores import choose_epochs, read_scores, why_best
+from evaluation.scores import choose_epochs, read_scores
 from inference import checkpoint, exporters
 from inference.checkpoint import EXPORT_FORMAT
 from inference.exporters import FORMATS, PRECISIONS, devices, write
+from reporting.summary import why_best
 from runtime.cli import DeviceOption, EpochOption, RunOption, command
 from runtime.run_folder import pick_run, read_run
 
@@ -51,8 +52,7 @@ def main(
     folder = pick_run(run, RUNS)
     number = choose_epochs(folder, epoch, all_epochs=False)[0]
     if epoch == "best":
-        scores = read_scores(folder)
-        print(why_best(scores["rows"], scores["metric"]))
+        print(why_best(read_scores(folder)))
     path = Path(out or folder / f"generator.{format_}")
     if path.is_dir():
         raise UserError(f"{path} is a folder; name a file with --out")

@@ -1,21 +1,16 @@
-"""Render the test split with saved epochs: input, output and truth as PNGs of one name.
+"""Render the test split with saved epochs: input, output and ground truth as PNGs of one name.
 
     python test.py                                   # newest run, last epoch
     python test.py --all-epochs --run runs/coco
     python test.py --epoch 50 --data other_photos/
 
-Writes inputs/STEM.png, targets/STEM.png and outputs/epoch_0050/STEM.png in the run folder.
+Writes inputs/STEM.png, targets/STEM.png and outputs/epoch_0050/STEM.png into the run folder.
 """
 
 from pathlib import Path
 
 from config import CACHE, RUNS
-from data import open_split
-from evaluation.render import render_epoch
-from evaluation.scores import choose_epochs
 from runtime.cli import AllEpochsOption, DataOption, DeviceOption, EpochOption, RunOption, command
-from runtime.device import pick_device
-from runtime.run_folder import pick_run, read_run
 
 
 def main(
@@ -26,6 +21,12 @@ def main(
     device: DeviceOption = "auto",
 ) -> list[Path]:
     """Render one or all saved epochs; returns the output folders."""
+    from data import open_split
+    from evaluation.render import render_epoch
+    from evaluation.scores import choose_epochs
+    from runtime.device import pick_device
+    from runtime.run_folder import pick_run, read_run
+
     on = pick_device(device)
     folder = pick_run(run, RUNS)
     epochs = choose_epochs(folder, epoch, all_epochs)

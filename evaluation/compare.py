@@ -2,25 +2,50 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
+from typing import NamedTuple
 
 from config import METRICS, UserError
 from evaluation.scores import (
+    FOLDER_METRICS,
     PerImage,
     Row,
+    Score,
     Scores,
     choose_epochs,
     differences,
     identify,
+    is_current,
     read_per_image,
     read_scores,
+    score_record,
     summarise,
 )
-from runtime import atomic, run_folder
-from runtime.run_folder import read_run
+from runtime.atomic import write_json
+from runtime.run_folder import epoch_path, read_run
 
 Side = tuple[Path, str | int | None]  # run, and epoch: a number, "best", or None for the best
+
+
+class Difference(NamedTuple):
+    """One metric of two epochs, over the images that both have."""
+
+    ours: float
+    theirs: float
+    difference: Score  # ours - theirs, image by image
+    images: int
+
+
+@dataclass
+class Comparison:
+    """What comparison.json holds: two epochs, and every metric that both have."""
+
+    sides: list[str]  # "RUN epoch_0005", ours and theirs
+    protocols: list[str]  # what `identify` returns of both
+    not_alike: list[str]  # what the protocols differ in
+    metrics: dict[str, Difference]
 
 
 def parse_opponent(text: str, run: Path) -> Side:
@@ -33,11 +58,10 @@ def parse_opponent(text: str, run: Path) -> Side:
 
 def scored_epoch(run: Path, epoch: str | int | None) -> str:
     """Return the row of an epoch. Raises UserError where it is not scored, or no longer as it was."""
-    stored = read_scores(run)
+    rows = read_scores(run).rows
     number = choose_epochs(run, "best" if epoch is None else epoch, all_epochs=False)[0]
-    name = run_folder.epoch_path(run, number).stem
-    row = stored["rows"].get(name)
-    if row is None or not row.get("stamp", "").endswith(run_folder.stamp(run, number, "")):
+    name = epoch_path(run, number).stem
+    if name not in rows or not is_current(run, rows[name]):
         raise UserError(
             f"epoch {number} of {run} is not scored: python eval.py --epoch {number} --run {quote(str(run))}"
         )
@@ -53,8 +77,10 @@ def require_two(run: Path, other: Path, names: tuple[str, str]) -> None:
         raise UserError(f"{run} and {other} have one name; rename one, so that they can be told apart")
 
 
-def compare(ours: Side, theirs: Side, force: bool) -> dict[str, Row]:
+def compare(ours: Side, theirs: Side, force: bool) -> Comparison:
     """Print every shared metric of two scored epochs with the interval of their difference; returns that.
+
+    It is written into our run's comparison.json, too.
 
     Args:
         force: print different protocols instead of refusing them.
@@ -67,24 +93,22 @@ def compare(ours: Side, theirs: Side, force: bool) -> dict[str, Row]:
         read_run(folder)
     names = scored_epoch(*ours), scored_epoch(*theirs)
     require_two(run, other, names)
-    both = read_scores(run), read_scores(other)
-    odd = differences(both[0]["protocol"], both[1]["protocol"])
+    stored = read_scores(run), read_scores(other)
+    odd = differences(stored[0].protocol, stored[1].protocol)
     if odd and not force:
         remedy = "score both again in one way, or compare them anyway with --force"
         raise UserError(f"{run} and {other} were not scored alike: {'; '.join(odd)}; {remedy}")
-    for phrase in odd:
-        print(f"not alike: {phrase}")
-    sides = (read_per_image(run, names[:1]), read_per_image(other, names[1:]))
-    rows = paired(*(pick_pictures(side, name, sides) for side, name in zip(sides, names, strict=True)))
-    title = [f"{folder.resolve().name} {name}" for folder, name in zip((run, other), names, strict=True)]
-    print_comparison(rows, title)
-    print_folder_metrics(*(stored["rows"][name] for stored, name in zip(both, names, strict=True)))
-    assumed = ", equal names taken for equal pictures" if odd else ""
-    print(f"{len(set(sides[0][1]) & set(sides[1][1]))} pictures in common, compared one by one{assumed}")
-    protocols = [identify(stored["protocol"]) for stored in both]
-    record = {"sides": title, "protocols": protocols, "not_alike": odd, "metrics": rows}
-    atomic.write_json(run / "comparison.json", record)
-    return rows
+    sides = read_per_image(run, stored[0], names[:1]), read_per_image(other, stored[1], names[1:])
+    columns = [pick_pictures(side, name, sides) for side, name in zip(sides, names, strict=True)]
+    found = Comparison(
+        [f"{folder.resolve().name} {name}" for folder, name in zip((run, other), names, strict=True)],
+        [identify(scores.protocol) for scores in stored],
+        odd,
+        paired(*columns),
+    )
+    print_comparison(found, *(scores.rows[name] for scores, name in zip(stored, names, strict=True)))
+    write_json(run / "comparison.json", comparison_record(found))
+    return found
 
 
 def pick_pictures(
@@ -99,32 +123,47 @@ def pick_pictures(
     return {metric: values[order] for metric, values in side[0][name].items()}
 
 
-def paired(ours: Mapping[str, Scores], theirs: Mapping[str, Scores]) -> dict[str, Row]:
+def paired(ours: Mapping[str, Scores], theirs: Mapping[str, Scores]) -> dict[str, Difference]:
     """Return for every shared metric both means, and the mean difference with its 95 % interval."""
-    rows = {}
+    found = {}
     for metric in [name for name in METRICS if name in ours and name in theirs]:
         a, b = ours[metric], theirs[metric]
-        summary = summarise({"difference": a - b})
-        rows[metric] = {"ours": float(a.mean()), "theirs": float(b.mean()), **summary, "images": len(a)}
-    return rows
+        difference = summarise({"difference": a - b})["difference"]
+        found[metric] = Difference(float(a.mean()), float(b.mean()), difference, len(a))
+    return found
 
 
-def print_comparison(rows: Mapping[str, Row], title: list[str]) -> None:
+def comparison_record(found: Comparison) -> dict[str, object]:
+    """Return a comparison in the form of comparison.json."""
+    metrics = {
+        metric: {
+            "ours": row.ours,
+            "theirs": row.theirs,
+            **score_record("difference", row.difference),
+            "images": row.images,
+        }
+        for metric, row in found.metrics.items()
+    }
+    return {**vars(found), "metrics": metrics}
+
+
+def print_comparison(found: Comparison, ours: Row, theirs: Row) -> None:
     """Print one line per metric, and which side is better where the interval leaves no doubt."""
-    print(f"A: {title[0]}\nB: {title[1]}")
+    for phrase in found.not_alike:
+        print(f"not alike: {phrase}")
+    print(f"A: {found.sides[0]}\nB: {found.sides[1]}")
     print(f"{'':<20}{'A':>10}{'B':>10}{'A - B':>10}   95 % interval")
-    for metric, row in rows.items():
-        low, high = row.get("difference_low"), row.get("difference_high")
-        line = f"{metric:<20}{row['ours']:>10.4g}{row['theirs']:>10.4g}{row['difference']:>10.3g}"
+    for metric, (a, b, difference, _) in found.metrics.items():
+        line = f"{metric:<20}{a:>10.4g}{b:>10.4g}{difference.mean:>10.3g}"
+        low, high = difference.low, difference.high
         print(line if low is None else f"{line}   {low:.3g} to {high:.3g}, {verdict(metric, low, high)}")
-
-
-def print_folder_metrics(ours: Row, theirs: Row) -> None:
-    """Print FID and KID, which no picture has alone, where both sides have them."""
-    for metric in ("fid", "kid"):
-        a, b = ours.get(metric), theirs.get(metric)
-        if isinstance(a, float) and isinstance(b, float):
+    for metric in FOLDER_METRICS:
+        if metric in ours.scores and metric in theirs.scores:
+            a, b = ours.scores[metric].mean, theirs.scores[metric].mean
             print(f"{metric:<20}{a:>10.4g}{b:>10.4g}{a - b:>10.3g}   of folders: no interval")
+    images = next((row.images for row in found.metrics.values()), 0)
+    assumed = ", equal names taken for equal pictures" if found.not_alike else ""
+    print(f"{images} pictures in common, compared one by one{assumed}")
 
 
 def verdict(metric: str, low: float, high: float) -> str:

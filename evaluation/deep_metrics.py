@@ -19,8 +19,7 @@ from config import METRICS, UserError
 from data import ImageSet
 from evaluation.classifier import Classifier, label_ids, load_classifier, pick_checkpoint, topk_correct
 from evaluation.metrics import MIN_SIZE, PER_IMAGE, Metric, Pictures
-from runtime import weights
-from runtime.weights import find_weights, load_weights
+from runtime.weights import file_hash, find_weights, load_weights, weights_hash
 
 # metric -> a key of features.WEIGHTS
 WEIGHTS = {"lpips_alex": "alexnet", "lpips_vgg": "vgg16", "fid": "inception", "kid": "inception"}
@@ -245,7 +244,7 @@ def add_metric(
             fetch = "" if download or weights else f"; or have it downloaded: --metric {name}"
             return f"unavailable: {error}{fetch}"
         network = WEIGHTS[name]
-        judges.hashes[network] = weights.weights_hash(network, weights)
+        judges.hashes[network] = weights_hash(network, weights)
     return None
 
 
@@ -253,6 +252,6 @@ def add_classifier(judges: Judges, images: ImageSet, classifier: Path, device: t
     """Make top1 and top5 ready. Raises UserError where the classifier does not know the classes."""
     network = load_classifier(classifier, device)
     judges.labels = torch.tensor(label_ids(images.labels, network.classes))
-    judges.hashes["classifier"] = weights.file_hash(pick_checkpoint(classifier))
+    judges.hashes["classifier"] = file_hash(pick_checkpoint(classifier))
     judges.of_truth = {"top1": Recognised(network, 1), "top5": Recognised(network, 5)}
     judges.per_image |= judges.of_truth

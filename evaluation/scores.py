@@ -1,8 +1,11 @@
-"""Score files of a run: means with their intervals, per-image scores, which epoch is best, two runs compared.
+"""Scores of a run: means with intervals, the best epoch by each metric, and the files that hold them.
 
-scores.json             protocol, best epochs, and a row per epoch, floor and ceiling
-scores.csv              the same rows; a value that could not be computed is empty
-scores_per_image.csv    one line per row and picture; both tables end in a number that stands for the protocol
+    scores.json             protocol, best epochs, and one row per epoch, baseline and upper bound
+    scores.csv              the same rows; a score that is not available is an empty cell
+    scores_per_image.csv    one line per row and image; in both tables the last column identifies the protocol
+
+The keys of a row in both score files: METRIC, METRIC_se, METRIC_low and METRIC_high, with a sentence as
+METRIC's value where it is not available; colorfulness_truth, images, stamp. `Row` is what the code uses.
 """
 
 import csv
@@ -10,29 +13,70 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from shlex import quote
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import binomtest
 
 from config import METRICS, Recipe, UserError
-from reporting.curves import plot_scores
-from runtime import atomic, run_folder
-from runtime.atomic import replacing
-from runtime.run_folder import library_versions, read_run, saved_epochs, stamp
+from runtime import run_folder
+from runtime.atomic import replacing, write_json
+from runtime.run_folder import library_versions, read_run, saved_epochs
 
+FORMAT = "tinct-scores-1"
 RESAMPLES = 2000  # of the bootstrap
 CONFIDENCE = 0.95
-SEED = 0  # of the resampling, so that one set of scores has one interval
+SEED = 0  # of the resampling, so that the same scores always have the same interval
+BASELINES = ("gray", "mean_ab")  # must be beaten: no colour; the mean a and b of the training images
+UPPER_BOUNDS = ("jpeg90", "truth")  # cannot be beaten: the ground truth as a JPEG of quality 90; itself
+FOLDER_METRICS = ("fid", "kid")  # of a whole folder of images, so without an interval
+TRUTH_COLORFULNESS = "colorfulness_truth"  # what colorfulness is compared with
 
 Scores = NDArray[np.float64]
+PerImage = dict[str, dict[str, Scores]]  # row -> metric -> (N,)
+
+
+class Score(NamedTuple):
+    """A mean over images, its standard error, and the ends of its 95 % interval.
+
+    The last three are None where there is a single image, or no score of single images.
+    """
+
+    mean: float
+    se: float | None = None
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass
+class Row:
+    """The scores of one epoch, baseline or upper bound."""
+
+    epoch: int | None  # None: a baseline or an upper bound
+    scores: dict[str, Score]  # metric, or colorfulness_truth -> score
+    images: int
+    missing: dict[str, str] = field(default_factory=dict)  # metric -> why it is not available
+    stamp: str = ""  # of the checkpoint and the data, see run_folder.stamp
+
+
+@dataclass
+class ScoreFile:
+    """What scores.json holds."""
+
+    metric: str  # the recipe's, by which the best epoch is chosen
+    best: dict[str, str]  # metric -> row of the epoch that is best by it
+    ties: list[str]  # rows of epochs whose difference from the best epoch may be chance
+    directions: dict[str, str]  # metric -> higher | lower | closest to the truth
+    protocol: Protocol
+    notes: list[str]
+    rows: dict[str, Row]
 
 
 def resampled_means(scores: Scores) -> Iterator[Scores]:
-    """Yield means (M,) of scores (N, M) over pictures drawn with replacement, the same ones every time."""
+    """Yield the means (M,) of scores (N, M) over images drawn with replacement; always the same draws."""
     rng = np.random.default_rng(SEED)
     n = len(scores)
     for _ in range(RESAMPLES):
@@ -40,7 +84,7 @@ def resampled_means(scores: Scores) -> Iterator[Scores]:
 
 
 def bootstrap(scores: Scores) -> tuple[Scores, Scores]:
-    """Return the low and high ends (M,) of the means' 95 % intervals, from scores (N, M).
+    """Return the low and high ends (M,) of the 95 % intervals of the means of scores (N, M).
 
     Source: Efron and Tibshirani, "An introduction to the bootstrap", 1993, percentile interval.
     """
@@ -51,33 +95,30 @@ def bootstrap(scores: Scores) -> tuple[Scores, Scores]:
 
 def wilson(successes: int, n: int) -> tuple[float, float]:
     """Return the 95 % interval of a share of successes. Source: Wilson 1927, computed by SciPy."""
+    from scipy.stats import binomtest  # seconds, which a program that scores nothing saves
+
     interval = binomtest(successes, n).proportion_ci(CONFIDENCE, method="wilson")
     return float(interval.low), float(interval.high)
 
 
-def standard_error(scores: Scores) -> Scores:
-    """Return the standard errors (M,) of the means of scores (N, M)."""
-    return scores.std(0, ddof=1) / np.sqrt(len(scores))
+def summarise(columns: Mapping[str, Scores]) -> dict[str, Score]:
+    """Return the mean of every column of per-image scores (N,), with standard error and interval.
 
-
-def summarise(columns: dict[str, Scores]) -> dict[str, float]:
-    """Return NAME, NAME_se, NAME_low and NAME_high for every column of per-image scores (N,).
-
-    A column of hits and misses, top1 or top5, gets Wilson's interval, any other the bootstrap's. A single
-    picture has a mean alone.
+    top1 and top5, which are 0 or 1 for each image, get Wilson's interval, every other column the bootstrap's.
+    A single image has a mean alone.
     """
     scores = np.stack(list(columns.values()), 1)  # (N, M)
-    means = dict(zip(columns, scores.mean(0).tolist(), strict=True))
+    means = scores.mean(0).tolist()
     if len(scores) < 2:
-        return means
-    low, high = bootstrap(scores)
-    rows = {}
-    for i, (name, error) in enumerate(zip(columns, standard_error(scores).tolist(), strict=True)):
-        ends = (float(low[i]), float(high[i]))
+        return {name: Score(mean) for name, mean in zip(columns, means, strict=True)}
+    errors = (scores.std(0, ddof=1) / np.sqrt(len(scores))).tolist()
+    lows, highs = (ends.tolist() for ends in bootstrap(scores))
+    found = {}
+    for name, *values in zip(columns, means, errors, lows, highs, strict=True):
+        found[name] = Score(*values)
         if name in ("top1", "top5"):
-            ends = wilson(int(columns[name].sum()), len(scores))
-        rows |= {name: means[name], f"{name}_se": error, f"{name}_low": ends[0], f"{name}_high": ends[1]}
-    return rows
+            found[name] = Score(*values[:2], *wilson(int(columns[name].sum()), len(scores)))
+    return found
 
 
 LIBRARIES = ("torch", "torchvision", "numpy", "pillow", "scipy", "torchmetrics", "clean-fid")
@@ -137,78 +178,132 @@ def shorten(value: object) -> str:
     return text[:12] if len(text) == 64 else text
 
 
-FORMAT = "tinct-scores-1"
-FLOORS = ("gray", "mean_ab")  # what a colouriser has to beat
-CEILINGS = ("jpeg90", "truth")  # what none can: the truth as a JPEG of quality 90; itself, to be recognised
-
-Row = dict[str, Any]  # metric -> mean, metric_se, metric_low, metric_high; or a sentence why there is none
-PerImage = dict[str, dict[str, Scores]]  # row -> metric -> (N,)
+def epoch_number(name: str) -> int | None:
+    """Return the epoch of a row's name; None for a baseline or an upper bound."""
+    found = re.fullmatch(r"epoch_(\d+)", name)
+    return int(found[1]) if found else None
 
 
-def is_epoch(name: str) -> bool:
-    """Tell the row of an epoch from those of floors and ceilings."""
-    return name.startswith("epoch_")
+def make_row(name: str, columns: Mapping[str, Scores], stems: Sequence[str]) -> Row:
+    """Return a row from per-image scores (N,).
 
-
-def make_row(columns: dict[str, Scores], stems: Sequence[str], name: str) -> Row:
-    """Return the means of a row's per-image scores. Raises UserError where one is not finite."""
+    Raises:
+        FloatingPointError: a score is not finite; images of 8 bit have none such, so a metric is wrong.
+    """
     for metric, values in columns.items():
         broken = np.flatnonzero(~np.isfinite(values))
         if len(broken):
-            raise UserError(f"{metric} of {name}/{stems[broken[0]]}.png is not finite; render it again")
-    row: Row = summarise(columns)
-    if "colorfulness_truth" in row:  # a number to compare with, not one to judge
-        row = {key: value for key, value in row.items() if not key.startswith("colorfulness_truth_")}
-    return {**row, "images": len(stems)}
+            raise FloatingPointError(f"{metric} of {name}/{stems[broken[0]]}.png is {values[broken[0]]}")
+    scores = summarise(columns)
+    if TRUTH_COLORFULNESS in scores:  # the same in every row, so its interval says nothing
+        scores[TRUTH_COLORFULNESS] = Score(scores[TRUTH_COLORFULNESS].mean)
+    return Row(epoch_number(name), scores, len(stems))
 
 
 def distance(metric: str, row: Row) -> float:
     """Return a number in the metric's unit that is the smaller, the better the row is."""
+    mean = row.scores[metric].mean
     if METRICS[metric] == "higher":
-        return -row[metric]
-    return row[metric] if METRICS[metric] == "lower" else abs(row[metric] - row[f"{metric}_truth"])
+        return -mean
+    return mean if METRICS[metric] == "lower" else abs(mean - row.scores[TRUTH_COLORFULNESS].mean)
 
 
 def best_epochs(rows: Mapping[str, Row]) -> dict[str, str]:
-    """Return metric -> the epoch that is best by it, of metrics that every epoch has."""
-    ours = {name: row for name, row in rows.items() if is_epoch(name)}
+    """Return metric -> row of the best epoch, for each metric that all epochs have."""
+    ours = {name: row for name, row in rows.items() if row.epoch is not None}
     return {
         metric: min(ours, key=lambda name: distance(metric, ours[name]))
         for metric in METRICS
-        if ours and all(isinstance(row.get(metric), float) for row in ours.values())
+        if ours and all(metric in row.scores for row in ours.values())
     }
 
 
-def undecided(per_image: PerImage, best: str | None, metric: str) -> list[str]:
-    """Return the epochs whose difference from the best, picture by picture, is not shown to be one."""
-    ours = {name: scores[metric] for name, scores in per_image.items() if is_epoch(name) and metric in scores}
+def tied_epochs(per_image: PerImage, best: str | None, metric: str) -> list[str]:
+    """Return the epochs whose difference from the best epoch may be chance.
+
+    The interval of the mean difference, image by image, then contains 0.
+    """
+    ours = {
+        name: scores[metric]
+        for name, scores in per_image.items()
+        if epoch_number(name) is not None and metric in scores
+    }
     if best not in ours or METRICS[metric] not in ("higher", "lower") or len(ours[best]) < 2:
         return []
-    intervals = {name: summarise({"": scores - ours[best]}) for name, scores in ours.items() if name != best}
-    return [name for name, interval in intervals.items() if interval["_low"] <= 0 <= interval["_high"]]
+    pairs = {name: summarise({"": scores - ours[best]})[""] for name, scores in ours.items() if name != best}
+    return [name for name, (_, _, low, high) in pairs.items() if low <= 0 <= high]
 
 
-def read_scores(run: Path) -> dict[str, Any]:
+def make_score_file(
+    rows: dict[str, Row], per_image: PerImage, protocol: Protocol, metric: str, notes: Sequence[str]
+) -> ScoreFile:
+    """Return rows together with the best epochs, and those that may be as good by `metric`."""
+    best = best_epochs(rows)
+    ties = tied_epochs(per_image, best.get(metric), metric)
+    return ScoreFile(metric, best, ties, dict(METRICS), protocol, list(notes), rows)
+
+
+ENDS = ("", "_se", "_low", "_high")  # of the keys of a Score's four fields
+
+
+def score_record(name: str, score: Score) -> dict[str, float]:
+    """Return a score in the form of the score files."""
+    return {f"{name}{end}": value for end, value in zip(ENDS, score, strict=True) if value is not None}
+
+
+def row_record(row: Row) -> dict[str, Any]:
+    """Return a row in the form of the score files."""
+    cells: dict[str, Any] = {}
+    for metric, score in row.scores.items():
+        cells |= score_record(metric, score)
+    whole = {metric: cells.pop(metric) for metric in FOLDER_METRICS if metric in cells}
+    stamp = {"stamp": row.stamp} if row.stamp else {}
+    return {**cells, "images": row.images, **whole, **row.missing, **stamp}
+
+
+def parse_row(name: str, record: Mapping[str, Any]) -> Row:
+    """Return the row that `row_record` made a record of.
+
+    Raises:
+        KeyError, TypeError, ValueError: something is missing, or no number.
+    """
+    scores, missing = {}, {}
+    ends = {f"{key}{end}" for key in record for end in ENDS[1:]}
+    for key, value in record.items():
+        if isinstance(value, str) and key != "stamp":
+            missing[key] = value
+        elif key not in {"images", "stamp", *ends}:
+            values = [value, *(record.get(f"{key}{end}") for end in ENDS[1:])]
+            scores[key] = Score(float(value), *(None if v is None else float(v) for v in values[1:]))
+    return Row(epoch_number(name), scores, int(record["images"]), missing, str(record.get("stamp", "")))
+
+
+def read_scores(run: Path) -> ScoreFile:
     """Return a run's scores.json. Raises UserError where it is missing, damaged or of another version."""
     path = run / "scores.json"
     if not path.exists():
         raise UserError(f"no scores in {run}: python eval.py --all-epochs --run {quote(str(run))}")
     try:
         stored = json.loads(path.read_text())
-        kinds = {
-            "metric": str, "best": dict, "ties": list, "directions": dict, "protocol": dict, "notes": list
-        }  # fmt: skip
-        sound = stored["format"] == FORMAT and all(isinstance(row, dict) for row in stored["rows"].values())
-        sound = sound and all(isinstance(stored[key], kind) for key, kind in kinds.items())
+        sound = stored.pop("format") == FORMAT
+        stored["rows"] = {name: parse_row(name, record) for name, record in stored["rows"].items()}
+        scores = ScoreFile(**stored)
+        sound = sound and all(metric in scores.rows[name].scores for metric, name in scores.best.items())
+        sound = sound and all(isinstance(scores.protocol[key], dict) for key in ("versions", "weights"))
+        kinds = {"metric": str, "ties": list, "directions": dict, "notes": list}
+        sound = sound and all(isinstance(getattr(scores, key), kind) for key, kind in kinds.items())
     except (ValueError, KeyError, TypeError, AttributeError):
         sound = False
     if not sound:
         raise UserError(f"{path} is damaged, or of another version; delete it and score again")
-    return stored
+    return scores
 
 
-def read_per_image(run: Path, names: Sequence[str]) -> tuple[PerImage, list[str]]:
-    """Return the per-image scores of some rows, and the names of the pictures, which all rows share.
+def read_per_image(run: Path, scores: ScoreFile, names: Sequence[str]) -> tuple[PerImage, list[str]]:
+    """Return the per-image scores of some rows, and the names of the images, which all rows share.
+
+    Args:
+        scores: what scores.json holds; the per-image scores must be of the same evaluation.
 
     Raises:
         UserError: they are missing or damaged.
@@ -226,154 +321,85 @@ def read_per_image(run: Path, names: Sequence[str]) -> tuple[PerImage, list[str]
                     protocols.add(identity)
                     for metric in [metric for metric, cell in line.items() if cell]:
                         found[name].setdefault(metric, []).append(float(line[metric]))
-        stored = read_scores(run)
-        for name in names:
-            counts = {len(values) for values in (stems[name], *found[name].values())}
-            if counts != {stored["rows"][name]["images"]} or stems[name] != stems[names[0]]:
-                raise UserError("pictures are missing")
-        if protocols != {identify(stored["protocol"])}:
-            raise UserError("they are of another evaluation")
-        scores = {name: {metric: np.array(v) for metric, v in found[name].items()} for name in names}
-        return scores, stems[names[0]]
-    except (OSError, KeyError, IndexError, ValueError, TypeError, csv.Error):
-        raise UserError(f"{path} is missing or damaged; score again with --all-epochs") from None
+        sound = protocols == {identify(scores.protocol)}
+    except (OSError, KeyError, ValueError, TypeError, csv.Error):
+        sound = False
+    for name in names:
+        counts = {len(values) for values in (stems[name], *found[name].values())}
+        sound = sound and counts == {scores.rows[name].images} and stems[name] == stems[names[0]]
+    if not sound:
+        raise UserError(f"{path} is missing or damaged; score again with --all-epochs")
+    per_image = {name: {metric: np.array(v) for metric, v in found[name].items()} for name in names}
+    return per_image, stems[names[0]]
 
 
-def earlier_scores(
-    run: Path, rows: dict[str, Row], protocol: Protocol, scored: dict[str, Row], stored: dict[str, Any]
-) -> PerImage:
-    """Return the rows of epochs that are not scored now.
-
-    Args:
-        rows: those that scores.json held before.
-
-    Raises:
-        UserError: they were scored in another way, so that they cannot stand beside the new ones.
-    """
-    wanted = next(row for name, row in scored.items() if is_epoch(name))
-    odd = differences(stored["protocol"], protocol) if rows else []
-    other = bool(rows) and stored["protocol"]["weights"] != protocol["weights"]
-    odd += ["other networks"] if other else []
-    odd += ["other metrics"] if any(row.keys() != wanted.keys() for row in rows.values()) else []
-    if odd:
-        raise UserError(
-            f"other epochs of {run} were scored with {'; '.join(odd)}: score all again with --all-epochs"
-        )
-    return read_per_image(run, list(rows))[0] if rows else {}
-
-
-def earlier_rows(run: Path, epochs: list[int], key: str, stored: dict[str, Any]) -> dict[str, Row]:
-    """Return the rows of saved epochs that are not scored now.
-
-    Args:
-        key: of the pictures that are scored now.
-        stored: what scores.json holds.
-
-    Raises:
-        UserError: they are of other data or another checkpoint; nothing has been done yet.
-    """
-    others = {run_folder.epoch_path(run, n).stem: n for n in run_folder.saved_epochs(run) if n not in epochs}
-    rows = {name: row for name, row in stored["rows"].items() if name in others}
-    for name, row in rows.items():
-        if row.get("stamp") != run_folder.stamp(run, others[name], key):
-            raise UserError(
-                f"epoch {others[name]} of {run} was scored on other data or has another checkpoint now: "
-                "score all again with --all-epochs"
-            )
-    return rows
-
-
-def write_scores(
-    run: Path,
-    rows: Mapping[str, Row],
-    per_image: PerImage,
-    stems: Sequence[str],
-    protocol: Protocol,
-    metric: str,
-    notes: Sequence[str],
-) -> None:
-    """Write scores.json, both tables and curves.png."""
-    fields = list(dict.fromkeys(key for row in rows.values() for key in row if key != "stamp"))
-    identity = identify(protocol)
+def write_scores(run: Path, scores: ScoreFile, per_image: PerImage, stems: Sequence[str]) -> None:
+    """Write scores.json, scores.csv and scores_per_image.csv."""
+    identity = identify(scores.protocol)
+    records = {name: row_record(row) for name, row in scores.rows.items()}
+    fields = list(dict.fromkeys(key for record in records.values() for key in record if key != "stamp"))
     with replacing(run / "scores.csv") as temporary, open(temporary, "w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["name", *fields, "protocol"])
-        for name, row in rows.items():
-            cells = (row.get(field, "") for field in fields)
+        for name, record in records.items():
+            cells = (record.get(key, "") for key in fields)
             writer.writerow([name, *("" if isinstance(cell, str) else cell for cell in cells), identity])
-    columns = list(dict.fromkeys(column for scores in per_image.values() for column in scores))
+    columns = list(dict.fromkeys(column for found in per_image.values() for column in found))
     with (
         replacing(run / "scores_per_image.csv") as temporary,
         open(temporary, "w", newline="", encoding="utf-8") as file,
     ):
         writer = csv.writer(file)
         writer.writerow(["name", "stem", *columns, "protocol"])
-        for name, scores in per_image.items():
-            values = [scores[c].tolist() if c in scores else [""] * len(stems) for c in columns]
+        for name, found in per_image.items():
+            values = [found[c].tolist() if c in found else [""] * len(stems) for c in columns]
             writer.writerows([name, *line, identity] for line in zip(stems, *values, strict=True))
-    best = best_epochs(rows)
-    ties = undecided(per_image, best.get(metric), metric)
-    payload = {"format": FORMAT, "metric": metric, "best": best, "ties": ties, "directions": METRICS}
-    atomic.write_json(
-        run / "scores.json", {**payload, "protocol": protocol, "notes": list(notes), "rows": rows}
-    )
-    ours = {name: row for name, row in rows.items() if is_epoch(name)}
-    curves = {metric: [row[metric] for row in ours.values()] for metric in best}
-    lines = {metric: references(metric, rows) for metric in best}
-    plot_scores(run / "curves.png", [int(name.removeprefix("epoch_")) for name in ours], curves, lines)
+    write_json(run / "scores.json", {"format": FORMAT, **vars(scores), "rows": records})
 
 
-def references(metric: str, rows: Mapping[str, Row]) -> dict[str, float]:
-    """Return the floors and ceilings of a metric, by name."""
-    found = {
-        name: rows[name][metric]
-        for name in (*FLOORS, *(CEILINGS if not metric.startswith("s0_") else ()))
-        if isinstance(rows.get(name, {}).get(metric), float)
-    }
-    if metric == "colorfulness":
-        found["truth"] = next(iter(rows.values()))["colorfulness_truth"]
-    return found
+def is_current(run: Path, row: Row) -> bool:
+    """Tell whether an epoch's checkpoint is there and is still the one that was scored."""
+    if row.epoch not in saved_epochs(run):
+        return False
+    return row.stamp.endswith(run_folder.stamp(run, row.epoch, ""))
 
 
-def print_table(rows: Mapping[str, Row], metric: str) -> None:
-    """Print one line per row, the best epoch of each metric marked with a star, and what is missing."""
-    best = best_epochs(rows)
-    shown = [m for m in METRICS if any(isinstance(row.get(m), float) for row in rows.values())]
-    print(f"{'':<11}" + "".join(f"{name.replace('colorfulness', 'colorful'):>15}" for name in shown))
-    for name, row in rows.items():
-        cells = [
-            f"{row[m]:.4g}" + ("*" if best.get(m) == name else " ") if isinstance(row.get(m), float) else "- "
-            for m in shown
-        ]
-        print(f"{name:<11}" + "".join(f"{cell:>15}" for cell in cells))
-    first = next(iter(rows.values()))
-    truth = first.get("colorfulness_truth")
-    print(
-        f"{first['images']} images" + ("" if truth is None else f", colourfulness of the truth {truth:.4g}")
-    )
-    missing = {m: row[m] for row in rows.values() for m in METRICS if isinstance(row.get(m), str)}
-    for name, reason in missing.items():
-        print(f"{name} {reason}")
-    print(why_best(rows, metric))
+def earlier_rows(run: Path, scores: ScoreFile, epochs: Sequence[int], key: str) -> dict[str, Row]:
+    """Return the rows of saved epochs that are scored already and are not to be scored now.
+
+    Args:
+        scores: what scores.json holds.
+        epochs: to score now.
+        key: of the images that are scored now.
+
+    Raises:
+        UserError: they are of other data or another checkpoint; nothing has been done yet.
+    """
+    others = set(saved_epochs(run)) - set(epochs)
+    rows = {name: row for name, row in scores.rows.items() if row.epoch in others}
+    for row in rows.values():
+        if not is_current(run, row) or not row.stamp.startswith(f"{key} "):
+            raise UserError(
+                f"epoch {row.epoch} of {run} was scored on other data or has another checkpoint now: "
+                "score all again with --all-epochs"
+            )
+    return rows
 
 
-def why_best(rows: Mapping[str, Row], metric: str) -> str:
-    """Return which epoch is best by a metric, with its interval and what it has to beat, as one sentence."""
-    best = best_epochs(rows).get(metric)
-    if best is None:
-        reason = next(
-            (row[metric] for row in rows.values() if isinstance(row.get(metric), str)), "not scored"
+def require_alike(run: Path, earlier: Mapping[str, Row], before: Protocol, new: Row, now: Protocol) -> None:
+    """Raise UserError where earlier rows were scored in another way than a new one, an epoch's.
+
+    Args:
+        before, now: the protocols of the earlier rows and of the new one.
+    """
+    odd = differences(before, now)
+    odd += ["other networks"] if before["weights"] != now["weights"] else []
+    wanted = row_record(new).keys()
+    odd += ["other metrics"] if any(row_record(row).keys() != wanted for row in earlier.values()) else []
+    if odd:
+        raise UserError(
+            f"other epochs of {run} were scored with {'; '.join(odd)}: score all again with --all-epochs"
         )
-        return f"no best epoch by {metric}: {reason}"
-    row, number = rows[best], int(best.removeprefix("epoch_"))
-    low, high = row.get(f"{metric}_low"), row.get(f"{metric}_high")
-    interval = "" if low is None else f", 95 % interval {low:.4g} to {high:.4g}"
-    beside = ", ".join(f"{name} {value:.4g}" for name, value in references(metric, rows).items())
-    scored = sum(map(is_epoch, rows))
-    return (
-        f"best of {scored} scored epoch{'s' * (scored > 1)} by {metric} ({METRICS[metric]}): "
-        f"{number} with {row[metric]:.4g}{interval}; {beside}"
-    )
 
 
 def choose_epochs(run: Path, epoch: str | int | None, all_epochs: bool) -> list[int]:
@@ -409,18 +435,12 @@ def best_epoch(run: Path) -> int:
     again = f"python eval.py --all-epochs --run {quote(str(run))}"
     if not (run / "scores.json").exists():
         raise UserError(f"no scores in {run}, so no best epoch; score first: {again}")
-    try:
-        scores = json.loads((run / "scores.json").read_text())
-        metric, best, rows = scores["metric"], scores["best"], scores["rows"]
-        if metric not in best:
-            reason = next((row[metric] for row in rows.values() if metric in row), "not scored")
-            raise UserError(f"no best epoch by {metric} in {run}: {reason}; score again: {again}")
-        epoch = int(re.fullmatch(r"epoch_(\d+)", best[metric])[1])
-        current = rows[best[metric]]["stamp"].endswith(stamp(run, epoch, ""))
-    except (KeyError, TypeError, AttributeError, json.JSONDecodeError, UnicodeDecodeError):
-        raise UserError(f"{run / 'scores.json'} is damaged; delete it and score again: {again}") from None
-    except FileNotFoundError:
-        current = False
-    if not current:
+    scores = read_scores(run)
+    if scores.metric not in scores.best:
+        reasons = (row.missing[scores.metric] for row in scores.rows.values() if scores.metric in row.missing)
+        reason = next(reasons, "not scored")
+        raise UserError(f"no best epoch by {scores.metric} in {run}: {reason}; score again: {again}")
+    row = scores.rows[scores.best[scores.metric]]
+    if row.epoch is None or not is_current(run, row):
         raise UserError(f"the scores in {run} are older than its checkpoints; score again: {again}")
-    return epoch
+    return row.epoch

@@ -31,21 +31,22 @@ from evaluation.deep_metrics import Judges
 from evaluation.metrics import Pictures
 from evaluation.render import render_missing
 from evaluation.scores import (
-    CEILINGS,
-    FLOORS,
+    BASELINES,
+    UPPER_BOUNDS,
     PerImage,
     Row,
+    Score,
+    ScoreFile,
     describe_protocol,
     earlier_rows,
-    earlier_scores,
-    is_epoch,
     make_row,
-    print_table,
+    make_score_file,
+    read_per_image,
     read_scores,
+    require_alike,
     write_scores,
 )
 from imaging.files import read_image
-from reporting.page import write_report
 from runtime import run_folder
 from runtime.run_folder import read_run
 
@@ -136,37 +137,40 @@ def score_folders(run: Path, rows: dict[str, Row], images: ImageSet, judges: Jud
         for name in tqdm(names, "features", leave=False, disable=None):
             files = [run / "outputs" / name / f"{stem}.png" for stem in images.stems]
             features = judges.inception.features(files)
-            rows[name] |= {key: metric(truth, features) for key, metric in judges.per_folder.items()}
+            for metric, compare in judges.per_folder.items():
+                found = compare(truth, features)
+                if isinstance(found, str):
+                    rows[name].missing[metric] = found
+                else:
+                    rows[name].scores[metric] = Score(found)
     for row in rows.values():
-        row |= judges.missing
+        row.missing |= judges.missing
 
 
 def evaluate(
     run: Path, epochs: list[int], images: ImageSet, judges: Judges, device: torch.device
-) -> dict[str, Row]:
-    """Score epochs, floors and ceilings of a run, write all score files and the report; returns the rows."""
+) -> ScoreFile:
+    """Score epochs, baselines and upper bounds of a run, and write the score files; returns the scores."""
     recipe = read_run(run).recipe
-    stored = read_scores(run) if (run / "scores.json").exists() else {"rows": {}}
-    kept = earlier_rows(run, epochs, images.key, stored)
+    stored = read_scores(run) if (run / "scores.json").exists() else None
+    kept = earlier_rows(run, stored, epochs, images.key) if stored else {}
     render_missing(run, epochs, images, device)
     numbers = {run_folder.epoch_path(run, epoch).stem: epoch for epoch in epochs}
-    names = [*FLOORS, *(c for c in CEILINGS if c != "truth" or judges.of_truth), *numbers]
+    names = [*BASELINES, *(name for name in UPPER_BOUNDS if name != "truth" or judges.of_truth), *numbers]
     folders = {name: run / "outputs" / name for name in names}
     with torch.backends.cudnn.flags(enabled=True, benchmark=False, allow_tf32=False):  # equal everywhere
         per_image, digests = score_pictures(folders, images, recipe.size, judges)
-        rows = {name: make_row(per_image[name], images.stems, name) for name in names}
+        rows = {name: make_row(name, per_image[name], images.stems) for name in names}
         score_folders(run, rows, images, judges)
     for name, epoch in numbers.items():
-        rows[name]["stamp"] = run_folder.stamp(run, epoch, images.key)
+        rows[name].stamp = run_folder.stamp(run, epoch, images.key)
     protocol = describe_protocol(recipe, images.stems, digests, judges.hashes)
-    rows, per_image = rows | kept, per_image | earlier_scores(run, kept, protocol, rows, stored)
-    order = sorted(rows, key=lambda name: (is_epoch(name), is_epoch(name) and int(name[6:])))
-    rows, per_image = {name: rows[name] for name in order}, {name: per_image[name] for name in order}
-    metric = recipe.metric
+    if stored and kept:
+        require_alike(run, kept, stored.protocol, rows[names[-1]], protocol)
+        per_image |= read_per_image(run, stored, list(kept))[0]
+    rows = dict(sorted({**rows, **kept}.items(), key=lambda item: item[1].epoch or 0))
+    per_image = {name: per_image[name] for name in rows}
     notes = [*judges.notes, *(f"skipped {sentence}" for sentence in images.bad)]
-    write_scores(run, rows, per_image, images.stems, protocol, metric, notes)
-    print_table(rows, metric)
-    for note in notes:
-        print(note)
-    print(f"scores: {run / 'scores.csv'}, report: {write_report(run)}")
-    return rows
+    scores = make_score_file(rows, per_image, protocol, recipe.metric, notes)
+    write_scores(run, scores, per_image, images.stems)
+    return scores

@@ -17,6 +17,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from evaluation.scores import ScoreFile
+from reporting.summary import epoch_rows, references
 from runtime.atomic import replacing
 
 matplotlib.use("agg")
@@ -82,6 +84,14 @@ def plot_scores(
         for axis in list(figure.axes)[len(scores) :]:
             axis.remove()
         _write(figure, path)
+
+
+def plot_run(run: Path, scores: ScoreFile) -> None:
+    """Draw curves.png: every metric that all scored epochs have, with baselines and upper bounds."""
+    ours = epoch_rows(scores)
+    values = {metric: [row.scores[metric].mean for row in ours.values()] for metric in scores.best}
+    lines = {metric: references(metric, scores.rows) for metric in scores.best}
+    plot_scores(run / "curves.png", [*ours], values, lines)
 
 
 def loss_svg(records: Sequence[Mapping[str, float]], name: str) -> str:

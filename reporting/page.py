@@ -1,7 +1,7 @@
 """One page that shows what a run came to: report.html, whole in itself, to open, to keep and to send.
 
-    python report.py                                 # newest run; eval.py writes it, too
-    python report.py --run runs/coco
+    python eval.py --all-epochs                      # scores, and writes it
+    python eval.py --report-only --run runs/coco     # writes it again
 
 It holds the recipe, the scores and which epoch is best, curves, a gallery of the epochs, the losses, and
 how to make the run again. report_page.html is what is filled in; nothing is fetched from elsewhere.
@@ -12,7 +12,7 @@ import io
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -20,16 +20,23 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from config import ROOT, RUNS, UserError
-from evaluation.scores import FLOORS, is_epoch, read_scores
+from config import ROOT, UserError
+from evaluation.scores import (
+    BASELINES,
+    TRUTH_COLORFULNESS,
+    Row,
+    Score,
+    ScoreFile,
+    epoch_number,
+    read_scores,
+)
 from imaging.files import read_image
 from imaging.pixels import resize
 from reporting import summary
 from reporting.curves import loss_names, loss_svg, score_svg
-from reporting.summary import Row, Scores, epoch_rows, listed, number, shown, title
+from reporting.summary import epoch_rows, listed, shown, title
 from runtime.atomic import replacing
-from runtime.cli import RunOption
-from runtime.run_folder import STAMP, outputs_path, pick_run, read_records, read_run
+from runtime.run_folder import STAMP, RunRecord, outputs_path, read_records, read_run
 
 MOST_PICTURES, MOST_EPOCHS = 48, 10
 BUDGET = 9_000_000  # characters of all pictures; the rest of the page stays well below a million
@@ -60,12 +67,12 @@ class Chosen:
     left_out: list[int]  # epochs whose pictures are gone, or not those that were scored
 
 
-def choose(run: Path, scores: Scores) -> Chosen | None:
+def choose(run: Path, scores: ScoreFile) -> Chosen | None:
     """Choose epochs and pictures; None where no picture belongs to the scores."""
     ours, metric = epoch_rows(scores), gallery_metric(run, scores)
     if metric is None or not ours:
         return None
-    best = summary.best_epochs(scores).get(metric, max(ours))
+    best = summary.best_numbers(scores).get(metric, max(ours))
     ranked = rank_stems(run, scores, metric, best)
     stems = evenly(ranked, MOST_PICTURES)
     complete = [epoch for epoch, row in ours.items() if is_rendered(run, epoch, row, stems)]
@@ -75,16 +82,16 @@ def choose(run: Path, scores: Scores) -> Chosen | None:
     return Chosen(metric, best, choose_epochs(complete, best), stems, len(ranked), left_out)
 
 
-def gallery_metric(run: Path, scores: Scores) -> str | None:
+def gallery_metric(run: Path, scores: ScoreFile) -> str | None:
     """Return the recipe's metric if single pictures have it, else the first that they have."""
-    has = next((values for name, _, values in summary.picture_scores(run) if is_epoch(name)), {})
-    ranking = [m for m, direction in scores["directions"].items() if m in has and direction in SIGNS]
-    return scores["metric"] if scores["metric"] in ranking else next(iter(ranking), None)
+    has = next((values for name, _, values in summary.picture_scores(run) if epoch_number(name)), {})
+    ranking = [m for m, direction in scores.directions.items() if m in has and direction in SIGNS]
+    return scores.metric if scores.metric in ranking else next(iter(ranking), None)
 
 
-def rank_stems(run: Path, scores: Scores, metric: str, epoch: int) -> list[str]:
+def rank_stems(run: Path, scores: ScoreFile, metric: str, epoch: int) -> list[str]:
     """Return the names of the pictures that are there, best first by one epoch's scores."""
-    name, sign = outputs_path(run, epoch).name, SIGNS[scores["directions"][metric]]
+    name, sign = outputs_path(run, epoch).name, SIGNS[scores.directions[metric]]
     there = {path.stem for path in (run / "targets").glob("*.png")}
     there &= {path.stem for path in (run / "inputs").glob("*.png")}
     values = {
@@ -99,7 +106,7 @@ def is_rendered(run: Path, epoch: int, row: Row, stems: Sequence[str]) -> bool:
     """Return whether these pictures of an epoch are there, and are those that were scored."""
     folder = outputs_path(run, epoch)
     stamp = folder / STAMP
-    same = stamp.is_file() and stamp.read_text() == row.get("stamp")
+    same = stamp.is_file() and stamp.read_text() == row.stamp
     return same and all((folder / f"{stem}.png").is_file() for stem in stems)
 
 
@@ -141,7 +148,7 @@ def encode_all(folders: Sequence[Path], stems: Sequence[str]) -> list[list[Pictu
     return pictures
 
 
-def gallery(run: Path, scores: Scores) -> dict[str, str]:
+def gallery(run: Path, scores: ScoreFile) -> dict[str, str]:
     """Return what the gallery is made of: a sentence, metrics to sort by, cards, and data for the script."""
     chosen = choose(run, scores)
     if chosen is None:
@@ -167,11 +174,11 @@ def gallery(run: Path, scores: Scores) -> dict[str, str]:
     }
 
 
-def gallery_data(run: Path, scores: Scores, chosen: Chosen, start: int) -> dict[str, Any]:
+def gallery_data(run: Path, scores: ScoreFile, chosen: Chosen, start: int) -> dict[str, Any]:
     """Return what the page's script knows: epochs, metrics, and every picture's scores at every epoch."""
     stems, names = {*chosen.stems}, [outputs_path(run, epoch).name for epoch in chosen.epochs]
     kept = {(name, stem): scored for name, stem, scored in summary.picture_scores(run) if stem in stems}
-    signs = {m: SIGNS[direction] for m, direction in scores["directions"].items() if direction in SIGNS}
+    signs = {m: SIGNS[direction] for m, direction in scores.directions.items() if direction in SIGNS}
     metrics = {
         m: {
             "title": title(m),
@@ -189,7 +196,7 @@ def gallery_data(run: Path, scores: Scores, chosen: Chosen, start: int) -> dict[
     return {"epochs": chosen.epochs, "start": start, "metrics": metrics, "pictures": pictures}
 
 
-def gallery_words(run: Path, scores: Scores, chosen: Chosen) -> str:
+def gallery_words(run: Path, scores: ScoreFile, chosen: Chosen) -> str:
     """Return which pictures and epochs the gallery shows, and which it cannot show."""
     count, epochs = len(chosen.stems), len(epoch_rows(scores))
     by = f"from best to worst by {title(chosen.metric)} at epoch {chosen.best}"
@@ -224,64 +231,64 @@ ARROWS = {"higher": "\u2191", "lower": "\u2193", "closest to the truth": "\u2192
 MARKER = re.compile(r"\{\{(\w+)\}\}")  # what is filled in
 
 
-def all_rows(scores: Scores) -> dict[str, Row]:
-    """Return floors, epochs and ceilings in this order, and the truth where something is known of it."""
-    rows = scores["rows"]
+def all_rows(scores: ScoreFile) -> dict[str, Row]:
+    """Return baselines, epochs, upper bounds, and the truth if its colourfulness is known; in this order."""
+    baselines = {name: row for name, row in scores.rows.items() if name in BASELINES}
     ours = {outputs_path(Path(), epoch).name: row for epoch, row in epoch_rows(scores).items()}
-    floors = {name: rows[name] for name in FLOORS if name in rows}
-    ceilings = {name: row for name, row in rows.items() if name not in floors and not is_epoch(name)}
-    known = [number(row, "colorfulness_truth") for row in rows.values()]
-    truth = {"colorfulness": next((value for value in known if value is not None), None)}
-    if truth["colorfulness"] is not None:
-        ceilings["truth"] = {**truth, **ceilings.get("truth", {})}
-    return {**floors, **ours, **ceilings}
+    others = {name: row for name, row in scores.rows.items() if name not in baselines | ours}
+    for row in scores.rows.values():
+        if TRUTH_COLORFULNESS in row.scores:
+            truth = others.get("truth", Row(None, {}, row.images))
+            known = {"colorfulness": Score(row.scores[TRUTH_COLORFULNESS].mean), **truth.scores}
+            others["truth"] = replace(truth, scores=known)
+            break
+    return {**baselines, **ours, **others}
 
 
-def table(scores: Scores) -> str:
-    """Return the scores as an HTML table: rows of epochs between floors and ceilings."""
-    rows, best = all_rows(scores), summary.best_epochs(scores)
-    metrics = [m for m in scores["directions"] if any(number(row, m) is not None for row in rows.values())]
+def table(scores: ScoreFile) -> str:
+    """Return the scores as an HTML table: rows of epochs between baselines and upper bounds."""
+    rows, best = all_rows(scores), summary.best_numbers(scores)
+    metrics = [m for m in scores.directions if any(m in row.scores for row in rows.values())]
     head = "".join(
         f'<th scope="col">{escape(title(m))} <abbr title="{summary.BETTER.get(direction, "")}">'
         f"{ARROWS.get(direction, '')}</abbr></th>"
-        for m, direction in scores["directions"].items() if m in metrics
+        for m, direction in scores.directions.items() if m in metrics
     )  # fmt: skip
     body = ""
     for name, row in rows.items():
-        kind = "ours" if is_epoch(name) else "reference"
+        kind = "reference" if row.epoch is None else "ours"
         body += f'<tr class="{kind}"><th scope="row">{escape(title(name))}</th>'
         for metric in metrics:
             spread = summary.interval(scores, metric, row)
             value = shown(scores, metric, row) or '<span title="not available">\u2013</span>'
-            if is_epoch(name) and best.get(metric) == int(name[6:]):
+            if row.epoch is not None and best.get(metric) == row.epoch:
                 value = f'<strong>{value}<span class="spoken"> best</span></strong>'
             body += f"<td>{value}{f'<small>{spread}</small>' if spread else ''}</td>"
         body += "</tr>\n"
     return f"<table><thead><tr><td></td>{head}</tr></thead>\n<tbody>{body}</tbody></table>"
 
 
-def curve(scores: Scores, metric: str) -> str:
+def curve(scores: ScoreFile, metric: str) -> str:
     """Return one metric over the epochs as an HTML figure; empty where no epoch has it."""
-    ours = {n: row for n, row in epoch_rows(scores).items() if number(row, metric) is not None}
+    ours = {n: row for n, row in epoch_rows(scores).items() if metric in row.scores}
     if not ours:
         return ""
-    values = {epoch: number(row, metric) or 0.0 for epoch, row in ours.items()}
-    others = {name: row for name, row in all_rows(scores).items() if not is_epoch(name)}
-    if metric.startswith("s0_"):  # blind to colour, it puts the floors above the ceiling
+    values = {epoch: row.scores[metric].mean for epoch, row in ours.items()}
+    others = {n: row for n, row in all_rows(scores).items() if row.epoch is None and metric in row.scores}
+    if metric.startswith("s0_"):  # blind to colour, it puts the baselines above the upper bound
         others.pop("jpeg90", None)
-    floors = {title(name): number(row, metric) for name, row in others.items()}
-    floors = {name: value for name, value in floors.items() if value is not None}
-    ends = [(number(row, f"{metric}_low"), number(row, f"{metric}_high")) for row in ours.values()]
-    best = summary.best_epochs(scores).get(metric)
-    better = summary.BETTER.get(scores["directions"][metric], "")
+    lines = {title(name): row.scores[metric].mean for name, row in others.items()}
+    ends = [(row.scores[metric].low, row.scores[metric].high) for row in ours.values()]
+    best = summary.best_numbers(scores).get(metric)
+    better = summary.BETTER.get(scores.directions[metric], "")
     spoken = [f"epoch {epoch} {shown(scores, metric, ours[epoch])}" for epoch in evenly([*ours], MOST_SPOKEN)]
-    spoken += [f"{title(name)} {shown(scores, metric, row)}" for name, row in others.items() if metric in row]
+    spoken += [f"{title(name)} {shown(scores, metric, row)}" for name, row in others.items()]
     spoken += [f"best is epoch {best}"] if best in ours else []
     text = f"{title(metric)} by epoch, {better}: {', '.join(spoken)}"
-    drawn = score_svg(metric, [*values], [*values.values()], floors, ends, best, text)
+    drawn = score_svg(metric, [*values], [*values.values()], lines, ends, best, text)
     found = f"best at epoch {best}: {shown(scores, metric, ours[best])}" if best in ours else better
-    images = next((row["images"] for row in ours.values() if isinstance(row.get("images"), int)), None)
-    of = f" of {images:,} images" if metric in ("fid", "kid") and images else ""
+    images = next(iter(ours.values())).images
+    of = f" of {images:,} images" if metric in ("fid", "kid") else ""
     caption = f"<figcaption><b>{escape(title(metric))}</b>{of}, {better}<small>{found}</small></figcaption>"
     return f"<figure>{caption}{drawn}</figure>"
 
@@ -299,16 +306,16 @@ def losses(run: Path) -> str:
     return f'<div class="curves">{"".join(figures)}</div>'
 
 
-def versions(record: Row, scores: Scores) -> str:
+def versions(record: RunRecord, scores: ScoreFile) -> str:
     """Return what the run was trained and scored with, as HTML: versions, and the protocol of the scores."""
-    trained, scored = record.versions, scores["protocol"].get("versions", {})
+    trained, scored = record.versions, scores.protocol.get("versions", {})
     lines = "".join(
         f'<tr><th scope="row">{escape(name)}</th><td>{escape(str(trained.get(name, "")))}</td>'
         f"<td>{escape(str(scored.get(name, '')))}</td></tr>"
         for name in {**trained, **scored}
     )
-    facts = {key: value for key, value in scores["protocol"].items() if key not in ("versions", "weights")}
-    facts |= {f"{name} weights": value for name, value in (scores["protocol"].get("weights") or {}).items()}
+    facts = {key: value for key, value in scores.protocol.items() if key not in ("versions", "weights")}
+    facts |= {f"{name} weights": value for name, value in (scores.protocol.get("weights") or {}).items()}
     facts |= {f"{name} pictures": value for name, value in record.fingerprints.items()}
     facts |= {"commit": record.git} if record.git else {}
     facts |= {"resumed": f"{len(record.resumed)} times"} if record.resumed else {}
@@ -328,7 +335,7 @@ def write_report(run: Path) -> Path:
     """
     record, scores = read_run(run), read_scores(run)
     headline, reasons = summary.best_words(scores)
-    notes = [*scores["notes"], *summary.missing(scores)]
+    notes = [*scores.notes, *summary.missing(scores)]
     pieces = {
         "title": escape(run.resolve().name),
         "headline": escape(headline),
@@ -337,7 +344,7 @@ def write_report(run: Path) -> Path:
         "recipe": escape(" ".join(summary.recipe_words(record))),
         "notes": "".join(f"<li>{escape(str(note))}</li>" for note in notes),
         "scores": table(scores),
-        "curves": "".join(curve(scores, metric) for metric in scores["directions"]),
+        "curves": "".join(curve(scores, metric) for metric in scores.directions),
         "losses": losses(run),
         "versions": versions(record, scores),
         "commands": escape(summary.commands(run, record)),
@@ -348,10 +355,3 @@ def write_report(run: Path) -> Path:
     with replacing(run / "report.html") as temporary:
         temporary.write_text(page, encoding="utf-8", errors="replace")
     return run / "report.html"
-
-
-def main(run: RunOption = None) -> Path:
-    """Write the report of a scored run; returns its path."""
-    path = write_report(pick_run(run, RUNS))
-    print(f"report: {path}")
-    return path

@@ -1,6 +1,6 @@
 """What the files of a run say, in plain words: which epoch is best and why, its recipe, how to repeat it.
 
-Returns text; report.py and gallery.py make HTML of it. `scores` is what scores.json holds.
+Returns text; page.py makes HTML of it.
 """
 
 import csv
@@ -11,8 +11,16 @@ from pathlib import Path
 from shlex import quote
 from typing import Any
 
-from config import DEGRADATIONS, Recipe, UserError, make_recipe
-from evaluation.scores import FLOORS, distance, is_epoch
+from config import DEGRADATIONS, METRICS, Recipe, UserError, make_recipe
+from evaluation.scores import (
+    BASELINES,
+    TRUTH_COLORFULNESS,
+    UPPER_BOUNDS,
+    Row,
+    ScoreFile,
+    distance,
+    epoch_number,
+)
 from runtime.run_folder import RunRecord
 
 NAMES = {
@@ -29,9 +37,6 @@ BETTER = {
 }
 GIVEN = {"L": "lightness", "line": "line art", "gray+line": "gray or line art", "sketch": "sketches"}
 MADE = {"ab": "colour (a and b of Lab)", "rgb": "RGB", "Lab": "lightness and colour (Lab)"}
-
-Scores = dict[str, Any]  # what scores.read_scores returns
-Row = dict[str, Any]  # of its rows: metric -> value, or a sentence why there is none
 
 
 def remedy(run: Path) -> str:
@@ -54,46 +59,44 @@ def picture_scores(run: Path) -> Iterator[tuple[str, str, dict[str, float]]]:
         raise UserError(f"{path} is damaged; score again with: {remedy(run)}") from None
 
 
-def epoch_rows(scores: Scores) -> dict[int, Row]:
+def epoch_rows(scores: ScoreFile) -> dict[int, Row]:
     """Return epoch -> its row, in order."""
-    return dict(sorted((int(name[6:]), row) for name, row in scores["rows"].items() if is_epoch(name)))
+    rows = {row.epoch: row for row in scores.rows.values() if row.epoch is not None}
+    return dict(sorted(rows.items()))
 
 
-def best_epochs(scores: Scores) -> dict[str, int]:
+def best_numbers(scores: ScoreFile) -> dict[str, int]:
     """Return metric -> the epoch that is best by it."""
-    ours = epoch_rows(scores)
-    best = {metric: int(name[6:]) for metric, name in scores["best"].items() if is_epoch(name)}
-    return {metric: epoch for metric, epoch in best.items() if epoch in ours}
+    numbers = {metric: epoch_number(name) for metric, name in scores.best.items()}
+    return {metric: epoch for metric, epoch in numbers.items() if epoch is not None}
 
 
-def number(row: Mapping[str, Any], metric: str) -> float | None:
-    """Return a metric's value; None where it is unavailable, absent or not finite."""
-    value = row.get(metric)
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
-
-
-def decimals(scores: Scores, metric: str) -> int:
+def decimals(scores: ScoreFile, metric: str) -> int:
     """Return how many decimals a metric is shown with: about four digits of its largest value."""
-    largest = max((abs(number(row, metric) or 0.0) for row in scores["rows"].values()), default=0.0)
+    values = (abs(row.scores[metric].mean) for row in scores.rows.values() if metric in row.scores)
+    largest = max(values, default=0.0)
     magnitude = math.floor(math.log10(largest)) if largest else 0
     return max(0, 3 - max(0, magnitude)) if magnitude >= -1 else 2 - magnitude
 
 
-def shown(scores: Scores, metric: str, row: Row, end: str = "") -> str:
-    """Return a value as text, or one `end` of its interval ("_low", "_high"); empty where there is none."""
-    value = number(row, metric + end)
-    return "" if value is None else f"{value:,.{decimals(scores, metric)}f}"
+def shown(scores: ScoreFile, metric: str, row: Row) -> str:
+    """Return a mean as text; empty where there is none."""
+    return f"{row.scores[metric].mean:,.{decimals(scores, metric)}f}" if metric in row.scores else ""
 
 
-def interval(scores: Scores, metric: str, row: Row) -> str:
+def interval(scores: ScoreFile, metric: str, row: Row) -> str:
     """Return "11.90 to 12.80", empty where there is no interval."""
-    low, high = (shown(scores, metric, row, end) for end in ("_low", "_high"))
-    return f"{low} to {high}" if low and high else ""
+    if metric not in row.scores or row.scores[metric].low is None:
+        return ""
+    _, _, low, high = row.scores[metric]
+    digits = decimals(scores, metric)
+    return f"{low:,.{digits}f} to {high:,.{digits}f}"
 
 
 def title(name: str) -> str:
     """Return the name of a metric or of a row as it is printed."""
-    return f"epoch {int(name[6:])}" if is_epoch(name) else NAMES.get(name, name)
+    epoch = epoch_number(name)
+    return NAMES.get(name, name) if epoch is None else f"epoch {epoch}"
 
 
 def listed(words: Sequence[object]) -> str:
@@ -102,9 +105,9 @@ def listed(words: Sequence[object]) -> str:
     return f"{', '.join(first)} and {last}" if first else last
 
 
-def best_words(scores: Scores) -> tuple[str, list[str]]:
+def best_words(scores: ScoreFile) -> tuple[str, list[str]]:
     """Return a headline that names the best epoch, and the sentences that say why it is."""
-    metric, best = scores["metric"], best_epochs(scores)
+    metric, best = scores.metric, best_numbers(scores)
     ours = epoch_rows(scores)
     others: dict[int, list[str]] = {}
     for key, epoch in best.items():
@@ -113,7 +116,7 @@ def best_words(scores: Scores) -> tuple[str, list[str]]:
     by_others = "; ".join(f"epoch {epoch} ({', '.join(names)})" for epoch, names in sorted(others.items()))
     rest = [f"Best by other metrics: {by_others}."] if by_others else []
     if metric not in best:
-        why = next((row[metric] for row in ours.values() if isinstance(row.get(metric), str)), "not computed")
+        why = next((row.missing[metric] for row in ours.values() if metric in row.missing), "not computed")
         return "No epoch is named best", [
             f"The recipe chooses by {title(metric)}, which is {why.rstrip('.')}.", *rest
         ]  # fmt: skip
@@ -123,20 +126,23 @@ def best_words(scores: Scores) -> tuple[str, list[str]]:
     )
     spread = interval(scores, metric, row)
     value = shown(scores, metric, row) + (f", 95 % interval {spread}" if spread else "")
-    direction = BETTER.get(scores["directions"].get(metric), "of no known direction")
+    direction = BETTER.get(scores.directions.get(metric, ""), "of no known direction")
     reason = f"{title(metric)}, the metric of the recipe ({direction}): {value}"
-    images = f", over {row['images']:,} pictures" if isinstance(row.get("images"), int) else ""
-    return headline, [f"{reason}{images}.", *comparisons(scores, metric, best[metric]), *rest]
+    return headline, [
+        f"{reason}, over {row.images:,} pictures.",
+        *comparisons(scores, metric, best[metric]),
+        *rest,
+    ]
 
 
-def comparisons(scores: Scores, metric: str, best: int) -> list[str]:
+def comparisons(scores: ScoreFile, metric: str, best: int) -> list[str]:
     """Return how the best epoch stands to the baselines, the last epoch, and those it cannot be told from."""
     ours, row, sentences = epoch_rows(scores), epoch_rows(scores)[best], []
     for word in ("better", "worse"):
         names = [
             f"{title(name)} ({shown(scores, metric, other)})"
-            for name, other in scores["rows"].items()
-            if name in FLOORS and number(other, metric) is not None
+            for name, other in scores.rows.items()
+            if name in BASELINES and metric in other.scores
             and (distance(metric, row) < distance(metric, other)) == (word == "better")
         ]  # fmt: skip
         if names:
@@ -144,28 +150,76 @@ def comparisons(scores: Scores, metric: str, best: int) -> list[str]:
     last = max(ours)
     if last != best and shown(scores, metric, ours[last]):
         sentences.append(f"The last epoch, {last}, has {shown(scores, metric, ours[last])}.")
-    if scores["ties"]:
-        near = [int(name.removeprefix("epoch_")) for name in scores["ties"]]
+    if scores.ties:
+        near = [epoch_number(name) for name in scores.ties]
         which = f"epoch{'s' * (len(near) > 1)} {listed(near)}"
         sentences.append(f"Picture by picture, a difference from {which} is not shown: it may be chance.")
     return sentences
 
 
-def missing(scores: Scores) -> list[str]:
+def missing(scores: ScoreFile) -> list[str]:
     """Return one sentence for each reason why a metric is unavailable, with the rows that lack it."""
     lacking: dict[str, dict[str, list[str]]] = {}  # reason -> metric -> rows
-    for name, row in scores["rows"].items():
-        for metric in scores["directions"]:
-            if isinstance(row.get(metric), str):
-                lacking.setdefault(row[metric], {}).setdefault(metric, []).append(title(name))
+    for name, row in scores.rows.items():
+        for metric, reason in row.missing.items():
+            lacking.setdefault(reason, {}).setdefault(metric, []).append(title(name))
     sentences = []
     for reason, metrics in lacking.items():
         names = [
-            title(m) + ("" if len(rows) == len(scores["rows"]) else f" of {listed(rows)}")
+            title(m) + ("" if len(rows) == len(scores.rows) else f" of {listed(rows)}")
             for m, rows in metrics.items()
         ]
         sentences.append(f"{listed(names)} {'are' if len(names) > 1 else 'is'} {reason.rstrip('.')}.")
     return sentences
+
+
+def references(metric: str, rows: Mapping[str, Row]) -> dict[str, float]:
+    """Return the means of the baselines and upper bounds, by name."""
+    bounds = () if metric.startswith("s0_") else UPPER_BOUNDS  # s0 is blind to colour
+    names = [name for name in (*BASELINES, *bounds) if name in rows and metric in rows[name].scores]
+    found = {name: rows[name].scores[metric].mean for name in names}
+    if metric == "colorfulness":
+        found["truth"] = next(iter(rows.values())).scores[TRUTH_COLORFULNESS].mean
+    return found
+
+
+def print_table(scores: ScoreFile) -> None:
+    """Print one line per row, the best epoch of each metric marked with a star, and what is missing."""
+    rows = scores.rows
+    shown = [metric for metric in METRICS if any(metric in row.scores for row in rows.values())]
+    print(f"{'':<11}" + "".join(f"{name.replace('colorfulness', 'colorful'):>15}" for name in shown))
+    for name, row in rows.items():
+        cells = [
+            f"{row.scores[metric].mean:.4g}" + ("*" if scores.best.get(metric) == name else " ")
+            if metric in row.scores
+            else "- "
+            for metric in shown
+        ]
+        print(f"{name:<11}" + "".join(f"{cell:>15}" for cell in cells))
+    first = next(iter(rows.values()))
+    truth = first.scores.get(TRUTH_COLORFULNESS)
+    print(f"{first.images} images" + (f", colourfulness of the truth {truth.mean:.4g}" if truth else ""))
+    missing = {metric: reason for row in rows.values() for metric, reason in row.missing.items()}
+    for name in [name for name in METRICS if name in missing]:
+        print(f"{name} {missing[name]}")
+    print(why_best(scores))
+
+
+def why_best(scores: ScoreFile) -> str:
+    """Return which epoch is best by the recipe's metric, with its interval and what it has to beat."""
+    metric, rows = scores.metric, scores.rows
+    best = scores.best.get(metric)
+    if best is None:
+        reasons = (row.missing[metric] for row in rows.values() if metric in row.missing)
+        return f"no best epoch by {metric}: {next(reasons, 'not scored')}"
+    mean, _, low, high = rows[best].scores[metric]
+    interval = "" if low is None else f", 95 % interval {low:.4g} to {high:.4g}"
+    beside = ", ".join(f"{name} {value:.4g}" for name, value in references(metric, rows).items())
+    scored = len(epoch_rows(scores))
+    return (
+        f"best of {scored} scored epoch{'s' * (scored > 1)} by {metric} ({METRICS[metric]}): "
+        f"{rows[best].epoch} with {mean:.4g}{interval}; {beside}"
+    )
 
 
 def recipe_words(record: RunRecord) -> list[str]:

@@ -35,8 +35,12 @@ UPPER_BOUNDS = ("jpeg90", "truth")  # cannot be beaten: the ground truth as a JP
 FOLDER_METRICS = ("fid", "kid")  # of a whole folder of images, so without an interval
 TRUTH_COLORFULNESS = "colorfulness_truth"  # what colorfulness is compared with
 
+# libraries that decide what a score is
+LIBRARIES = ("torch", "torchvision", "numpy", "pillow", "scipy", "torchmetrics", "clean-fid")
+
 Scores = NDArray[np.float64]
 PerImage = dict[str, dict[str, Scores]]  # row -> metric -> (N,)
+Protocol = dict[str, Any]  # what `describe_protocol` returns
 
 
 class Score(NamedTuple):
@@ -119,11 +123,6 @@ def summarise(columns: Mapping[str, Scores]) -> dict[str, Score]:
         if name in ("top1", "top5"):
             found[name] = Score(*values[:2], *wilson(int(columns[name].sum()), len(scores)))
     return found
-
-
-LIBRARIES = ("torch", "torchvision", "numpy", "pillow", "scipy", "torchmetrics", "clean-fid")
-
-Protocol = dict[str, Any]
 
 
 def describe_protocol(

@@ -185,7 +185,7 @@ def test_files_agree_with_what_is_returned(scored: tuple[Path, dict[str, Any]]) 
 
 
 def test_protocol_says_how_it_was_scored(scored: tuple[Path, dict[str, Any]]) -> None:
-    stored, recipe = read_json(scored[0])["protocol"], run_folder.read_run(scored[0])["recipe"]
+    stored, recipe = read_json(scored[0])["protocol"], run_folder.read_run(scored[0]).recipe
     assert (stored["images"], stored["size"], stored["weights"]) == (4, 32, {})
     assert stored["resize"] == "crop 32:32 px, bicubic, antialiased"
     assert stored.keys() == describe_protocol(recipe, STEMS, [], {}).keys()
@@ -219,7 +219,7 @@ def test_what_is_printed(run: Path, capsys: pytest.CaptureFixture[str], no_drawi
 
 def test_floors_and_ceilings_are_of_the_truth(scored: tuple[Path, dict[str, Any]]) -> None:
     run, rows = scored
-    mean = run_folder.read_run(run)["mean_ab"]
+    mean = run_folder.read_run(run).mean_ab
     for stem in STEMS:
         name = f"{stem}.png"
         truth = color.rgb_to_lab(color.rgb01(load(run / "targets" / name)))

@@ -106,6 +106,11 @@ class ImageSet:
         return make_fixed_input(source, target, recipe, ids), target
 
 
+def evenly_spaced(count: int, most: int) -> list[int]:
+    """Return indices of at most `most` of `count` things, evenly spaced, both ends among them."""
+    return np.linspace(0, count - 1, min(count, most)).astype(int).tolist()
+
+
 def training_batches(
     images: ImageSet, batch_size: int, size: int, flip: float, seed: int, epoch: int, start: int = 0
 ) -> Iterator[tuple[Tensor, Tensor]]:
@@ -284,7 +289,7 @@ def _decode_all(
 
 def mean_ab(images: ImageSet, size: int, limit: int = 2048) -> tuple[float, float]:
     """Return the mean a and b, in Lab units, of at most `limit` evenly chosen pictures' centres."""
-    ids = np.linspace(0, len(images) - 1, min(limit, len(images))).astype(int).tolist()
+    ids = evenly_spaced(len(images), limit)
     sums = torch.zeros(2, dtype=torch.float64)
     for start in range(0, len(ids), 16):
         _, target = images.gather(ids[start : start + 16], size)

@@ -8,7 +8,6 @@ Called again, it goes on with the run it finds.
 
 from pathlib import Path
 
-import numpy as np
 import skimage
 import torch
 
@@ -18,6 +17,7 @@ import export
 import test
 import train
 from config import DEMO, RUNS
+from data import evenly_spaced
 from evaluation.scores import best_epoch
 from imaging import color
 from imaging.files import find_images, read_image, write_image
@@ -50,7 +50,7 @@ def write_example(folder: Path, kind: str) -> tuple[Path, Array]:
 def sheet_rows(run: Path, outputs: Path, example: tuple[Array, Array, Array]) -> list[list[Array]]:
     """Return input | ours | truth of a few test pictures and of the photograph."""
     names = [path.name for path in find_images(run / "targets")]
-    chosen = [names[i] for i in np.linspace(0, len(names) - 1, min(ROWS, len(names))).astype(int)]
+    chosen = [names[i] for i in evenly_spaced(len(names), ROWS)]
     rows = [
         [read_image(folder / name) for folder in (run / "inputs", outputs, run / "targets")]
         for name in chosen

@@ -15,8 +15,8 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 
+from data import evenly_spaced
 from evaluation.scores import ScoreFile
 from reporting.summary import epoch_rows, references
 from runtime.atomic import replacing
@@ -136,7 +136,7 @@ def draw_losses(
     steps = np.array([record["steps"] for record in records if name in record])
     window = max(1, len(values) // 10)
     smooth = np.convolve(values, np.ones(window) / window, "valid")
-    raw, mean = (_evenly(len(points), most) for points in (values, smooth))
+    raw, mean = (evenly_spaced(len(points), most or len(points)) for points in (values, smooth))
     axis.plot(steps[raw], values[raw], color=INK, alpha=0.3, linewidth=0.8, label="raw")
     label = f"mean of {window}"
     axis.plot(steps[window - 1 :][mean], smooth[mean], color=OURS, linewidth=1.4, label=label)
@@ -199,11 +199,6 @@ def _name_lines(axis: Axes, floors: Mapping[str, float]) -> None:
         text = f"{label} {value:.3g} {'↑' if outside > 0 else '↓'}" if outside else label
         axis.text(1.02, height, text, transform=axis.transAxes, va="center", fontsize="small")
         lowest = height + LINE_HEIGHT
-
-
-def _evenly(count: int, most: int | None) -> NDArray[np.intp]:
-    """Return indices of at most `most` of `count` points, both ends among them."""
-    return np.unique(np.linspace(0, count - 1, min(count, most or count)).round().astype(int))
 
 
 def _write(figure: Figure, path: Path) -> None:

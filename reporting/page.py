@@ -17,10 +17,10 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from PIL import Image
 
 from config import ROOT, UserError
+from data import evenly_spaced
 from evaluation.scores import (
     BASELINES,
     TRUTH_COLORFULNESS,
@@ -51,8 +51,7 @@ Picture = tuple[str, int, int]  # data URI, width, height
 
 def evenly(things: Sequence[Any], most: int) -> list[Any]:
     """Return at most `most` of the things, evenly spaced, both ends among them."""
-    indices = np.linspace(0, len(things) - 1, min(len(things), most)).round().astype(int)
-    return [things[i] for i in indices]
+    return [things[i] for i in evenly_spaced(len(things), most)]
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from data import (
     ImageSet,
     Loading,
     decode,
+    evenly_spaced,
     find_loading,
     fingerprint,
     fit_image,
@@ -506,6 +507,14 @@ def test_mean_ab_takes_evenly_chosen_pictures_when_there_are_many() -> None:
     pictures = [picture(16, 16, i) for i in range(5)]
     expected = np.mean([rgb2lab(pictures[i])[..., 1:].mean((0, 1)) for i in (0, 2, 4)], 0)
     assert mean_ab(in_memory(pictures), 16, limit=3) == pytest.approx(expected, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("count", "most", "expected"),
+    [(0, 4, []), (1, 4, [0]), (3, 4, [0, 1, 2]), (5, 3, [0, 2, 4]), (6, 4, [0, 1, 3, 5]), (9, 1, [0])],
+)
+def test_evenly_spaced_keeps_both_ends_and_rounds_down(count: int, most: int, expected: list[int]) -> None:
+    assert evenly_spaced(count, most) == expected
 
 
 def test_the_key_does_not_depend_on_how_a_path_is_written() -> None:

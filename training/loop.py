@@ -21,13 +21,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from config import Recipe, UserError
-from data import ImageSet, steps_per_epoch, training_batches
+from data import ImageSet, evenly_spaced, steps_per_epoch, training_batches
 from imaging import color
 from imaging.files import write_image
 from imaging.pixels import contact_sheet
@@ -169,7 +168,7 @@ def save_state(run: Path, training: Training, log: Log) -> None:
 
 def save_samples(run: Path, recipe: Recipe, epoch: int, images: ImageSet, device: torch.device) -> None:
     """Write input | ours | truth of the same few validation images at every save."""
-    ids = np.linspace(0, len(images) - 1, min(recipe.samples, len(images))).astype(int).tolist()
+    ids = evenly_spaced(len(images), recipe.samples)
     source, target = images.gather_fixed(ids, recipe)
     ours = checkpoint.load_colorizer(run, epoch, device)(source.to(device)).cpu()
     columns = (color.show_input(source, recipe.input), ours, target)

@@ -14,7 +14,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
 VERSION = "0.2.0"
 RUNS = Path("runs")  # one folder per training run
@@ -56,6 +56,13 @@ CHOICES = {
     "precision": ("auto", "fp32", "bf16", "fp16"),
     "metric": tuple(METRICS),
 }
+# ranges of numbers; those not named here are at least 0
+BELOW_ONE = {"val_fraction", "dropout", "beta1", "beta2", "ema", "momentum", "label_smoothing", "warmup"}
+UP_TO_ONE = {"flip", "line_share", "label_real", "anime_share"}
+UP_TO_ONE |= {f"{name}{end}" for name in DEGRADATIONS for end in ("", "_p")}
+POSITIVE = {
+    "size", "ngf", "ndf", "batch_size", "epochs", "save_every", "log_every", "samples", "lr", "label_real",
+}  # fmt: skip
 
 
 class UserError(ValueError):
@@ -65,12 +72,55 @@ class UserError(ValueError):
     """
 
 
+R = TypeVar("R", bound="AnyRecipe")
+
+
+class AnyRecipe:
+    """What the recipes of a colouriser and of a classifier share: checks of single fields, and records."""
+
+    def __post_init__(self) -> None:
+        for key, kind in get_type_hints(type(self)).items():
+            value = getattr(self, key)
+            if kind is float and isinstance(value, int):
+                value = float(value)
+                object.__setattr__(self, key, value)
+            require(isinstance(value, kind), key, self, kind.__name__)
+            if key in CHOICES:
+                require(value in CHOICES[key], key, self, f"one of {' '.join(CHOICES[key])}")
+            if kind in (int, float):
+                self._check_range(key, value)
+        if self.load_size == 0:
+            object.__setattr__(self, "load_size", self.size)
+        require(self.load_size >= self.size, "load_size", self, f"at least size ({self.size})")
+
+    def _check_range(self, key: str, value: float) -> None:
+        if key in BELOW_ONE:
+            require(0 <= value < 1, key, self, "in [0, 1)")
+        if key in UP_TO_ONE:
+            require(0 <= value <= 1, key, self, "in [0, 1]")
+        if key in POSITIVE:
+            require(0 < value < math.inf, key, self, "greater than 0")
+        require(0 <= value < math.inf, key, self, "at least 0")
+
+    @classmethod
+    def from_record(cls: type[R], record: Mapping[str, Any]) -> R:
+        """Build a recipe from what a run's record or a checkpoint holds; new fields get their defaults.
+
+        Raises:
+            UserError: a field that this version does not know, or a value out of range.
+        """
+        known = {field.name for field in fields(cls)}
+        odd = (record.keys() - known) | ({"name"} & known - record.keys())  # name alone has no default
+        if odd:
+            raise UserError(f"a recipe of another version of this project: see its field {min(odd)}")
+        return cls(**record)
+
+
 @dataclass(frozen=True)
-class Recipe:
+class Recipe(AnyRecipe):
     """Everything that decides what a training run computes. Raises UserError on a value out of range."""
 
     name: str
-    system: str = ""  # the published system that it reproduces
     # images
     input: str = "L"  # L (lightness) | gray (luma) | line (drawn) | gray+line: 1 channel; sketch: 3 channels
     output: str = "ab"  # ab (2 channels of Lab) | rgb (3 channels) | Lab (3 channels, lightness restored)
@@ -140,38 +190,21 @@ class Recipe:
     metric: str = "ciede2000"  # a key of METRICS, by which the best epoch is chosen
 
     def __post_init__(self) -> None:
-        _check_types(self)
-        _check_ranges(
-            self,
-            below_one=("val_fraction", "dropout", "beta1", "beta2", "ema"),
-            up_to_one=(
-                "flip", "line_share", "label_real", "anime_share",
-                *DEGRADATIONS, *(f"{name}_p" for name in DEGRADATIONS),
-            ),
-            positive=(
-                "size", "ngf", "ndf", "batch_size", "epochs", "save_every", "lr", "log_every", "samples",
-                "label_real",
-            ),
-            not_negative=(
-                "load_size", "limit", "min_colorfulness", "depth", "attention", "pretrain_epochs",
-                "pretrain_lr", "lr_d", "lambda_gan", "lambda_l1", "lambda_mse", "lambda_perceptual", "seed",
-            ),
-        )  # fmt: skip
-        _settle_load_size(self)
+        super().__post_init__()
         if self.output != "rgb":  # both keep the input's lightness, which line art and luma do not have
             require(self.input == "L", "output", self, f"rgb where input is {self.input}")
-        self._check_losses()
-
-    def _check_losses(self) -> None:
-        weights = (self.lambda_l1, self.lambda_mse, self.lambda_perceptual)
-        adversarial = self.is_adversarial
-        some = any(weights) or (adversarial and not self.pretrain_epochs)
-        require(some, "lambda_l1", self, "greater than 0 where no other term trains the generator")
-        most = self.epochs if adversarial else 0
-        reason = (
-            "the epochs in all (--set pretrain_epochs=...)" if adversarial else "as there is no discriminator"
-        )
+        most, reason = 0, "as there is no discriminator"
+        if self.is_adversarial:
+            most, reason = self.epochs, "the epochs in all (--set pretrain_epochs=...)"
+        other = self.lambda_l1 or self.lambda_mse or self.lambda_perceptual
+        some = other or (self.is_adversarial and not self.pretrain_epochs)
+        require(bool(some), "lambda_l1", self, "greater than 0 where no other term trains the generator")
         require(self.pretrain_epochs <= most, "pretrain_epochs", self, f"at most {most}, {reason}")
+
+    @property
+    def system(self) -> str:
+        """What the recipe of this name reproduces."""
+        return RECIPES.get(self.name, {}).get("system", "")
 
     @property
     def is_adversarial(self) -> bool:
@@ -184,24 +217,9 @@ class Recipe:
         found = {name: (getattr(self, name), getattr(self, f"{name}_p")) for name in DEGRADATIONS}
         return {name: value for name, value in found.items() if value[1] > 0}
 
-    @classmethod
-    def from_record(cls, record: Mapping[str, Any]) -> "Recipe":
-        """Build a recipe from what recipe.json or a checkpoint holds; new fields get their defaults.
-
-        Raises:
-            UserError: a field that this version does not know, or a value out of range.
-        """
-        unknown = sorted(record.keys() - {field.name for field in fields(cls)})
-        if unknown or "name" not in record:
-            raise UserError(
-                f"a recipe of another version of this project: {unknown[0] if unknown else 'no name'}"
-            )
-        system = RECIPES.get(record["name"], {}).get("system", "")
-        return cls(**{"system": system, **record})
-
 
 @dataclass(frozen=True)
-class ClassifierRecipe:
+class ClassifierRecipe(AnyRecipe):
     """Everything that decides how train_classifier.py trains. Raises UserError on a value out of range."""
 
     network: str = "resnet18"  # one of torchvision's classification networks
@@ -228,19 +246,8 @@ class ClassifierRecipe:
     log_every: int = 50  # steps between status lines
 
     def __post_init__(self) -> None:
-        _check_types(self)
-        _check_ranges(
-            self,
-            below_one=("val_fraction", "momentum", "label_smoothing", "warmup"),
-            up_to_one=("flip",),
-            positive=("size", "epochs", "batch_size", "save_every", "log_every"),
-            not_negative=("load_size", "limit", "lr", "weight_decay", "seed"),
-        )
-        _settle_load_size(self)
         object.__setattr__(self, "lr", self.lr or (0.01 if self.pretrained else 0.1))
-
-
-AnyRecipe = Recipe | ClassifierRecipe
+        super().__post_init__()
 
 
 def require(ok: bool, key: str, recipe: AnyRecipe, wanted: str) -> None:
@@ -249,53 +256,18 @@ def require(ok: bool, key: str, recipe: AnyRecipe, wanted: str) -> None:
         raise UserError(f"{key} must be {wanted}, got {getattr(recipe, key)!r}")
 
 
-def _check_types(recipe: AnyRecipe) -> None:
-    """Check each field's type and, where it has one, its list of choices; whole numbers become floats."""
-    for key, kind in get_type_hints(type(recipe)).items():
-        value = getattr(recipe, key)
-        if kind is float and isinstance(value, int):
-            object.__setattr__(recipe, key, float(value))
-        require(isinstance(getattr(recipe, key), kind), key, recipe, kind.__name__)
-        if key in CHOICES:
-            require(value in CHOICES[key], key, recipe, f"one of {' '.join(CHOICES[key])}")
-
-
-def _check_ranges(
-    recipe: AnyRecipe,
-    below_one: Sequence[str],
-    up_to_one: Sequence[str],
-    positive: Sequence[str],
-    not_negative: Sequence[str],
-) -> None:
-    for key in below_one:
-        require(0 <= getattr(recipe, key) < 1, key, recipe, "in [0, 1)")
-    for key in up_to_one:
-        require(0 <= getattr(recipe, key) <= 1, key, recipe, "in [0, 1]")
-    for key in positive:
-        require(0 < getattr(recipe, key) < math.inf, key, recipe, "greater than 0")
-    for key in not_negative:
-        require(0 <= getattr(recipe, key) < math.inf, key, recipe, "at least 0")
-
-
-def _settle_load_size(recipe: AnyRecipe) -> None:
-    if recipe.load_size == 0:
-        object.__setattr__(recipe, "load_size", recipe.size)
-    require(recipe.load_size >= recipe.size, "load_size", recipe, f"at least size ({recipe.size})")
-
-
 # Each published system: what it changes of the defaults above. L and ab are scaled to [-1, 1] in all of them.
 # fmt: off
 RECIPES: dict[str, dict[str, Any]] = {
     # The embedded scenes; minutes on two CPU cores.
     "demo": dict(
         system="embedded scenes", size=128, flip=0.5,
-        generator="unet", discriminator="patch30", ngf=32, ndf=16, depth=5,
-        epochs=20, batch_size=8, lr=2e-3, schedule="linear", lambda_gan=0.05, ema=0.99, log_every=100),
+        generator="unet", discriminator="patch30", ngf=32, ndf=16, depth=5, lambda_gan=0.05,
+        epochs=20, batch_size=8, lr=2e-3, schedule="linear", ema=0.99, log_every=100),
     # Published: 950 epochs, images squashed to the square; flips from epoch 350 on, and of validation images.
     "coco": dict(
         system="photo in Lab, pix2pix", flip=0.5,
-        generator="unet", discriminator="patch30", dropout=0.5,
-        epochs=950, save_every=25),
+        generator="unet", discriminator="patch30", dropout=0.5, epochs=950, save_every=25),
     # Published: fastai's decoder; its code detached the generated image, so no GAN gradient reached G.
     "coco-resnet": dict(
         system="photo, U-ResNet, COCO", flip=0.5, min_colorfulness=10.0,
@@ -306,18 +278,10 @@ RECIPES: dict[str, dict[str, Any]] = {
         system="photo, U-ResNet, portraits", flip=0.5, min_colorfulness=10.0,
         generator="resunet", discriminator="patch15", pretrained=True,
         epochs=120, pretrain_epochs=20, batch_size=4),
-    # Named by the U-ResNet's authors as future work: damage on the input, L restored beside ab. A U-Net of
-    # pix2pix checkers the lightness, as nothing but transposed convolutions reaches its full resolution.
-    "restore": dict(
-        system="old photo, restored", output="Lab", flip=0.5, min_colorfulness=10.0,
-        generator="resunet", discriminator="patch15", pretrained=True,
-        epochs=120, pretrain_epochs=20, batch_size=4,
-        scratches_p=0.5, stripes_p=0.2, blotches_p=0.4, fading_p=0.5, blur_p=0.3, grain_p=0.5, jpeg_p=0.3),
     # Published: 150 epochs, a checkpoint every 10, no augmentation; its resume began at epoch 1 again.
     "anime": dict(
         system="anime sketch, pix2pix", input="sketch", output="rgb",
-        generator="unet-reflect", discriminator="patch26", dropout=0.5,
-        epochs=150, save_every=10),
+        generator="unet-reflect", discriminator="patch26", dropout=0.5, epochs=150, save_every=10),
     # Published with anime_share 0, 0.1 and 1; the best pictures came from 0 with both additions.
     "manga": dict(
         system="manga page", input="gray", output="rgb",
@@ -341,31 +305,36 @@ RECIPES: dict[str, dict[str, Any]] = {
     # rate, random crops of varying scale, ab in [0, 1]; with a discriminator, its loss not halved.
     "places-resnet": dict(
         system="framework, ResNet", size=224, load_size=256, flip=0.5,
-        generator="resnet", discriminator="none",
-        lambda_l1=0.0, lambda_mse=1.0, lr=1e-3, beta1=0.9, schedule="linear"),
+        generator="resnet", discriminator="none", lambda_l1=0.0, lambda_mse=1.0,
+        lr=1e-3, beta1=0.9, schedule="linear"),
     "unet32": dict(
         system="framework, U-Net 32 px", size=32, flip=0.5,
-        generator="unet32", discriminator="none",
-        lambda_l1=0.0, lambda_mse=1.0, lr=1e-3, beta1=0.9, schedule="linear"),
+        generator="unet32", discriminator="none", lambda_l1=0.0, lambda_mse=1.0,
+        lr=1e-3, beta1=0.9, schedule="linear"),
     "unet224": dict(
         system="framework, U-Net 224 px", size=224, load_size=256, flip=0.5,
-        generator="unet224", discriminator="none",
-        lambda_l1=0.0, lambda_mse=1.0, lr=1e-3, beta1=0.9, schedule="linear"),
+        generator="unet224", discriminator="none", lambda_l1=0.0, lambda_mse=1.0,
+        lr=1e-3, beta1=0.9, schedule="linear"),
     # Published: L1 on the discriminator's output and two sigmoids; the paper it names puts L1 on the image.
     # With 2e-4 for both, 2 epochs of 5,000 CIFAR-10 pictures scored below one mean colour; so they beat it.
     "nazerigan32": dict(
         system="framework, GAN 32 px", size=32, flip=0.5,
-        generator="unet32", discriminator="image32",
-        label_real=0.9, lr=1e-3, lr_d=1e-5, schedule="linear", ema=0.99),
+        generator="unet32", discriminator="image32", label_real=0.9,
+        lr=1e-3, lr_d=1e-5, schedule="linear", ema=0.99),
     "nazerigan224": dict(
         system="framework, GAN 224 px", size=224, load_size=256, flip=0.5,
-        generator="unet224", discriminator="image224",
-        label_real=0.9),
+        generator="unet224", discriminator="image224", label_real=0.9),
     # Published: G saw 100 x gray, here L as everywhere; a last BatchNorm was counted but never called.
     "cgan": dict(
         system="framework, conditional GAN", output="rgb", size=224, load_size=256, flip=0.5,
-        generator="convgen", discriminator="image-rgb", init="kaiming",
-        label_real=0.9),
+        generator="convgen", discriminator="image-rgb", init="kaiming", label_real=0.9),
+    # Named by the U-ResNet's authors as future work: a degraded input, L restored beside ab. A U-Net of
+    # pix2pix checkers the lightness, as nothing but transposed convolutions reaches its full resolution.
+    "restore": dict(
+        system="old photo, restored", output="Lab", flip=0.5, min_colorfulness=10.0,
+        generator="resunet", discriminator="patch15", pretrained=True,
+        epochs=120, pretrain_epochs=20, batch_size=4,
+        scratches_p=0.5, stripes_p=0.2, blotches_p=0.4, fading_p=0.5, blur_p=0.3, grain_p=0.5, jpeg_p=0.3),
 }
 # fmt: on
 
@@ -385,11 +354,11 @@ def make_recipe(name: str, overrides: Mapping[str, Any]) -> Recipe:
     if name not in RECIPES:
         raise UserError(f"no recipe {name}{closest(name, list(RECIPES))}")
     given = {key: value for key, value in overrides.items() if value is not None}
-    known = [field.name for field in fields(Recipe) if field.name != "name"]
+    kinds = field_types(Recipe)
     for key in given:
-        if key not in known:
-            raise UserError(f"no recipe field {key}{closest(key, known)}")
-    return Recipe(name=name, **{**RECIPES[name], **given})
+        _require_field(key, kinds)
+    values = {key: value for key, value in RECIPES[name].items() if key != "system"}
+    return Recipe(name=name, **{**values, **given})
 
 
 def parse_settings(settings: Sequence[str], recipe: type[AnyRecipe] = Recipe) -> dict[str, Any]:
@@ -398,17 +367,24 @@ def parse_settings(settings: Sequence[str], recipe: type[AnyRecipe] = Recipe) ->
     Raises:
         UserError: no "=", an unknown field (naming the closest), or text that is not of the field's type.
     """
-    kinds = get_type_hints(recipe)
-    kinds.pop("name", None)
-    values: dict[str, Any] = {}
+    kinds, values = field_types(recipe), {}
     for setting in settings:
         key, equals, text = setting.partition("=")
         if not equals:
             raise UserError(f"--set takes key=value, got {setting!r}")
-        if key not in kinds:
-            raise UserError(f"no recipe field {key}{closest(key, list(kinds))}")
+        _require_field(key, kinds)
         values[key] = _parse(key, text, kinds[key])
     return values
+
+
+def field_types(recipe: type[AnyRecipe]) -> dict[str, type]:
+    """Return field -> type of what can be set in a recipe: everything but its name."""
+    return {key: kind for key, kind in get_type_hints(recipe).items() if key != "name"}
+
+
+def _require_field(key: str, known: Mapping[str, type]) -> None:
+    if key not in known:
+        raise UserError(f"no recipe field {key}{closest(key, list(known))}")
 
 
 def _parse(key: str, text: str, kind: type) -> Any:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
+from typing import Final
 
 import torch
 import torch.nn.functional as F
@@ -236,6 +237,7 @@ class DanbooruFeatures(FrozenFeatures):
     """ResNet-50 that tags anime pictures, up to the 512 features before its tags."""
 
     WIDTH = 512
+    SIZE: Final = 360  # px, of the square that it was trained on
 
     def __init__(self) -> None:
         import torchvision  # a second, which whatever needs no ResNet saves
@@ -249,8 +251,8 @@ class DanbooruFeatures(FrozenFeatures):
 
     def forward(self, rgb01: Tensor) -> list[Tensor]:
         """Map (N, 1|3, H, W) in [0, 1] to one tensor (N, 512)."""
-        # 360 px is what it was trained on
-        x = F.interpolate(rgb01.to(torch.float32), [360, 360], mode="bilinear", antialias=True)
+        side = self.SIZE
+        x = F.interpolate(rgb01.to(torch.float32), [side, side], mode="bilinear", antialias=True)
         x = self.body(self.normalise(x.to(rgb01.dtype)))  # (N, 2048, 12, 12)
         return [self.head(torch.cat([x.amax((2, 3)), x.mean((2, 3))], 1))]  # (N, 512)
 
@@ -457,7 +459,7 @@ class ResUNet(nn.Module):
 
 
 class PatchDiscriminator(nn.Module):
-    """PatchGAN: discriminators overlapping patches of cat(x, y), one logit each.
+    """PatchGAN: one logit for each of the overlapping patches of cat(x, y).
 
     Source: arXiv 1611.07004, section 6.1.2 (70 px patches).
     """
@@ -499,7 +501,7 @@ class PatchDiscriminator(nn.Module):
 
 
 class ImageDiscriminator(nn.Module):
-    """Judges cat(x, y) as a whole, or nearly: one logit at 32 px, 3x3 at 224 (after 7, 6 and 5 px).
+    """Sees cat(x, y) as a whole, or nearly: one logit at 32 px, 3 x 3 logits at 224 (after 7, 6 and 5 px).
 
     Source: Nazeri et al., arXiv 1803.05400, as built by the framework of colourisers.
     """
@@ -526,7 +528,7 @@ class ImageDiscriminator(nn.Module):
 
 
 class ColorDiscriminator(nn.Module):
-    """Judges the colour image alone, whatever the generator was given; 224 px -> one logit.
+    """Sees the colour image alone, whatever the generator was given: one logit at 224 px.
 
     Source: the framework of colourisers, its conditional GAN.
     """
@@ -553,7 +555,7 @@ def count_parameters(module: nn.Module) -> int:
 
 @dataclass(frozen=True)
 class Network:
-    """A generator or discriminator that a recipe can name: how it is built, and at what sizes it works."""
+    """A generator or discriminator that a recipe can name: how it is built, and what it can do."""
 
     build: Callable[..., nn.Module]
     halvings: int = 0  # how often it halves a side; 0: as a recipe's `depth` says (U-Nets)
@@ -561,13 +563,6 @@ class Network:
     attention: bool = False  # has self-attention, whose place a recipe chooses
     extractor: bool = False  # holds the frozen Danbooru ResNet-50
     encoder: bool = False  # starts with a ResNet that has published weights
-    inner_norm: bool = True  # BatchNorm after its innermost convolution
-    inner_crop: int = 0  # px that convolutions of stride 1 take off its innermost side
-    one_pixel_norm: int = 0  # px, size up to which a BatchNorm of a discriminator sees a single pixel
-
-    def innermost(self, size: int, depth: int) -> int:
-        """Return the side in px of the innermost feature map for a square of `size` px."""
-        return (size >> depth) - self.inner_crop
 
 
 _manga = partial(UNet, bias="all", norm_all=True)
@@ -577,8 +572,8 @@ _deep = (2, 2, 2, 2, 2, 1, 1)
 # U-Nets of pix2pix: build(in_channels, out_channels, ngf, depth=, dropout=, attention_depth=).
 # All others: build(in_channels, out_channels, ngf).
 GENERATORS: dict[str, Network] = {
-    "unet": Network(UNet, inner_norm=False),
-    "unet-reflect": Network(_reflect, inner_norm=False),
+    "unet": Network(UNet),
+    "unet-reflect": Network(_reflect),
     "unet-bn": Network(_manga),
     "unet-att": Network(partial(_manga, attention=True), attention=True),
     "unet-ext": Network(partial(_manga, extractor=True), extractor=True),
@@ -587,7 +582,7 @@ GENERATORS: dict[str, Network] = {
     "resunet34": Network(partial(ResUNet, encoder="resnet34"), halvings=5, encoder=True),
     "resnet": Network(ResNetColorizer, halvings=3, encoder=True),
     "unet32": Network(NormLastUNet, halvings=4),
-    "unet224": Network(partial(NormLastUNet, strides=_deep), halvings=5, smallest=96, inner_crop=2),
+    "unet224": Network(partial(NormLastUNet, strides=_deep), halvings=5, smallest=96),
     "convgen": Network(ConvGenerator, halvings=5),
 }
 
@@ -601,7 +596,7 @@ DISCRIMINATORS: dict[str, Network] = {
     "patch15-bias": Network(partial(PatchDiscriminator, strides=(2, 2, 2), bias="all"), smallest=32),
     "image32": Network(ImageDiscriminator, smallest=32),
     "image224": Network(partial(ImageDiscriminator, strides=_deep, last=3), smallest=160),
-    "image-rgb": Network(ColorDiscriminator, smallest=193, one_pixel_norm=224),
+    "image-rgb": Network(ColorDiscriminator, smallest=193),
 }
 
 
@@ -624,10 +619,10 @@ def fit_networks(recipe: Recipe) -> Recipe:
     require(recipe.attention in (0, *sides), "attention", recipe, wanted)
     require(network.encoder or not recipe.pretrained, "pretrained", recipe, f"false for {recipe.generator}")
     reason = "as BatchNorm meets a single pixel at this size"
-    lone = recipe.batch_size == 1 and needs_two_images(recipe)
-    require(not lone, "batch_size", recipe, f"2 or more, {reason}")
-    stats = recipe.norm_stats != "batch" or not _norms_one_pixel(recipe)
-    require(stats, "norm_stats", recipe, f"running, {reason}")
+    if recipe.batch_size == 1:
+        require(not needs_two_images(recipe), "batch_size", recipe, f"2 or more, {reason}")
+    if recipe.norm_stats == "batch":
+        require(not needs_two_images(recipe, testing=True), "norm_stats", recipe, f"running, {reason}")
     return recipe
 
 
@@ -647,19 +642,23 @@ def _fit_depth(recipe: Recipe) -> int:
     return depth
 
 
-def needs_two_images(recipe: Recipe) -> bool:
-    """Tell whether a BatchNorm of either network sees one pixel, which a single image cannot train."""
-    discriminator = DISCRIMINATORS.get(recipe.discriminator)
-    one_pixel = (
-        discriminator is not None and recipe.norm_d == "batch" and recipe.size <= discriminator.one_pixel_norm
-    )
-    return one_pixel or _norms_one_pixel(recipe)
+def needs_two_images(recipe: Recipe, testing: bool = False) -> bool:
+    """Tell whether a BatchNorm meets a single pixel, of which a lone image has no statistics.
 
-
-def _norms_one_pixel(recipe: Recipe) -> bool:
-    """Tell whether the generator's innermost BatchNorm sees one pixel."""
-    network = GENERATORS[recipe.generator]
-    return network.inner_norm and network.innermost(recipe.size, recipe.depth) == 1
+    Both networks are asked, or the generator alone (`testing`).
+    """
+    channels = CHANNELS[recipe.input], CHANNELS[recipe.output]
+    with torch.device("meta"):  # shapes without numbers
+        x, y = (torch.empty(1, count, recipe.size, recipe.size) for count in channels)
+        generator = build_generator(recipe)
+        discriminator = None if testing else build_discriminator(recipe)
+        try:
+            generator(x)
+            if discriminator is not None:
+                discriminator(x, y)
+        except ValueError:  # batch_norm: "Expected more than 1 value per channel when training"
+            return True
+    return False
 
 
 def build_generator(recipe: Recipe) -> nn.Module:

@@ -225,7 +225,7 @@ def why_best(scores: ScoreFile) -> str:
 def recipe_words(record: RunRecord) -> list[str]:
     """Return a recipe in sentences: what it maps, its networks, its loss, its training, its data."""
     r, counts = asdict(record.recipe), record.parameters
-    system = f" ({r['system']})" if r["system"] else ""
+    system = f" ({record.recipe.system})" if record.recipe.system else ""
     sizes = {name: f", {count:,} parameters" for name, count in counts.items()}
     adversarial = r["discriminator"] != "none" and r["lambda_gan"] > 0
     judge = f"discriminator {r['discriminator']}{sizes.get('discriminator', '')}"

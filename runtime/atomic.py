@@ -1,5 +1,6 @@
 """Files that appear complete or not at all: any file, JSON, and checkpoints of torch."""
 
+import errno
 import json
 import os
 import pickle
@@ -30,9 +31,8 @@ def replacing(path: Path) -> Iterator[Path]:
         yield temporary
         os.replace(temporary, path)
     except OSError as error:
-        here = error.filename is None or temporary.is_relative_to(
-            str(error.filename)
-        )  # a full disk names nothing
+        # a full disk names nothing
+        here = error.filename is None or temporary.is_relative_to(str(error.filename))
         if error.errno is None or not here:
             raise
         raise OSError(error.errno, error.strerror, str(path)) from error
@@ -55,7 +55,7 @@ def save(path: Path, payload: dict[str, Any]) -> None:
         try:
             torch.save(payload, file)
         except RuntimeError as error:  # what torch makes of a full disk
-            raise OSError(f"{path} could not be written: {error}") from error
+            raise OSError(errno.EIO, f"could not be written ({error})", str(path)) from error
 
 
 def load(path: Path, device: "torch.device | str" = "cpu") -> dict[str, Any]:
@@ -70,16 +70,9 @@ def load(path: Path, device: "torch.device | str" = "cpu") -> dict[str, Any]:
 
     payload = None
     if zipfile.is_zipfile(path):  # what torch.save writes; its reader of older files fails in many ways
-        damaged = (
-            RuntimeError,
-            ValueError,
-            EOFError,
-            OSError,
-            KeyError,
-            zipfile.BadZipFile,
-            pickle.PickleError,
-        )
-        with suppress(*damaged):
+        with suppress(
+            RuntimeError, ValueError, EOFError, OSError, KeyError, zipfile.BadZipFile, pickle.PickleError
+        ):
             payload = torch.load(path, map_location=device, weights_only=True)
     if not isinstance(payload, dict):
         raise UserError(f"{path} is not a checkpoint of this project, or it is damaged")

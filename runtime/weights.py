@@ -1,21 +1,19 @@
-"""Frozen feature extractors, and the files of pretrained weights that they and ResNet encoders start from.
+"""Files of pretrained weights: by name, from a folder or through torch.hub's cache, never without a check.
 
-Nothing is downloaded unless it is asked for (pretrained, lambda_perceptual, a generator with an
-extractor). Files come through torch.hub as torchvision's own do, or from a folder (`--weights DIR`); either
-way the start of their SHA-256 must be the one that their name or, behind a #, their address carries.
-
-Sources: Simonyan and Zisserman, arXiv 1409.1556 (VGG-16); Baas, "Danbooru2018 pretrained resnet models for
-PyTorch", 2019 (ResNet-50, 6,000 tags).
+Nothing is downloaded unless it is asked for (pretrained, lambda_perceptual, a generator with an extractor, a
+metric by name). Files come through torch.hub as torchvision's own do, or from a folder (`--weights DIR`); in
+both cases their SHA-256 must begin as their name or, behind a #, their address says.
 """
 
 import hashlib
 import re
 from pathlib import Path
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from config import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # name -> where it is published; torchvision's own addresses, which a test compares with it
 WEIGHTS = {
@@ -32,17 +30,20 @@ WEIGHTS = {
 
 def load_weights(
     name: str, folder: Path | None, without: str = "", download: bool = True
-) -> dict[str, Tensor]:
+) -> dict[str, "Tensor"]:
     """Return a file of pretrained weights by name, from a folder or through torch.hub's cache.
 
     Args:
         name: a key of WEIGHTS, or one of torchvision's networks: then its own best weights.
-        without: the option that does without it, for the error's sentence.
-        download: False: what is not there already is missing.
+        without: the option that avoids the need for it, for the error message.
+        download: False: a file that is not there already is missing.
 
     Raises:
-        UserError: missing and not to be had, or not the published file; says where to get it.
+        UserError: the file is missing and cannot be downloaded, or it is not the published one; the
+            message says where to get it.
     """
+    import torch
+
     path = find_weights(name, folder, without, download)
     return torch.load(path, map_location="cpu", weights_only=True)
 
@@ -53,7 +54,9 @@ def weights_hash(name: str, folder: Path | None) -> str:
 
 
 def find_weights(name: str, folder: Path | None, without: str = "", download: bool = True) -> Path:
-    """Return the checked file of load_weights, which see."""
+    """Return the path of the file that load_weights reads, checked; arguments and errors are the same."""
+    import torch
+
     url, _, digest = weights_url(name).partition("#")
     file = url.rsplit("/", 1)[1]
     digest = digest or _hash_of(file)
@@ -88,7 +91,7 @@ def _hash_of(file: str) -> str:
     """Return the start of the SHA-256 in a name such as vgg16-397923af.pth."""
     found = re.search(r"-([0-9a-f]{8,})\.", file)
     if found is None:
-        raise UserError(f"{file} carries no hash in its name")
+        raise ValueError(f"{file} carries no hash in its name")
     return found[1]
 
 

@@ -87,7 +87,7 @@ def main(
     import torch
 
     from data import open_split
-    from evaluation.deep_metrics import open_judges
+    from evaluation.deep_metrics import load_metrics
     from evaluation.scores import choose_epochs
     from evaluation.scoring import evaluate
     from reporting.summary import print_table
@@ -99,13 +99,9 @@ def main(
     record = read_run(folder)
     images = open_split(record, data, "test", CACHE)
     scorer = on if on.type == "cuda" else torch.device("cpu")  # MPS has no float64
-    judges = open_judges(
-        metric or [], images, record.recipe.size, classifier, Path(weights) if weights else None, scorer
-    )
-    for name in metric or []:
-        if name in judges.missing:
-            raise UserError(f"{name} {judges.missing[name]}")
-    scores = evaluate(folder, epochs, images, judges, on)
+    weights = Path(weights) if weights else None
+    metrics = load_metrics(images, record.recipe.size, scorer, metric or [], classifier, weights)
+    scores = evaluate(folder, epochs, images, metrics, on)
     print_table(scores)
     for note in scores.notes:
         print(note)

@@ -27,8 +27,9 @@ from data import ImageSet, Loading, load_images, steps_per_epoch, training_order
 from dataset.folders import Item, list_items
 from evaluation.classifier import (
     RECORD,
+    Accuracy,
     Classifier,
-    best_scores,
+    best_accuracy,
     build_classifier,
     find_classes,
     label_ids,
@@ -36,7 +37,7 @@ from evaluation.classifier import (
     read_record,
     save_classifier,
     topk_correct,
-    write_scores,
+    write_accuracy,
 )
 from evaluation.scores import wilson
 from models import count_parameters
@@ -147,9 +148,7 @@ def train_step(training: Training, image: Tensor, label: Tensor, smoothing: floa
 
 
 @torch.no_grad()
-def validate(
-    training: Training, recipe: ClassifierRecipe, images: ImageSet, labels: Tensor
-) -> dict[str, float]:
+def validate(training: Training, recipe: ClassifierRecipe, images: ImageSet, labels: Tensor) -> Accuracy:
     """Return the scores of the pictures' centre squares, in full precision, as eval.py asks."""
     training.classifier.eval()
     sums = []
@@ -161,12 +160,10 @@ def validate(
         loss = F.cross_entropy(logits, label, reduction="sum")
         sums.append(torch.stack([loss, *(topk_correct(logits, label, k).sum() for k in (1, 5))]))
     training.classifier.train()
+    count = len(images)
     loss, *correct = torch.stack(sums).sum(0).tolist()
-    scores = {"epoch": training.epoch, "val_loss": loss / len(images), "images": len(images)}
-    for name, count in zip(("top1", "top5"), correct, strict=True):
-        low, high = wilson(int(count), len(images))
-        scores |= {name: count / len(images), f"{name}_low": low, f"{name}_high": high}
-    return scores
+    top1, top5 = ((hits / count, *wilson(int(hits), count)) for hits in correct)
+    return Accuracy(training.epoch, loss / count, *top1, *top5, count)
 
 
 RESUMABLE = {"epochs", "save_every", "log_every", "lr", "precision"}  # what a resume may change
@@ -219,7 +216,7 @@ def finish_epoch(
         training.check_finite()
         scores = validate(training, recipe, val, labels)
         save_classifier(run, done, training.classifier)
-        write_scores(run, scores)
+        write_accuracy(run, scores)
         plot_losses(run / "losses.png", log.records)
         print(f"epoch {done} | {in_words(scores)}", flush=True)
     training.epoch, training.step = done + 1, 0
@@ -235,14 +232,11 @@ def save_state(run: Path, training: Training, log: Log) -> None:
     log.clear()  # what saving took is no training time
 
 
-def in_words(scores: dict[str, Any]) -> str:
+def in_words(scores: Accuracy) -> str:
     """Return one epoch's accuracy with its 95 % intervals."""
-    parts = (
-        f"{name} {100 * scores[name]:.1f} % "
-        f"({100 * scores[f'{name}_low']:.1f} to {100 * scores[f'{name}_high']:.1f})"
-        for name in ("top1", "top5")
-    )
-    return f"{' | '.join(parts)} of {scores['images']} pictures"
+    top1 = f"top1 {100 * scores.top1:.1f} % ({100 * scores.top1_low:.1f} to {100 * scores.top1_high:.1f})"
+    top5 = f"top5 {100 * scores.top5:.1f} % ({100 * scores.top5_low:.1f} to {100 * scores.top5_high:.1f})"
+    return f"{top1} | {top5} of {scores.images} pictures"
 
 
 def resolve(
@@ -402,8 +396,8 @@ def main(
         return folder
     restore(training, made, folder, weights)
     fit(training, made, folder, load_splits(made, where, folder, items, weights))
-    best = best_scores(folder)
-    print(f"trained {made.epochs} epochs; the best is {best['epoch']}: {in_words(best)}")
+    best = best_accuracy(folder)
+    print(f"trained {made.epochs} epochs; the best is {best.epoch}: {in_words(best)}")
     print(f"score colourised pictures with it: python eval.py --classifier {quote(str(folder))}")
     return folder
 

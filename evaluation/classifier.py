@@ -1,10 +1,10 @@
-"""What a picture shows, by a network that classifier.py trained: does a colourised picture still look it?
+"""The classifier with which eval.py tells whether a colourised image still shows what it showed.
 
-A classifier's run folder holds checkpoints/epoch_0005.pt, one per saved epoch, and scores.csv, which says how
-often each was right about the validation pictures. The best of them is the classifier.
+train_classifier.py trains it. Its run folder holds checkpoints/epoch_0005.pt, one per saved epoch, and
+scores.csv with the accuracy of each on the validation images. The epoch with the best top-1 is used.
 
 Source: Zhang, Isola and Efros, "Colorful image colorization", arXiv 1603.08511, section 3.1: accuracy of a
-classifier on colourised pictures.
+classifier on colourised images.
 """
 
 import csv
@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from shlex import quote
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -21,28 +21,35 @@ from torch import Tensor, nn
 
 from config import UserError, closest
 from dataset.folders import Item
-from runtime import atomic, run_folder
-from runtime.atomic import replacing
+from runtime import atomic
+from runtime.run_folder import epoch_path, saved_epochs
 
 FORMAT = "tinct-classifier-1"
-RECORD = "classifier.json"  # in a run folder; recipe.json is a colouriser's
-SCORES = (
-    "epoch", "val_loss", "top1", "top1_low", "top1_high", "top5", "top5_low", "top5_high", "images",
-)  # fmt: skip
+RECORD = "classifier.json"  # in a run folder, where a colouriser has recipe.json
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's RGB in [0, 1]
-# Their second outputs help training from scratch alone, and are left out.
+# the second outputs of these two serve training from scratch, and are left out
 BRANCHED = {"aux_logits": False, "transform_input": True, "init_weights": True}
 
 
+class Accuracy(NamedTuple):
+    """One epoch on the validation images: a line of scores.csv. Shares are in [0, 1]."""
+
+    epoch: int
+    val_loss: float  # cross-entropy
+    top1: float
+    top1_low: float  # ends of the 95 % interval
+    top1_high: float
+    top5: float
+    top5_low: float
+    top5_high: float
+    images: int
+
+
 class Classifier(nn.Module):
-    """Pictures of any size -> a number per class, the greater the likelier."""
+    """Images of any size -> logits of the classes."""
 
     def __init__(self, name: str, network: nn.Module, classes: Sequence[str], size: int) -> None:
-        """Wrap a network of torchvision's.
-
-        Args:
-            size: px, side of the square that the network sees.
-        """
+        """Wrap a network of torchvision's that takes squares of `size` px."""
         super().__init__()
         self.name, self.classes, self.size = name, list(classes), size
         self.network = network
@@ -64,12 +71,12 @@ def build_classifier(network: str, classes: Sequence[str], size: int, batch: int
     Args:
         network: one of torchvision's classification networks.
         size: px, side of the square that it sees.
-        batch: pictures per step; BatchNorm may need two.
+        batch: images per step; BatchNorm may need two.
 
     Raises:
-        UserError: no such network, or none for pictures so small or batches so short.
+        UserError: no such network, or it does not work on images or batches as small as these.
     """
-    from torchvision import models  # a second, which whatever classifies nothing saves
+    from torchvision import models  # a second, which programs without a classifier save
 
     known = models.list_models(module=models)
     if network not in known:
@@ -83,8 +90,8 @@ def build_classifier(network: str, classes: Sequence[str], size: int, batch: int
         built = models.get_model(network, num_classes=len(classes), **options)
         shapes = {name: value.to("meta") for name, value in built.state_dict().items()}
         nothing = torch.zeros(min(batch, 2), 3, size, size, device="meta")
-        torch.func.functional_call(built, shapes, nothing)  # shapes alone, so at once
-    except (AssertionError, RuntimeError, ValueError) as error:
+        torch.func.functional_call(built, shapes, nothing)  # computes shapes alone
+    except (AssertionError, RuntimeError, ValueError) as error:  # torchvision has no common error
         reason = str(error).partition("\n")[0].rstrip(".")
         few = "" if batch > 1 else " in batches of 1"
         hint = "try another --size, --batch-size or --network"
@@ -93,19 +100,19 @@ def build_classifier(network: str, classes: Sequence[str], size: int, batch: int
 
 
 def head_names(network: nn.Module) -> set[str]:
-    """Return the names of the last layer's tensors, which depend on what the classes are."""
+    """Return the names of the last layer's tensors, whose shapes depend on the number of classes."""
     layers = [name for name, module in network.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
     return {name for name in network.state_dict() if name.startswith(f"{layers[-1]}.")}
 
 
 def load_pretrained(classifier: Classifier, state: Mapping[str, Tensor]) -> None:
-    """Take all but the last layer from torchvision's published weights.
+    """Load torchvision's published weights, except the last layer's.
 
     Raises:
-        UserError: another tensor than those of the last layer is missing, too many, or of another shape.
+        UserError: a tensor of another layer is missing, unknown, or of another shape.
     """
     ours, head = classifier.network.state_dict(), head_names(classifier.network)
-    # DenseNet's layers were called so when its weights were published
+    # the names of DenseNet's layers when its weights were published
     old = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.(?=[12]\.)")
     theirs = {old.sub(r"\1", name): value for name, value in state.items()}
     theirs = {name: value for name, value in theirs.items() if not name.lower().startswith("aux")}
@@ -133,11 +140,11 @@ def save_classifier(run: Path, epoch: int, classifier: Classifier) -> None:
         "classes": classifier.classes,
         "state": classifier.network.state_dict(),
     }
-    atomic.save(run_folder.epoch_path(run, epoch), payload)
+    atomic.save(epoch_path(run, epoch), payload)
 
 
 def load_classifier(path: Path, device: torch.device) -> Classifier:
-    """Return a trained classifier, ready for use.
+    """Return a trained classifier in evaluation mode.
 
     Args:
         path: a classifier's run folder, of which the best epoch is taken, or one of its checkpoints.
@@ -148,9 +155,10 @@ def load_classifier(path: Path, device: torch.device) -> Classifier:
     file = pick_checkpoint(path)
     payload = atomic.load(file)
     if payload.get("format") != FORMAT:
-        raise UserError(f"{file} is not a classifier in the format {FORMAT}; train one with classifier.py")
+        hint = "train one with train_classifier.py"
+        raise UserError(f"{file} is not a classifier in the format {FORMAT}; {hint}")
     try:
-        with torch.random.fork_rng(devices=[]):  # building draws weights; nobody else must notice
+        with torch.random.fork_rng(devices=[]):  # building draws random weights
             classifier = build_classifier(payload["network"], payload["classes"], payload["size"])
         classifier.network.load_state_dict(payload["state"])
     except (KeyError, TypeError, RuntimeError, ValueError):
@@ -160,34 +168,34 @@ def load_classifier(path: Path, device: torch.device) -> Classifier:
 
 
 def pick_checkpoint(path: Path) -> Path:
-    """Return the file that load_classifier reads: of a run, the saved epoch with the best top-1.
+    """Return the file that load_classifier reads: `path` itself, or the best epoch's of a run folder.
 
     Raises:
-        UserError: no such file or folder, or a folder that holds no scored epoch of a classifier.
+        UserError: no such file or folder, or a folder without a scored epoch of a classifier.
     """
-    return path if path.is_file() else run_folder.epoch_path(path, best_scores(path)["epoch"])
+    return path if path.is_file() else epoch_path(path, best_accuracy(path).epoch)
 
 
-def best_scores(run: Path) -> dict[str, Any]:
-    """Return the scores of the saved epoch with the best top-1, of equals the earliest.
+def best_accuracy(run: Path) -> Accuracy:
+    """Return the scores of the saved epoch with the best top-1; of equal ones the earliest.
 
     Raises:
         UserError: not a classifier's run, or none of its saved epochs has a score.
     """
     read_record(run)
-    saved = run_folder.saved_epochs(run)
-    rows = [row for row in read_scores(run) if row["epoch"] in saved]
-    if not rows:
-        command = f"python classifier.py --resume --run {quote(str(run))}"
+    saved = saved_epochs(run)
+    found = [accuracy for accuracy in read_accuracies(run) if accuracy.epoch in saved]
+    if not found:
+        command = f"python train_classifier.py --resume --run {quote(str(run))}"
         raise UserError(f"{run} has no saved epoch with a score; train on with: {command}")
-    return min(rows, key=lambda row: (-row["top1"], row["epoch"]))
+    return min(found, key=lambda accuracy: (-accuracy.top1, accuracy.epoch))
 
 
 def read_record(run: Path) -> dict[str, Any]:
     """Return a classifier's classifier.json. Raises UserError where it is missing or damaged."""
     path = run / RECORD
     if not path.is_file():
-        command = "python classifier.py --data PATH"
+        command = "python train_classifier.py --data PATH"
         raise UserError(f"{run} is not a classifier's run: it has no {RECORD}; train one with: {command}")
     try:
         record = json.loads(path.read_text())
@@ -199,38 +207,35 @@ def read_record(run: Path) -> dict[str, Any]:
     return record
 
 
-def read_scores(run: Path) -> list[dict[str, Any]]:
-    """Return scores.csv, a dictionary per epoch; empty where there is none. Raises UserError if damaged."""
+def read_accuracies(run: Path) -> list[Accuracy]:
+    """Return the lines of scores.csv; none where there is no such file. Raises UserError if it is damaged."""
     path = run / "scores.csv"
     if not path.is_file():
         return []
-    whole = {"epoch", "images"}
+    kinds = Accuracy.__annotations__
     try:
         with open(path, newline="") as file:
-            rows = list(csv.DictReader(file))
-            return [{key: (int if key in whole else float)(row[key]) for key in SCORES} for row in rows]
+            return [Accuracy(*(kinds[key](row[key]) for key in kinds)) for row in csv.DictReader(file)]
     except (csv.Error, KeyError, TypeError, ValueError):
-        raise UserError(f"{path} is damaged, or not a classifier's: it needs {' '.join(SCORES)}") from None
+        raise UserError(f"{path} is damaged, or not a classifier's: it needs {' '.join(kinds)}") from None
 
 
-def write_scores(run: Path, row: dict[str, Any]) -> None:
-    """Put one epoch into scores.csv; later ones, left by a run that was cut off, are dropped."""
-    earlier = [other for other in read_scores(run) if other["epoch"] < row["epoch"]]
-    with replacing(run / "scores.csv") as temporary, open(temporary, "w", newline="") as file:
-        writer = csv.DictWriter(file, SCORES)
-        writer.writeheader()
-        writer.writerows([*earlier, row])
+def write_accuracy(run: Path, accuracy: Accuracy) -> None:
+    """Add an epoch to scores.csv; later epochs, which an interrupted run may have left, are removed."""
+    earlier = [other for other in read_accuracies(run) if other.epoch < accuracy.epoch]
+    with atomic.replacing(run / "scores.csv") as temporary, open(temporary, "w", newline="") as file:
+        csv.writer(file).writerows([Accuracy._fields, *earlier, accuracy])
 
 
 def topk_correct(logits: Tensor, labels: Tensor, k: int) -> Tensor:
-    """Tell of each picture whether its class is among the k likeliest.
+    """Tell for each image whether the true class is among the k most likely ones.
 
-    Of equal logits the class that comes first counts as likelier; a NaN counts against being right.
+    Of classes with equal logits the first is more likely. An image with a NaN is wrong.
 
     Args:
         logits: (N, C) float.
         labels: (N,) int64, the true classes.
-        k: how many may be named; all C where there are fewer.
+        k: all C where there are fewer.
 
     Returns:
         (N,) bool.
@@ -248,10 +253,10 @@ def find_classes(
     """Return the names of a data set's classes, in order.
 
     Args:
-        known: those of a run that goes on; they must be the same.
+        known: the classes of a resumed run; they must be the same.
 
     Raises:
-        UserError: no folder per class, one class alone, one without training pictures, or other classes.
+        UserError: no folder per class, a single class, one without training images, or other classes.
     """
     train, val = ([item.label for item in items[split]] for split in ("train", "val"))
     classes = sorted(set(train))
@@ -269,18 +274,18 @@ def find_classes(
 
 
 def label_ids(labels: Sequence[str], classes: Sequence[str]) -> list[int]:
-    """Return every label's place among the classes.
+    """Return the index of every label among the classes.
 
     Raises:
-        UserError: pictures without a label, or with one that is no class.
+        UserError: a label is empty, or no class.
     """
     if not all(labels):
         raise UserError(
             "the pictures have no class folders: a classifier takes folder/CLASS/picture, "
             "with train/ and val/ above or not"
         )
-    places = {name: i for i, name in enumerate(classes)}
-    unknown = next((label for label in labels if label not in places), None)
+    indices = {name: i for i, name in enumerate(classes)}
+    unknown = next((label for label in labels if label not in indices), None)
     if unknown is not None:
         raise UserError(f"no class {unknown} is known to the classifier; it knows {' '.join(classes)}")
-    return [places[label] for label in labels]
+    return [indices[label] for label in labels]

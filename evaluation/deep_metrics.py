@@ -1,8 +1,9 @@
-"""Metrics that look through a network: LPIPS, FID and KID, and how well a classifier recognises.
+"""Metrics that use a network: LPIPS, FID, KID, a classifier's accuracy; and which metrics are available.
 
-Weights come through features.find_weights; where they are missing there is a reason, never a number.
+Weights come through runtime.weights. Where they are missing there is a reason, never a number.
 """
 
+import math
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -10,8 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from cleanfid import fid as clean_fid
-from cleanfid.inception_torchscript import InceptionV3W
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -21,20 +20,26 @@ from evaluation.classifier import Classifier, label_ids, load_classifier, pick_c
 from evaluation.metrics import MIN_SIZE, PER_IMAGE, Metric, Pictures
 from runtime.weights import file_hash, find_weights, load_weights, weights_hash
 
-# metric -> a key of features.WEIGHTS
-WEIGHTS = {"lpips_alex": "alexnet", "lpips_vgg": "vgg16", "fid": "inception", "kid": "inception"}
-DEEP_MIN_SIZE = {"lpips_alex": 31, "lpips_vgg": 16}  # px, below which the network has nothing left to pool
-FEWEST = {"fid": 256, "kid": 32}  # images; with fewer, noise outweighs the differences they should show
-USUAL_FID_IMAGES = 2048  # as many as the Inception network has features
+# metric -> its network, a key of weights.WEIGHTS
+NETWORKS = {"lpips_alex": "alexnet", "lpips_vgg": "vgg16", "fid": "inception", "kid": "inception"}
+DEEP_MIN_SIZE = {"lpips_alex": 31, "lpips_vgg": 16}  # px: smaller images have no pixel left after pooling
+MIN_IMAGES = {"fid": 256, "kid": 32}  # with fewer, noise is larger than the differences between epochs
+USUAL_FID_IMAGES = 2048  # as many as Inception has features
 FILES = 128  # decoded at a time for FID
+NEEDS_CLASSIFIER = (
+    "it needs a classifier of these pictures' classes; train one with python train_classifier.py "
+    "and name its run with --classifier"
+)
 
 Features = NDArray[np.float32]  # (N, D)
+Moments = tuple[NDArray[np.float64], NDArray[np.float64]]  # mean (D,), covariance (D, D)
+FolderMetric = Callable[[Features, Features], float]  # (ground truth, outputs) -> number; may be NaN
 
 
 class LPIPS:
-    """Learned perceptual image patch similarity: distance of AlexNet's or VGG-16's features, lower is better.
+    """Learned perceptual image patch similarity, a distance of AlexNet's or VGG-16's features.
 
-    0 for equal pictures, seldom above 1. Linear heads of version 0.1, as they come with torchmetrics.
+    0 for equal images, seldom above 1; lower is better. Linear layers of version 0.1, as in torchmetrics.
     Source: Zhang et al., "The unreasonable effectiveness of deep features", arXiv 1801.03924.
     """
 
@@ -43,7 +48,7 @@ class LPIPS:
         from torchmetrics.functional.image.lpips import _LPIPS  # the network alone, without its download
 
         self.name = f"lpips_{net}"
-        state = load_weights(WEIGHTS[self.name], folder, download=download)
+        state = load_weights(NETWORKS[self.name], folder, download=download)
         self.network = _LPIPS(net=net, pnet_rand=True).to(device)
         body = self.network.net
         body.load_state_dict(
@@ -51,7 +56,7 @@ class LPIPS:
         )  # slice1.0.weight <- features.0.weight
 
     def features(self, pictures: Pictures) -> list[Tensor]:
-        """Return five layers (N, C, h, w), of unit length at every place; kept with the pictures."""
+        """Return five layers (N, C, h, w), normalised along C; kept with the pictures."""
 
         def compute() -> list[Tensor]:
             x = self.network.scaling_layer(pictures.rgb / 127.5 - 1.0)
@@ -67,24 +72,24 @@ class LPIPS:
         return torch.stack(layers).sum(0).double()
 
 
-class Recognised:
-    """Whether a classifier finds the true class in its k first guesses, 0 or 1; higher is better.
+class TopK:
+    """Whether the true class is among the k most likely ones of a classifier, 0 or 1; higher is better.
 
     Source: Zhang, Isola and Efros, "Colorful image colorization", arXiv 1603.08511 (semantic
-    interpretability); the pictures' classes are those of their folders.
+    interpretability); the classes are those of the folders.
     """
 
     def __init__(self, classifier: Classifier, k: int) -> None:
         self.classifier, self.k = classifier, k
 
     def __call__(self, target: Pictures, output: Pictures) -> Tensor:
-        """Return 1.0 or 0.0 for each output (N,); the target carries the classes."""
+        """Return 1.0 or 0.0 for each output (N,); `target` has the labels."""
         logits = output.keep("logits", lambda: self.classifier(output.rgb))  # (N, C)
         return topk_correct(logits, target.labels, self.k).double()
 
 
 class Inception:
-    """Folders of pictures -> Inception's features, as clean-fid computes them.
+    """Image files -> Inception's features, as clean-fid computes them.
 
     Source: Parmar, Zhang and Zhu, "On aliased resizing and surprising subtleties in GAN evaluation",
     arXiv 2104.11222.
@@ -92,28 +97,31 @@ class Inception:
 
     def __init__(self, folder: Path | None, device: torch.device, download: bool) -> None:
         """Load the network. Raises UserError where its weights cannot be had."""
+        from cleanfid.inception_torchscript import InceptionV3W  # seconds, which other metrics save
+
         path = find_weights("inception", folder, download=download)
         self.network, self.device = InceptionV3W(str(path.parent), download=False).to(device), device
 
     def features(self, files: Sequence[Path]) -> Features:
         """Return (N, 2048) float32, in a temporary file and not in memory."""
+        from cleanfid.fid import get_files_features
+
         rows: Features | None = None
         for start in range(0, len(files), FILES):
             names = [str(path) for path in files[start : start + FILES]]
-            found = clean_fid.get_files_features(
+            found = get_files_features(
                 names, self.network, num_workers=0, batch_size=32, device=self.device, verbose=False
             )
             if rows is None:
                 with tempfile.TemporaryFile() as file:
                     rows = np.memmap(file, np.float32, "w+", shape=(len(files), found.shape[1]))
             rows[start : start + FILES] = found
-        if rows is None:
-            raise UserError("no picture to compute features of")
+        assert rows is not None, "no files"
         return rows
 
 
-def moments(features: Features) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return mean (D,) and sample covariance (D, D) of (N, D) features, a part of the rows at a time."""
+def moments(features: Features) -> Moments:
+    """Return the mean and sample covariance of features (N, D); reads a part of the rows at a time."""
     mean = features.mean(0, dtype=np.float64)
     covariance = np.zeros((len(mean), len(mean)))
     for start in range(0, len(features), FILES):
@@ -123,135 +131,135 @@ def moments(features: Features) -> tuple[NDArray[np.float64], NDArray[np.float64
 
 
 class FID:
-    """Frechet Inception distance to the truth, from 0, lower is better; biased upwards on few pictures.
+    """Frechet Inception distance to the ground truth, from 0, lower is better; biased upwards on few images.
 
     Source: Heusel et al., arXiv 1706.08500; the distance is clean-fid's.
     """
 
     def __init__(self) -> None:
-        self.truth: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None
+        self.truth: Moments | None = None
 
-    def __call__(self, targets: Features, outputs: Features) -> float | str:
-        """Return the distance, or a sentence why there is none; the targets' moments are computed once."""
+    def __call__(self, targets: Features, outputs: Features) -> float:
+        """Return the distance, NaN if there is none; the moments of the first targets are kept."""
+        from cleanfid.fid import frechet_distance
+
         self.truth = self.truth or moments(targets)
+        ours = moments(outputs)
         try:
-            return max(0.0, float(clean_fid.frechet_distance(*self.truth, *moments(outputs))))
-        except ValueError as error:  # of the square root of a matrix
-            return f"unavailable: the features' covariances have no distance ({error}); test on more images"
+            distance = float(frechet_distance(*self.truth, *ours))
+        except ValueError:  # the covariances' product has no real square root
+            return math.nan
+        return distance if math.isnan(distance) else max(0.0, distance)
 
 
-def kid(targets: Features, outputs: Features) -> float | str:
+def kid(targets: Features, outputs: Features) -> float:
     """Return the kernel Inception distance, about 0 for equal distributions, lower is better; unbiased.
 
-    Source: Binkowski et al., arXiv 1801.01401; the distance is clean-fid's, its random subsets made the same
-    every time.
+    Source: Binkowski et al., arXiv 1801.01401; the distance is clean-fid's, of the same random subsets every
+    time.
     """
-    before = np.random.get_state()  # noqa: NPY002 - clean-fid draws from numpy's global generator
+    from cleanfid.fid import kernel_distance
+
+    before = np.random.get_state()  # noqa: NPY002 - clean-fid draws from NumPy's global generator
     try:
         np.random.seed(0)  # noqa: NPY002
-        return clean_fid.kernel_distance(targets, outputs)
+        return kernel_distance(targets, outputs)
     finally:
         np.random.set_state(before)  # noqa: NPY002
 
 
-NEEDS_CLASSIFIER = (
-    "unavailable: it needs a classifier of these pictures' classes; train one with python classifier.py "
-    "and name its run with --classifier"
-)
-
-FolderMetric = Callable[[Features, Features], float | str]
-
-
 @dataclass
-class Judges:
-    """Every metric that can be computed, ready to use, and a sentence for every other one."""
+class MetricSet:
+    """Every metric that is available here, ready to use, and for every other one the reason why it is not."""
 
     device: torch.device
     per_image: dict[str, Metric] = field(default_factory=dict)
-    of_truth: dict[str, Metric] = field(default_factory=dict)  # those of which the truth's own score is news
+    of_truth: dict[str, Metric] = field(default_factory=dict)  # by which the ground truth is scored, too
     per_folder: dict[str, FolderMetric] = field(default_factory=dict)
     inception: Inception | None = None
-    labels: Tensor | None = None  # (N,) int64, the pictures' classes, for the classifier
+    labels: Tensor | None = None  # (N,) int64, the images' classes, for the classifier
     missing: dict[str, str] = field(default_factory=dict)  # metric -> "unavailable: ..."
-    hashes: dict[str, str] = field(default_factory=dict)  # network -> SHA-256 of its weights
+    weights: dict[str, str] = field(default_factory=dict)  # network -> SHA-256 of its file
     notes: list[str] = field(default_factory=list)
 
 
-def open_judges(
-    asked: Sequence[str],
+def load_metrics(
     images: ImageSet,
     size: int,
-    classifier: Path | None,
-    weights: Path | None,
     device: torch.device,
-) -> Judges:
-    """Load what metrics need.
+    required: Sequence[str] = (),
+    classifier: Path | None = None,
+    folder: Path | None = None,
+) -> MetricSet:
+    """Load every metric that is available.
 
     Args:
-        asked: metrics whose networks are downloaded where they are not there already.
-        size: px, side of the pictures.
-        classifier: a run of classifier.py.
-        weights: folder of weight files; None = torch.hub's cache.
+        images: to be scored; their number and classes decide, too.
+        size: px, side of the images.
+        required: metrics whose networks are downloaded unless they are there already.
+        classifier: a run of train_classifier.py.
+        folder: of weight files; None = torch.hub's cache.
 
     Raises:
-        UserError: the classifier cannot be used on these pictures.
+        UserError: a required metric is not available, or the classifier does not know the images' classes.
     """
-    judges = Judges(device)
+    metrics = MetricSet(device)
     if classifier is not None:
-        add_classifier(judges, images, classifier, device)
+        add_classifier(metrics, images, classifier)
     for name in METRICS:
-        reason = too_few(name, len(images), size)
-        if reason is None:
-            reason = add_metric(judges, name, weights, device, download=name in asked)
-        if reason is not None:
-            judges.missing[name] = reason
-    if "colorfulness" in judges.per_image:
-        judges.per_image["colorfulness_truth"] = PER_IMAGE["colorfulness_truth"]
-    if "fid" in judges.per_folder and len(images) < USUAL_FID_IMAGES:
-        judges.notes.append(
+        try:
+            require_enough(name, len(images), size)
+            add_metric(metrics, name, folder, download=name in required)
+        except UserError as error:
+            metrics.missing[name] = f"unavailable: {error}"
+    if "colorfulness" in metrics.per_image:
+        metrics.per_image["colorfulness_truth"] = PER_IMAGE["colorfulness_truth"]
+    if "fid" in metrics.per_folder and len(images) < USUAL_FID_IMAGES:
+        metrics.notes.append(
             f"fid of {len(images):,} images is biased upwards: compare it with fid of as many images only "
             f"({USUAL_FID_IMAGES:,} are the least that is usual)"
         )
-    return judges
+    for name in required:
+        if name in metrics.missing:
+            raise UserError(f"{name} {metrics.missing[name]}")
+    return metrics
 
 
-def too_few(name: str, count: int, size: int) -> str | None:
-    """Return why a metric does not apply to so many pictures of such a size, None where it does."""
+def require_enough(name: str, count: int, size: int) -> None:
+    """Raise UserError where a metric needs larger images, or more of them."""
     least = {**MIN_SIZE, **DEEP_MIN_SIZE}.get(name, 1)
     if size < least:
-        return f"unavailable: pictures of {size} px, at least {least} are needed"
-    if count < FEWEST.get(name, 1):
-        return f"unavailable: {count} test images, at least {FEWEST[name]} are needed; test on more"
-    return None
+        raise UserError(f"pictures of {size} px, at least {least} are needed")
+    if count < MIN_IMAGES.get(name, 1):
+        raise UserError(f"{count} test images, at least {MIN_IMAGES[name]} are needed; test on more")
 
 
-def add_metric(
-    judges: Judges, name: str, weights: Path | None, device: torch.device, download: bool
-) -> str | None:
-    """Make a metric ready; returns why that is impossible, None where it was done."""
+def add_metric(metrics: MetricSet, name: str, folder: Path | None, download: bool) -> None:
+    """Make a metric available. Raises UserError where its network or a classifier is missing."""
     if name in PER_IMAGE:
-        judges.per_image[name] = PER_IMAGE[name]
-    elif name in ("top1", "top5"):
-        return None if name in judges.per_image else NEEDS_CLASSIFIER
-    else:
-        try:
-            if name.startswith("lpips_"):
-                judges.per_image[name] = LPIPS(name.removeprefix("lpips_"), weights, device, download)
-            else:
-                judges.inception = judges.inception or Inception(weights, device, download)
-                judges.per_folder[name] = {"fid": FID(), "kid": kid}[name]
-        except ValueError as error:
-            fetch = "" if download or weights else f"; or have it downloaded: --metric {name}"
-            return f"unavailable: {error}{fetch}"
-        network = WEIGHTS[name]
-        judges.hashes[network] = weights_hash(network, weights)
-    return None
+        metrics.per_image[name] = PER_IMAGE[name]
+        return
+    if name in ("top1", "top5"):
+        if name not in metrics.per_image:
+            raise UserError(NEEDS_CLASSIFIER)
+        return
+    try:
+        if name in ("fid", "kid"):
+            metrics.inception = metrics.inception or Inception(folder, metrics.device, download)
+            metrics.per_folder[name] = FID() if name == "fid" else kid
+        else:
+            net = name.removeprefix("lpips_")
+            metrics.per_image[name] = LPIPS(net, folder, metrics.device, download)
+    except UserError as error:
+        hint = "" if download or folder else f"; or have it downloaded: --metric {name}"
+        raise UserError(f"{error}{hint}") from None
+    metrics.weights[NETWORKS[name]] = weights_hash(NETWORKS[name], folder)
 
 
-def add_classifier(judges: Judges, images: ImageSet, classifier: Path, device: torch.device) -> None:
-    """Make top1 and top5 ready. Raises UserError where the classifier does not know the classes."""
-    network = load_classifier(classifier, device)
-    judges.labels = torch.tensor(label_ids(images.labels, network.classes))
-    judges.hashes["classifier"] = file_hash(pick_checkpoint(classifier))
-    judges.of_truth = {"top1": Recognised(network, 1), "top5": Recognised(network, 5)}
-    judges.per_image |= judges.of_truth
+def add_classifier(metrics: MetricSet, images: ImageSet, classifier: Path) -> None:
+    """Make top1 and top5 available. Raises UserError where the classifier does not know the classes."""
+    network = load_classifier(classifier, metrics.device)
+    metrics.labels = torch.tensor(label_ids(images.labels, network.classes))
+    metrics.weights["classifier"] = file_hash(pick_checkpoint(classifier))
+    metrics.of_truth = {"top1": TopK(network, 1), "top5": TopK(network, 5)}
+    metrics.per_image |= metrics.of_truth

@@ -1,8 +1,8 @@
-"""Image -> number. Every metric says its source, unit, range and which way is better.
+"""Metrics that compare images without a network. Each one says its source, unit, range and direction.
 
-A metric takes two Pictures, the truth and what a network made of its input, and returns one number for each
-picture of the batch. What a metric needs of a picture (Lab, local sums) is computed once and kept with it, so
-that all epochs share what does not change: the truth.
+A metric takes two batches, the ground truth and a network's outputs, and returns one number per image. What
+several metrics need of a batch (Lab, local sums) is computed once and kept with it: the ground truth is
+converted once for the outputs of all epochs.
 """
 
 import math
@@ -15,20 +15,17 @@ from torch import Tensor
 
 from imaging import color, pixels
 
-HIGHEST_PSNR_DB = 100.0  # identical pictures have infinite PSNR, which would swallow every mean
+MAX_PSNR_DB = 100.0  # of identical images it is infinite, and so would be every mean
 K1, K2 = 0.01, 0.03  # of SSIM
-WINDOW = 7  # px, side of SSIM's uniform window
+WINDOW = 7  # px, side of the uniform window of SSIM
 SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # of MS-SSIM, finest first
-SIGMA, TAPS = 1.5, 11  # px, of MS-SSIM's Gaussian window
-# px, below which a metric's windows do not fit
+SIGMA, TAPS = 1.5, 11  # px, of the Gaussian window of MS-SSIM
+# px: the windows do not fit into smaller images
 MIN_SIZE = {"ssim": WINDOW, "s0_ssim": WINDOW, "ms_ssim": TAPS * 2 ** (len(SCALE_WEIGHTS) - 1)}
 
 
 class Pictures:
-    """A batch of pictures and what metrics need of them, each computed when it is first asked for.
-
-    Not with functools.cached_property, which before Python 3.12 lets one thread at a time compute.
-    """
+    """A batch of images, and what metrics need of them: computed when it is first asked for, then kept."""
 
     def __init__(
         self, rgb: Tensor, labels: Tensor | None = None, precision: torch.dtype = torch.float32
@@ -37,52 +34,58 @@ class Pictures:
 
         Args:
             rgb: (N, 3, H, W) uint8 sRGB.
-            labels: (N,) the classes, where they are known.
+            labels: (N,) int64, the classes, where they are known.
             precision: of local sums.
         """
         self.rgb, self.labels, self.precision = rgb, labels, precision
         self.kept: dict[str, Any] = {}
 
     def keep(self, name: str, compute: Callable[[], Any]) -> Any:
-        """Return what `compute` returned for this name the first time."""
+        """Return what `compute` returned the first time for this name.
+
+        functools.cached_property would do, but before Python 3.12 it lets one thread at a time compute.
+        """
         if name not in self.kept:
             self.kept[name] = compute()
         return self.kept[name]
 
     @property
     def lab(self) -> Tensor:
-        """(N, 3, H, W) float32, CIELAB."""
+        """CIELAB, (N, 3, H, W) float32."""
         return self.keep("lab", lambda: color.rgb_to_lab(color.rgb01(self.rgb)))
 
     @property
     def centred(self) -> Tensor:
-        """(N, 3, H, W) levels in [-128, 127], of which sums of squares are exact in float32."""
+        """Levels in [-128, 127], (N, 3, H, W): the sums of their squares are exact in float32."""
         return self.keep("centred", lambda: self.rgb.to(self.precision).sub_(128.0))
 
     @property
     def squares(self) -> Tensor:
-        """(N, 3, H, W), of the centred levels."""
+        """Squares of the centred levels, (N, 3, H, W)."""
         return self.keep("squares", self.centred.square)
 
     @property
     def means(self) -> Tensor:
-        """(N, 3, H-6, W-6), of the centred levels in SSIM's windows."""
+        """Means of the centred levels in the windows of SSIM, (N, 3, H-6, W-6)."""
         return self.keep("means", lambda: window_sums(self.centred).div_(WINDOW**2))
 
     @property
     def colorfulness(self) -> Tensor:
-        """(N,) float64; see images.colorfulness."""
+        """What pixels.colorfulness returns of each image, (N,) float64."""
 
         def compute() -> Tensor:
-            pictures = self.rgb.permute(0, 2, 3, 1).cpu().numpy()
-            values = [pixels.colorfulness(picture) for picture in pictures]
+            images = self.rgb.permute(0, 2, 3, 1).cpu().numpy()  # (N, H, W, 3)
+            values = [pixels.colorfulness(image) for image in images]
             return torch.tensor(values, dtype=torch.float64, device=self.rgb.device)
 
         return self.keep("colorfulness", compute)
 
     @property
     def gray(self) -> "Pictures":
-        """The same in gray (N, 1, H, W), rounded as Pillow's convert("L") does; its range may be tiny."""
+        """The images in gray (N, 1, H, W), rounded as by Pillow's convert("L"); for the s0 metrics.
+
+        The range of a gray image may be tiny, which needs local sums in float64.
+        """
 
         def compute() -> Pictures:
             red, green, blue = self.rgb.int().split(1, 1)
@@ -92,20 +95,20 @@ class Pictures:
         return self.keep("gray", compute)
 
 
-Metric = Callable[[Pictures, Pictures], Tensor]  # (truth, output) -> (N,) float64
+Metric = Callable[[Pictures, Pictures], Tensor]  # (ground truth, output) -> (N,) float64
 
 
 def psnr_db(target: Pictures, output: Pictures, data_range: Tensor | float = 255.0) -> Tensor:
-    """Return peak signal-to-noise ratio on RGB in dB, at most 100; higher is better.
+    """Return the peak signal-to-noise ratio of RGB in dB, at most 100; higher is better.
 
     Source: as scikit-image's peak_signal_noise_ratio.
     """
     mse = (target.centred - output.centred).square_().mean((1, 2, 3)).double()
-    return (10.0 * torch.log10(data_range**2 / mse)).clamp(max=HIGHEST_PSNR_DB)
+    return (10.0 * torch.log10(data_range**2 / mse)).clamp(max=MAX_PSNR_DB)
 
 
 def window_sums(x: Tensor) -> Tensor:
-    """Return sums over all 7 x 7 windows, (N, C, H, W) -> (N, C, H-6, W-6), by shifted additions."""
+    """Return the sums of all 7 x 7 windows, (N, C, H, W) -> (N, C, H-6, W-6), by shifted additions."""
     for dim in (-2, -1):
         n = x.shape[dim]
         pairs = x.narrow(dim, 0, n - 1) + x.narrow(dim, 1, n - 1)
@@ -115,7 +118,7 @@ def window_sums(x: Tensor) -> Tensor:
 
 
 def ssim(target: Pictures, output: Pictures, data_range: Tensor | float = 255.0) -> Tensor:
-    """Return structural similarity on RGB, mean of channels, in [-1, 1]; higher is better.
+    """Return the structural similarity of RGB, mean of the channels, in [-1, 1]; higher is better.
 
     Source: Wang et al. 2004, as in scikit-image with its defaults (7 x 7 uniform window, sample covariance).
     """
@@ -134,7 +137,7 @@ def ssim(target: Pictures, output: Pictures, data_range: Tensor | float = 255.0)
 
 
 def ms_ssim(target: Pictures, output: Pictures) -> Tensor:
-    """Return multi-scale structural similarity on RGB, in [0, 1]; higher is better. Needs 176 px.
+    """Return the multi-scale structural similarity of RGB, in [0, 1]; higher is better. Needs 176 px.
 
     Source: Wang, Simoncelli and Bovik 2003, as in torchmetrics with its defaults.
     """
@@ -144,13 +147,13 @@ def ms_ssim(target: Pictures, output: Pictures) -> Tensor:
         contrast = gaussian_ssim(x, y)[1].mean((1, 2, 3), dtype=torch.float64)
         result = result * contrast.clamp(min=0.0) ** weight
         x, y = F.avg_pool2d(x, 2), F.avg_pool2d(y, 2)
-    x, y = (F.pad(v, [TAPS // 2] * 4, mode="reflect") for v in (x, y))  # at the coarsest scale alone
+    x, y = (F.pad(v, [TAPS // 2] * 4, mode="reflect") for v in (x, y))  # as torchmetrics does
     similarity = gaussian_ssim(x, y)[0].mean((1, 2, 3), dtype=torch.float64)
     return result * similarity.clamp(min=0.0) ** SCALE_WEIGHTS[-1]
 
 
 def gaussian_ssim(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Return SSIM of (N, 3, H, W) levels in Gaussian windows, and its part without the means."""
+    """Return the SSIM maps of (N, 3, H, W) levels with Gaussian windows, and their contrast terms."""
     taps = torch.exp(-0.5 * ((torch.arange(TAPS, device=x.device) - TAPS // 2) / SIGMA) ** 2)
     filters = [band(taps / taps.sum(), side) for side in x.shape[2:]]
     mean_x, mean_y, squares, products = (
@@ -163,7 +166,7 @@ def gaussian_ssim(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def band(taps: Tensor, side: int) -> Tensor:
-    """Return the matrix (side - K + 1, side) that filters a column by K taps."""
+    """Return the matrix (side - K + 1, side) that convolves a column with K taps."""
     rows = side - len(taps) + 1
     offsets = torch.arange(side, device=taps.device) - torch.arange(rows, device=taps.device).view(-1, 1)
     inside = (offsets >= 0) & (offsets < len(taps))
@@ -209,7 +212,9 @@ def ciede2000(target: Pictures, output: Pictures) -> Tensor:
 
 
 def colorfulness(target: Pictures, output: Pictures) -> Tensor:
-    """Return the output's colourfulness: 0 gray, 59 quite colourful, 109 extreme; best close to the truth's.
+    """Return the output's colourfulness: 0 gray, 59 quite colourful, 109 extreme.
+
+    The best value is that of the ground truth.
 
     Source: Hasler and Suesstrunk, "Measuring colourfulness in natural images", 2003, M^(3).
     """
@@ -217,36 +222,36 @@ def colorfulness(target: Pictures, output: Pictures) -> Tensor:
 
 
 def colorfulness_truth(target: Pictures, output: Pictures) -> Tensor:
-    """Return the truth's colourfulness."""
+    """Return the ground truth's colourfulness."""
     return target.colorfulness
 
 
 def colorfulness_error(target: Pictures, output: Pictures) -> Tensor:
-    """Return how far the output's colourfulness is from the truth's, either way; lower is better."""
+    """Return the absolute difference of the colourfulness to the ground truth's; lower is better."""
     return (output.colorfulness - target.colorfulness).abs()
 
 
 def s0_range(target: Pictures) -> Tensor:
-    """Return the range of every gray target (N,), at least 1: data_range in the s0-gray protocol."""
+    """Return the range of every gray target (N,), at least 1: the data range of the s0 metrics."""
     low, high = target.gray.rgb.flatten(1).aminmax(dim=1)
     return (high.double() - low.double()).clamp(min=1.0)
 
 
 def s0_psnr_db(target: Pictures, output: Pictures) -> Tensor:
-    """Return PSNR of the gray versions in dB, as the anime sketch system defines it; higher is better.
+    """Return the PSNR of the images in gray, in dB, as the anime sketch system defines it; higher is better.
 
-    The data range is that of each gray target, and colour plays no part: compare it with that system's
-    published figures only, never to choose a colouriser.
+    The data range is that of each gray target, and colour has no influence: compare it with the published
+    figures of that system, and do not choose a colouriser by it.
     """
     return psnr_db(target.gray, output.gray, s0_range(target))
 
 
 def s0_ssim(target: Pictures, output: Pictures) -> Tensor:
-    """Return SSIM of the gray versions, by the protocol of s0_psnr_db; higher is better."""
+    """Return the SSIM of the images in gray, with the data range of s0_psnr_db; higher is better."""
     return ssim(target.gray, output.gray, s0_range(target))
 
 
-# every metric that needs no network, by name
+# name -> metric; also the ground truth's colourfulness, to compare colorfulness with
 PER_IMAGE: dict[str, Metric] = {
     "psnr_db": psnr_db,
     "ssim": ssim,
@@ -254,8 +259,8 @@ PER_IMAGE: dict[str, Metric] = {
     "ab_mse": ab_mse,
     "ciede2000": ciede2000,
     "colorfulness": colorfulness,
-    "colorfulness_truth": colorfulness_truth,
     "colorfulness_error": colorfulness_error,
+    "colorfulness_truth": colorfulness_truth,
     "s0_psnr_db": s0_psnr_db,
     "s0_ssim": s0_ssim,
 }

@@ -31,7 +31,7 @@ from tqdm import tqdm
 from config import CACHE, DEMO, Recipe, UserError
 from data import ImageSet, Loading, load_images
 from dataset.folders import list_items
-from evaluation.deep_metrics import Judges
+from evaluation.deep_metrics import MetricSet
 from evaluation.metrics import PER_IMAGE
 from evaluation.scoring import score_pictures
 from imaging.files import write_image
@@ -84,12 +84,12 @@ def write_pairs(folder: Path, data: str, count: int, size: int) -> ImageSet:
 
 def bench_scoring(folder: Path, images: ImageSet, size: int, repeats: int) -> dict[str, object]:
     """Time both sides on the same files in turn. Raises UserError where their scores differ."""
-    judges = Judges(torch.device("cpu"), {name: PER_IMAGE[name] for name in METRICS})
+    metrics = MetricSet(torch.device("cpu"), {name: PER_IMAGE[name] for name in METRICS})
     pairs = [(folder / "targets" / f"{s}.png", folder / "outputs" / f"{s}.png") for s in images.stems]
     seconds: dict[str, list[float]] = {"ours": [], "plain": []}
     for repeat in range(repeats + 1):  # the first is the warm-up
         started = time.perf_counter()
-        scores, _ = score_pictures({"o": folder / "outputs"}, images, size, judges)
+        scores, _ = score_pictures({"o": folder / "outputs"}, images, size, metrics)
         between = time.perf_counter()
         plain = np.array([plain_scores(*pair) for pair in pairs[: len(pairs) if repeat else 16]])
         if repeat:

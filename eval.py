@@ -90,7 +90,7 @@ def main(
     from evaluation.deep_metrics import load_metrics
     from evaluation.scores import choose_epochs
     from evaluation.scoring import evaluate
-    from reporting.summary import print_table
+    from reporting.summary import score_table
     from runtime.device import pick_device
     from runtime.run_folder import read_run
 
@@ -102,7 +102,7 @@ def main(
     weights = Path(weights) if weights else None
     metrics = load_metrics(images, record.recipe.size, scorer, metric or [], classifier, weights)
     scores = evaluate(folder, epochs, images, metrics, on)
-    print_table(scores)
+    print(score_table(scores))
     for note in scores.notes:
         print(note)
     return report(folder)
@@ -111,13 +111,13 @@ def main(
 def report(run: Path) -> Any:
     """Draw curves.png and write report.html of a scored run; returns its scores."""
     from evaluation.scores import read_scores
-    from reporting.curves import plot_run
+    from reporting.curves import plot_scores
     from reporting.page import write_report
     from runtime.run_folder import read_run
 
     read_run(run)
     scores = read_scores(run)
-    plot_run(run, scores)
+    plot_scores(run / "curves.png", scores)
     print(f"scores: {run / 'scores.csv'}, report: {write_report(run)}")
     return scores
 

@@ -3,25 +3,13 @@
     python main.py                                   # minutes on two CPU cores, no download
     python main.py --recipe coco --data photos/
 
-Called again, it goes on with the run it finds.
+If the run exists, its training goes on where it stopped. Every option means the same as in the stages.
 """
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import skimage
-import torch
-
-import colorize
-import eval as evaluation
-import export
-import test
-import train
 from config import DEMO, RUNS
-from data import evenly_spaced
-from evaluation.scores import best_epoch
-from imaging import color
-from imaging.files import find_images, read_image, write_image
-from imaging.pixels import Array, contact_sheet, resize
 from runtime.cli import (
     DataOption,
     DeviceOption,
@@ -31,14 +19,22 @@ from runtime.cli import (
     WeightsOption,
     command,
 )
-from runtime.run_folder import outputs_path, read_run
+
+if TYPE_CHECKING:
+    from imaging.pixels import Array
 
 PHOTO = "rocket.jpg"  # a real photograph inside scikit-image
-ROWS = 5  # test pictures on the contact sheet
+ROWS = 5  # test images on the contact sheet
 
 
-def write_example(folder: Path, kind: str) -> tuple[Path, Array]:
-    """Write the photograph as an input of `kind`; returns the file and the photograph itself."""
+def write_example(folder: Path, kind: str) -> "tuple[Path, Array]":
+    """Write the photograph as a network input of `kind`; returns the file, and the photograph in colour."""
+    import skimage
+    import torch
+
+    from imaging import color
+    from imaging.files import read_image, write_image
+
     photo = read_image(Path(skimage.__file__).parent / "data" / PHOTO)
     tensor = torch.from_numpy(photo).permute(2, 0, 1)[None]  # (1, 3, H, W)
     shown = color.line_art(tensor) if kind in ("sketch", "line") else color.show_input(tensor, kind)
@@ -47,17 +43,19 @@ def write_example(folder: Path, kind: str) -> tuple[Path, Array]:
     return path, photo
 
 
-def sheet_rows(run: Path, outputs: Path, example: tuple[Array, Array, Array]) -> list[list[Array]]:
-    """Return input | ours | truth of a few test pictures and of the photograph."""
+def sheet_rows(run: Path, outputs: Path, example: "tuple[Array, Array, Array]") -> "list[list[Array]]":
+    """Return input, output and ground truth of a few test images and, as the last row, of the photograph."""
+    from data import evenly_spaced
+    from imaging.files import find_images, read_image
+    from imaging.pixels import resize
+
     names = [path.name for path in find_images(run / "targets")]
+    folders = (run / "inputs", outputs, run / "targets")
     chosen = [names[i] for i in evenly_spaced(len(names), ROWS)]
-    rows = [
-        [read_image(folder / name) for folder in (run / "inputs", outputs, run / "targets")]
-        for name in chosen
-    ]
+    rows = [[read_image(folder / name) for folder in folders] for name in chosen]
     width = rows[0][0].shape[1]
     height = round(width * example[0].shape[0] / example[0].shape[1])
-    return [*rows, [resize(picture, height, width) for picture in example]]
+    return [*rows, [resize(image, height, width) for image in example]]
 
 
 def main(
@@ -69,13 +67,23 @@ def main(
     device: DeviceOption = "auto",
 ) -> Path:
     """Run every stage; returns the contact sheet."""
+    import colorize
+    import eval as scoring
+    import export
+    import test
+    import train
+    from evaluation.scores import best_epoch
+    from imaging.files import read_image, write_image
+    from imaging.pixels import contact_sheet
+    from runtime.run_folder import outputs_path, read_run
+
     folder = Path(run or RUNS / (recipe or DEMO))
     resume = (folder / "recipe.json").exists()
     train.main(
         recipe=recipe, data=data, run=folder, epochs=epochs, weights=weights, device=device, resume=resume
     )
     test.main(run=folder, all_epochs=True, device=device)
-    evaluation.main(run=folder, all_epochs=True, weights=weights, device=device)
+    scoring.main(run=folder, all_epochs=True, weights=weights, device=device)
     model = export.main(run=folder, epoch="best", device=device)
     outputs = outputs_path(folder, best_epoch(folder))
     shown, photo = write_example(folder, read_run(folder).recipe.input)

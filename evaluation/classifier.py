@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from config import UserError, closest
 from dataset.folders import Item
+from evaluation.scores import write_csv
 from runtime import atomic
 from runtime.run_folder import epoch_path, saved_epochs
 
@@ -223,8 +224,7 @@ def read_accuracies(run: Path) -> list[Accuracy]:
 def write_accuracy(run: Path, accuracy: Accuracy) -> None:
     """Add an epoch to scores.csv; later epochs, which an interrupted run may have left, are removed."""
     earlier = [other for other in read_accuracies(run) if other.epoch < accuracy.epoch]
-    with atomic.replacing(run / "scores.csv") as temporary, open(temporary, "w", newline="") as file:
-        csv.writer(file).writerows([Accuracy._fields, *earlier, accuracy])
+    write_csv(run / "scores.csv", Accuracy._fields, [*earlier, accuracy])
 
 
 def topk_correct(logits: Tensor, labels: Tensor, k: int) -> Tensor:

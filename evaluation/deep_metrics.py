@@ -24,7 +24,7 @@ from runtime.weights import file_hash, find_weights, load_weights, weights_hash
 NETWORKS = {"lpips_alex": "alexnet", "lpips_vgg": "vgg16", "fid": "inception", "kid": "inception"}
 DEEP_MIN_SIZE = {"lpips_alex": 31, "lpips_vgg": 16}  # px: smaller images have no pixel left after pooling
 MIN_IMAGES = {"fid": 256, "kid": 32}  # with fewer, noise is larger than the differences between epochs
-USUAL_FID_IMAGES = 2048  # as many as Inception has features
+INCEPTION_FEATURES = 2048  # with fewer images, the covariance that FID needs is singular
 FILES = 128  # decoded at a time for FID
 NEEDS_CLASSIFIER = (
     "it needs a classifier of these pictures' classes; train one with python train_classifier.py "
@@ -32,7 +32,6 @@ NEEDS_CLASSIFIER = (
 )
 
 Features = NDArray[np.float32]  # (N, D)
-Moments = tuple[NDArray[np.float64], NDArray[np.float64]]  # mean (D,), covariance (D, D)
 FolderMetric = Callable[[Features, Features], float]  # (ground truth, outputs) -> number; may be NaN
 
 
@@ -106,21 +105,17 @@ class Inception:
         """Return (N, 2048) float32, in a temporary file and not in memory."""
         from cleanfid.fid import get_files_features
 
-        rows: Features | None = None
+        with tempfile.TemporaryFile() as file:
+            rows = np.memmap(file, np.float32, "w+", shape=(len(files), INCEPTION_FEATURES))
         for start in range(0, len(files), FILES):
             names = [str(path) for path in files[start : start + FILES]]
-            found = get_files_features(
+            rows[start : start + FILES] = get_files_features(
                 names, self.network, num_workers=0, batch_size=32, device=self.device, verbose=False
             )
-            if rows is None:
-                with tempfile.TemporaryFile() as file:
-                    rows = np.memmap(file, np.float32, "w+", shape=(len(files), found.shape[1]))
-            rows[start : start + FILES] = found
-        assert rows is not None, "no files"
         return rows
 
 
-def moments(features: Features) -> Moments:
+def moments(features: Features) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return the mean and sample covariance of features (N, D); reads a part of the rows at a time."""
     mean = features.mean(0, dtype=np.float64)
     covariance = np.zeros((len(mean), len(mean)))
@@ -130,26 +125,19 @@ def moments(features: Features) -> Moments:
     return mean, covariance / (len(features) - 1)
 
 
-class FID:
-    """Frechet Inception distance to the ground truth, from 0, lower is better; biased upwards on few images.
+def fid(targets: Features, outputs: Features) -> float:
+    """Return the Frechet Inception distance, from 0, lower is better; NaN where it cannot be computed.
 
-    Source: Heusel et al., arXiv 1706.08500; the distance is clean-fid's.
+    It is biased upwards on few images. Source: Heusel et al., arXiv 1706.08500; the distance is clean-fid's.
     """
+    from cleanfid.fid import frechet_distance
 
-    def __init__(self) -> None:
-        self.truth: Moments | None = None
-
-    def __call__(self, targets: Features, outputs: Features) -> float:
-        """Return the distance, NaN if there is none; the moments of the first targets are kept."""
-        from cleanfid.fid import frechet_distance
-
-        self.truth = self.truth or moments(targets)
-        ours = moments(outputs)
-        try:
-            distance = float(frechet_distance(*self.truth, *ours))
-        except ValueError:  # the covariances' product has no real square root
-            return math.nan
-        return distance if math.isnan(distance) else max(0.0, distance)
+    both = *moments(targets), *moments(outputs)
+    try:
+        distance = float(frechet_distance(*both))
+    except ValueError:  # the product of the covariances has no real square root
+        return math.nan
+    return distance if math.isnan(distance) else max(0.0, distance)
 
 
 def kid(targets: Features, outputs: Features) -> float:
@@ -214,10 +202,10 @@ def load_metrics(
             metrics.missing[name] = f"unavailable: {error}"
     if "colorfulness" in metrics.per_image:
         metrics.per_image["colorfulness_truth"] = PER_IMAGE["colorfulness_truth"]
-    if "fid" in metrics.per_folder and len(images) < USUAL_FID_IMAGES:
+    if "fid" in metrics.per_folder and len(images) < INCEPTION_FEATURES:
         metrics.notes.append(
             f"fid of {len(images):,} images is biased upwards: compare it with fid of as many images only "
-            f"({USUAL_FID_IMAGES:,} are the least that is usual)"
+            f"({INCEPTION_FEATURES:,} are the least that is usual)"
         )
     for name in required:
         if name in metrics.missing:
@@ -246,7 +234,7 @@ def add_metric(metrics: MetricSet, name: str, folder: Path | None, download: boo
     try:
         if name in ("fid", "kid"):
             metrics.inception = metrics.inception or Inception(folder, metrics.device, download)
-            metrics.per_folder[name] = FID() if name == "fid" else kid
+            metrics.per_folder[name] = fid if name == "fid" else kid
         else:
             net = name.removeprefix("lpips_")
             metrics.per_image[name] = LPIPS(net, folder, metrics.device, download)

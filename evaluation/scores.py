@@ -12,7 +12,7 @@ import csv
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from shlex import quote
@@ -79,21 +79,17 @@ class ScoreFile:
     rows: dict[str, Row]
 
 
-def resampled_means(scores: Scores) -> Iterator[Scores]:
-    """Yield the means (M,) of scores (N, M) over images drawn with replacement; always the same draws."""
-    rng = np.random.default_rng(SEED)
-    n = len(scores)
-    for _ in range(RESAMPLES):
-        yield np.bincount(rng.integers(n, size=n), minlength=n) @ scores / n
-
-
 def bootstrap(scores: Scores) -> tuple[Scores, Scores]:
     """Return the low and high ends (M,) of the 95 % intervals of the means of scores (N, M).
 
     Source: Efron and Tibshirani, "An introduction to the bootstrap", 1993, percentile interval.
     """
+    rng = np.random.default_rng(SEED)
+    n = len(scores)
+    # images drawn with replacement, counted: (N,) @ (N, M)
+    means = [np.bincount(rng.integers(n, size=n), minlength=n) @ scores / n for _ in range(RESAMPLES)]
     tail = (1 - CONFIDENCE) / 2
-    low, high = np.quantile(np.stack(list(resampled_means(scores))), [tail, 1 - tail], axis=0)
+    low, high = np.quantile(means, [tail, 1 - tail], axis=0)
     return low, high
 
 
@@ -128,13 +124,12 @@ def summarise(columns: Mapping[str, Scores]) -> dict[str, Score]:
 def describe_protocol(
     recipe: Recipe, stems: Sequence[str], digests: Sequence[bytes], weights: Mapping[str, str]
 ) -> Protocol:
-    """Return the manifest that every score file carries.
+    """Return everything that makes scores comparable; each score file carries it.
 
     Args:
-        recipe: fields size, load_size and fit of config.Recipe.
-        stems: names of the pictures, in order.
-        digests: of the true pictures' pixels, in order.
-        weights: network -> SHA-256 of its file, for every network that had a say.
+        stems: names of the images, in order.
+        digests: of the targets' pixels, in order.
+        weights: network -> SHA-256 of its file, for every network that a metric uses.
     """
     return {
         "images": len(stems),
@@ -149,12 +144,12 @@ def describe_protocol(
 
 
 def identify(protocol: Protocol) -> str:
-    """Return 12 digits that stand for a protocol in tables."""
+    """Return 12 hexadecimal digits that identify a protocol in tables."""
     return hashlib.sha256(json.dumps(protocol, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def differences(ours: Protocol, theirs: Protocol) -> list[str]:
-    """Return what two protocols differ in, a phrase each; a network that only one asked is no difference."""
+    """Return what two protocols differ in, a phrase each; a network that one side alone uses is left out."""
     shared = ours["weights"].keys() & theirs["weights"].keys()
     flat = [
         {
@@ -164,16 +159,14 @@ def differences(ours: Protocol, theirs: Protocol) -> list[str]:
         }
         for protocol in (ours, theirs)
     ]
+    pairs = {key: [str(values.get(key)) for values in flat] for key in {**flat[0], **flat[1]}}
     return [
-        f"{key} {shorten(flat[0].get(key))} and {shorten(flat[1].get(key))}"
-        for key in {**flat[0], **flat[1]}
-        if flat[0].get(key) != flat[1].get(key)
+        f"{key} {shorten(one)} and {shorten(other)}" for key, (one, other) in pairs.items() if one != other
     ]
 
 
-def shorten(value: object) -> str:
-    """Return a value to show; of a hash its first 12 digits."""
-    text = str(value)
+def shorten(text: str) -> str:
+    """Return a text; of a SHA-256 the first 12 digits."""
     return text[:12] if len(text) == 64 else text
 
 
@@ -218,19 +211,18 @@ def best_epochs(rows: Mapping[str, Row]) -> dict[str, str]:
 
 
 def tied_epochs(per_image: PerImage, best: str | None, metric: str) -> list[str]:
-    """Return the epochs whose difference from the best epoch may be chance.
-
-    The interval of the mean difference, image by image, then contains 0.
-    """
-    ours = {
-        name: scores[metric]
-        for name, scores in per_image.items()
-        if epoch_number(name) is not None and metric in scores
+    """Return the epochs whose mean difference from the best one, image by image, may be chance."""
+    epochs = {
+        name: found[metric] for name, found in per_image.items() if epoch_number(name) and metric in found
     }
-    if best not in ours or METRICS[metric] not in ("higher", "lower") or len(ours[best]) < 2:
+    if best not in epochs or METRICS[metric] not in ("higher", "lower") or len(epochs[best]) < 2:
         return []
-    pairs = {name: summarise({"": scores - ours[best]})[""] for name, scores in ours.items() if name != best}
-    return [name for name, (_, _, low, high) in pairs.items() if low <= 0 <= high]
+    ties = []
+    for name, scores in epochs.items():
+        _, _, low, high = summarise({"difference": scores - epochs[best]})["difference"]
+        if name != best and low <= 0 <= high:
+            ties.append(name)
+    return ties
 
 
 def make_score_file(
@@ -332,27 +324,34 @@ def read_per_image(run: Path, scores: ScoreFile, names: Sequence[str]) -> tuple[
     return per_image, stems[names[0]]
 
 
+def write_csv(path: Path, header: Sequence[str], lines: Iterable[Sequence[object]]) -> None:
+    """Write a table, complete or not at all."""
+    with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(header)
+        writer.writerows(lines)
+
+
 def write_scores(run: Path, scores: ScoreFile, per_image: PerImage, stems: Sequence[str]) -> None:
     """Write scores.json, scores.csv and scores_per_image.csv."""
     identity = identify(scores.protocol)
     records = {name: row_record(row) for name, row in scores.rows.items()}
-    fields = list(dict.fromkeys(key for record in records.values() for key in record if key != "stamp"))
-    with replacing(run / "scores.csv") as temporary, open(temporary, "w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["name", *fields, "protocol"])
-        for name, record in records.items():
-            cells = (record.get(key, "") for key in fields)
-            writer.writerow([name, *("" if isinstance(cell, str) else cell for cell in cells), identity])
-    columns = list(dict.fromkeys(column for found in per_image.values() for column in found))
-    with (
-        replacing(run / "scores_per_image.csv") as temporary,
-        open(temporary, "w", newline="", encoding="utf-8") as file,
-    ):
-        writer = csv.writer(file)
-        writer.writerow(["name", "stem", *columns, "protocol"])
-        for name, found in per_image.items():
-            values = [found[c].tolist() if c in found else [""] * len(stems) for c in columns]
-            writer.writerows([name, *line, identity] for line in zip(stems, *values, strict=True))
+    keys = list(dict.fromkeys(key for record in records.values() for key in record if key != "stamp"))
+    lines = []
+    for name, record in records.items():
+        cells = [record.get(key, "") for key in keys]
+        lines.append([name, *("" if isinstance(cell, str) else cell for cell in cells), identity])
+    write_csv(run / "scores.csv", ["name", *keys, "protocol"], lines)
+    metrics = list(dict.fromkeys(metric for columns in per_image.values() for metric in columns))
+    empty = [""] * len(stems)
+    values = (
+        [name, *cells, identity]
+        for name, columns in per_image.items()
+        for cells in zip(
+            stems, *(columns[m].tolist() if m in columns else empty for m in metrics), strict=True
+        )
+    )
+    write_csv(run / "scores_per_image.csv", ["name", "stem", *metrics, "protocol"], values)
     write_json(run / "scores.json", {"format": FORMAT, **vars(scores), "rows": records})
 
 
@@ -364,15 +363,14 @@ def is_current(run: Path, row: Row) -> bool:
 
 
 def earlier_rows(run: Path, scores: ScoreFile, epochs: Sequence[int], key: str) -> dict[str, Row]:
-    """Return the rows of saved epochs that are scored already and are not to be scored now.
+    """Return the stored rows of saved epochs that are not scored now.
 
     Args:
-        scores: what scores.json holds.
         epochs: to score now.
         key: of the images that are scored now.
 
     Raises:
-        UserError: they are of other data or another checkpoint; nothing has been done yet.
+        UserError: a row is of other data or another checkpoint; nothing has been done yet.
     """
     others = set(saved_epochs(run)) - set(epochs)
     rows = {name: row for name, row in scores.rows.items() if row.epoch in others}
@@ -386,7 +384,7 @@ def earlier_rows(run: Path, scores: ScoreFile, epochs: Sequence[int], key: str) 
 
 
 def require_alike(run: Path, earlier: Mapping[str, Row], before: Protocol, new: Row, now: Protocol) -> None:
-    """Raise UserError where earlier rows were scored in another way than a new one, an epoch's.
+    """Raise UserError where earlier rows and a new one, an epoch's, were not scored in the same way.
 
     Args:
         before, now: the protocols of the earlier rows and of the new one.

@@ -24,7 +24,6 @@ from runtime.weights import file_hash, find_weights, load_weights, weights_hash
 NETWORKS = {"lpips_alex": "alexnet", "lpips_vgg": "vgg16", "fid": "inception", "kid": "inception"}
 DEEP_MIN_SIZE = {"lpips_alex": 31, "lpips_vgg": 16}  # px: smaller images have no pixel left after pooling
 MIN_IMAGES = {"fid": 256, "kid": 32}  # with fewer, noise is larger than the differences between epochs
-INCEPTION_FEATURES = 2048  # with fewer images, the covariance that FID needs is singular
 FILES = 128  # decoded at a time for FID
 NEEDS_CLASSIFIER = (
     "it needs a classifier of these pictures' classes; train one with python train_classifier.py "
@@ -94,6 +93,8 @@ class Inception:
     arXiv 2104.11222.
     """
 
+    dimensions = 2048  # of the features; the covariance of fewer images than that is singular
+
     def __init__(self, folder: Path | None, device: torch.device, download: bool) -> None:
         """Load the network. Raises UserError where its weights cannot be had."""
         from cleanfid.inception_torchscript import InceptionV3W  # seconds, which other metrics save
@@ -106,7 +107,7 @@ class Inception:
         from cleanfid.fid import get_files_features
 
         with tempfile.TemporaryFile() as file:
-            rows = np.memmap(file, np.float32, "w+", shape=(len(files), INCEPTION_FEATURES))
+            rows = np.memmap(file, np.float32, "w+", shape=(len(files), self.dimensions))
         for start in range(0, len(files), FILES):
             names = [str(path) for path in files[start : start + FILES]]
             rows[start : start + FILES] = get_files_features(
@@ -202,10 +203,10 @@ def load_metrics(
             metrics.missing[name] = f"unavailable: {error}"
     if "colorfulness" in metrics.per_image:
         metrics.per_image["colorfulness_truth"] = PER_IMAGE["colorfulness_truth"]
-    if "fid" in metrics.per_folder and len(images) < INCEPTION_FEATURES:
+    if "fid" in metrics.per_folder and len(images) < Inception.dimensions:
         metrics.notes.append(
             f"fid of {len(images):,} images is biased upwards: compare it with fid of as many images only "
-            f"({INCEPTION_FEATURES:,} are the least that is usual)"
+            f"({Inception.dimensions:,} are the least that is usual)"
         )
     for name in required:
         if name in metrics.missing:

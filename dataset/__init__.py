@@ -1,4 +1,4 @@
-"""Which pictures a data set holds, where they lie, and what is done to a network's input.
+"""Data sets: folders, archives, torchvision's sets and the demo; splits and pairs; degradations of the input.
 
-It imports `imaging` and what is below.
+May import `imaging` and the layers below it.
 """

@@ -1,14 +1,16 @@
-"""What time and scanners do to a photograph, drawn on batches on the device, and the input of a network.
+"""Synthetic degradations of old photographs, computed in batches on the device, and the network's input.
 
-Each degradation takes gray images (N, 1, H, W) in [0, 1], a strength in [0, 1] and a random generator, and
-returns images of the same shape; lengths in px grow with the image. config.DEGRADATIONS gives their order.
+Every degradation takes gray images (N, 1, H, W) float32 in [0, 1], a strength in [0, 1] and a random
+generator on their device, and returns images of the same shape, which may lie slightly outside [0, 1]. Sizes
+in px grow with the image. They are applied in the order of config.DEGRADATIONS.
 
-Source of the idea: Wan et al., "Bringing old photos back to life", arXiv 2004.09484; of the JPEG table: ITU
-T.81, table K.1.
+Source: Wan et al., "Bringing old photos back to life", arXiv 2004.09484, for the idea of training on such
+images; ITU T.81, table K.1, for the JPEG table.
 """
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
@@ -19,9 +21,9 @@ from config import Recipe
 from imaging import color
 
 Degradation = Callable[[Tensor, float, torch.Generator], Tensor]
-THREADS = 6  # scratches on a picture at most
-BANDS = 3  # stripes on a picture
-# quantisation of the luminance of an 8 x 8 block at quality 50, rows of rising vertical frequency
+MAX_SCRATCHES = 6  # per image
+STRIPES = 3  # per image
+# quantisation steps for the luminance of an 8 x 8 block at quality 50; vertical frequency rises with the row
 JPEG_TABLE = [
     [16, 11, 10, 16, 24, 40, 51, 61], [12, 12, 14, 19, 26, 58, 60, 55],
     [14, 13, 16, 24, 40, 57, 69, 56], [14, 17, 22, 29, 51, 87, 80, 62],
@@ -31,12 +33,12 @@ JPEG_TABLE = [
 
 
 def uniform(rng: torch.Generator, count: int, *shape: int, low: float = 0.0, high: float = 1.0) -> Tensor:
-    """Return random numbers (count, *shape) in [low, high) on the generator's device."""
+    """Return uniform random numbers (count, *shape) float32 in [low, high), on the generator's device."""
     return torch.rand((count, *shape), generator=rng, device=rng.device) * (high - low) + low
 
 
 def blur(image: Tensor, strength: float, rng: torch.Generator) -> Tensor:
-    """Blur each picture by a Gaussian of up to 3 px at 256 px."""
+    """Blur with a Gaussian; its standard deviation is up to 3 px in an image 256 px high."""
     largest = 3.0 * strength * image.size(2) / 256
     sigma = uniform(rng, len(image), 1, low=0.2, high=max(0.21, largest))
     radius = max(1, math.ceil(3 * largest))
@@ -49,7 +51,7 @@ def blur(image: Tensor, strength: float, rng: torch.Generator) -> Tensor:
 
 
 def grain(image: Tensor, strength: float, rng: torch.Generator) -> Tensor:
-    """Add noise of 1 and of 2 px, strongest in the midtones as on film."""
+    """Add Gaussian noise with grains of 1 and of 2 px. Like film grain, it is strongest in the midtones."""
     fine = torch.randn(image.shape, generator=rng, device=image.device)
     half = (*image.shape[:2], (image.size(2) + 1) // 2, (image.size(3) + 1) // 2)
     coarse = torch.randn(half, generator=rng, device=image.device)
@@ -59,7 +61,7 @@ def grain(image: Tensor, strength: float, rng: torch.Generator) -> Tensor:
 
 
 def fading(image: Tensor, strength: float, rng: torch.Generator) -> Tensor:
-    """Lift blacks, lower whites, bend midtones."""
+    """Reduce the contrast: raise black, lower white, and apply a random gamma."""
     black = uniform(rng, len(image), 1, 1, 1, high=0.6 * strength)
     white = 1 - uniform(rng, len(image), 1, 1, 1, high=0.5 * strength)
     gamma = torch.exp(uniform(rng, len(image), 1, 1, 1, low=-strength, high=strength) * 0.7)
@@ -67,61 +69,50 @@ def fading(image: Tensor, strength: float, rng: torch.Generator) -> Tensor:
 
 
 def blotches(image: Tensor, strength: float, rng: torch.Generator) -> Tensor:
-    """Stain patches of random outline, brighter or darker."""
-    noise = sum(
-        F.interpolate(
-            torch.randn((len(image), 1, n, n), generator=rng, device=image.device),
-            image.shape[2:],
-            mode="bicubic",
-        )
-        * share
-        for n, share in ((4, 0.7), (12, 0.4), (40, 0.2))
-    )
+    """Make patches of random outline brighter or darker."""
+    noise = torch.zeros_like(image)
+    for cells, share in ((4, 0.7), (12, 0.4), (40, 0.2)):
+        grid = torch.randn((len(image), 1, cells, cells), generator=rng, device=image.device)
+        noise += F.interpolate(grid, image.shape[2:], mode="bicubic") * share
     mask = torch.sigmoid((noise - uniform(rng, len(image), 1, 1, 1, low=0.6, high=1.2)) * 12)
     tone = uniform(rng, len(image), 1, 1, 1, low=-1.0, high=1.0)
     return image + 0.8 * strength * tone * mask
 
 
 def stripes(image: Tensor, strength: float, rng: torch.Generator) -> Tensor:
-    """Change the exposure of bands that run from top to bottom."""
+    """Change the brightness of vertical bands."""
     x = torch.arange(image.size(3), device=image.device) / image.size(3)
-    centre, width = (
-        uniform(rng, len(image), BANDS, 1),
-        uniform(rng, len(image), BANDS, 1, low=0.01, high=0.15),
-    )
-    tone = uniform(rng, len(image), BANDS, 1, low=-0.5, high=0.5) * strength
+    draw = partial(uniform, rng, len(image), STRIPES, 1)
+    centre, width = draw(), draw(low=0.01, high=0.15)
+    tone = draw(low=-0.5, high=0.5) * strength
     bands = (torch.sigmoid((width / 2 - (x - centre).abs()) * 300) * tone).sum(1)  # (N, W)
     return image + bands[:, None, None]
 
 
 def scratches(image: Tensor, strength: float, rng: torch.Generator) -> Tensor:
-    """Draw slightly bent threads, most of them upright, white or black."""
-    count, height, width = len(image), image.size(2), image.size(3)
-    y = torch.linspace(-0.5, 0.5, height, device=image.device)[:, None]
-    x = torch.linspace(-0.5, 0.5, width, device=image.device)[None]
-    angle = uniform(rng, count, THREADS, 1, 1, low=-1.0, high=1.0) ** 3 * math.pi / 2
+    """Draw thin, slightly curved lines, white or black. Most of them are almost vertical."""
+    draw = partial(uniform, rng, len(image), MAX_SCRATCHES, 1, 1)  # one number per scratch
+    y = torch.linspace(-0.5, 0.5, image.size(2), device=image.device)[:, None]
+    x = torch.linspace(-0.5, 0.5, image.size(3), device=image.device)[None]
+    angle = draw(low=-1.0, high=1.0) ** 3 * math.pi / 2
     across, along = x * angle.cos() + y * angle.sin(), y * angle.cos() - x * angle.sin()  # (N, K, H, W)
-    bend = 0.02 * torch.sin(along * uniform(rng, count, THREADS, 1, 1, low=2.0, high=20.0))
-    place = uniform(rng, count, THREADS, 1, 1, low=-0.5, high=0.5)
-    thick = uniform(rng, count, THREADS, 1, 1, low=0.3, high=1.2) / 256
-    middle, length = (
-        uniform(rng, count, THREADS, 1, 1, low=-0.5, high=0.5),
-        uniform(rng, count, THREADS, 1, 1, low=0.1),
-    )
+    bend = 0.02 * torch.sin(along * draw(low=2.0, high=20.0))
+    place, thick = draw(low=-0.5, high=0.5), draw(low=0.3, high=1.2) / 256
+    middle, length = draw(low=-0.5, high=0.5), draw(low=0.1)
     inside = torch.sigmoid((length / 2 - (along - middle).abs()) * 60)
-    drawn = uniform(rng, count, THREADS, 1, 1) < strength
+    drawn = draw() < strength
     ink = torch.exp(-(((across - place - bend) / thick) ** 2)) * inside * drawn
-    white = uniform(rng, count, THREADS, 1, 1) < 0.7
-    opacity = (0.4 + 0.6 * strength) * uniform(rng, count, THREADS, 1, 1, low=0.4)
-    for thread, tone in ((ink * opacity * white, 1.0), (ink * opacity * ~white, 0.0)):
-        image = torch.lerp(image, torch.full_like(image, tone), thread.amax(1, keepdim=True))
+    white = draw() < 0.7
+    opacity = (0.4 + 0.6 * strength) * draw(low=0.4)
+    for cover, tone in ((ink * opacity * white, 1.0), (ink * opacity * ~white, 0.0)):  # (N, K, H, W)
+        image = torch.lerp(image, torch.full_like(image, tone), cover.amax(1, keepdim=True))
     return image
 
 
 def jpeg(image: Tensor, strength: float, rng: torch.Generator) -> Tensor:
-    """Quantise the cosine transform of blocks of 8 x 8 px, as JPEG does with luminance."""
+    """Quantise the cosine transform of 8 x 8 px blocks, as JPEG does with luminance."""
     k = torch.arange(8, device=image.device)
-    basis = torch.cos((2 * k + 1) * k[:, None] * math.pi / 16) / 2  # (8, 8), rows of rising frequency
+    basis = torch.cos((2 * k + 1) * k[:, None] * math.pi / 16) / 2  # (8, 8); frequency rises with the row
     basis[0] /= math.sqrt(2)
     height, width = image.size(2), image.size(3)
     padded = F.pad(image * 255 - 128, [0, -width % 8, 0, -height % 8], mode="replicate")
@@ -141,26 +132,28 @@ DEGRADATIONS: dict[str, Degradation] = {
 
 
 def seeded(device: torch.device | str, *numbers: int) -> torch.Generator:
-    """Return a random generator on a device that these numbers decide."""
+    """Return a random generator on a device. The numbers alone decide what it returns."""
     seed = int(np.random.SeedSequence(numbers).generate_state(1)[0])
     return torch.Generator(device).manual_seed(seed)
 
 
 def is_changed(recipe: Recipe) -> bool:
-    """Tell whether a recipe's input is anything but the source pictures of its data set."""
+    """Return whether the network's input can differ from the source images of the data set."""
     return recipe.input == "gray+line" or bool(recipe.degradations)
 
 
 def make_input(source: Tensor, target: Tensor, recipe: Recipe, rng: torch.Generator) -> Tensor:
-    """Return what a network is given of a batch: line art or gray as `line_share` has it, then damaged.
+    """Return the network's input for a batch: line art or gray (by `line_share`), then degraded.
 
     Args:
-        source, target: (N, 3, H, W) uint8, line art (where there is any) and colour.
-        recipe: fields of config.Recipe.
-        rng: on the batch's device.
+        source: (N, 3, H, W) uint8, line art, or the colour images where there is none.
+        target: (N, 3, H, W) uint8, the colour images.
+        recipe: uses input, line_share and the degradations.
+        rng: random generator on the batch's device.
 
     Returns:
-        `source` itself where the recipe asks for neither, else (N, 1|3, H, W), uint8 or float in [0, 1].
+        `source` itself if the recipe changes nothing; (N, 3, H, W) uint8 if it only mixes line art with gray;
+        else (N, 1, H, W) float32 in [0, 1].
     """
     if recipe.input == "gray+line":
         source = torch.where(uniform(rng, len(source), 1, 1, 1) < recipe.line_share, source, target)
@@ -176,7 +169,16 @@ def make_input(source: Tensor, target: Tensor, recipe: Recipe, rng: torch.Genera
 
 
 def make_fixed_input(source: Tensor, target: Tensor, recipe: Recipe, ids: list[int]) -> Tensor:
-    """Return make_input of held-out pictures as uint8: the same for each picture (by number) every time."""
+    """Return the input for images that are looked at or scored: the same for an image every time.
+
+    Args:
+        source, target: (N, 3, H, W) uint8, as for make_input.
+        recipe: uses its seed besides what make_input uses.
+        ids: number of each image (N) within its split; each number seeds its own generator.
+
+    Returns:
+        (N, 1|3, H, W) uint8.
+    """
     if not is_changed(recipe):
         return source
     rows = [

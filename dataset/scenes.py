@@ -1,9 +1,11 @@
-"""The embedded `demo` data set: picture-book scenes and their ink sketches, drawn by code, with no download.
+"""The embedded `demo` data set: scenes as in a picture book, and their ink sketches, drawn by code.
 
-    colour, sketch = draw(index=7, size=128)     # two uint8 (128, 128, 3) images of one composition
+    colour, sketch = draw(index=7, size=128)     # two uint8 (128, 128, 3) images of the same scene
 
-Shapes are filled on a colour layer and outlined on a white one, nearer ones over what is behind. Colours are
-mixed in OKLab (Source: B. Ottosson, 2020) under one light per scene; texture and context tell them.
+Shapes are drawn from far to near: filled on a colour layer, outlined on a white layer. Colours are computed
+in OKLab under one light per scene. A network can predict them from texture and context.
+
+Source of OKLab: B. Ottosson, "A perceptual color space for image processing", 2020.
 """
 
 from functools import lru_cache
@@ -11,20 +13,21 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageOps
 
-SCENES = 900  # pictures in the set
-SEED = 1873  # of the whole set; another seed is another set
+VERSION = 1  # raise it when any image changes: cached images and rendered results then become invalid
+SCENES = 900  # images in the set
+SEED = 1873  # of the whole set
 INK, PALE_INK = 30, 150  # gray levels of outlines and of surface patterns in the sketch
 LMS = np.array([[1, 0.39634, 0.2158], [1, -0.10556, -0.06385], [1, -0.08948, -1.29149]])  # from OKLab
 RGB = np.array([[4.07674, -3.30771, 0.23097], [-1.26844, 2.60976, -0.34132], [-0.0042, -0.70342, 1.70761]])
 
 
 def table(text: str) -> dict[str, list[str]]:
-    """Read `name field field ...; name ...`; with `@` before each name, fields may contain `;`."""
+    """Parse `name field field ...; name ...`. If `@` stands before each name, fields may contain `;`."""
     rows = text.split("@")[1:] if "@" in text else text.split(";")
     return {name: fields for name, *fields in map(str.split, rows)}
 
 
-# OKLab in hundredths, and the texture that gives the colour away
+# material: OKLab in hundredths, and its texture
 MATERIALS = table("""grass 64 -10 11 blades; hay 76 0 14 furrow; snow 93 -1 -3 fine; leaf 50 -11 9 leaf;
 rust 64 11 13 flake; blossom 80 13 -1 petal; needle 45 -9 3 blades; bark 42 5 6 plank; birch 88 0 3 birch;
 rock 55 3 -8 crag; water 58 -8 -9 wave; sand 80 2 10 fine; brick 55 12 8 brick; plank 52 5 9 plank; plaster
@@ -33,20 +36,23 @@ rock 55 3 -8 crag; water 58 -8 -9 wave; sand 80 2 10 fine; brick 55 12 8 brick; 
 stripe; dots 50 -2 -16 dots; cloth 55 -12 5 fine; white 95 0 2 fine; dark 27 2 -3 fine; gold 82 1 17 petal;
 poppy 60 20 10 petal; tulip 66 19 -3 petal; bell 55 6 -16 petal; ginger 56 10 11 blades; umber 52 6 7 fine""")
 NOISE = table("""fine 8 8 5 1; blades 110 22 40 1; leaf 40 40 50 1; flake 26 26 35 3; petal 34 34 30 2;
-crag 14 18 40 3; wave 9 60 45 1; furrow 4 50 30 2""")  # cells across, down, gain, hardness
-# OKLab of zenith and horizon, gains on lightness and chroma, share of the set; sun, glow, clouds, windows
+crag 14 18 40 3; wave 9 60 45 1; furrow 4 50 30 2""")  # texture: cells across, cells down, gain, hardness
+# time: OKLab of zenith and horizon, gains on lightness and chroma, share of the set in percent; then the
+# materials of sun or moon, glow, clouds and windows
 LIGHTS = table("""day 66 -5 -13 90 -5 -3 100 100 44 lamp moon cloud glass; cloudy 70 -5 -9 90 -4 -3 88 90 10
 moon moon cloud glass; mist 80 -8 -3 94 1 7 95 85 8 lamp moon cloud glass; sunset 42 8 -11 80 6 14 74 100 22
 lamp lamp streak lamp; night 22 1 -10 45 -4 -11 56 85 16 moon moon cloud lamp""")
-# Field, crown, rarer field; width, height and number of a crown's dabs, which tell the season in gray
+# season: materials of field, tree crown and second field; width, height and number of the strokes of a crown,
+# by which the season can be recognised in gray
 SEASONS = table("""summer grass leaf hay 42 16 60; autumn hay rust grass 16 42 60; spring grass blossom hay
 14 14 150; winter snow snow snow 30 20 60""")
-# light at the centre, and what it gains to the sun's side, upwards, and by the squared radius
+# style: brightness at the centre, and its change towards the sun, upwards, and with the squared radius
 SHADES = table("side 128 60 45 0; round 165 75 80 -55; land 190 25 95 0; sky 190 0 -210 0")
 SIZES = table("house 60; boat 70; sheep 30; fence 50; mushroom 35; birds 20; balloon 60")  # others: 100
 HOUSES = table("brick slate cloth; plaster tile poppy; plank thatch dots; white tile bell")
-WEARS = table("stripe gold; dots white; cloth white")  # weave: collar; above, wall: roof, door
-# From far to near: material, its crest's height, roughness, haze; number and size of the things; the things
+WEARS = table("stripe gold; dots white; cloth white")  # clothes: collar; above, wall: roof, door
+# scene: its layers from far to near; each is a material, height of its upper edge, roughness, haze, number
+# and size of its objects, and the objects
 FAMILIES = table("""@hills rock 64 9 60 0 0; rock 58 8 45 0 0; land 50 4 35 300 20 house tree tree; land 36 5
 20 300 28 house tree tree; land 16 4 0 300 38 house tree fence sheep; land 2 2 0 500 16 flower @lake rock 68
 14 55 0 0; land 48 3 35 700 20 conifer tree conifer house; water 44 0 10 100 20 boat; land 12 6 0 400 50 tree
@@ -56,8 +62,9 @@ palm @village rock 60 9 50 0 0; land 50 5 40 600 26 house tree; land 30 3 20 500
 land 14 4 0 400 90 tree mushroom mushroom @garden rock 60 8 50 0 0; land 46 5 35 300 25 house tree; land 26 4
 10 400 30 flower sheep fence; land 6 3 0 600 50 flower @portrait rock 50 10 50 0 0; land 34 6 30 400 30 tree
 house; land -6 0 0 100 100 bust""")
-# Parts: material (~ rounds corners, * scallops, | adds a mirror image, ^ completes a half by its mirror,
-# :lightness) and outline in hundredths: x y x y ..., or an ellipse's x y rx ry; a lone name is a drawing.
+# object: its parts; each is a material (~ rounds corners, * adds scallops, | adds a mirrored copy, ^ joins a
+# half with its mirror image, :lightness) and an outline in hundredths: x y x y ..., or x y rx ry of an
+# ellipse. A name without numbers is another object.
 DRAWINGS = table("""@conifer ^bark 4 0 4 30; ^needle 0 10 6 15 13 10 20 15 28 12 0 50; ^needle:2 0 30 5 35 10
 30 16 35 22 31 0 70; ^needle:4 0 52 5 57 10 52 16 56 0 88; ^needle:6 0 74 5 78 11 75 0 102; frost 0 102 6 84 2
 88 -5 82; frost 3 76 13 58 5 65 -2 58 -9 64; frost 4 54 19 36 6 43 -4 37 -12 43; frost 5 34 25 14 10 23 0 16
@@ -90,26 +97,27 @@ wall:5 0 0 44 0 44 45 22 80 0 45; roof 22 80 94 80 106 40 50 40; roof:-10 22 80 
 
 
 def to_srgb(lab: np.ndarray) -> np.ndarray:
-    """Map OKLab (..., 3) to uint8 sRGB, clipping what the gamut lacks."""
+    """Convert OKLab (..., 3) to sRGB uint8; colours outside the gamut are clipped."""
     linear = np.clip(((lab @ LMS.T) ** 3) @ RGB.T, 0, 1)
     return np.uint8(255 * np.clip(1.055 * linear ** (1 / 2.4) - 0.055, 0, 1) + 0.5)
 
 
 def curve(p: np.ndarray) -> np.ndarray:
-    """Round the corners of a closed polygon by cutting them three times (Chaikin)."""
+    """Round the corners of a closed polygon (M, 2): three rounds of Chaikin's corner cutting."""
     for _ in range(3):
         p = (p[:, None] + [[0.25], [0.75]] * (np.roll(p, -1, 0) - p)[:, None]).reshape(-1, 2)
     return p
 
 
 def ellipse(x: float, y: float, rx: float, ry: float, scallop: float) -> np.ndarray:
+    """Return an ellipse as a polygon (72, 2), with scallops on its outline."""
     t = np.linspace(0, 2 * np.pi, 72, endpoint=False)[:, None]
     return np.hstack([np.cos(t), np.sin(t)]) * (1 + scallop * np.abs(np.sin(4.5 * t))) * (rx, ry) + (x, y)
 
 
 @lru_cache(maxsize=4)
 def textures(px: int) -> dict[str, np.ndarray]:
-    """Build a px-wide canvas's textures: name -> tone int8 (px, px); the darkest are drawn in the sketch."""
+    """Return the textures of a canvas: name -> tone int8 (px, px). Their darkest parts show in the sketch."""
     rng = np.random.default_rng(SEED)
     y, x = np.mgrid[0:px, 0:px] / px
 
@@ -134,7 +142,10 @@ def textures(px: int) -> dict[str, np.ndarray]:
 
 
 class Canvas:
-    """A scene's colour and sketch layer; lengths are in picture sides, y up, from the current place."""
+    """The colour layer and the sketch layer of a scene.
+
+    Coordinates are relative to the current place (see `place`): 1 is the side of the image, y points up.
+    """
 
     def __init__(self, index: int, size: int) -> None:
         self.rng = rng = np.random.default_rng((SEED, index))
@@ -151,20 +162,21 @@ class Canvas:
         self.place()
 
     def place(self, x: float = 0, y: float = 0, s: float = 1, depth: float = 0, turn: float = 1) -> None:
-        """Draw from (x, y) on, s times as large, mirrored by turn -1, sunk into the haze by depth in 0..1."""
+        """Set origin (x, y), scale s, haze (depth in 0..1) and mirroring (turn -1) of what is drawn next."""
         self.origin, self.scale, self.s, self.depth = np.array([x, 1 - y]), np.array([s * turn, -s]), s, depth
 
     def xy(self, points: np.ndarray) -> np.ndarray:
+        """Convert points (M, 2) to pixels of the canvas."""
         return (points * self.scale + self.origin) * self.px
 
     def tone(self, name: str, dl: float = 0) -> np.ndarray:
-        """Mix a material's OKLab under the scene's light; lamps shine by themselves."""
+        """Return a material's OKLab (3,) under the light of the scene; lamp and moon keep their lightness."""
         gain = (1 if name in ("lamp", "moon") else self.gain, self.vivid, self.vivid)
         lab = np.array(MATERIALS[name][:3], float) / 100 * gain + self.drift + self.low * (0, 0.12, 0.12)
         return lab + self.depth * (self.low - lab) + (dl, 0, 0)
 
     def fill(self, points: np.ndarray, name: str, dl: float = 0, style: str = "side") -> None:
-        """Fill a closed outline with a shaded, textured material, and outline it on the sketch."""
+        """Fill a polygon (M, 2) with a shaded, textured material, and draw its outline on the sketch."""
         shift, xy = self.rng.random(2), self.xy(points)
         low, high = xy.min(0), xy.max(0) + 1
         limits = (0, 0, 1, 1), np.array([-1, -1, 0, 0]) + self.px
@@ -189,12 +201,12 @@ class Canvas:
         pattern = Image.fromarray(np.uint8(255 * (tone < -66)))
         self.sketch.paste(PALE_INK, box, ImageChops.darker(mask, pattern))
         nib = max(1, round(0.003 * (1 - 0.5 * self.depth) * self.px))
-        for slant in (0, 0.6 * nib):  # as a slanted pen draws: lines swell with their direction
+        for slant in (0, 0.6 * nib):  # like a broad nib: the width of a line depends on its direction
             line = (np.concatenate([xy, xy[:1]]) + slant).ravel().tolist()
             self.nib.line(line, fill=INK, width=nib, joint="curve")
 
-    def dabs(self, at: np.ndarray, r: np.ndarray | float, name: str, dl: float = 0, ink: float = 0) -> None:
-        """Scatter flat ellipses in five tones; a share `ink` of them shows as arcs in the sketch."""
+    def dots(self, at: np.ndarray, r: np.ndarray | float, name: str, dl: float = 0, ink: float = 0) -> None:
+        """Draw ellipses of five tones at points (M, 2); a share `ink` of them are arcs in the sketch."""
         tones = to_srgb(self.tone(name, dl) + np.linspace(-0.12, 0.14, 5)[:, None] * (1, 0, 0.1)).tolist()
         boxes = np.sort(np.stack([self.xy(at - r), self.xy(at + r)], 1), 1).reshape(-1, 4).tolist()
         for box, k, p in zip(boxes, *self.rng.random((2, len(boxes))), strict=True):
@@ -202,8 +214,8 @@ class Canvas:
             if p < ink:
                 self.nib.arc(box, 200, 340, fill=INK, width=max(1, round(0.003 * self.px)))
 
-    def veil(self, x: float, y: float, rx: float, ry: float, name: str, strength: float) -> None:
-        """Lay a soft ellipse of colour over the colour layer only: a lamp's glow, a cast shadow, a blush."""
+    def blend(self, x: float, y: float, rx: float, ry: float, name: str, strength: float) -> None:
+        """Blend a soft ellipse into the colour layer alone: a glow, a shadow, red cheeks."""
         w, h = (max(1, round(2 * r * self.s * self.px)) for r in (rx, ry))
         fade = [strength * (255 - v) ** 2 // 255 for v in range(256)]
         mask = Image.radial_gradient("L").resize((w, h), Image.Resampling.BILINEAR).point(fade)
@@ -211,7 +223,7 @@ class Canvas:
         self.colour.paste(tuple(to_srgb(self.tone(name)).tolist()), (x0, y0, x0 + w, y0 + h), mask)
 
     def figure(self, drawing: str, dl: float, swap: dict[str, str]) -> None:
-        """Draw one of DRAWINGS at the current place, some of its materials swapped for others."""
+        """Draw one of DRAWINGS at the current place, with some of its materials replaced."""
         for part in " ".join(DRAWINGS[drawing]).split(";"):
             head, *numbers = part.split()
             name, _, lift = head.lstrip("~*|^").partition(":")
@@ -228,11 +240,11 @@ class Canvas:
                 self.fill(p * (side, 1), name, dl + float(lift or 0) / 100, style)
 
     def sky(self) -> None:
-        """Paint the air, sun or moon, stars, clouds, and what flies."""
+        """Draw the sky: sun or moon, stars, clouds, balloons and birds."""
         disc, glow, cloud, _ = LIGHTS[self.time][9:]
         self.fill(np.array([(-0.1, -0.1), (1.1, -0.1), (1.1, 1.1), (-0.1, 1.1)]), "cloud", 0, "sky")
-        self.veil(*self.sun, 0.6, 0.5, glow, 0.6)
-        self.dabs(self.rng.uniform((0, 0.5), 1, (45 * (self.time == "night"), 2)), 0.003, "moon")
+        self.blend(*self.sun, 0.6, 0.5, glow, 0.6)
+        self.dots(self.rng.uniform((0, 0.5), 1, (45 * (self.time == "night"), 2)), 0.003, "moon")
         self.place(*self.sun, self.rng.uniform(0.045, 0.075))
         self.figure("disc", 0, {"lamp": disc})
         for x, y, w in self.rng.uniform((0, 0.6, 0.07), (1, 0.92, 0.16), (self.rng.integers(2, 5), 3)):
@@ -242,7 +254,7 @@ class Canvas:
             self.put(what, *self.rng.uniform((0.1, 0.6, 0.2), (0.9, 0.85, 0.4)), 0.1)
 
     def land(self, y: float, rough: float, name: str, depth: float) -> np.ndarray:
-        """Raise a ridge of hills, peaks, or water that mirrors what is behind; returns its crest (97, 2)."""
+        """Draw hills, mountains, or water that reflects what is behind it; returns the upper edge (97, 2)."""
         edge, x = round((1 - y) * self.px), np.linspace(-0.05, 1.05, 97)
         turns = x[:, None] * self.rng.uniform(0.8, 1.7) * (1, 2.3, 5.1, 11) + self.rng.random(4)
         waves = 2 * np.abs(2 * (turns % 1) - 1) - 1 if name == "rock" else np.sin(2 * np.pi * turns)
@@ -255,14 +267,14 @@ class Canvas:
             self.colour.paste(above, (0, edge), Image.new("L", above.size, 110))
             across, near = self.rng.random((2, 70))
             spots = np.stack([across, y * (1 - near**0.7) - 0.02], 1)
-            self.dabs(spots, (0.01, 0.002) + near[:, None] * (0.03, 0.004), name, 0.1, 0.6)
+            self.dots(spots, (0.01, 0.002) + near[:, None] * (0.03, 0.004), name, 0.1, 0.6)
         return crest
 
     def put(self, what: str, x: float, y: float, s: float, depth: float) -> None:
-        """Stand one of DRAWINGS on (x, y), s tall or wide, with its shadow."""
+        """Draw one of DRAWINGS with its shadow, its foot at (x, y), s tall or wide."""
         dl, size = self.rng.normal(0, 0.05), s * float(SIZES.get(what, ["100"])[0]) / 100
         self.place(x, y, size, depth, -self.lit * self.rng.uniform(0.85, 1.15))
-        self.veil(0.2, 0, 0.6, 0.1, "dark", 0.5 * (1 - depth) * (what not in ("balloon", "birds", "bust")))
+        self.blend(0.2, 0, 0.6, 0.1, "dark", 0.5 * (1 - depth) * (what not in ("balloon", "birds", "bust")))
         hair, light = self.rng.choice(["ginger", "bark", "thatch", "dark"]), LIGHTS[self.time][12]
         wall, wear = self.rng.choice(list(HOUSES)), self.rng.choice(list(WEARS))
         swap = {"wall": wall, "roof": HOUSES[wall][0], "door": HOUSES[wall][1], "style": hair, "hair": hair}
@@ -273,15 +285,15 @@ class Canvas:
         if what in ("broad", "birch", "poplar"):
             *dab, number = np.array(SEASONS[self.season][3:], float) / 1000
             spots = self.rng.normal((0, 0.66), 0.13, (int(1000 * number * s) + 4, 2))
-            self.dabs(spots * (1 - 0.5 * (what == "poplar"), 1), np.array(dab), swap["crown"], dl + 0.05, 0.6)
+            self.dots(spots * (1 - 0.5 * (what == "poplar"), 1), np.array(dab), swap["crown"], dl + 0.05, 0.6)
         if what == "house" and light == "lamp":
-            self.veil(0.7, 0.2, 0.6, 0.5, "lamp", 0.45)
+            self.blend(0.7, 0.2, 0.6, 0.5, "lamp", 0.45)
         for x in (-0.12, 0.12) if what == "bust" else ():
-            self.veil(x, 0.41, 0.07, 0.06, "poppy", 0.5)
+            self.blend(x, 0.41, 0.07, 0.06, "poppy", 0.5)
 
 
 def draw(index: int, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return (colour, sketch) of scene `index`, each uint8 (size, size, 3), alike at every size."""
+    """Return colour and sketch of a scene, each (size, size, 3) uint8; it is the same scene at any size."""
     c = Canvas(index, size)
     c.sky()
     flowers = ["conifer"] if c.season == "winter" else c.rng.choice(["poppy", "tulip", "bell", "gold"], 2)

@@ -1,7 +1,7 @@
 """Items of a data set -> decoded pixels -> batches of uint8 tensors.
 
-Decoding happens once: every split becomes one memory-mapped file of uint8 pixels below cache/. Nothing is
-float before it is on the device.
+Each split is decoded once, into one memory-mapped file of uint8 pixels below cache/. Pixels become floats on
+the device.
 """
 
 import hashlib
@@ -29,43 +29,51 @@ from imaging import color
 from imaging.pixels import Array, colorfulness, resize
 from runtime.run_folder import RunRecord
 
-MAX_ASPECT = 3  # a long side beyond this many short sides is cut off around the centre
-VERSION = 2  # of the cache's contents; raise it when decoding changes
+MAX_ASPECT = 3  # long side / short side; what is longer is cropped around the centre
+VERSION = 2  # of the cached pixels; raise it when ordinary files are decoded to other pixels
+CHUNK = 64  # images that are decoded before they are written; bounds the memory
 
 
 @dataclass(frozen=True)
 class Loading:
-    """How files become pixels; see the fields of the same names in config.Recipe."""
+    """How files become pixels. See the fields of the same names in config.Recipe."""
 
     load_size: int
     fit: str
-    pair: str
-    sketch: bool  # keep a sketch beside each colour picture
+    pair: str  # settled: AB | BA | none
+    sketch: bool  # keep a sketch beside each colour image
     min_colorfulness: float = 0.0
+
+    @classmethod
+    def from_record(cls, record: dict[str, Any]) -> "Loading":
+        """Build it from what recipe.json holds. Raises UserError where that has other fields."""
+        try:
+            return cls(**record)
+        except TypeError as error:
+            raise UserError(f"recipe.json is damaged, or of another version ({error})") from None
 
 
 @dataclass(frozen=True)
 class ImageSet:
-    """One split, decoded; (H, W, C) pictures back to back, C = 6 where a sketch follows the colour."""
+    """A decoded split: (H, W, C) uint8 images, one after the other; C = 6: the colour, then its sketch."""
 
     stems: list[str]
     labels: list[str]  # class names, empty where there are none
     pixels: NDArray[np.uint8]  # memory-mapped, flat
     index: NDArray[np.int64]  # (N, 3): offset, height, width
     channels: int
-    bad: list[str]  # one sentence per file that could not be read
-    gray: int  # pictures left out as near-gray
+    bad: list[str]  # one sentence per file that cannot be read
+    gray: int  # images left out because of min_colorfulness
     key: str  # fingerprint of the files and of how they were loaded
 
     def __len__(self) -> int:
         return len(self.stems)
 
     def picture(self, i: int) -> Array:
-        """Return picture i as (H, W, 3|6) uint8."""
+        """Return image i as (H, W, 3|6) uint8."""
         offset, height, width = (int(value) for value in self.index[i])
-        return self.pixels[offset : offset + height * width * self.channels].reshape(
-            height, width, self.channels
-        )
+        shape = (height, width, self.channels)
+        return self.pixels[offset : offset + height * width * self.channels].reshape(shape)
 
     def gather(
         self,
@@ -74,13 +82,13 @@ class ImageSet:
         corners: NDArray[np.float64] | None = None,
         flips: NDArray[np.bool_] | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Cut squares out of pictures.
+        """Return square crops of images as a batch.
 
         Args:
-            ids: which pictures.
+            ids: which images (N).
             size: px, side of the squares.
-            corners: (len(ids), 2) in [0, 1), where from top (left) to bottom (right) to cut; None = centre.
-            flips: (len(ids),) which to mirror left to right; None = none.
+            corners: (N, 2) in [0, 1), position of each crop from top (left) to bottom (right); None: centre.
+            flips: (N,) which crops to mirror left to right; None: none.
 
         Returns:
             source and target, each (N, 3, size, size) uint8; the same tensor where there are no sketches.
@@ -97,24 +105,24 @@ class ImageSet:
         return (tensor[:, 3:] if self.channels == 6 else target), target
 
     def gather_fixed(self, ids: list[int], recipe: Recipe) -> tuple[Tensor, Tensor]:
-        """Cut the centre squares of pictures to look at or to score; their inputs are the same every time.
+        """Return the centres of images and the network's inputs for them, the same every time.
 
         Returns:
-            what the network is given (N, 1|3, S, S) and target (N, 3, S, S), uint8.
+            input (N, 1|3, S, S) and target (N, 3, S, S), uint8.
         """
         source, target = self.gather(ids, recipe.size)
         return make_fixed_input(source, target, recipe, ids), target
 
 
 def evenly_spaced(count: int, most: int) -> list[int]:
-    """Return indices of at most `most` of `count` things, evenly spaced, both ends among them."""
+    """Return at most `most` evenly spaced indices of `count` things, the first and the last among them."""
     return np.linspace(0, count - 1, min(count, most)).astype(int).tolist()
 
 
 def training_batches(
     images: ImageSet, batch_size: int, size: int, flip: float, seed: int, epoch: int, start: int = 0
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield shuffled, randomly cropped and flipped batches of one epoch, from step `start` on."""
+    """Yield source and target of an epoch's batches, shuffled, cropped and flipped, from step `start` on."""
     for ids, corners, flips in training_order(len(images), batch_size, flip, seed, epoch, start):
         yield images.gather(ids, size, corners, flips)
 
@@ -122,13 +130,13 @@ def training_batches(
 def training_order(
     images: int, batch_size: int, flip: float, seed: int, epoch: int, start: int = 0
 ) -> Iterator[tuple[list[int], NDArray[np.float64], NDArray[np.bool_]]]:
-    """Yield what ImageSet.gather takes for each batch of one epoch, from step `start` on.
+    """Yield the arguments of ImageSet.gather for each batch of an epoch, from step `start` on.
 
-    Everything random depends on (seed, epoch) alone, so that a resumed epoch goes on exactly where it
-    stopped. A last batch that is not full is left out, unless it is the only one.
+    All random numbers depend on (seed, epoch) alone, so that a resumed epoch continues exactly. A last batch
+    that is not full is left out, unless it is the only one.
 
-    Returns:
-        which pictures (N), their corners (N, 2) in [0, 1) and flips (N,).
+    Yields:
+        which images (N), their corners (N, 2) in [0, 1) and flips (N,).
     """
     rng = np.random.default_rng([seed, epoch])
     order = rng.permutation(images)
@@ -158,9 +166,8 @@ def decode(item: Item, loading: Loading) -> Array:
     if sketch is None and loading.pair != "none":
         half, odd = divmod(colour.shape[1], 2)
         if odd or not half:
-            raise UserError(
-                f"{item.target}: a pair needs an even width, this one is {colour.shape[1]} px wide"
-            )
+            width = colour.shape[1]
+            raise UserError(f"{item.target}: a pair needs an even width, this one is {width} px wide")
         left, right = colour[:, :half], colour[:, half:]
         colour, sketch = (left, right) if loading.pair == "AB" else (right, left)
     colour = fit_image(colour, loading.load_size, loading.fit)
@@ -175,7 +182,7 @@ def decode(item: Item, loading: Loading) -> Array:
 
 
 def fit_image(image: Array, load_size: int, fit: str) -> Array:
-    """Resize to a square (squash), or the short side to load_size, the long one cut to MAX_ASPECT (crop)."""
+    """Resize (H, W, 3) uint8: to a square (squash), or its short side to load_size px (crop)."""
     if fit == "squash":
         return resize(image, load_size, load_size)
     height, width = image.shape[:2]
@@ -186,48 +193,53 @@ def fit_image(image: Array, load_size: int, fit: str) -> Array:
     return resize(image, *(max(load_size, round(side * scale)) for side in image.shape[:2]))
 
 
-def load_images(items: Sequence[Item], loading: Loading, cache: Path, label: str) -> ImageSet:
-    """Return one split decoded, from the cache where it is there, else decoding it now in parallel.
+def find_loading(recipe: Recipe, items: Sequence[Item]) -> Loading:
+    """Return how a recipe loads items; pair=auto is settled by looking at them.
 
     Raises:
-        UserError: not one image could be read.
+        UserError: pairs are asked for and there are none, or the images disagree.
+    """
+    if recipe.pair in ("AB", "BA") and (isinstance(items[0].target, int) or items[0].source):
+        raise UserError(f"--pair {recipe.pair}, but this data holds no pairs side by side; leave it out")
+    pair = recipe.pair
+    if pair == "auto":  # drawings come as pairs, photographs do not
+        pair = "none" if recipe.input == "L" else find_pair(items)
+    sketch = recipe.input in DRAWN_INPUTS
+    return Loading(recipe.load_size, recipe.fit, pair, sketch, recipe.min_colorfulness)
+
+
+def open_split(record: RunRecord, data: str | None, split: str, cache: Path) -> ImageSet:
+    """Return a decoded split of a run's own data, or of other `data`, all of it."""
+    recipe = record.recipe
+    if data:  # limits of the training do not apply
+        recipe = replace(recipe, limit=0, min_colorfulness=0.0)
+    items = list_items(str(data or record.data), recipe, cache)[split]
+    loading = find_loading(recipe, items) if data else Loading.from_record(record.loading)
+    return load_images(items, loading, cache, split)
+
+
+def load_images(items: Sequence[Item], loading: Loading, cache: Path, label: str) -> ImageSet:
+    """Return a decoded split, from the cache if it is there.
+
+    A file that cannot be read is left out and listed in `bad`; any other error is a bug and is raised.
+
+    Raises:
+        UserError: not one image can be used.
     """
     key = fingerprint(items, loading)
     folder = cache / key
     if not folder.is_dir():
         _fill_cache(folder, items, loading, label)
     meta = json.loads((folder / "meta.json").read_text())
+    index = np.array(meta.pop("index"), np.int64).reshape(-1, 3)
     pixels = np.memmap(folder / "pixels.bin", np.uint8, mode="r")
-    index = np.array(meta["index"], np.int64).reshape(-1, 3)
-    channels = 6 if loading.sketch else 3
-    return ImageSet(meta["stems"], meta["labels"], pixels, index, channels, meta["bad"], meta["gray"], key)
-
-
-def find_loading(recipe: Recipe, items: Sequence[Item]) -> Loading:
-    """Return how a recipe loads items; resolves pair=auto by looking."""
-    if recipe.pair in ("AB", "BA") and (isinstance(items[0].target, int) or items[0].source):
-        raise UserError(f"--pair {recipe['pair']}, but this data holds no pairs side by side; leave it out")
-    sketch = recipe.input in DRAWN_INPUTS
-    drawn = recipe.input != "L"  # drawings come as pairs, photographs do not
-    pair = find_pair(items) if recipe.pair == "auto" and drawn else recipe.pair
-    pair = "none" if pair == "auto" else pair
-    return Loading(recipe.load_size, recipe.fit, pair, sketch, recipe.min_colorfulness)
-
-
-def open_split(record: RunRecord, data: str | None, split: str, cache: Path) -> ImageSet:
-    """Return a split of the data that a run remembers in recipe.json, or of another data set."""
-    recipe = record.recipe
-    if data:  # all of it was asked for by name
-        recipe = replace(recipe, limit=0, min_colorfulness=0.0)
-    items = list_items(str(data or record.data), recipe, cache)
-    loading = find_loading(recipe, items[split]) if data else Loading(**record.loading)
-    return load_images(items[split], loading, cache, split)
+    return ImageSet(**meta, index=index, pixels=pixels, channels=6 if loading.sketch else 3, key=key)
 
 
 def fingerprint(items: Sequence[Item], loading: Loading) -> str:
-    """Return a hash that changes with any file's name, size or time, and with how files are loaded."""
+    """Return a hash that changes with the name, size or time of any file, and with how files are loaded."""
     digest = hashlib.sha256(repr((VERSION, loading)).encode())
-    stats = {}  # of an archive once, not per picture
+    stats: dict[Path, os.stat_result] = {}  # an archive is looked at once, not once per image
     for item in items:
         for picture in (item.target, item.source):
             path = picture.archive if isinstance(picture, Blob) else picture
@@ -236,34 +248,40 @@ def fingerprint(items: Sequence[Item], loading: Loading) -> str:
                 digest.update(f"{path.resolve()} {stats[path].st_size} {stats[path].st_mtime_ns}".encode())
         digest.update(f"{item.stem} {getattr(item.target, 'name', '')}".encode())
     if items and isinstance(items[0].target, int):
-        digest.update(Path(scenes.__file__).read_bytes())
+        digest.update(f"scenes {scenes.VERSION}".encode())
     return digest.hexdigest()[:16]
 
 
 def _fill_cache(folder: Path, items: Sequence[Item], loading: Loading, label: str) -> None:
-    """Decode all items into a new cache folder; appears whole or not at all."""
+    """Decode all items into a new cache folder, which appears complete or not at all."""
     partial = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
     partial.mkdir(parents=True, exist_ok=True)
-    meta: dict[str, Any] = {"stems": [], "labels": [], "index": [], "bad": [], "gray": 0}
-    offset = 0
+    kept: list[tuple[Item, list[int]]] = []  # with offset, height, width
+    bad: list[str] = []
+    gray, offset = 0, 0
     try:
         with open(partial / "pixels.bin", "wb") as file:
             for item, picture in _decode_all(items, loading, label):
-                if isinstance(picture, ValueError):
-                    meta["bad"].append(str(picture))
-                elif loading.min_colorfulness and colorfulness(picture[:, :, :3]) < loading.min_colorfulness:
-                    meta["gray"] += 1
+                if isinstance(picture, UserError):
+                    bad.append(str(picture))
+                elif loading.min_colorfulness and colorfulness(picture[..., :3]) < loading.min_colorfulness:
+                    gray += 1
                 else:
                     file.write(np.ascontiguousarray(picture).data)
-                    meta["stems"].append(item.stem)
-                    meta["labels"].append(item.label)
-                    meta["index"].append([offset, *picture.shape[:2]])
+                    kept.append((item, [offset, *picture.shape[:2]]))
                     offset += picture.size
         if not offset:
-            first = f"the first: {meta['bad'][0]}" if meta["bad"] else "all are below min_colorfulness"
+            first = f"the first: {bad[0]}" if bad else "all are below min_colorfulness"
             raise UserError(f"none of the {len(items)} {label} images can be used; {first}")
+        meta = {
+            "stems": [item.stem for item, _ in kept],
+            "labels": [item.label for item, _ in kept],
+            "index": [place for _, place in kept],
+            "bad": bad,
+            "gray": gray,
+        }
         (partial / "meta.json").write_text(json.dumps(meta))
-        if not folder.is_dir():
+        if not folder.is_dir():  # another process may have been faster
             os.replace(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -271,24 +289,24 @@ def _fill_cache(folder: Path, items: Sequence[Item], loading: Loading, label: st
 
 def _decode_all(
     items: Sequence[Item], loading: Loading, label: str
-) -> Iterator[tuple[Item, Array | ValueError]]:
-    """Yield every item with its pixels, or with what is wrong with it, decoded in parallel and in order."""
+) -> Iterator[tuple[Item, Array | UserError]]:
+    """Yield each item with its pixels, or with what is wrong with its file; decoded in parallel, in order."""
 
-    def attempt(item: Item) -> Array | ValueError:
+    def attempt(item: Item) -> Array | UserError:
         try:
             return decode(item, loading)
-        except ValueError as error:
+        except UserError as error:
             return error
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        starts = range(0, len(items), 64)  # a chunk at a time, which bounds what waits in memory
-        for start in tqdm(starts, f"decoding {label}", unit="x64", leave=False, disable=None):
-            chunk = items[start : start + 64]
+        starts = range(0, len(items), CHUNK)
+        for start in tqdm(starts, f"decoding {label}", unit=f"x{CHUNK}", leave=False, disable=None):
+            chunk = items[start : start + CHUNK]
             yield from zip(chunk, pool.map(attempt, chunk), strict=True)
 
 
 def mean_ab(images: ImageSet, size: int, limit: int = 2048) -> tuple[float, float]:
-    """Return the mean a and b, in Lab units, of at most `limit` evenly chosen pictures' centres."""
+    """Return the mean a and b, in Lab units, of the centres of at most `limit` evenly spaced images."""
     ids = evenly_spaced(len(images), limit)
     sums = torch.zeros(2, dtype=torch.float64)
     for start in range(0, len(ids), 16):

@@ -1,17 +1,16 @@
-"""Which pictures a data set holds: their names, splits, pairs and labels.
+"""The images of a data set: their names, splits, pairs and labels.
 
-A data set is a folder of pictures (any depth), of pictures side by side (colour and sketch, --pair), or of
-two folders `targets/` and `inputs/` (or `color/` and `sketch/`) matched by stem; or an archive that holds
-the same; or a torchvision data set by name; or `demo`, the embedded scenes. Where it has `train/` and `val/`
-or `test/`, they are the split; else a share is held out by a hash of the name, so that adding files moves
-none from one side to the other. The first folder below that is a picture's label.
+A data set is a folder of images (any depth), of pairs side by side in one image (colour and sketch, --pair),
+or of two folders `targets/` and `inputs/` (or `color/` and `sketch/`) matched by stem; or an archive with the
+same inside; or a torchvision data set by name; or `demo`, the embedded scenes. Folders `train/` and `val/` or
+`test/` are used as the splits. Without them a share is held out by a hash of the name, so that new files do
+not move old ones to the other split. The first folder below the split is the label.
 """
 
 import hashlib
 import math
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,48 +22,43 @@ from dataset.sources import Blob, Entry, find_named, open_archive, open_named
 from imaging.files import find_images, read_image
 from imaging.pixels import Array
 
-SALT = 42  # of the hash that holds pictures out
+SALT = 42  # of the hash that decides which images are held out
 PAIR_FOLDERS = (("targets", "inputs"), ("color", "sketch"))  # (colour, sketch)
 
-Picture = Path | int | Blob | Entry  # file, index of a demo scene, or a place in an archive or data set
-Tree = dict[str, Picture]  # name, with folders -> picture, in order
+Picture = Path | int | Blob | Entry  # file, number of a demo scene, image in an archive or data set
+Tree = dict[str, Picture]  # name with folders -> image, in order
 
 
 @dataclass(frozen=True)
 class Item:
-    """One picture of a data set: where its colour comes from, and its sketch where that has a file."""
+    """One image of a data set."""
 
     stem: str  # flat name without ending, unique
-    target: Picture
-    source: Picture | None = None
+    target: Picture  # in colour; or both halves of a pair side by side
+    source: Picture | None = None  # the sketch, where it is a file of its own
     label: str = ""  # name of its class, empty where there are none
-    name: str = ""  # within the data set; decides on which side of a split it falls
+    name: str = ""  # within the split; decides whether it is held out
 
 
 def read_picture(picture: Path | Blob | Entry) -> Array:
-    """Return a picture as sRGB (H, W, 3) uint8. Raises UserError naming it where it cannot be read."""
+    """Return an image as sRGB (H, W, 3) uint8. Raises UserError, which names it, where it cannot be read."""
     return read_image(picture) if isinstance(picture, Path) else picture.read()
 
 
 def list_items(data: str, recipe: AnyRecipe, cache: Path) -> dict[str, list[Item]]:
-    """Return the items of the splits train, val and test (val again, where the data has no test pictures).
+    """Return the items of the splits train, val and test; without test images, test is val.
 
     Args:
-        data: folder, .tar or .npz file, demo, or a torchvision data set.
-        recipe: fields val_fraction and limit of config.Recipe. The seed has no say, so that runs of other
-            seeds, and classifiers, hold out the same pictures.
-        cache: where a data set by name is downloaded to.
+        data: folder, .tar or .npz file, demo, or name of a torchvision data set.
+        recipe: uses val_fraction and limit, but not seed: runs with other seeds, and classifiers, hold out
+            the same images.
+        cache: folder to which a data set by name is downloaded.
 
     Raises:
         UserError: no such data, no image, pairs without partners, or too few images to split.
     """
     tree = open_tree(data, cache)
-    parts = {
-        split: {
-            name.split("/", 1)[1]: picture for name, picture in tree.items() if name.startswith(f"{split}/")
-        }
-        for split in ("train", "val", "test")
-    }
+    parts = {split: _below(tree, split) for split in ("train", "val", "test")}
     if not parts["train"] or not (parts["val"] or parts["test"]):
         parts = {"train": parts["train"] if len(parts["train"]) == len(tree) else tree}
     where = {split: f"{data}/{split}" if len(parts) > 1 else data for split in parts}
@@ -75,8 +69,13 @@ def list_items(data: str, recipe: AnyRecipe, cache: Path) -> dict[str, list[Item
     return {"test": splits["val"], **splits}
 
 
+def _below(tree: Tree, folder: str) -> Tree:
+    """Return the images of a folder by their names in it."""
+    return {name[len(folder) + 1 :]: image for name, image in tree.items() if name.startswith(f"{folder}/")}
+
+
 def open_tree(data: str, cache: Path) -> Tree:
-    """Return every picture of a data set by name. Raises UserError where there is none."""
+    """Return all images of a data set by their names. Raises UserError where there are none."""
     root = Path(data)
     if data == DEMO:
         return {f"scene_{i:04d}": i for i in range(scenes.SCENES)}
@@ -99,7 +98,7 @@ def share(item: Item, salt: object) -> float:
 
 
 def hold_out(items: list[Item], val_fraction: float, seed: int) -> tuple[list[Item], list[Item]]:
-    """Return train and val: held out is whose share falls below the fraction; the lowest where none does."""
+    """Return train and val. Val gets the items whose share is below val_fraction, but at least one."""
     if len(items) < 2:
         raise UserError(f"{len(items)} image is too few: one is needed to train and one to validate")
     shares = [share(item, seed) for item in items]
@@ -112,7 +111,7 @@ def hold_out(items: list[Item], val_fraction: float, seed: int) -> tuple[list[It
 
 
 def pick(items: list[Item], limit: int, seed: int) -> list[Item]:
-    """Return at most `limit` items, chosen by their share and so from all over; 0 = all."""
+    """Return at most `limit` items, chosen by a hash of their names, in order; 0 = all."""
     if not limit or len(items) <= limit:
         return items
     chosen = {item.stem for item in sorted(items, key=lambda item: share(item, f"limit/{seed}"))[:limit]}
@@ -120,77 +119,68 @@ def pick(items: list[Item], limit: int, seed: int) -> list[Item]:
 
 
 def find_items(tree: Tree, where: str) -> list[Item]:
-    """Return one split's items: pairs by stem where it has a folder for each half, else single pictures.
+    """Return the items of a split: pairs by stem if it has two such folders, else single images.
 
     Raises:
-        UserError: pictures without a partner.
+        UserError: images without a partner.
     """
     for colour, sketch in PAIR_FOLDERS:
-        halves = [
-            {name[len(half) + 1 :]: picture for name, picture in tree.items() if name.startswith(f"{half}/")}
-            for half in (colour, sketch)
-        ]
+        halves = _below(tree, colour), _below(tree, sketch)
         if all(halves):
             return _match_stems(*halves, where)
-    stems = unique_stems(list(tree))
     return [
         Item(stem, picture, None, name.split("/", 1)[0] if "/" in name else "", name)
-        for stem, (name, picture) in zip(stems, tree.items(), strict=True)
+        for stem, (name, picture) in zip(unique_stems([*tree]), tree.items(), strict=True)
     ]
 
 
 def _match_stems(colour: Tree, sketch: Tree, where: str) -> list[Item]:
-    partners = dict(zip(unique_stems(list(sketch)), sketch.values(), strict=True))
-    stems = unique_stems(list(colour))
-    alone = sorted(set(stems) ^ set(partners))
+    names = dict(zip(unique_stems([*colour]), colour, strict=True))
+    partners = dict(zip(unique_stems([*sketch]), sketch, strict=True))
+    alone = sorted(names.keys() ^ partners.keys())
     if alone:
         raise UserError(f"{len(alone)} pictures in {where} have no partner of their name, first {alone[0]}")
-    return [
-        Item(stem, picture, partners[stem], "", name)
-        for stem, (name, picture) in zip(stems, colour.items(), strict=True)
-    ]
+    return [Item(stem, colour[name], sketch[partners[stem]], "", name) for stem, name in names.items()]
 
 
 def unique_stems(names: list[str]) -> list[str]:
-    """Return a flat name per file: its path without ending; with it, or a hash, where two are the same."""
+    """Return a flat name per file: its path without ending; with ending, then with a hash, if not unique."""
     flat = [name.replace("/", "__") for name in names]
-    choices = (
-        [str(Path(stem).with_suffix("")) for stem in flat],
-        ["_".join(stem.rsplit(".", 1)) for stem in flat],
-        [
-            f"{stem}_{hashlib.sha256(name.encode()).hexdigest()[:8]}"
-            for stem, name in zip(flat, names, strict=True)
-        ],
-    )
-    stems = choices[0]
-    for choice in choices[1:]:
+    stems = [str(Path(name).with_suffix("")) for name in flat]
+    with_ending = ["_".join(name.rsplit(".", 1)) for name in flat]
+    hashes = [hashlib.sha256(name.encode()).hexdigest()[:8] for name in names]
+    with_hash = [f"{name}_{digest}" for name, digest in zip(flat, hashes, strict=True)]
+    for others in (with_ending, with_hash):
         count = Counter(stems)
-        stems = [stem if count[stem] == 1 else other for stem, other in zip(stems, choice, strict=True)]
+        stems = [stem if count[stem] == 1 else other for stem, other in zip(stems, others, strict=True)]
     return stems
 
 
 def find_pair(items: Sequence[Item]) -> str:
-    """Tell whether pictures are pairs side by side: "AB" (colour left), "BA" (colour right) or "none".
+    """Return whether images are pairs side by side: "AB" (colour left), "BA" (colour right) or "none".
 
-    The first eight vote: AB or BA if about twice as wide as tall with one half alone gray; else none.
+    Looks at the first eight. A pair is about twice as wide as tall, and exactly one of its halves is gray.
 
     Raises:
         UserError: they disagree.
     """
-    votes: Counter[str] = Counter()
+    found: Counter[str] = Counter()
     for item in items[:8]:
         if isinstance(item.target, int) or item.source is not None:
             return "none"
-        with suppress(ValueError):  # an unreadable file has no vote
-            votes.update(_vote(read_picture(item.target)))
-    if len(votes) > 1:
-        counts = ", ".join(f"{number} {kind}" for kind, number in votes.most_common())
+        try:
+            image = read_picture(item.target)
+        except UserError:  # load_images will list it
+            continue
+        found.update(_pair_kind(image))
+    if len(found) > 1:
+        counts = ", ".join(f"{number} {kind}" for kind, number in found.most_common())
         raise UserError(f"pairs or pictures? the first images look like {counts}; say --pair AB, BA or none")
-    return next(iter(votes), "none")
+    return next(iter(found), "none")
 
 
-def _vote(image: Array) -> list[str]:
-    """Return [AB], [BA] or [none] for one picture, [] for one without any colour."""
+def _pair_kind(image: Array) -> list[str]:
+    """Return [AB], [BA] or [none] for one image; [] for one without colour, which says nothing."""
     height, width = image.shape[:2]
     if not 1.8 <= width / height <= 2.2:
         return ["none"]

@@ -1,10 +1,10 @@
-"""Where pictures come from besides plain files: .tar and .npz archives read in place, torchvision by name.
+"""Images in .tar and .npz archives, read in place, and torchvision's data sets by name.
 
-Every source becomes a tree, {"train/dog/0001.jpg": picture}, as a folder does; folders.py makes splits, pairs
-and labels of the names.
+Every source becomes a dictionary like {"train/dog/0001.jpg": image}, as a folder does. folders.py derives
+splits, pairs and labels from the names.
 
-The packed .npz form holds `data` (uint8, all JPEG or PNG files back to back), `offsets` (N + 1, where each
-begins) and, if there are any, `labels` (N), `classes` (names) and `is_test` (N, bool):
+A packed .npz holds `data` (uint8, all JPEG or PNG files one after the other), `offsets` (N + 1, where each
+file begins) and optionally `labels` (N), `classes` (names) and `is_test` (N, bool):
 
     np.savez("set.npz", data=np.frombuffer(b"".join(files), "u1"), offsets=np.cumsum([0, *map(len, files)]))
 """
@@ -28,22 +28,18 @@ from config import UserError
 from imaging.files import EXTENSIONS, read_image, to_array
 from imaging.pixels import Array
 
-# Our split -> what torchvision's data sets may call it, the first that they know.
-SPLITS = {
-    "train": ("train", "train-standard", "trainval"),
-    "val": ("val", "valid", "validation"),
-    "test": ("test",),
-}
-# what a damaged archive makes of tarfile, zipfile and numpy
+# our split -> its names in torchvision's data sets; the first that a data set knows is used
+TRAIN, VAL = ("train", "train-standard", "trainval"), ("val", "valid", "validation")
+SPLITS = {"train": TRAIN, "val": VAL, "test": ("test",)}
+# what numpy and zipfile raise on a damaged .npz
 UNREADABLE = (
-    tarfile.TarError, zipfile.BadZipFile, zlib.error, KeyError, IndexError, TypeError, ValueError, OSError,
-    EOFError, NotImplementedError,
+    zipfile.BadZipFile, zlib.error, LookupError, TypeError, ValueError, OSError, EOFError, RuntimeError,
 )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Blob:
-    """An encoded picture inside an archive that is mapped into memory."""
+    """An encoded image inside an archive that is mapped into memory."""
 
     archive: Path
     name: str
@@ -55,13 +51,13 @@ class Blob:
         return f"{self.archive}:{self.name}"
 
     def read(self) -> Array:
-        """Return the picture as sRGB (H, W, 3) uint8. Raises UserError where it cannot be decoded."""
+        """Return the image as sRGB (H, W, 3) uint8. Raises UserError where it cannot be decoded."""
         return read_image(Path(str(self)), self.data[self.start : self.stop].tobytes())
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A picture of a torchvision data set."""
+    """An image of a torchvision data set."""
 
     name: str
     index: int
@@ -71,25 +67,30 @@ class Entry:
         return f"{self.name}[{self.index}]"
 
     def read(self) -> Array:
-        """Return the picture as sRGB (H, W, 3) uint8. Raises UserError where it is none."""
+        """Return the image as sRGB (H, W, 3) uint8. Raises UserError where it is none."""
         try:
-            return to_array(self.dataset[self.index][0])
-        except (AttributeError, TypeError, OSError, ValueError, Image.DecompressionBombError) as error:
-            raise UserError(f"{self}: not a picture that can be read ({error})") from None
+            image = self.dataset[self.index][0]
+        except MemoryError:
+            raise
+        except Exception as error:  # torchvision's own code: what it raises on a damaged file varies
+            raise UserError(f"{self}: not an image that can be read ({error})") from None
+        if not isinstance(image, Image.Image):
+            raise UserError(f"{self}: not an image that can be read ({type(image).__name__})")
+        return to_array(image)
 
 
 def open_archive(path: Path) -> dict[str, Blob]:
-    """Return the pictures of a .tar or .npz file by name.
+    """Return the images of a .tar or .npz file by name.
 
     Raises:
-        UserError: another kind of file, damaged, or without pictures.
+        UserError: another kind of file, damaged, or without images.
     """
     openers = {".tar": _open_tar, ".npz": _open_npz}
     if path.suffix.lower() not in openers:
         raise UserError(f"{path} is neither a folder nor a .tar or .npz file; unpack it and name its folder")
     try:
         found = openers[path.suffix.lower()](path)
-    except UNREADABLE as error:
+    except UserError as error:
         hint = "unpack it, or pack it anew"
         raise UserError(f"{path} cannot be read as {path.suffix} ({error}); {hint}") from None
     if not found:
@@ -98,13 +99,16 @@ def open_archive(path: Path) -> dict[str, Blob]:
 
 
 def _open_tar(path: Path) -> dict[str, Blob]:
-    """Index an uncompressed tar; a folder that holds everything is left out of the names."""
-    with tarfile.open(path, "r:") as archive:
-        members = [(member.name.removeprefix("./"), member) for member in archive if member.isfile()]
-        end = archive.offset
+    """Index an uncompressed tar. A single folder at the top that is no split is left out of the names."""
+    try:
+        with tarfile.open(path, "r:") as archive:
+            members = [(member.name.removeprefix("./"), member) for member in archive if member.isfile()]
+            end = archive.offset
+    except (tarfile.TarError, EOFError, OSError, ValueError) as error:
+        raise UserError(str(error)) from None
     data = np.memmap(path, np.uint8, mode="r")
-    rest = data[end : end + 512]  # zeros, or nothing where the closing blocks were left out
-    if 0 < len(rest) < 512 or rest.any():  # tarfile takes a broken header for the end
+    rest = data[end : end + 512]  # zeros, or nothing where the closing blocks are missing
+    if 0 < len(rest) < 512 or rest.any():  # tarfile takes a damaged header for the end
         raise UserError("it is cut short or damaged behind its last whole file")
     shown = [
         (name, member)
@@ -120,38 +124,50 @@ def _open_tar(path: Path) -> dict[str, Blob]:
 
 
 def _open_npz(path: Path) -> dict[str, Blob]:
-    packed = np.load(path)
-    _require(isinstance(packed, np.lib.npyio.NpzFile), "it holds one array, not several by name")
-    with packed:
-        arrays = {name: packed[name] for name in packed.files}
+    arrays = _read_npz(path)
+    for name in ("data", "offsets"):
+        _require(name in arrays, f"it has no array {name!r}")
     data, offsets = arrays["data"], arrays["offsets"]
     _require(data.dtype == np.uint8 and data.ndim == 1, "data is not a flat array of bytes")
     listed = offsets.dtype.kind in "iu" and offsets.ndim == 1 and len(offsets) > 0
-    _require(listed, "offsets are no list of numbers")
+    _require(listed, "offsets are not a list of whole numbers")
     spans = offsets.astype(np.int64)
     rising = bool((np.diff(spans) >= 0).all())
     _require(rising and 0 <= spans[0] and spans[-1] <= len(data), "offsets do not lie within data")
     count = len(spans) - 1
     for name in ("labels", "is_test"):
-        _require(name not in arrays or arrays[name].shape == (count,), f"{name} are not one per picture")
-    kinds = _class_names(arrays, count)
+        _require(name not in arrays or arrays[name].shape == (count,), f"{name} are not one per image")
+    classes = _class_names(arrays, count)
     found = {}
     for i in range(count):
         split = ("test/" if arrays["is_test"][i] else "train/") if "is_test" in arrays else ""
-        name = f"{split}{kinds[i] and kinds[i] + '/'}{i:06d}.jpg"
+        name = f"{split}{classes[i] and classes[i] + '/'}{i:06d}.jpg"
         found[name] = Blob(path, name, int(spans[i]), int(spans[i + 1]), data)
     return found
 
 
+def _read_npz(path: Path) -> dict[str, NDArray[Any]]:
+    try:
+        packed = np.load(path)
+        if isinstance(packed, np.lib.npyio.NpzFile):
+            with packed:
+                return {name: packed[name] for name in packed.files}
+    except UNREADABLE as error:
+        raise UserError(str(error)) from None
+    raise UserError("it holds one array, not several by name")
+
+
 def _class_names(arrays: dict[str, NDArray[Any]], count: int) -> list[str]:
-    """Return each picture's class, empty where there are none."""
+    """Return the class of each image, empty where there are none."""
     if "labels" not in arrays:
         return [""] * count
     labels, classes = arrays["labels"], arrays.get("classes")
     if classes is None:
         return [_folder_name(label) for label in labels]
-    within = labels.dtype.kind in "iu" and bool(((labels >= 0) & (labels < len(classes))).all())
-    _require(within, "labels are not places in classes")
+    within = classes.ndim == 1 and labels.dtype.kind in "iu"
+    _require(
+        within and bool(((labels >= 0) & (labels < len(classes))).all()), "labels are not indices of classes"
+    )
     return [_folder_name(classes[label]) for label in labels]
 
 
@@ -161,43 +177,41 @@ def _require(ok: bool, reason: str) -> None:
 
 
 def _folder_name(label: Any) -> str:
-    """Return a class's name without slashes; some data sets give several names, of which the first counts."""
+    """Return the name of a class without slashes; of several names, which some data sets give, the first."""
     first = label[0] if isinstance(label, tuple) else label
     return str(first).strip("/").replace("/", "-")
 
 
 def find_named(name: str) -> str | None:
-    """Return torchvision's own spelling of a data set's name, None where it has no such set."""
-    import torchvision  # a second, which folders and archives save
+    """Return torchvision's spelling of a data set's name, None where it has no such data set."""
+    import torchvision  # takes a second, and only data sets by name need it
 
     plain = {re.sub("[-_]", "", known.lower()): known for known in torchvision.datasets.__all__}
     for known in ("datasetfolder", "imagefolder", "visiondataset", "wrapdatasetfortransformsv2"):
-        plain.pop(known, None)  # what data sets are made of
+        plain.pop(known, None)  # base classes
     return plain.get(re.sub("[-_]", "", name.lower()))
 
 
 def open_named(name: str, folder: Path) -> dict[str, Entry]:
-    """Return the pictures of one of torchvision's data sets by name; downloads it into `folder` if need be.
+    """Return the images of a torchvision data set by name; it is downloaded into `folder` if need be.
 
     Raises:
         UserError: it needs more than a name, or it is not there and cannot be downloaded.
     """
+    import torchvision
+
     known = str(find_named(name))
-    try:
-        splits = _open_splits(known, folder)
-        tree = {}
-        for prefix, dataset in splits.items():
-            for i, label in enumerate(_labels(dataset)):
-                tree[f"{prefix}{label and label + '/'}{i:06d}"] = Entry(f"{known}/{prefix}", i, dataset)
-    except (ImportError, NotImplementedError) as error:
-        reason = f"torchvision cannot open {known} here ({error})"
-        raise UserError(f"{reason}; unpack it and name its folder") from None
-    return tree
+    splits = _open_splits(known, getattr(torchvision.datasets, known), folder)
+    return {
+        f"{prefix}{label and label + '/'}{i:06d}": Entry(f"{known}/{prefix}", i, dataset)
+        for prefix, dataset in splits.items()
+        for i, label in enumerate(_labels(dataset))
+    }
 
 
-def _open_splits(known: str, folder: Path) -> dict[str, Any]:
-    """Return "train/", "val/" and "test/" as far as there are any; one split without a name if not."""
-    parameters = inspect.signature(_constructor(known)).parameters
+def _open_splits(known: str, build: Callable[..., Any], folder: Path) -> dict[str, Any]:
+    """Return the data sets of "train/", "val/" and "test/"; of "" where it has no splits."""
+    parameters = inspect.signature(build).parameters
     required = {key for key, value in parameters.items() if value.default is value.empty} - {"root", "kwargs"}
     if required:
         raise UserError(f"{known} needs {' '.join(sorted(required))}; unpack it and name its folder")
@@ -208,38 +222,32 @@ def _open_splits(known: str, folder: Path) -> dict[str, Any]:
         options["size"] = "320px"  # a fifth of the download
     if "train" in parameters:
         sides = {"train/": True, "test/": False}
-        return {name: _build(known, {**options, "train": side}) for name, side in sides.items()}
+        return {name: _build(known, build, {**options, "train": side}) for name, side in sides.items()}
     if "split" not in parameters:
-        return {"": _build(known, options)}
+        return {"": _build(known, build, options)}
     splits = {}
     for ours, names in SPLITS.items():
-        tried = (_build(known, {**options, "split": theirs}) for theirs in names)
+        tried = (_build(known, build, {**options, "split": theirs}) for theirs in names)
         splits[f"{ours}/"] = next((dataset for dataset in tried if dataset is not None), None)
     if splits["train/"] is None:
         raise UserError(f"{known} has no split for training; unpack it and name its folder")
     return {name: dataset for name, dataset in splits.items() if dataset is not None}
 
 
-def _constructor(known: str) -> Callable[..., Any]:
-    import torchvision
-
-    return getattr(torchvision.datasets, known)
-
-
-def _build(known: str, options: dict[str, Any]) -> Any:
-    """Return a data set, from disk or downloaded; None where it has no such split."""
-    build = _constructor(known)
+def _build(known: str, build: Callable[..., Any], options: dict[str, Any]) -> Any:
+    """Return a data set, downloaded if need be; None where it has no such split."""
     loads = "download" in inspect.signature(build).parameters
-    # a download leaves alone what is there
-    choices: list[dict[str, bool]] = [{"download": True}, {"download": False}] if loads else [{}]
     reasons: list[Exception] = []
-    for choice in choices:
+    for choice in (
+        [{"download": True}, {"download": False}] if loads else [{}]
+    ):  # a download keeps what is there
         try:
             return build(**options, **choice)
-        except NotImplementedError:
-            raise
+        except (ImportError, NotImplementedError) as error:
+            reason = f"torchvision cannot open {known} here ({error})"
+            raise UserError(f"{reason}; unpack it and name its folder") from None
         except (ValueError, RuntimeError, OSError) as error:
-            if "Unknown value" in str(error):  # torchvision's words for a split that it does not have
+            if "Unknown value" in str(error):  # torchvision's message for a split that it does not have
                 return None
             reasons.append(error)
     found = "could not be downloaded" if loads else "is never downloaded"
@@ -250,7 +258,7 @@ def _build(known: str, options: dict[str, Any]) -> Any:
 
 
 def _labels(dataset: Any) -> list[str]:
-    """Return each picture's class name, empty where the data set does not list them."""
+    """Return the class name of each image, empty where the data set does not list them."""
     values = next(
         (getattr(dataset, key) for key in ("targets", "labels", "_labels") if hasattr(dataset, key)), None
     )
@@ -258,7 +266,7 @@ def _labels(dataset: Any) -> list[str]:
         values = [label for _, label in dataset._samples]
     numbers = (int, np.integer, torch.Tensor)
     whole = [value for value in ([] if values is None else values) if isinstance(value, numbers)]
-    if len(whole) != len(dataset):  # none, or not what is in the picture: some list the paths of annotations
+    if len(whole) != len(dataset):  # no labels, or something else: some data sets list annotation files there
         return [""] * len(dataset)
     classes = getattr(dataset, "classes", None)
     return [_folder_name(classes[int(value)] if classes else int(value)) for value in whole]

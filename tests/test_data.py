@@ -14,7 +14,7 @@ from skimage.color import rgb2lab
 from torch import Tensor
 
 import data
-from config import Recipe
+from config import Recipe, UserError
 from data import (
     ImageSet,
     Loading,
@@ -33,6 +33,7 @@ from dataset.degradations import make_fixed_input
 from dataset.folders import Item, list_items, read_picture
 from imaging import color
 from imaging.pixels import Array, colorfulness, resize
+from runtime.run_folder import RunRecord
 
 CACHE = Path("cache")
 PHOTO = Loading(load_size=16, fit="crop", pair="none", sketch=False)
@@ -50,10 +51,14 @@ def write(name: str, image: Array) -> Item:
     return Item(path.stem, path)
 
 
-def fields(**changes: Any) -> dict[str, Any]:
-    """Return a recipe's fields, of pictures of 16 px."""
-    recipe = asdict(Recipe("x", size=32, depth=2))
-    return {**recipe, "size": 16, "load_size": 16, "val_fraction": 0.3, **changes}
+def recipe(**changes: Any) -> Recipe:
+    """Return a recipe of pictures of 16 px."""
+    output = "ab" if changes.get("input", "L") == "L" else "rgb"
+    return Recipe("x", **{"size": 16, "val_fraction": 0.3, "output": output, **changes})
+
+
+def record(made: Recipe, where: str, loading: Loading = PHOTO) -> RunRecord:
+    return RunRecord(made, where, asdict(loading), {}, (0.0, 0.0))
 
 
 def packed(items: list[Item]) -> list[Item]:
@@ -61,7 +66,7 @@ def packed(items: list[Item]) -> list[Item]:
     with tarfile.open("set.tar", "w") as tar:
         for item in items:
             tar.add(item.target, item.target.name)
-    splits = list_items("set.tar", fields(), CACHE)
+    splits = list_items("set.tar", recipe(), CACHE)
     return sorted(splits["train"] + splits["val"], key=lambda item: item.stem)
 
 
@@ -100,12 +105,8 @@ def same(first: list[Tensor], second: list[Tensor]) -> bool:
     ("height", "width", "fit", "shape"),
     [
         (40, 60, "crop", (16, 24)),
-        (60, 40, "crop", (24, 16)),
-        (8, 8, "crop", (16, 16)),
-        (20, 200, "crop", (16, 48)),  # cut to three times the short side
         (1, 1, "crop", (16, 16)),
-        (200, 17, "crop", (48, 16)),
-        (40, 60, "squash", (16, 16)),
+        (200, 17, "crop", (48, 16)),  # cut to three times the short side
         (1, 90, "squash", (16, 16)),
     ],
 )
@@ -142,7 +143,7 @@ def test_decode_splits_pairs(pair: str, sides: tuple[int, int]) -> None:
 @pytest.mark.parametrize("width", [1, 31])
 def test_decode_refuses_a_pair_of_odd_width(width: int) -> None:
     item = write("a.png", picture(16, width))
-    with pytest.raises(ValueError, match=rf"a.png: a pair needs an even width, .* is {width} px wide"):
+    with pytest.raises(UserError, match=rf"a.png: a pair .* {width} px wide"):
         decode(item, replace(PHOTO, pair="AB"))
 
 
@@ -251,11 +252,7 @@ def test_load_images_is_what_decode_returns(sketch: bool) -> None:
 def test_a_second_load_does_not_decode(monkeypatch: pytest.MonkeyPatch) -> None:
     items = write_set()
     first = load_images(items, PHOTO, CACHE, "train")
-
-    def fail(item: Item, loading: Loading) -> Array:
-        raise AssertionError("decoded again")
-
-    monkeypatch.setattr(data, "decode", fail)
+    monkeypatch.delattr(data, "decode")
     second = load_images(items, PHOTO, CACHE, "train")
     assert second.key == first.key
     assert np.array_equal(second.pixels, first.pixels)
@@ -292,7 +289,8 @@ def test_bad_files_are_skipped_and_reported() -> None:
     for _ in range(2):  # decoded, then cached
         images = load_images(items, PHOTO, CACHE, "train")
         assert images.stems == ["p0", "p2"]
-        assert images.bad == ["data/p1.png: not an image that can be read"]
+        (sentence,) = images.bad
+        assert "data/p1.png" in sentence
         assert np.array_equal(images.picture(1), decode(items[2], PHOTO))
 
 
@@ -300,8 +298,23 @@ def test_only_bad_files_are_an_error() -> None:
     items = write_set(2)
     for item in items:
         item.target.write_bytes(b"")
-    with pytest.raises(ValueError, match=r"none of the 2 train images can be used; the first: data/p0.png"):
+    with pytest.raises(UserError, match=r"none of the 2 train images .* data/p0.png"):
         load_images(items, PHOTO, CACHE, "train")
+    assert list(CACHE.iterdir()) == []
+
+
+@pytest.mark.parametrize("bug", [ValueError, TypeError, MemoryError])
+def test_a_mistake_of_ours_is_no_bad_file(bug: type[Exception], monkeypatch: pytest.MonkeyPatch) -> None:
+    items = write_set(3)
+
+    def fail(*_: Any) -> Array:
+        raise bug("not the file's fault")
+
+    monkeypatch.setattr(data, "fit_image", fail)
+    with pytest.raises(bug, match="not the file's fault") as caught:
+        load_images(items, PHOTO, CACHE, "train")
+    assert not isinstance(caught.value, UserError)
+    assert caught.traceback[-1].name == "fail"
     assert list(CACHE.iterdir()) == []
 
 
@@ -323,22 +336,23 @@ def test_an_interrupted_cache_leaves_nothing_behind(monkeypatch: pytest.MonkeyPa
 
 def test_open_split_loads_what_a_run_remembers() -> None:
     write_set(12)
-    recipe = fields(seed=7)
-    record = {"recipe": recipe, "data": "data", "loading": asdict(PHOTO)}
-    splits = list_items("data", recipe, CACHE)
+    made = recipe(seed=7)
+    run = record(made, "data")
+    splits = list_items("data", made, CACHE)
     for split in ("train", "val"):
-        images = data.open_split(record, None, split, CACHE)
+        images = data.open_split(run, None, split, CACHE)
         assert images.stems == [item.stem for item in splits[split]]
     Path("data").rename("moved")
-    assert data.open_split(record, "moved", "val", CACHE).stems == images.stems
+    assert data.open_split(run, "moved", "val", CACHE).stems == images.stems
+    with pytest.raises(UserError, match="other"):
+        data.open_split(replace(run, data="moved", loading={"other": 1}), None, "val", CACHE)
 
 
 def test_open_split_of_other_data_looks_at_it_anew() -> None:
     pair = np.concatenate([picture(16, 16), picture(16, 16, 1)[..., :1].repeat(3, 2)], 1)
     for i in range(4):
         write(f"p{i}.png", pair)
-    record = {"recipe": fields(input="sketch"), "data": "nowhere", "loading": asdict(PHOTO)}
-    images = data.open_split(record, "data", "val", CACHE)
+    images = data.open_split(record(recipe(input="sketch", limit=1), "nowhere"), "data", "val", CACHE)
     assert np.array_equal(images.picture(0), np.concatenate([pair[:, :16], pair[:, 16:]], 2))
 
 
@@ -390,8 +404,7 @@ def test_a_picture_at_the_limit_stays() -> None:
 
 def test_all_near_gray_is_one_sentence() -> None:
     items = [write(f"p{i}.png", faded(picture(16, 16, i), 0.0)) for i in range(3)]
-    message = r"^none of the 3 train images can be used; all are below min_colorfulness$"
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=r"none of the 3 train images .* min_colorfulness"):
         load_images(items, replace(PHOTO, min_colorfulness=10.0), CACHE, "train")
     assert list(CACHE.iterdir()) == []
 
@@ -407,7 +420,7 @@ def test_an_archive_is_decoded_as_its_folder_is() -> None:
     assert np.array_equal(ours.pixels, theirs.pixels)
 
 
-def test_fingerprint_sees_an_archives_time_and_size(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fingerprint_sees_an_archives_time_and_size() -> None:
     items = packed(write_set())
     keys = [fingerprint(items, PHOTO), fingerprint(items[1:], PHOTO)]
     stat = os.stat("set.tar")
@@ -418,82 +431,45 @@ def test_fingerprint_sees_an_archives_time_and_size(monkeypatch: pytest.MonkeyPa
     os.utime("set.tar", ns=(stat.st_atime_ns, stat.st_mtime_ns))
     keys.append(fingerprint(items, PHOTO))
     assert len(set(keys)) == len(keys)
-    looks, own = [], Path.stat
-    monkeypatch.setattr(Path, "stat", lambda path, **options: looks.append(path) or own(path, **options))
     assert fingerprint(items, PHOTO) == keys[-1]
-    assert looks.count(Path("set.tar")) == 1  # not once per picture
 
 
 @pytest.mark.parametrize(
-    ("recipe", "pair", "sketch"),
+    ("changes", "pair", "sketch"),
     [
-        ({"input": "gray", "output": "rgb"}, "AB", False),
-        ({"input": "sketch", "output": "rgb"}, "AB", True),
-        ({"input": "line", "output": "rgb"}, "AB", True),
-        ({"input": "gray+line", "output": "rgb"}, "AB", True),
+        ({"input": "gray"}, "AB", False),
+        ({"input": "gray+line"}, "AB", True),
         ({"input": "L"}, "none", False),  # photographs are no pairs, and nobody looks
         ({"input": "L", "pair": "BA"}, "BA", False),
-        ({"input": "line", "output": "rgb", "pair": "none"}, "none", True),
+        ({"input": "line", "pair": "none"}, "none", True),
     ],
 )
-def test_what_a_recipe_loads_of_pairs(recipe: dict[str, Any], pair: str, sketch: bool) -> None:
+def test_what_a_recipe_loads_of_pairs(changes: dict[str, Any], pair: str, sketch: bool) -> None:
     colour, drawing = picture(16, 16), picture(16, 16, 1)[..., :1].repeat(3, 2)
     items = [write(f"p{i}.png", np.concatenate([colour, drawing], 1)) for i in range(2)]
-    loading = find_loading(fields(**recipe, min_colorfulness=3.0), items)
+    loading = find_loading(recipe(**changes, min_colorfulness=3.0), items)
     assert loading == Loading(16, "crop", pair, sketch, 3.0)
     out = decode(items[0], loading)
     if pair == "AB":
         assert np.array_equal(out, np.concatenate([colour, drawing], 2) if sketch else colour)
-    if recipe["input"] == "line" and pair == "none":
+    if changes["input"] == "line":
         whole = torch.from_numpy(read_picture(items[0].target)).permute(2, 0, 1)[None]
         assert np.array_equal(out[..., 3:], color.line_art(whole)[0].permute(1, 2, 0).numpy())
 
 
 def test_pairs_that_are_not_there_are_one_sentence() -> None:
-    recipe = fields(input="sketch", output="rgb", pair="AB")
     for item in (Item("scene_0000", 0), Item("a", Path("a.png"), Path("b.png"))):
-        with pytest.raises(
-            ValueError, match=r"^--pair AB, but this data holds no pairs side by side; leave it out$"
-        ):
-            find_loading(recipe, [item])
+        with pytest.raises(UserError, match="--pair AB, but"):
+            find_loading(recipe(input="sketch", pair="AB"), [item])
 
 
-DAMAGED = {"grain_p": 0.7, "fading_p": 0.7, "scratches_p": 0.7}
-
-
-@pytest.mark.parametrize(
-    ("recipe", "channels"),
-    [
-        ({"input": "L", **DAMAGED}, 1),
-        ({"input": "gray", "output": "rgb", **DAMAGED}, 1),
-        ({"input": "gray+line", "output": "rgb"}, 3),
-        ({"input": "gray+line", "output": "rgb", **DAMAGED}, 1),
-    ],
-)
-def test_fixed_inputs_are_the_same_whatever_the_batch(recipe: dict[str, Any], channels: int) -> None:
-    images = in_memory(
-        [np.concatenate([picture(16, 20, 0), picture(16, 20, 1)], 2)] * 8
-    )  # eight times the same
-    recipe = fields(**recipe)
-    whole, target = images.gather_fixed(list(range(8)), recipe)
-    assert (whole.shape, whole.dtype) == ((8, channels, 16, 16), torch.uint8)
-    assert torch.equal(target, images.gather(list(range(8)), 16)[1])
-    torch.manual_seed(0)  # global state must not matter
-    for ids in ([3], [5, 1, 3], [7, 6, 5, 4, 3, 2, 1, 0]):
-        assert torch.equal(images.gather_fixed(ids, recipe)[0], whole[ids])
-    assert len({part.numpy().tobytes() for part in whole}) > 1  # each picture has its own
-    assert not torch.equal(images.gather_fixed(list(range(8)), {**recipe, "seed": 1})[0], whole)
-    assert torch.equal(make_fixed_input(*images.gather([2, 4], 16), recipe, [2, 4]), whole[[2, 4]])
-
-
-@pytest.mark.parametrize("kind", ["L", "gray", "sketch", "line"])
-def test_undamaged_fixed_inputs_are_the_sources(kind: str) -> None:
+def test_gather_fixed_is_the_centre_and_its_fixed_input() -> None:
     images = in_memory([np.concatenate([picture(16, 20, i), picture(16, 20, 9 - i)], 2) for i in range(3)])
-    recipe = fields(input=kind)
-    source, target = images.gather_fixed([2, 0], recipe)
-    expected = images.gather([2, 0], 16)
-    assert torch.equal(source, expected[0])
-    assert torch.equal(target, expected[1])
+    source, target = images.gather([2, 0], 16)
+    for made in (recipe(input="sketch"), recipe(input="gray+line", grain_p=1.0)):
+        given, truth = images.gather_fixed([2, 0], made)
+        assert torch.equal(given, make_fixed_input(source, target, made, [2, 0]))
+        assert torch.equal(truth, target)
 
 
 @pytest.mark.parametrize("count", [1, 21])
@@ -515,6 +491,13 @@ def test_mean_ab_takes_evenly_chosen_pictures_when_there_are_many() -> None:
 )
 def test_evenly_spaced_keeps_both_ends_and_rounds_down(count: int, most: int, expected: list[int]) -> None:
     assert evenly_spaced(count, most) == expected
+
+
+def test_fingerprint_of_scenes_changes_with_their_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    items = [Item("scene_0001", 1)]
+    key = fingerprint(items, PHOTO)
+    monkeypatch.setattr(scenes, "VERSION", scenes.VERSION + 1)
+    assert fingerprint(items, PHOTO) != key
 
 
 def test_the_key_does_not_depend_on_how_a_path_is_written() -> None:

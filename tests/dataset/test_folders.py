@@ -1,6 +1,5 @@
-"""folders.py: which pictures a data set holds, how they are split, labelled, limited and paired."""
+"""dataset/folders.py: which pictures a data set holds, how they are split, labelled, limited and paired."""
 
-import re
 from collections import Counter
 from hashlib import sha256
 from pathlib import Path
@@ -10,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from config import DEMO
+from config import DEMO, Recipe, UserError
 from dataset import scenes
 from dataset.folders import (
     Item,
@@ -41,7 +40,7 @@ def stems(items: list[Item]) -> list[str]:
 
 
 def listed(data: str = "data", **changes: Any) -> dict[str, list[Item]]:
-    return list_items(data, {"val_fraction": 0.3, "limit": 0, "seed": 42, **changes}, CACHE)
+    return list_items(data, Recipe("x", **{"val_fraction": 0.3, **changes}), CACHE)
 
 
 def everything() -> list[Item]:
@@ -104,30 +103,23 @@ def test_hash_split_always_holds_one_out() -> None:
     assert (len(splits["train"]), len(splits["val"])) == (4, 1)
 
 
-def test_hash_split_takes_time_in_proportion_to_the_images(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls, own = [], Item.__hash__
-    monkeypatch.setattr(Item, "__hash__", lambda item: calls.append(1) or own(item))
-    listed(DEMO)
-    assert len(calls) <= 4 * scenes.SCENES  # it was len(train) * len(val): minutes for 100,000 images
-
-
 @pytest.mark.parametrize(
     ("names", "val_fraction", "message"),
     [
-        (["a.png"], 0.1, "1 image is too few: one is needed to train and one to validate"),
-        (["a.png", "b.png"], 0.9999, "val_fraction 0.9999 leaves none of 2 images for training"),
+        (["a.png"], 0.1, "1 image is too few"),
+        (["a.png", "b.png"], 0.9999, "val_fraction 0.9999 leaves none of 2"),
         (["readme.txt"], 0.1, "no image in data"),
         (["train/a.png", "val/readme.txt"], 0.1, "1 image is too few"),
     ],
 )
 def test_list_items_errors(names: list[str], val_fraction: float, message: str) -> None:
     touch(*names)
-    with pytest.raises(ValueError, match="^" + re.escape(message)):
+    with pytest.raises(UserError, match=message):
         listed(val_fraction=val_fraction)
 
 
-def test_a_missing_folder_names_the_alternative() -> None:
-    with pytest.raises(ValueError, match=r"^no folder nowhere: --data takes an image folder, .* demo, "):
+def test_a_missing_folder_names_the_alternatives() -> None:
+    with pytest.raises(UserError, match=r"no folder nowhere.* demo"):
         listed("nowhere")
 
 
@@ -136,12 +128,6 @@ def test_labels_are_the_first_folders_below_the_split() -> None:
     splits = listed()
     labels = {item.stem: item.label for items in splits.values() for item in items}
     assert labels == {"cat__a": "cat", "dog__deep__b": "dog", "c": "", "dog__d": "dog", "cat__e": "cat"}
-
-
-def test_labels_without_a_split() -> None:
-    touch(*(f"{kind}/{name}" for kind in ("cat", "dog") for name in numbered(9)), "a.png")
-    for item in everything():
-        assert item.label == ("" if item.stem == "a" else item.stem[:3])
 
 
 def test_val_is_held_out_of_train_where_there_is_a_test_folder() -> None:
@@ -263,13 +249,7 @@ def test_paired_folders_match_by_stem(colour: str, sketch: str) -> None:
 @pytest.mark.parametrize("alone", ["targets/c.png", "inputs/c.png"])
 def test_paired_folders_name_a_missing_partner(alone: str) -> None:
     touch("targets/a.png", "targets/b.png", "inputs/a.png", "inputs/b.png", alone)
-    with pytest.raises(ValueError, match=r"^1 pictures in data\S* have no partner of their name, first c$"):
-        listed()
-
-
-def test_a_missing_partner_is_looked_for_where_the_pairs_are() -> None:
-    touch("targets/a.png", "targets/b.png", "inputs/a.png")
-    with pytest.raises(ValueError, match=r"^1 pictures in data have no partner of their name, first b$"):
+    with pytest.raises(UserError, match=r"^1 .* in data .* no partner .* c$"):
         listed()
 
 
@@ -296,7 +276,7 @@ def test_open_tree_of_each_kind() -> None:
 
 
 def test_a_picture_is_read_from_a_file_or_from_an_archive() -> None:
-    Image.fromarray(halves("cg", 0)).save("a.png")
+    Image.fromarray(halves("cg")).save("a.png")
     content = np.frombuffer(b"..." + Path("a.png").read_bytes(), np.uint8)
     blob = Blob(Path("set.tar"), "a.png", 3, len(content), content)
     assert np.array_equal(read_picture(Path("a.png")), read_picture(blob))
@@ -304,13 +284,20 @@ def test_a_picture_is_read_from_a_file_or_from_an_archive() -> None:
     assert find_items({"x/a.png": blob}, "set.tar") == [Item("x__a", blob, None, "x", "x/a.png")]
 
 
-def halves(kind: str, i: int, side: int = 40) -> np.ndarray:
+def halves(kind: str, side: int = 40) -> np.ndarray:
     """Return one picture: c(olour) or g(ray) halves, left to right."""
     parts = []
     for letter in kind:
         part = RNG.integers(0, 256, (side // 8, side // 8, 3), np.uint8).repeat(8, 0).repeat(8, 1)
         parts.append(part if letter == "c" else part[..., :1].repeat(3, 2))
     return np.concatenate(parts, 1)
+
+
+def written(kinds: list[str], ending: str = "png") -> list[Item]:
+    """Write pictures of these kinds; returns their items."""
+    for i, kind in enumerate(kinds):
+        Image.fromarray(halves(kind)).save(f"p{i}.{ending}")
+    return [Item(f"p{i}", Path(f"p{i}.{ending}")) for i in range(len(kinds))]
 
 
 @pytest.mark.parametrize("ending", ["png", "jpg"])
@@ -321,40 +308,29 @@ def halves(kind: str, i: int, side: int = 40) -> np.ndarray:
         (["gc"] * 4, "BA"),
         (["cc"] * 4, "none"),  # ordinary pictures, twice as wide as tall
         (["gg"] * 4, "none"),
-        (["cg", "gg", "cg"], "AB"),  # a page without colour has no vote
-        (["c"] * 3, "none"),
+        (["cg", "gg", "cg"], "AB"),  # a page without colour says nothing
         (["ccc"], "none"),
         ([], "none"),
     ],
 )
 def test_find_pair(kinds: list[str], pair: str, ending: str) -> None:
-    items = []
-    for i, kind in enumerate(kinds):
-        path = Path(f"p{i}.{ending}")
-        Image.fromarray(halves(kind, i)).save(path)
-        items.append(Item(path.stem, path))
-    assert find_pair(items) == pair
+    assert find_pair(written(kinds, ending)) == pair
 
 
 @pytest.mark.parametrize("kinds", [["cg", "cg", "gc"], ["cg", "cg", "cc"], ["cg", "c"]])
 def test_find_pair_asks_where_pictures_disagree(kinds: list[str]) -> None:
-    items = []
-    for i, kind in enumerate(kinds):
-        Image.fromarray(halves(kind, i)).save(f"p{i}.png")
-        items.append(Item(f"p{i}", Path(f"p{i}.png")))
-    with pytest.raises(ValueError, match=r"^pairs or pictures\? .* 1 .*; say --pair AB, BA or none$"):
-        find_pair(items)
+    with pytest.raises(UserError, match="say --pair AB, BA or none"):
+        find_pair(written(kinds))
 
 
 def test_find_pair_passes_over_unreadable_files() -> None:
     Path("bad.png").write_bytes(b"")
-    Image.fromarray(halves("cg", 0)).save("good.png")
-    bad, good = Item("bad", Path("bad.png")), Item("good", Path("good.png"))
-    assert find_pair([bad, good]) == "AB"
+    bad = Item("bad", Path("bad.png"))
+    assert find_pair([bad, *written(["cg"])]) == "AB"
     assert find_pair([bad]) == "none"
 
 
 def test_find_pair_leaves_demo_and_paired_folders_alone() -> None:
-    Image.fromarray(halves("cg", 0)).save("a.png")
+    (item,) = written(["cg"])
     assert find_pair([Item("scene_0000", 0)]) == "none"
-    assert find_pair([Item("a", Path("a.png"), Path("a.png"))]) == "none"
+    assert find_pair([Item("a", item.target, item.target)]) == "none"

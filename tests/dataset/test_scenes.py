@@ -1,4 +1,4 @@
-"""Tests of scenes.py: deterministic, aligned, varied, and lightness alone does not tell the colour."""
+"""dataset/scenes.py: the same images everywhere, aligned, varied; lightness does not give the colour."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -7,43 +7,62 @@ import pytest
 from PIL import Image
 from skimage.color import rgb2lab
 
+from dataset import scenes
 from dataset.scenes import SCENES, draw
+from imaging.pixels import Array
+
+COUNT = 40
+# scene: mean R, G, B of its left half and of its right half, and mean of its sketch, at 64 px
+PINNED = {
+    0: (187.8, 191.0, 165.5, 182.7, 191.6, 171.0, 218.7),
+    180: (135.2, 91.0, 58.0, 123.5, 98.2, 77.2, 214.1),
+    360: (50.8, 84.6, 82.6, 76.3, 103.3, 94.4, 228.5),
+    540: (151.6, 109.6, 57.9, 160.8, 116.1, 54.1, 221.9),
+    720: (45.0, 84.4, 76.1, 37.1, 75.1, 110.9, 230.8),
+}
 
 
 @pytest.fixture(scope="module")
-def pairs() -> list[tuple[np.ndarray, np.ndarray]]:
-    return [draw(index, 64) for index in range(60)]
+def pairs() -> list[tuple[Array, Array]]:
+    return [draw(index, 64) for index in range(COUNT)]
 
 
 @pytest.fixture(scope="module")
-def labs(pairs: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+def labs(pairs: list[tuple[Array, Array]]) -> np.ndarray:
     return np.stack([rgb2lab(colour) for colour, _ in pairs])
 
 
-@pytest.mark.parametrize("size", [1, 33, 64, 200])
+@pytest.mark.parametrize("size", [1, 33, 200])
 def test_shapes_and_types(size: int) -> None:
     for image in draw(SCENES - 1, size):
         assert image.shape == (size, size, 3)
         assert image.dtype == np.uint8
 
 
-def test_same_bytes_twice_and_in_threads(pairs: list[tuple[np.ndarray, np.ndarray]]) -> None:
+@pytest.mark.parametrize("index", PINNED)
+def test_scenes_are_those_of_this_version(index: int) -> None:
+    colour, sketch = draw(index, 64)
+    found = [*colour[:, :32].mean((0, 1)), *colour[:, 32:].mean((0, 1)), sketch.mean()]
+    assert found == pytest.approx(PINNED[index], abs=0.5)  # if they have changed on purpose, raise VERSION
+    assert scenes.VERSION == 1
+
+
+def test_same_bytes_twice_and_in_threads(pairs: list[tuple[Array, Array]]) -> None:
     with ThreadPoolExecutor(4) as pool:
-        again = list(pool.map(lambda index: draw(index, 64), range(16)))
+        again = list(pool.map(lambda index: draw(index, 64), range(8)))
     for first, second in zip(pairs, again, strict=False):
         assert all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
 
 
-@pytest.mark.parametrize("index", range(4))
-def test_same_composition_at_two_sizes(index: int) -> None:
-    small, large = draw(index, 128)[0], draw(index, 256)[0]
+def test_same_composition_at_two_sizes() -> None:
+    small, large = draw(1, 128)[0], draw(1, 256)[0]
     reduced = np.asarray(Image.fromarray(large).reduce(2), np.float32)
-    other = np.float32(draw(index + 100, 128)[0])
+    other = np.float32(draw(101, 128)[0])
     assert np.abs(reduced - small).mean() < 4
     assert np.abs(other - small).mean() > 16
 
 
-def test_sketch_is_gray_ink_on_white_paper(pairs: list[tuple[np.ndarray, np.ndarray]]) -> None:
+def test_sketch_is_gray_ink_on_white_paper(pairs: list[tuple[Array, Array]]) -> None:
     for _, sketch in pairs:
         assert np.array_equal(sketch[..., 0], sketch[..., 1])
         assert np.array_equal(sketch[..., 0], sketch[..., 2])
@@ -52,7 +71,7 @@ def test_sketch_is_gray_ink_on_white_paper(pairs: list[tuple[np.ndarray, np.ndar
     assert np.mean([(sketch > 200).mean() for _, sketch in pairs]) > 0.6
 
 
-def test_ink_lies_on_edges_of_the_colour(pairs: list[tuple[np.ndarray, np.ndarray]]) -> None:
+def test_ink_lies_on_edges_of_the_colour(pairs: list[tuple[Array, Array]]) -> None:
     on, off = [], []
     for colour, sketch in pairs:
         edges = sum(np.abs(part).sum(-1) for part in np.gradient(np.float32(colour), axis=(0, 1)))
@@ -62,9 +81,12 @@ def test_ink_lies_on_edges_of_the_colour(pairs: list[tuple[np.ndarray, np.ndarra
 
 
 def test_scenes_differ(labs: np.ndarray) -> None:
-    small = labs.reshape(60, 8, 8, 8, 8, 3).mean((2, 4)).reshape(60, -1)
-    apart = np.abs(small[:, None] - small[None]).mean(-1) + 100 * np.eye(60)
+    small = labs.reshape(COUNT, 8, 8, 8, 8, 3).mean((2, 4)).reshape(COUNT, -1)
+    apart = np.abs(small[:, None] - small[None]).mean(-1) + 100 * np.eye(COUNT)
     assert apart.min() > 3
+    lightness = labs[..., 0].mean((1, 2))
+    assert lightness.min() < 35  # by night
+    assert lightness.max() > 70
     assert (labs.mean((1, 2)).std(0) > (8, 4, 8)).all()
 
 
@@ -76,9 +98,3 @@ def test_colourful_and_lightness_does_not_tell_the_colour(labs: np.ndarray) -> N
         inside = (lightness >= low) & (lightness < low + 20)
         assert inside.mean() > 0.08
         assert ab[inside].std(0).min() > 10
-
-
-def test_all_hours_and_families_are_drawn() -> None:
-    lightness = [rgb2lab(draw(index, 16)[0])[..., 0].mean() for index in range(80)]
-    assert min(lightness) < 35
-    assert max(lightness) > 70

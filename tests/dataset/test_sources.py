@@ -1,9 +1,8 @@
-"""datasets.py: archives are read in place as their folder would be, torchvision's sets are found by name."""
+"""dataset/sources.py: archives are read in place like folders; torchvision's data sets are found by name."""
 
 import contextlib
 import gzip
 import io
-import re
 import socket
 import tarfile
 import urllib.error
@@ -19,13 +18,13 @@ import torch
 import torchvision
 from PIL import Image
 
-import config
+from config import Recipe, UserError
 from dataset import sources
 from dataset.folders import Item, list_items, open_tree, read_picture
 from dataset.sources import Blob, Entry, find_named, open_archive, open_named
 from imaging.pixels import Array
 
-RECIPE = {"val_fraction": 0.3, "limit": 0, "seed": 42}
+RECIPE = Recipe("x", val_fraction=0.3)
 CACHE = Path("cache")
 SPLIT = ["train/cat/a.png", "train/dog/a.jpg", "train/dog/b.PNG", "val/cat/c.png", "test/cat/d.webp"]
 FLAT = [f"{label}/{i}.png" for label in ("cat", "dog") for i in range(6)]
@@ -85,15 +84,13 @@ def facts(data: str) -> dict[str, list[tuple[str, str, str, list[int]]]]:
 
 
 def refusal(work: Callable[..., Any], *arguments: Any) -> str:
-    """Return the sentence of a ValueError that our own code raises: of any other, cli shows a traceback."""
-    with pytest.raises(ValueError) as caught:  # noqa: PT011 - what it says is the caller's to judge
+    """Return the sentence of the UserError that a call ends in."""
+    with pytest.raises(UserError) as caught:
         work(*arguments)
-    assert caught.traceback[-1].path.resolve().parent == config.ROOT
-    return " ".join(str(caught.value).split())
+    return str(caught.value)
 
 
-@pytest.mark.parametrize("top", ["", "set", "./set", "."])
-@pytest.mark.parametrize("names", [SPLIT, FLAT], ids=["splits", "flat"])
+@pytest.mark.parametrize(("names", "top"), [(SPLIT, ""), (SPLIT, "./set"), (FLAT, "."), (FLAT, "set")])
 def test_a_tar_is_its_folder(names: list[str], top: str) -> None:
     folder = write_folder(names)
     assert facts(str(pack(folder, top))) == facts(str(folder))
@@ -132,14 +129,9 @@ def test_hidden_files_and_what_is_no_picture_are_left_out() -> None:
     assert set(open_archive(pack(folder, "", "flat.tar"))) == set(shown)
 
 
-@pytest.mark.parametrize("split", ["train", "val", "test"])
-def test_a_split_that_holds_everything_is_not_cut(split: str) -> None:
-    folder = write_folder([f"{split}/dog/a.png", f"{split}/cat/b.png"])
-    assert set(open_archive(pack(folder, ""))) == {f"{split}/dog/a.png", f"{split}/cat/b.png"}
-
-
-def test_a_folder_beside_pictures_is_not_cut() -> None:
-    assert set(open_archive(pack(write_folder(["a.png", "sub/b.png"]), ""))) == {"a.png", "sub/b.png"}
+@pytest.mark.parametrize("names", [["val/dog/a.png", "val/cat/b.png"], ["a.png", "sub/b.png"]])
+def test_a_split_and_a_folder_beside_pictures_stay_in_the_names(names: list[str]) -> None:
+    assert set(open_archive(pack(write_folder(names), ""))) == set(names)
 
 
 def test_a_tar_is_not_unpacked() -> None:
@@ -157,7 +149,7 @@ def test_a_damaged_picture_in_a_tar_is_named() -> None:
     folder = write_folder(["dog/a.png", "cat/b.png"])
     (folder / "dog/a.png").write_bytes(encoded(0)[:60])
     found = open_archive(pack(folder, "set"))
-    assert refusal(found["dog/a.png"].read).startswith("set.tar:set/dog/a.png: damaged image (")
+    assert "set.tar:set/dog/a.png" in refusal(found["dog/a.png"].read)
     assert np.array_equal(found["cat/b.png"].read(), picture(1))
 
 
@@ -181,6 +173,8 @@ def damaged_tars() -> dict[str, bytes]:
         "cut in the first picture": whole[:530],
         "cut in the last picture": whole[: 5 * 512 + 20],
         "header changed": whole[:20] + b"x" + whole[21:],
+        "cut in a later header": whole[: 2 * 512 + 100],  # one whole picture of three
+        "no bytes": b"",
         "text": b"this is no archive",
         "compressed": gzip.compress(whole),
     }
@@ -189,39 +183,25 @@ def damaged_tars() -> dict[str, bytes]:
 @pytest.mark.parametrize("kind", damaged_tars())
 def test_a_damaged_tar_is_one_sentence(kind: str) -> None:
     Path("set.tar").write_bytes(damaged_tars()[kind])
-    message = r"set\.tar cannot be read as \.tar \(.+\); unpack it, or pack it anew"
-    assert re.fullmatch(message, refusal(open_archive, Path("set.tar")))
-
-
-def test_a_tar_of_no_bytes_is_one_sentence() -> None:
-    Path("set.tar").touch()
     assert "set.tar" in refusal(open_archive, Path("set.tar"))
 
 
-def test_a_tar_cut_in_a_later_header_is_not_taken_for_whole() -> None:
-    Path("set.tar").write_bytes(small_tar()[: 2 * 512 + 100])  # one whole picture of three
-    assert "set.tar" in refusal(open_archive, Path("set.tar"))
-
-
-@pytest.mark.parametrize("name", ["set.tar.gz", "set.tgz", "set.tar.xz", "set.zip", "photo.jpg", "set"])
+@pytest.mark.parametrize("name", ["set.tar.gz", "set.zip", "set"])
 def test_other_files_are_one_sentence(name: str) -> None:
     folder = write_folder(FLAT, "elsewhere")
     if name.endswith("zip"):
         with zipfile.ZipFile(name, "w") as packed:
             packed.write(folder / FLAT[0])
     else:
-        pack(folder, "set", name, "w:xz" if name.endswith("xz") else "w:gz")
-    message = f"{name} is neither a folder nor a .tar or .npz file; unpack it and name its folder"
-    assert refusal(list_items, name, RECIPE, CACHE) == message
+        pack(folder, "set", name, "w:gz")
+    assert refusal(list_items, name, RECIPE, CACHE).startswith(f"{name} is neither a folder nor a .tar")
 
 
 @pytest.mark.parametrize("names", [[], ["readme.txt", ".hidden.png"]], ids=["empty", "no picture"])
 def test_a_tar_without_pictures_is_one_sentence(names: list[str]) -> None:
     Path("set").mkdir()
     archive = pack(write_folder(names), "")
-    assert refusal(list_items, str(archive), RECIPE, CACHE).startswith(
-        "no image in set.tar: looked for .apng .avif "
-    )
+    assert "no image in set.tar" in refusal(list_items, str(archive), RECIPE, CACHE)
 
 
 def test_the_ending_may_be_in_capitals() -> None:
@@ -276,53 +256,43 @@ def test_npz_labels_and_split(
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("reason", "change"),
     [
-        {"offsets": np.array([0, 50, 40, 60, 70, 80, 90])},
-        {"offsets": np.array([0, 10**6])},
-        {"offsets": np.zeros(0, int)},
-        {"labels": np.zeros(5, int)},
-        {"labels": np.zeros(7, int)},
-        {"is_test": np.zeros(5, bool)},
-        {"data": np.zeros(10**5, np.uint16)},
+        ("offsets", {"offsets": np.array([0, 50, 40, 60, 70, 80, 90])}),
+        ("offsets", {"offsets": np.array([0, 10**6])}),
+        ("offsets", {"offsets": np.array([-50, 10, 20, 30, 40, 50, 60])}),
+        ("offsets", {"offsets": np.zeros(0, int)}),
+        ("offsets", {"offsets": np.array(0)}),
+        ("offsets", {"offsets": None}),
+        ("data", {"data": np.zeros(10**5, np.uint16)}),
+        ("data", {"data": None, "images": np.zeros(3)}),
+        ("no image", {"data": np.zeros(0, np.uint8), "offsets": np.zeros(1, int)}),
+        ("labels", {"labels": np.zeros(5, int)}),
+        ("labels", {"labels": np.arange(6), "classes": np.array(["cat", "dog"])}),
+        ("labels", {"labels": np.array(list("abcdef")), "classes": np.array(["cat", "dog"])}),
+        ("labels", {"labels": np.full(6, -1), "classes": np.array(["cat", "dog"])}),
+        ("labels", {"labels": np.zeros(6, int), "classes": np.array("cat")}),
+        ("allow_pickle", {"labels": np.array([1, None, 3, 4, 5, 6], object)}),
+        ("is_test", {"is_test": np.zeros(5, bool)}),
+        ("is_test", {"is_test": np.array(True)}),
     ],
-    ids=["falling", "beyond", "none", "labels few", "labels many", "is_test few", "16 bit"],
 )
-def test_npz_that_does_not_belong_together(change: dict[str, Any]) -> None:
+def test_arrays_that_do_not_fit_together_are_one_sentence(reason: str, change: dict[str, Any]) -> None:
     sentence = refusal(open_archive, pack_npz(**change))
-    reasons = ("data is not a flat array", "offsets ", "labels are not", "is_test are not")
-    assert sentence.startswith(tuple(f"set.npz cannot be read as .npz ({reason}" for reason in reasons))
-    assert sentence.endswith("; unpack it, or pack it anew")
+    assert "set.npz" in sentence
+    assert reason in sentence
 
 
-@pytest.mark.parametrize("missing", ["data", "offsets"])
-def test_npz_of_other_keys_names_the_one_it_lacks(missing: str) -> None:
-    archive = pack_npz(**{missing: None, "images": np.zeros(3)})
-    message = f"set.npz cannot be read as .npz ('{missing}'); unpack it, or pack it anew"
-    assert refusal(open_archive, archive) == message
-
-
-def damaged_npz(kind: str) -> Path:
+def test_a_damaged_npz_is_one_sentence() -> None:
     whole = pack_npz().read_bytes()
     middle = len(whole) // 2
-    content = {
-        "no bytes": b"",
-        "cut": whole[:middle],
-        "changed": whole[:middle] + bytes([whole[middle] ^ 255]) + whole[middle + 1 :],
-    }
-    Path("set.npz").write_bytes(content[kind])
-    return Path("set.npz")
-
-
-@pytest.mark.parametrize("kind", ["no bytes", "cut", "changed"])
-def test_a_damaged_npz_is_one_sentence(kind: str) -> None:
-    message = r"set\.npz cannot be read as \.npz \(.+\); unpack it, or pack it anew"
-    assert re.fullmatch(message, refusal(open_archive, damaged_npz(kind)))
-
-
-def test_an_npz_without_pictures_is_one_sentence() -> None:
-    archive = pack_npz(data=np.zeros(0, np.uint8), offsets=np.zeros(1, int))
-    assert refusal(open_archive, archive).startswith("no image in set.npz")
+    changed = whole[:middle] + bytes([whole[middle] ^ 255]) + whole[middle + 1 :]
+    for content in (b"", b"this is no archive", whole[:middle], changed):
+        Path("set.npz").write_bytes(content)
+        assert "set.npz cannot be read as .npz" in refusal(open_archive, Path("set.npz"))
+    np.save("one.npy", np.zeros(3))
+    Path("one.npy").rename("set.npz")
+    assert "one array" in refusal(open_archive, Path("set.npz"))
 
 
 def test_any_changed_byte_ends_in_a_sentence_or_in_pictures() -> None:
@@ -332,31 +302,8 @@ def test_any_changed_byte_ends_in_a_sentence_or_in_pictures() -> None:
     for place in range(60, len(content) // 2, 20):
         changed = content[:place] + bytes([content[place] ^ 255]) + content[place + 1 :]
         Path("set.npz").write_bytes(changed)
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(UserError):
             assert len(open_archive(Path("set.npz"))) == 6
-
-
-@pytest.mark.parametrize(
-    "write",
-    [
-        lambda path: path.write_bytes(b"this is no archive"),
-        lambda path: (np.save("one.npy", np.zeros(3)), Path("one.npy").rename(path)),
-        lambda path: pack_npz(labels=np.arange(6), classes=np.array(["cat", "dog"])),
-        lambda path: pack_npz(labels=np.array(list("abcdef")), classes=np.array(["cat", "dog"])),
-        lambda path: pack_npz(labels=np.full(6, -1), classes=np.array(["cat", "dog"])),
-        lambda path: pack_npz(labels=np.array([1, None, 3, 4, 5, 6], object)),
-        lambda path: pack_npz(offsets=np.array(0)),
-        lambda path: pack_npz(is_test=np.array(True)),
-        lambda path: pack_npz(offsets=np.array([-50, 10, 20, 30, 40, 50, 60])),
-    ],
-    ids=[
-        "text", "npy", "label beyond classes", "names and classes", "negative label", "objects",
-        "scalar offsets", "scalar is_test", "negative offset",
-    ],
-)  # fmt: skip
-def test_other_damage_of_an_npz_is_one_sentence(write: Callable[[Path], Any]) -> None:
-    write(Path("set.npz"))
-    assert "set.npz" in refusal(open_archive, Path("set.npz"))
 
 
 @pytest.mark.parametrize(
@@ -364,11 +311,9 @@ def test_other_damage_of_an_npz_is_one_sentence(write: Callable[[Path], Any]) ->
     [
         ("cifar10", "CIFAR10"),
         ("CIFAR-10", "CIFAR10"),
-        ("cifar_10", "CIFAR10"),
-        ("Cifar100", "CIFAR100"),
-        ("imagenette", "Imagenette"),
         ("imagenet", "ImageNet"),
-        ("oxford-iiit-pet", "OxfordIIITPet"),
+        ("oxford_iiit-pet", "OxfordIIITPet"),
+        ("imagefolder", None),
         ("cifar11", None),
         ("", None),
     ],
@@ -378,15 +323,11 @@ def test_find_named(name: str, known: str | None) -> None:
 
 
 def test_an_unknown_name_is_one_sentence() -> None:
-    assert refusal(list_items, "cifar11", RECIPE, CACHE) == (
-        "no folder cifar11: --data takes an image folder, a .tar or .npz file, demo, "
-        "or a torchvision data set such as cifar10"
-    )
+    assert "torchvision data set such as cifar10" in refusal(list_items, "cifar11", RECIPE, CACHE)
 
 
-@pytest.mark.parametrize("name", ["fakedata", "FakeData", "fake_data"])
-def test_fakedata_as_it_is(name: str) -> None:
-    splits = list_items(name, RECIPE, CACHE)
+def test_fakedata_as_it_is() -> None:
+    splits = list_items("fake_data", RECIPE, CACHE)
     items = sorted(splits["train"] + splits["val"], key=lambda item: item.stem)
     assert [item.stem for item in items] == [f"{i:06d}" for i in range(1000)]
     assert {item.label for item in items} == {""}
@@ -429,29 +370,21 @@ def test_a_damaged_picture_of_a_set_is_named() -> None:
     path = CACHE / "datasets/imagenette2-320/train/n01440764/1.jpeg"
     path.write_bytes(path.read_bytes()[:200])
     entry = list_items("imagenette", RECIPE, CACHE)["train"][1].target
-    assert refusal(read_picture, entry).startswith("Imagenette/train/[1]: not a picture that can be read (")
+    assert "Imagenette/train/[1]" in refusal(read_picture, entry)
 
 
 @pytest.mark.parametrize("name", ["cifar10", "imagenette", "stl10", "svhn", "places365", "flowers102"])
 def test_without_a_network_one_sentence_names_the_set(name: str) -> None:
-    known, reason = find_named(name), "<urlopen error no route to host>"
-    assert refusal(list_items, name, RECIPE, CACHE) == (
-        f"{known} is not in cache/datasets and could not be downloaded ({reason}); put there what "
-        f"torchvision.datasets.{known} keeps, or unpack it elsewhere and name its folder with --data"
-    )
+    sentence = refusal(list_items, name, RECIPE, CACHE)
+    for part in (f"{find_named(name)} is not in cache/datasets", "no route to host", "--data"):
+        assert part in sentence
 
 
 @pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("coco_captions", "CocoCaptions needs annFile; unpack it and name its folder"),
-        ("CocoDetection", "CocoDetection needs annFile; unpack it and name its folder"),
-        ("ucf101", "UCF101 needs annotation_path frames_per_clip; unpack it and name its folder"),
-        ("emnist", "EMNIST needs split; unpack it and name its folder"),
-    ],
-)  # fmt: skip
+    ("name", "message"), [("ucf101", "annotation_path frames_per_clip"), ("emnist", "EMNIST needs split")]
+)
 def test_a_set_that_needs_more_than_a_name(name: str, message: str) -> None:
-    assert refusal(list_items, name, RECIPE, CACHE) == message
+    assert message in refusal(list_items, name, RECIPE, CACHE)
 
 
 @pytest.mark.parametrize("name", torchvision.datasets.__all__)
@@ -463,7 +396,7 @@ def test_every_name_of_torchvision_is_pictures_or_one_sentence(name: str) -> Non
 
 
 class Fake:
-    """A set of pictures that says `split` as STL10 does, and counts how it is built."""
+    """A set of pictures that says `split` as STL10 does, and records how it is built."""
 
     SIZES: dict[str, int] = {"train": 8, "test": 3, "unlabeled": 20}  # noqa: RUF012
     built: list[tuple[str, bool]] = []  # noqa: RUF012
@@ -518,9 +451,8 @@ def test_a_set_is_downloaded_once_and_in_the_splits_that_are_used(offer: Callabl
     assert not {split for split, _ in Fake.built} & {"unlabeled", "train+unlabeled"}
 
 
-@pytest.mark.parametrize("theirs", ["val", "valid", "validation"])
-def test_val_by_other_names(theirs: str, offer: Callable[[type], None]) -> None:
-    offer(type("Fake", (Fake,), {"SIZES": {"trainval": 4, theirs: 2}}))
+def test_splits_by_other_names(offer: Callable[[type], None]) -> None:
+    offer(type("Fake", (Fake,), {"SIZES": {"trainval": 4, "validation": 2}}))
     splits = list_items("fake", RECIPE, CACHE)
     assert {split: sorted(named(items)) for split, items in splits.items()} == {
         "train": [f"Fake/train/[{i}]" for i in range(4)],
@@ -549,7 +481,6 @@ def test_a_set_with_a_train_flag(offer: Callable[[type], None]) -> None:
     splits = list_items("fake", RECIPE, CACHE)
     assert sorted(named(splits["train"] + splits["val"])) == [f"Fake/train/[{i}]" for i in range(8)]
     assert len(splits["test"]) == 3
-    assert [split for split, _ in Fake.built] == ["train", "test"]  # each once, as there is no download
 
 
 def test_a_set_without_splits(offer: Callable[[type], None]) -> None:
@@ -597,7 +528,27 @@ def test_what_is_no_picture_is_one_sentence(offer: Callable[[type], None]) -> No
 
     offer(Frames)
     entry = next(iter(open_named("fake", CACHE).values()))
-    assert refusal(entry.read).startswith("Fake/[0]: not a picture that can be read (")
+    assert "Fake/[0]: not an image" in refusal(entry.read)
+
+
+def test_a_set_that_needs_a_missing_library_is_one_sentence(offer: Callable[[type], None]) -> None:
+    class Needy(Whole):
+        def __init__(self, root: str, download: bool = False) -> None:
+            raise ImportError("No module named 'scipy'")
+
+    offer(Needy)
+    assert "No module named 'scipy'" in refusal(open_named, "fake", CACHE)
+
+
+def test_a_mistake_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    archive = pack_npz()
+
+    def fail(*_: Any) -> None:
+        raise TypeError("a bug")
+
+    monkeypatch.setattr(sources, "_class_names", fail)
+    with pytest.raises(TypeError, match="a bug"):
+        open_archive(archive)
 
 
 def test_pictures_are_equal_by_place_alone() -> None:

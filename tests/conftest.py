@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from helpers import TINY
 from PIL import Image
 from torch import Tensor
 
@@ -18,8 +19,6 @@ from runtime import weights
 torch.set_num_threads(
     1
 )  # tiny networks gain nothing from more, and on a busy machine threads wait for each other
-
-TINY = {"size": 32, "batch_size": 4, "set_": ["ngf=4", "ndf=4", "log_every=1", "samples=2"], "device": "cpu"}
 
 
 def stand_in(name: str) -> dict[str, Tensor]:

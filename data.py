@@ -1,7 +1,6 @@
 """Items of a data set -> decoded pixels -> batches of uint8 tensors.
 
-Each split is decoded once, into one memory-mapped file of uint8 pixels below cache/. Pixels become floats on
-the device.
+Each split is decoded once, into a memory-mapped file below cache/. Pixels become floats on the device.
 """
 
 import hashlib
@@ -29,6 +28,8 @@ from imaging import color
 from imaging.pixels import Array, colorfulness, resize
 from runtime.run_folder import RunRecord
 
+Corners = NDArray[np.float64]  # (N, 2) in [0, 1): positions of crops from top (left) to bottom (right)
+Flips = NDArray[np.bool_]  # (N,): which crops are mirrored left to right
 MAX_ASPECT = 3  # long side / short side; what is longer is cropped around the centre
 VERSION = 2  # of the cached pixels; raise it when ordinary files are decoded to other pixels
 CHUNK = 64  # images that are decoded before they are written; bounds the memory
@@ -76,19 +77,9 @@ class ImageSet:
         return self.pixels[offset : offset + height * width * self.channels].reshape(shape)
 
     def gather(
-        self,
-        ids: Sequence[int],
-        size: int,
-        corners: NDArray[np.float64] | None = None,
-        flips: NDArray[np.bool_] | None = None,
+        self, ids: Sequence[int], size: int, corners: Corners | None = None, flips: Flips | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Return square crops of images as a batch.
-
-        Args:
-            ids: which images (N).
-            size: px, side of the squares.
-            corners: (N, 2) in [0, 1), position of each crop from top (left) to bottom (right); None: centre.
-            flips: (N,) which crops to mirror left to right; None: none.
+        """Return square crops of the images `ids`, by default their centres, as a batch.
 
         Returns:
             source and target, each (N, 3, size, size) uint8; the same tensor where there are no sketches.
@@ -105,11 +96,7 @@ class ImageSet:
         return (tensor[:, 3:] if self.channels == 6 else target), target
 
     def gather_fixed(self, ids: list[int], recipe: Recipe) -> tuple[Tensor, Tensor]:
-        """Return the centres of images and the network's inputs for them, the same every time.
-
-        Returns:
-            input (N, 1|3, S, S) and target (N, 3, S, S), uint8.
-        """
+        """Return fixed inputs (N, 1|3, S, S) and targets (N, 3, S, S), uint8, of the centres of images."""
         source, target = self.gather(ids, recipe.size)
         return make_fixed_input(source, target, recipe, ids), target
 
@@ -129,14 +116,11 @@ def training_batches(
 
 def training_order(
     images: int, batch_size: int, flip: float, seed: int, epoch: int, start: int = 0
-) -> Iterator[tuple[list[int], NDArray[np.float64], NDArray[np.bool_]]]:
-    """Yield the arguments of ImageSet.gather for each batch of an epoch, from step `start` on.
+) -> Iterator[tuple[list[int], Corners, Flips]]:
+    """Yield the ids, corners and flips of each batch of an epoch, from step `start` on.
 
     All random numbers depend on (seed, epoch) alone, so that a resumed epoch continues exactly. A last batch
     that is not full is left out, unless it is the only one.
-
-    Yields:
-        which images (N), their corners (N, 2) in [0, 1) and flips (N,).
     """
     rng = np.random.default_rng([seed, epoch])
     order = rng.permutation(images)
@@ -219,9 +203,7 @@ def open_split(record: RunRecord, data: str | None, split: str, cache: Path) -> 
 
 
 def load_images(items: Sequence[Item], loading: Loading, cache: Path, label: str) -> ImageSet:
-    """Return a decoded split, from the cache if it is there.
-
-    A file that cannot be read is left out and listed in `bad`; any other error is a bug and is raised.
+    """Return a decoded split, from the cache if it is there. Files that cannot be read are listed in `bad`.
 
     Raises:
         UserError: not one image can be used.
@@ -273,14 +255,9 @@ def _fill_cache(folder: Path, items: Sequence[Item], loading: Loading, label: st
         if not offset:
             first = f"the first: {bad[0]}" if bad else "all are below min_colorfulness"
             raise UserError(f"none of the {len(items)} {label} images can be used; {first}")
-        meta = {
-            "stems": [item.stem for item, _ in kept],
-            "labels": [item.label for item, _ in kept],
-            "index": [place for _, place in kept],
-            "bad": bad,
-            "gray": gray,
-        }
-        (partial / "meta.json").write_text(json.dumps(meta))
+        stems, labels = [item.stem for item, _ in kept], [item.label for item, _ in kept]
+        meta = {"stems": stems, "labels": labels, "index": [place for _, place in kept]}
+        (partial / "meta.json").write_text(json.dumps({**meta, "bad": bad, "gray": gray}))
         if not folder.is_dir():  # another process may have been faster
             os.replace(partial, folder)
     finally:

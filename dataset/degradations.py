@@ -146,10 +146,9 @@ def make_input(source: Tensor, target: Tensor, recipe: Recipe, rng: torch.Genera
     """Return the network's input for a batch: line art or gray (by `line_share`), then degraded.
 
     Args:
-        source: (N, 3, H, W) uint8, line art, or the colour images where there is none.
-        target: (N, 3, H, W) uint8, the colour images.
+        source, target: (N, 3, H, W) uint8, line art (where there is any) and colour.
         recipe: uses input, line_share and the degradations.
-        rng: random generator on the batch's device.
+        rng: on the batch's device.
 
     Returns:
         `source` itself if the recipe changes nothing; (N, 3, H, W) uint8 if it only mixes line art with gray;
@@ -169,15 +168,9 @@ def make_input(source: Tensor, target: Tensor, recipe: Recipe, rng: torch.Genera
 
 
 def make_fixed_input(source: Tensor, target: Tensor, recipe: Recipe, ids: list[int]) -> Tensor:
-    """Return the input for images that are looked at or scored: the same for an image every time.
+    """Return make_input as uint8, with a generator for each image, seeded by its number in `ids` (N).
 
-    Args:
-        source, target: (N, 3, H, W) uint8, as for make_input.
-        recipe: uses its seed besides what make_input uses.
-        ids: number of each image (N) within its split; each number seeds its own generator.
-
-    Returns:
-        (N, 1|3, H, W) uint8.
+    So the images that are looked at or scored have the same inputs every time.
     """
     if not is_changed(recipe):
         return source

@@ -2,10 +2,8 @@
 
     colour, sketch = draw(index=7, size=128)     # two uint8 (128, 128, 3) images of the same scene
 
-Shapes are drawn from far to near: filled on a colour layer, outlined on a white layer. Colours are computed
-in OKLab under one light per scene. A network can predict them from texture and context.
-
-Source of OKLab: B. Ottosson, "A perceptual color space for image processing", 2020.
+Shapes are drawn from far to near: filled on a colour layer, outlined on a white one. Colours are computed in
+OKLab (Source: B. Ottosson, 2020) under one light per scene. They can be told from texture and context.
 """
 
 from functools import lru_cache
@@ -37,13 +35,11 @@ stripe; dots 50 -2 -16 dots; cloth 55 -12 5 fine; white 95 0 2 fine; dark 27 2 -
 poppy 60 20 10 petal; tulip 66 19 -3 petal; bell 55 6 -16 petal; ginger 56 10 11 blades; umber 52 6 7 fine""")
 NOISE = table("""fine 8 8 5 1; blades 110 22 40 1; leaf 40 40 50 1; flake 26 26 35 3; petal 34 34 30 2;
 crag 14 18 40 3; wave 9 60 45 1; furrow 4 50 30 2""")  # texture: cells across, cells down, gain, hardness
-# time: OKLab of zenith and horizon, gains on lightness and chroma, share of the set in percent; then the
-# materials of sun or moon, glow, clouds and windows
+# time: OKLab of zenith and horizon, gains of lightness and chroma, share; sun or moon, glow, clouds, windows
 LIGHTS = table("""day 66 -5 -13 90 -5 -3 100 100 44 lamp moon cloud glass; cloudy 70 -5 -9 90 -4 -3 88 90 10
 moon moon cloud glass; mist 80 -8 -3 94 1 7 95 85 8 lamp moon cloud glass; sunset 42 8 -11 80 6 14 74 100 22
 lamp lamp streak lamp; night 22 1 -10 45 -4 -11 56 85 16 moon moon cloud lamp""")
-# season: materials of field, tree crown and second field; width, height and number of the strokes of a crown,
-# by which the season can be recognised in gray
+# season: field, crown, second field; width, height, number of a crown's dots, which show the season in gray
 SEASONS = table("""summer grass leaf hay 42 16 60; autumn hay rust grass 16 42 60; spring grass blossom hay
 14 14 150; winter snow snow snow 30 20 60""")
 # style: brightness at the centre, and its change towards the sun, upwards, and with the squared radius
@@ -51,8 +47,7 @@ SHADES = table("side 128 60 45 0; round 165 75 80 -55; land 190 25 95 0; sky 190
 SIZES = table("house 60; boat 70; sheep 30; fence 50; mushroom 35; birds 20; balloon 60")  # others: 100
 HOUSES = table("brick slate cloth; plaster tile poppy; plank thatch dots; white tile bell")
 WEARS = table("stripe gold; dots white; cloth white")  # clothes: collar; above, wall: roof, door
-# scene: its layers from far to near; each is a material, height of its upper edge, roughness, haze, number
-# and size of its objects, and the objects
+# layers from far to near: material, height of the upper edge, roughness, haze; number and size of the objects
 FAMILIES = table("""@hills rock 64 9 60 0 0; rock 58 8 45 0 0; land 50 4 35 300 20 house tree tree; land 36 5
 20 300 28 house tree tree; land 16 4 0 300 38 house tree fence sheep; land 2 2 0 500 16 flower @lake rock 68
 14 55 0 0; land 48 3 35 700 20 conifer tree conifer house; water 44 0 10 100 20 boat; land 12 6 0 400 50 tree
@@ -62,9 +57,8 @@ palm @village rock 60 9 50 0 0; land 50 5 40 600 26 house tree; land 30 3 20 500
 land 14 4 0 400 90 tree mushroom mushroom @garden rock 60 8 50 0 0; land 46 5 35 300 25 house tree; land 26 4
 10 400 30 flower sheep fence; land 6 3 0 600 50 flower @portrait rock 50 10 50 0 0; land 34 6 30 400 30 tree
 house; land -6 0 0 100 100 bust""")
-# object: its parts; each is a material (~ rounds corners, * adds scallops, | adds a mirrored copy, ^ joins a
-# half with its mirror image, :lightness) and an outline in hundredths: x y x y ..., or x y rx ry of an
-# ellipse. A name without numbers is another object.
+# Parts: material (~ rounds corners, * adds scallops, | adds a mirrored copy, ^ joins a half with its mirror
+# image, :lightness) and outline in hundredths: x y ..., or an ellipse's x y rx ry; a name alone is an object.
 DRAWINGS = table("""@conifer ^bark 4 0 4 30; ^needle 0 10 6 15 13 10 20 15 28 12 0 50; ^needle:2 0 30 5 35 10
 30 16 35 22 31 0 70; ^needle:4 0 52 5 57 10 52 16 56 0 88; ^needle:6 0 74 5 78 11 75 0 102; frost 0 102 6 84 2
 88 -5 82; frost 3 76 13 58 5 65 -2 58 -9 64; frost 4 54 19 36 6 43 -4 37 -12 43; frost 5 34 25 14 10 23 0 16
@@ -142,10 +136,7 @@ def textures(px: int) -> dict[str, np.ndarray]:
 
 
 class Canvas:
-    """The colour layer and the sketch layer of a scene.
-
-    Coordinates are relative to the current place (see `place`): 1 is the side of the image, y points up.
-    """
+    """A scene's colour and sketch layer; coordinates in image sides, y up, relative to the current place."""
 
     def __init__(self, index: int, size: int) -> None:
         self.rng = rng = np.random.default_rng((SEED, index))

@@ -85,20 +85,20 @@ def open_archive(path: Path) -> dict[str, Blob]:
     Raises:
         UserError: another kind of file, damaged, or without images.
     """
-    openers = {".tar": _open_tar, ".npz": _open_npz}
-    if path.suffix.lower() not in openers:
+    read = {".tar": _read_tar, ".npz": _read_npz}.get(path.suffix.lower())
+    if read is None:
         raise UserError(f"{path} is neither a folder nor a .tar or .npz file; unpack it and name its folder")
     try:
-        found = openers[path.suffix.lower()](path)
+        found = read(path)
     except UserError as error:
-        hint = "unpack it, or pack it anew"
-        raise UserError(f"{path} cannot be read as {path.suffix} ({error}); {hint}") from None
+        reason = f"{path} cannot be read as {path.suffix} ({error})"
+        raise UserError(f"{reason}; unpack it, or pack it anew") from None
     if not found:
         raise UserError(f"no image in {path}: looked for {' '.join(sorted(EXTENSIONS))}")
     return found
 
 
-def _open_tar(path: Path) -> dict[str, Blob]:
+def _read_tar(path: Path) -> dict[str, Blob]:
     """Index an uncompressed tar. A single folder at the top that is no split is left out of the names."""
     try:
         with tarfile.open(path, "r:") as archive:
@@ -123,18 +123,17 @@ def _open_tar(path: Path) -> dict[str, Blob]:
     }
 
 
-def _open_npz(path: Path) -> dict[str, Blob]:
-    arrays = _read_npz(path)
+def _read_npz(path: Path) -> dict[str, Blob]:
+    arrays = _load_arrays(path)
     for name in ("data", "offsets"):
         _require(name in arrays, f"it has no array {name!r}")
     data, offsets = arrays["data"], arrays["offsets"]
     _require(data.dtype == np.uint8 and data.ndim == 1, "data is not a flat array of bytes")
     listed = offsets.dtype.kind in "iu" and offsets.ndim == 1 and len(offsets) > 0
     _require(listed, "offsets are not a list of whole numbers")
-    spans = offsets.astype(np.int64)
-    rising = bool((np.diff(spans) >= 0).all())
-    _require(rising and 0 <= spans[0] and spans[-1] <= len(data), "offsets do not lie within data")
-    count = len(spans) - 1
+    spans, count = offsets.astype(np.int64), len(offsets) - 1
+    within = 0 <= spans[0] and spans[-1] <= len(data) and bool((np.diff(spans) >= 0).all())
+    _require(within, "offsets do not rise within data")
     for name in ("labels", "is_test"):
         _require(name not in arrays or arrays[name].shape == (count,), f"{name} are not one per image")
     classes = _class_names(arrays, count)
@@ -146,7 +145,7 @@ def _open_npz(path: Path) -> dict[str, Blob]:
     return found
 
 
-def _read_npz(path: Path) -> dict[str, NDArray[Any]]:
+def _load_arrays(path: Path) -> dict[str, NDArray[Any]]:
     try:
         packed = np.load(path)
         if isinstance(packed, np.lib.npyio.NpzFile):
@@ -164,10 +163,9 @@ def _class_names(arrays: dict[str, NDArray[Any]], count: int) -> list[str]:
     labels, classes = arrays["labels"], arrays.get("classes")
     if classes is None:
         return [_folder_name(label) for label in labels]
-    within = classes.ndim == 1 and labels.dtype.kind in "iu"
-    _require(
-        within and bool(((labels >= 0) & (labels < len(classes))).all()), "labels are not indices of classes"
-    )
+    numbers = classes.ndim == 1 and labels.dtype.kind in "iu"
+    within = numbers and bool(((labels >= 0) & (labels < len(classes))).all())
+    _require(within, "labels are not indices of classes")
     return [_folder_name(classes[label]) for label in labels]
 
 

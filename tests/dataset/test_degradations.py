@@ -93,7 +93,7 @@ def test_each_depends_on_the_generator_alone(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_strength_scales_the_effect(name: str) -> None:
-    image = smooth(32, 128, 128)
+    image = smooth(16, 96, 96)
     effect = [
         float((DEGRADATIONS[name](image, strength, seeded("cpu", 1)).clamp(0, 1) - image).abs().mean())
         for strength in (0.0, 0.2, 0.6, 1.0)
@@ -111,12 +111,12 @@ def test_there_is_a_function_for_each_name_of_a_recipe() -> None:
     make_input(colours(1), colours(1), every, seeded("cpu", 0))
 
 
-def test_lengths_grow_with_the_image() -> None:
-    small, large = smooth(8, 64, 64), smooth(8, 256, 256)
-    for name in ("fading", "blotches", "stripes"):  # the same picture, four times as large
-        change = DEGRADATIONS[name](large, 0.8, seeded("cpu", 3)) - large
-        expected = torch.nn.functional.avg_pool2d(change, 4)
-        assert (DEGRADATIONS[name](small, 0.8, seeded("cpu", 3)) - small - expected).abs().mean() < 0.01
+@pytest.mark.parametrize("name", ["fading", "blotches", "stripes"])
+def test_lengths_grow_with_the_image(name: str) -> None:
+    small, large = smooth(8, 64, 64), smooth(8, 256, 256)  # the same picture, four times as large
+    change = DEGRADATIONS[name](large, 0.8, seeded("cpu", 3)) - large
+    expected = torch.nn.functional.avg_pool2d(change, 4)
+    assert (DEGRADATIONS[name](small, 0.8, seeded("cpu", 3)) - small - expected).abs().mean() < 0.01
 
 
 @pytest.mark.parametrize("size", [64, 256])
@@ -128,11 +128,6 @@ def test_blur_is_scipys_gaussian(size: int) -> None:
         expected = gaussian_filter(plain[0].numpy(), s, mode="nearest", radius=math.ceil(3 * largest))
         assert np.abs(part[0].numpy() - expected).max() < 1e-5
     assert sigma.max() > 2 * sigma.min()
-
-
-def test_blur_of_a_small_picture_or_strength_is_none() -> None:
-    image = smooth(4, 16, 16)
-    assert (DEGRADATIONS["blur"](image, 0.3, seeded("cpu", 0)) - image).abs().max() < 1e-4
 
 
 def saved(image: Tensor, table: list[int]) -> Tensor:
@@ -230,7 +225,7 @@ def test_stripes_run_from_top_to_bottom() -> None:
 
 
 def test_scratches_are_thin_and_white_or_black() -> None:
-    image = torch.full((32, 1, 256, 256), 0.5)
+    image = torch.full((12, 1, 256, 256), 0.5)
     out = DEGRADATIONS["scratches"](image, 1.0, seeded("cpu", 0))
     assert 0 <= out.min() < 0.1
     assert 0.9 < out.max() <= 1

@@ -154,16 +154,6 @@ def test_folders_that_make_no_split_are_labels(names: list[str]) -> None:
     assert {item.label for item in everything()} == {name.split("/")[0] for name in names}
 
 
-def test_a_split_has_the_same_pictures_wherever_it_lies() -> None:
-    touch(*numbered(60))
-    before = listed()
-    Path("data").rename("moved")
-    Path("train").mkdir()
-    Path("moved").rename("train/train")
-    for split, items in listed("train").items():
-        assert stems(items) == stems(before[split])
-
-
 @pytest.mark.parametrize("where", [".", "train"])
 def test_limit_takes_the_same_few_and_grows(where: str) -> None:
     touch(
@@ -251,11 +241,6 @@ def test_paired_folders_name_a_missing_partner(alone: str) -> None:
     touch("targets/a.png", "targets/b.png", "inputs/a.png", "inputs/b.png", alone)
     with pytest.raises(UserError, match=r"^1 .* in data .* no partner .* c$"):
         listed()
-
-
-def test_a_half_without_the_other_is_no_pair() -> None:
-    touch("targets/a.png", "targets/b.png")
-    assert {(item.label, item.source) for item in everything()} == {("targets", None)}
 
 
 def test_pairs_are_split_and_limited_together() -> None:

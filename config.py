@@ -212,6 +212,21 @@ class Recipe(AnyRecipe):
         return self.discriminator != "none" and self.lambda_gan > 0
 
     @property
+    def term_weights(self) -> dict[str, float]:
+        """Loss terms that are computed: name -> weight. G_ trains the generator, D_ the discriminator."""
+        adversarial = float(self.is_adversarial)
+        weights = {
+            "G_gan": self.lambda_gan * adversarial,
+            "G_l1": self.lambda_l1,
+            "G_mse": self.lambda_mse,
+            "G_perceptual": self.lambda_perceptual * (1 - self.anime_share),
+            "G_anime": self.lambda_perceptual * self.anime_share,
+            "D_real": 0.5 * adversarial,
+            "D_fake": 0.5 * adversarial,
+        }
+        return {name: weight for name, weight in weights.items() if weight > 0}
+
+    @property
     def degradations(self) -> dict[str, tuple[float, float]]:
         """Degradations that the input gets: name -> strength, probability; in the order of application."""
         found = {name: (getattr(self, name), getattr(self, f"{name}_p")) for name in DEGRADATIONS}

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from config import Recipe, UserError, closest, require
+from config import RECIPES, Recipe, UserError, closest, make_recipe, require
 from imaging.color import CHANNELS
 
 NORMS = {"batch": nn.BatchNorm2d, "instance": nn.InstanceNorm2d, "none": None}
@@ -683,3 +683,18 @@ def build_discriminator(recipe: Recipe) -> nn.Module | None:
         return None
     channels = CHANNELS[recipe.input], CHANNELS[recipe.output]
     return DISCRIMINATORS[recipe.discriminator].build(*channels, recipe.ndf, norm=recipe.norm_d)
+
+
+def recipe_table() -> str:
+    """Return one line per recipe: its system, what it maps, its networks, losses and size."""
+    rows = [("recipe", "system", "input -> output", "generator", "parameters", "discriminator", "loss", "px")]
+    for name in RECIPES:
+        recipe = fit_networks(make_recipe(name, {}))
+        with torch.device("meta"):  # counts without drawing weights
+            count = f"{count_parameters(build_generator(recipe)):,}"
+        terms = [f"{weight:g} {term[2:]}" for term, weight in recipe.term_weights.items() if term[0] == "G"]
+        maps = f"{recipe.input} -> {recipe.output}"
+        cells = (recipe.generator, count, recipe.discriminator, " + ".join(terms), str(recipe.size))
+        rows.append((name, recipe.system, maps, *cells))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows)

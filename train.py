@@ -11,18 +11,14 @@
 Every save_every epochs the run folder gets a generator, a resumable state, a sample sheet and loss curves.
 """
 
-from dataclasses import asdict
+from collections.abc import Iterator
 from pathlib import Path
 from shlex import quote
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
 import typer
 
 from config import CACHE, RUNS, Recipe, parse_settings
-from data import ImageSet, find_loading, load_images, steps_per_epoch, training_batches
-from dataset.folders import list_items, pick
-from runtime import atomic, run_folder
 from runtime.cli import (
     DataOption,
     DeviceOption,
@@ -32,25 +28,44 @@ from runtime.cli import (
     WeightsOption,
     command,
 )
-from runtime.device import pick_device, pick_precision
-from runtime.run_folder import read_run
-from training.gan import Training, audit, build_training, failures, load_pretrained, make_batch, term_weights
-from training.gan import table as audit_table
-from training.loop import Log, finish_epoch, noted_signals, save_state, train_epoch
-from training.setup import describe, recipe_table, require_batch, resolve, resolve_resumed, write_record
+
+if TYPE_CHECKING:
+    import torch
+
+    from data import ImageSet
+    from training.gan import Gan
 
 
-def print_audit(training: Training, recipe: Recipe, images: ImageSet, device: torch.device) -> None:
+def print_audit(gan: "Gan", recipe: Recipe, images: "ImageSet", device: "torch.device") -> None:
     """Print the loss audit of the first batch; exits with 1 if a term does not reach its network."""
+    from data import training_batches
+    from training.gan import audit, audit_table, failures, make_batch
+    from training.setup import require_batch
+
     require_batch(recipe, len(images))
     batches = training_batches(images, recipe.batch_size, recipe.size, recipe.flip, recipe.seed, 1)
-    results = audit(training, make_batch(*next(batches), recipe, device, 0), recipe)
-    print(audit_table(results, term_weights(recipe)))
-    dead = failures(results, term_weights(recipe))
+    results = audit(gan, make_batch(*next(batches), recipe, device, 0), recipe)
+    print(audit_table(results, recipe.term_weights))
+    dead = failures(results, recipe.term_weights)
     if dead:
         print(f"audit failed: no finite, nonzero gradient from {' '.join(dead)}")
         raise SystemExit(1)
     print("audit passed: every term reaches its network")
+
+
+def save_samples(run: Path, recipe: Recipe, epoch: int, images: "ImageSet", device: "torch.device") -> None:
+    """Write input | ours | truth of the same few validation images at every save."""
+    from data import evenly_spaced
+    from imaging import color
+    from imaging.files import write_image
+    from imaging.pixels import contact_sheet
+    from inference.checkpoint import load_colorizer
+
+    source, target = images.gather_fixed(evenly_spaced(len(images), recipe.samples), recipe)
+    ours = load_colorizer(run, epoch, device)(source.to(device)).cpu()
+    columns = (color.show_input(source, recipe.input), ours, target)
+    rows = [[picture.permute(1, 2, 0).numpy() for picture in row] for row in zip(*columns, strict=True)]
+    write_image(run / "samples" / f"epoch_{epoch:04d}.png", contact_sheet(rows, ["input", "ours", "truth"]))
 
 
 def main(
@@ -83,65 +98,76 @@ def main(
 ) -> Path:
     """Train a colouriser; returns the run folder. Raises UserError before any work if something is off."""
     if list_recipes:
+        from models import recipe_table
+
         print(recipe_table())
         return RUNS
+    from torch import Tensor
+
+    from data import find_loading, load_images, steps_per_epoch, training_batches
+    from dataset.folders import list_items, pick
+    from inference.checkpoint import save_generator
+    from reporting.curves import plot_losses
+    from runtime import atomic
+    from runtime.device import pick_device, pick_precision
+    from runtime.run_folder import read_run, state_path, write_run
+    from training import setup
+    from training.gan import build_gan, load_pretrained, make_batch, schedule, train_step
+    from training.loop import fit
+
     options = {
         "epochs": epochs, "size": size, "batch_size": batch_size, "limit": limit, "save_every": save_every,
         "gan_mode": gan_mode, "pair": pair, "seed": seed, **parse_settings(set_ or []),
     }  # fmt: skip
+    given = {key: value for key, value in options.items() if value is not None}
     if resume:
-        made, where, folder = resolve_resumed(recipe, data, run, options)
-        weights = weights or read_run(folder).weights
+        made, where, folder = setup.resolve_resumed(recipe, data, run, given)
+        stored = read_run(folder)
+        weights = weights or stored.weights
     else:
-        made, where, folder = resolve(recipe, data, run, options, writes=not (dry_run or audited))
+        made, where, folder = setup.resolve(recipe, data, run, given, writes=not (dry_run or audited))
     on = pick_device(device)
     precision = pick_precision(made.precision, on)
     items = list_items(where, made, CACHE)
     loading = find_loading(made, items["train"])
-    torch.backends.cudnn.benchmark = True  # every batch has one shape
-    training = build_training(made, on, precision)
-    print(describe(made, where, folder, items, loading, training, f"{on}, {precision}"), flush=True)
+    gan = build_gan(made, on, precision)
+    print(setup.describe(made, where, folder, items, loading, gan, f"{on}, {precision}"), flush=True)
     if dry_run:
-        print("\n".join(f"  {key} = {value}" for key, value in asdict(made).items()))
+        print(setup.recipe_lines(made))
         return folder
-    state = run_folder.state_path(folder)
-    restored = resume and state.exists()
-    weights = Path(weights) if weights else None
-    load_pretrained(training, made, weights, fresh=not restored)
+    state, saved = gan.state(), state_path(folder)
+    restored, weights = resume and saved.exists(), Path(weights) if weights else None
+    load_pretrained(gan, made, weights, fresh=not restored)
     if restored:
-        training.load_state_dict(atomic.load(state))
-    amp = torch.autocast(
-        on.type, {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision), precision != "fp32"
-    )
+        state.load_state_dict(atomic.load(saved))
     if audited:
         few = pick(items["train"], 4 * made.batch_size, made.seed)
-        print_audit(training, made, load_images(few, loading, CACHE, "train"), on)
+        print_audit(gan, made, load_images(few, loading, CACHE, "train"), on)
         return folder
-    for place in (folder, CACHE):
-        place.mkdir(parents=True, exist_ok=True)  # fails now rather than after decoding
 
-    images = {name: load_images(items[name], loading, CACHE, name) for name in ("train", "val")}
-    require_batch(made, len(images["train"]))
-    overrides = {key: value for key, value in options.items() if value is not None}
-    write_record(folder, made, where, loading, images, training, weights, overrides, resume)
-    log = Log(folder / "log.jsonl", training.steps)
+    images = setup.load_splits(folder, items, loading)
+    setup.require_batch(made, len(images["train"]))
+    if resume:
+        write_run(folder, setup.resumed_record(stored, made, images, given))
+    else:
+        write_run(folder, setup.new_record(made, where, loading, images, gan, weights, given))
     steps = steps_per_epoch(len(images["train"]), made.batch_size)
-    with noted_signals() as caught:
-        while training.epoch <= made.epochs and not caught:
-            train_epoch(training, made, images["train"], on, amp, log, caught)
-            if training.step >= steps:
-                finish_epoch(folder, made, training, log, images["val"], on)
-        if caught:
-            save_state(folder, training, log)
-    for name, split in images.items():
-        for sentence in split.bad:
-            print(f"skipped {sentence}")
-        if split.gray:
-            print(f"left {split.gray} near-gray pictures out of {name} (min_colorfulness)")
+
+    def batches(epoch: int, start: int) -> Iterator[tuple[Tensor, Tensor]]:
+        order = (made.batch_size, made.size, made.flip, made.seed, epoch, start)
+        return training_batches(images["train"], *order)
+
+    def step(pictures: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+        batch = make_batch(*pictures, made, on, state.steps)
+        return train_step(gan, batch, made, adversarial=schedule(gan, made, state, steps))
+
+    def save(epoch: int, records: list[dict[str, Any]]) -> None:
+        save_generator(folder, epoch, made, gan.generator_for_use())
+        save_samples(folder, made, epoch, images["val"], on)
+        plot_losses(folder / "losses.png", records)
+
+    fit(folder, made, state, images, batches, step, save, "python train.py", made.pretrain_epochs)
     name = quote(str(folder))
-    if training.epoch <= made.epochs:
-        print(f"stopped in epoch {training.epoch}; go on with: python train.py --resume --run {name}")
-        raise SystemExit(128 + caught[0])
     print(f"trained {made.epochs} epochs; see which is best: python eval.py --all-epochs --run {name}")
     return folder
 

@@ -25,6 +25,7 @@ from typing import Any
 from config import VERSION, Recipe, UserError
 from runtime.atomic import write_json
 
+RECORD = "recipe.json"
 STAMP = ".stamp"  # file in a folder of rendered pictures that says what they were rendered from
 
 
@@ -48,9 +49,9 @@ class RunRecord:
 
 def read_run(run: Path) -> RunRecord:
     """Return a run's recipe.json. Raises UserError where it is missing or damaged."""
-    path = run / "recipe.json"
+    path = run / RECORD
     if not path.is_file():
-        raise UserError(f"{run} is not a run folder: it has no recipe.json")
+        raise UserError(f"{run} is not a run folder: it has no {RECORD}")
     try:
         payload = json.loads(path.read_text())
         payload["recipe"] = Recipe.from_record(payload["recipe"])
@@ -62,7 +63,7 @@ def read_run(run: Path) -> RunRecord:
 
 def write_run(run: Path, record: RunRecord) -> None:
     """Write recipe.json."""
-    write_json(run / "recipe.json", asdict(record))
+    write_json(run / RECORD, asdict(record))
 
 
 def library_versions(names: Sequence[str]) -> dict[str, str]:
@@ -123,7 +124,7 @@ def pick_run(run: Path | str | None, runs: Path) -> Path:
 
 def newest_run(runs: Path) -> Path:
     """Return the run folder that was last trained. Raises UserError where there is none."""
-    found = sorted(runs.glob("*/recipe.json"), key=lambda path: path.stat().st_mtime)
+    found = sorted(runs.glob(f"*/{RECORD}"), key=lambda path: path.stat().st_mtime)
     if not found:
         raise UserError(f"no run in {runs}/; train one first: python train.py --recipe demo")
     return found[-1].parent

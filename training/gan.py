@@ -1,22 +1,26 @@
-"""Losses by name. Functions return unweighted terms; total() adds them up with a recipe's weights.
+"""The two networks of a GAN under training: losses, optimisers, one step, and the audit of the losses.
 
-Sources: Isola et al., arXiv 1611.07004 (BCE + L1); Mao et al., "Least squares GAN", arXiv 1611.04076;
-Lim and Ye, "Geometric GAN", arXiv 1705.02894 (hinge); Salimans et al., arXiv 1606.03498 (label smoothing);
-Johnson et al., "Perceptual losses", arXiv 1603.08155.
+A run has up to two stages: for the first pretrain_epochs the generator learns alone, from every term but the
+adversarial one, by Adam at a constant pretrain_lr; then Adam starts anew, and both networks train, at lr and
+lr_d under `schedule`. Without a discriminator there is one stage, scheduled, of the generator alone.
+
+Sources: Isola et al., arXiv 1611.07004 (the step, BCE + L1); Mao et al., "Least squares GAN", arXiv
+1611.04076; Lim and Ye, "Geometric GAN", arXiv 1705.02894 (hinge); Salimans et al., arXiv 1606.03498 (label
+smoothing); Johnson et al., "Perceptual losses", arXiv 1603.08155.
 """
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from config import Recipe, UserError
+from config import Recipe
 from dataset.degradations import make_input, seeded
 from imaging import color
 from models import (
@@ -28,25 +32,34 @@ from models import (
     build_discriminator,
     build_generator,
 )
-from runtime.device import restore_rng, rng_state
+from runtime.device import autocast
 from runtime.weights import load_weights
+from training.loop import State
 
-PIXEL = {"G_l1": F.l1_loss, "G_mse": F.mse_loss}  # term -> loss between what was generated and the truth
+FORMAT = "tinct-state-2"
+PIXEL = {"G_l1": F.l1_loss, "G_mse": F.mse_loss}  # term -> loss between the generated and the true image
+# term -> its extractor, the file of its weights, and the option that avoids the need for it
+PERCEPTUAL = {
+    "G_perceptual": (VGGFeatures, "vgg16", "--set lambda_perceptual=0"),
+    "G_anime": (DanbooruFeatures, "danbooru", "--set anime_share=0"),
+}
 
 
 def gan_loss(logits: Tensor, real: bool, gan_mode: str, label_real: float = 1.0) -> Tensor:
-    """Return how far a discriminator's logits (any shape) are from the verdict `real`, as a scalar.
+    """Return the adversarial loss of logits against the label `real`, a float32 scalar.
 
-    gan_mode: vanilla (BCE with logits) | lsgan (MSE) | hinge (the discriminator's half, without labels).
-    label_real: what counts as real; below 1 the labels are smoothed.
+    Args:
+        logits: the discriminator's, of any shape.
+        gan_mode: vanilla (BCE with logits) | lsgan (MSE) | hinge (the discriminator's half; no labels).
+        label_real: the label of a real image; below 1 it is smoothed.
     """
     logits = logits.float()
     if gan_mode == "hinge":
         return F.relu(1.0 - logits if real else 1.0 + logits).mean()
-    verdict = torch.full_like(logits, label_real if real else 0.0)
+    label = torch.full_like(logits, label_real if real else 0.0)
     if gan_mode == "lsgan":
-        return F.mse_loss(logits, verdict)
-    return F.binary_cross_entropy_with_logits(logits, verdict)
+        return F.mse_loss(logits, label)
+    return F.binary_cross_entropy_with_logits(logits, label)
 
 
 def discriminator_losses(
@@ -60,16 +73,17 @@ def discriminator_losses(
 
 
 def adversarial_loss(fake_logits: Tensor, gan_mode: str, label_real: float = 1.0) -> Tensor:
-    """Return how far the discriminator is from taking the generated images for real: the generator's half."""
+    """Return the generator's half of the adversarial loss: low where its images are taken for real."""
     if gan_mode == "hinge":
         return -fake_logits.float().mean()
     return gan_loss(fake_logits, True, gan_mode, label_real)
 
 
 def perceptual_loss(extractor: nn.Module, fake_rgb: Tensor, real_rgb: Tensor) -> Tensor:
-    """Return the sum over an extractor's features of the MSE between generated and true images.
+    """Return the MSE between the features of generated and true images, summed over the extractor's layers.
 
-    fake_rgb, real_rgb: (N, 3, H, W) in [0, 1]. No gradient is kept for the true ones.
+    Args:
+        fake_rgb, real_rgb: (N, 3, H, W) in [0, 1]; no gradient goes back to real_rgb.
     """
     with torch.no_grad():
         real = extractor(real_rgb)
@@ -82,91 +96,34 @@ def total(terms: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
     return torch.stack([weights[name] * value for name, value in terms.items()]).sum()
 
 
-FORMAT = "tinct-state-2"
-REMEDY = "train with a smaller step size (--set lr=...) or with --set precision=fp32"
-
-
 @dataclass
-class Training:
-    """All that changes while training, and so all that a resume restores."""
+class Gan:
+    """The networks under training, and what trains them."""
 
     generator: nn.Module
     discriminator: nn.Module | None
-    optimizer_g: torch.optim.Optimizer
-    optimizer_d: torch.optim.Optimizer | None
+    optimizer_g: torch.optim.Adam
+    optimizer_d: torch.optim.Adam | None
     ema: AveragedModel | None
     scaler: torch.amp.GradScaler
-    epoch: int = 1  # the one under way, from 1
-    step: int = 0  # batches done in this epoch
-    steps: int = 0  # batches done in all
+    amp: torch.autocast  # in which the networks compute
     extractors: dict[str, nn.Module] = field(default_factory=dict)  # loss term -> frozen, so not saved
 
-    def parts(self) -> dict[str, Any]:
-        """Return everything with a state_dict, by name."""
+    def state(self) -> State:
+        """Return the state of a training that begins."""
         names = ("generator", "discriminator", "optimizer_g", "optimizer_d", "ema", "scaler")
-        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return what state.pt holds."""
-        state = {name: part.state_dict() for name, part in self.parts().items()}
-        return {
-            "format": FORMAT,
-            **state,
-            **self.progress(),
-            **rng_state(),
-        }
-
-    def progress(self) -> dict[str, int]:
-        """Return epoch, step and steps."""
-        return {"epoch": self.epoch, "step": self.step, "steps": self.steps}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what state_dict returned. Raises UserError if it does not fit these networks."""
-        if state.get("format") != FORMAT:
-            raise UserError(f"state.pt is not a training state in the format {FORMAT}")
-        try:
-            for name, part in self.parts().items():
-                if name != "scaler" or state[name]:  # one that was off has no state
-                    part.load_state_dict(state[name])
-        except (KeyError, RuntimeError, ValueError):
-            raise UserError("state.pt does not fit the networks of this recipe") from None
-        self.epoch, self.step, self.steps = state["epoch"], state["step"], state["steps"]
-        restore_rng(state)
-
-    def set_learning_rate(self, recipe: Recipe, steps_per_epoch: int) -> None:
-        """Set the step sizes of the stage that the run is in."""
-        done = self.steps / steps_per_epoch - recipe.pretrain_epochs  # epochs of the scheduled stage
-        progress = done / max(1, recipe.epochs - recipe.pretrain_epochs)
-        factor = min(1.0, 2.0 * (1.0 - progress)) if recipe.schedule == "linear" else 1.0
-        alone = self.epoch <= recipe.pretrain_epochs
-        lr_g = (recipe.pretrain_lr or recipe.lr) if alone else recipe.lr * factor
-        self.optimizer_g.param_groups[0]["lr"] = lr_g
-        if self.optimizer_d is not None:
-            self.optimizer_d.param_groups[0]["lr"] = (recipe.lr_d or recipe.lr) * factor
-
-    def is_adversarial(self, recipe: Recipe) -> bool:
-        """Tell whether the discriminator takes part in this epoch."""
-        return self.discriminator is not None and self.epoch > recipe.pretrain_epochs
-
-    def check_finite(self) -> None:
-        """Raise UserError if a weight of either network is not finite, before it is saved."""
-        for name in ("generator", "discriminator"):
-            network = getattr(self, name)
-            if network and not all(torch.isfinite(p).all() for p in network.state_dict().values()):
-                raise UserError(
-                    f"the {name} has weights that are not finite; nothing was overwritten: {REMEDY}"
-                )
+        parts = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        return State(FORMAT, parts, next(self.generator.parameters()).device)
 
     def generator_for_use(self) -> nn.Module:
         """Return the averaged generator where averaging is on, else the trained one."""
         return self.generator if self.ema is None else self.ema.module
 
 
-def build_training(recipe: Recipe, device: torch.device, precision: str) -> Training:
+def build_gan(recipe: Recipe, device: torch.device, precision: str) -> Gan:
     """Build and initialise networks and optimisers from the recipe's seed."""
     torch.manual_seed(recipe.seed)
-    generator = build_generator(recipe)
-    discriminator = build_discriminator(recipe)
+    generator, discriminator = build_generator(recipe), build_discriminator(recipe)
     for network in filter(None, (generator, discriminator)):
         if recipe.init in INITS:
             network.apply(INITS[recipe.init])
@@ -181,7 +138,7 @@ def build_training(recipe: Recipe, device: torch.device, precision: str) -> Trai
     optimizer_g = build_optimizer(generator, recipe, device)
     optimizer_d = None if discriminator is None else build_optimizer(discriminator, recipe, device)
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
-    return Training(generator, discriminator, optimizer_g, optimizer_d, ema, scaler)
+    return Gan(generator, discriminator, optimizer_g, optimizer_d, ema, scaler, autocast(device, precision))
 
 
 def build_optimizer(network: nn.Module, recipe: Recipe, device: torch.device) -> torch.optim.Adam:
@@ -191,7 +148,7 @@ def build_optimizer(network: nn.Module, recipe: Recipe, device: torch.device) ->
     return torch.optim.Adam(trained, recipe.lr, (recipe.beta1, recipe.beta2), fused=fused)
 
 
-def load_pretrained(training: Training, recipe: Recipe, folder: Path | None, fresh: bool) -> None:
+def load_pretrained(gan: Gan, recipe: Recipe, folder: Path | None, fresh: bool) -> None:
     """Load the published weights that a recipe asks for: nothing is downloaded for one that does not.
 
     Args:
@@ -201,38 +158,18 @@ def load_pretrained(training: Training, recipe: Recipe, folder: Path | None, fre
     Raises:
         UserError: a file is missing and cannot be had.
     """
-    generator = training.generator
+    generator = gan.generator
     if fresh and recipe.pretrained:
-        generator.encoder.load_pretrained(
-            load_weights(generator.encoder.name, folder, "--set pretrained=false")
-        )
+        name = generator.encoder.name
+        generator.encoder.load_pretrained(load_weights(name, folder, "--set pretrained=false"))
     if fresh and GENERATORS[recipe.generator].extractor:
         generator.extractor.load_published(load_weights("danbooru", folder, "--set generator=unet-att"))
-    sources = {
-        "G_perceptual": (VGGFeatures, "vgg16", "--set lambda_perceptual=0"),
-        "G_anime": (DanbooruFeatures, "danbooru", "--set anime_share=0"),
-    }
     device = next(generator.parameters()).device
-    for term in [term for term in sources if term in term_weights(recipe)]:
-        build, name, without = sources[term]
+    for term in [term for term in PERCEPTUAL if term in recipe.term_weights]:
+        build, name, without = PERCEPTUAL[term]
         extractor = build()
         extractor.load_published(load_weights(name, folder, without))
-        training.extractors[term] = extractor.to(device, memory_format=torch.channels_last)
-
-
-def term_weights(recipe: Recipe) -> dict[str, float]:
-    """Return the weight of every loss term that a recipe has."""
-    adversarial = recipe.is_adversarial
-    weights = {
-        "G_gan": recipe.lambda_gan if adversarial else 0.0,
-        "G_l1": recipe.lambda_l1,
-        "G_mse": recipe.lambda_mse,
-        "G_perceptual": recipe.lambda_perceptual * (1 - recipe.anime_share),
-        "G_anime": recipe.lambda_perceptual * recipe.anime_share,
-        "D_real": 0.5 if adversarial else 0.0,
-        "D_fake": 0.5 if adversarial else 0.0,
-    }
-    return {name: weight for name, weight in weights.items() if weight > 0}
+        gan.extractors[term] = extractor.to(device, memory_format=torch.channels_last)
 
 
 @dataclass(frozen=True)
@@ -244,114 +181,6 @@ class Batch:
     target: Tensor  # (N, 3, S, S) uint8, the colour image, for losses on RGB
 
 
-def discriminator_terms(
-    training: Training, batch: Batch, fake: Tensor, recipe: Recipe, amp: torch.autocast
-) -> dict[str, Tensor]:
-    """Return the discriminator's loss terms, unweighted; no gradient goes back to `fake` (N, Cy, S, S)."""
-    with amp:
-        real_logits = training.discriminator(batch.x, batch.y)  # (N, 1, h, w)
-        fake_logits = training.discriminator(batch.x, fake.detach())
-    return discriminator_losses(real_logits, fake_logits, recipe.gan_mode, recipe.label_real)
-
-
-def generator_terms(
-    training: Training, batch: Batch, fake: Tensor, recipe: Recipe, amp: torch.autocast
-) -> dict[str, Tensor]:
-    """Return the generator's loss terms of this epoch's stage, unweighted."""
-    wanted = term_weights(recipe)
-    terms = {}
-    if training.is_adversarial(recipe):
-        with amp:
-            fake_logits = training.discriminator(batch.x, fake)  # (N, 1, h, w)
-        terms["G_gan"] = adversarial_loss(fake_logits, recipe.gan_mode, recipe.label_real)
-    for name, loss in PIXEL.items():
-        if name in wanted:
-            terms[name] = loss(fake.float(), batch.y)
-    if training.extractors:
-        real_rgb = color.rgb01(batch.target)  # (N, 3, S, S)
-        fake_rgb = color.decode(fake, recipe.output, color.rgb_to_lab(real_rgb)[:, :1])
-        for name, extractor in training.extractors.items():
-            with amp:
-                terms[name] = perceptual_loss(extractor, fake_rgb, real_rgb)
-    return terms
-
-
-def train_step(training: Training, batch: Batch, recipe: Recipe, amp: torch.autocast) -> dict[str, Tensor]:
-    """Update D, where it takes part, then G, on one batch.
-
-    Returns:
-        Every loss term, unweighted, as a detached scalar on the device.
-    """
-    generator, discriminator, scaler = training.generator, training.discriminator, training.scaler
-    weights, d_terms = term_weights(recipe), {}
-    with amp:
-        fake = generator(batch.x)  # (N, Cy, S, S)
-
-    if training.is_adversarial(recipe):
-        discriminator.requires_grad_(True)
-        d_terms = discriminator_terms(training, batch, fake, recipe, amp)
-        scaler.scale(total(d_terms, weights)).backward()
-        scaler.step(training.optimizer_d)
-        training.optimizer_d.zero_grad()
-        discriminator.requires_grad_(False)  # saves its weight gradients, a ninth of the step's work
-
-    g_terms = generator_terms(training, batch, fake, recipe, amp)
-    scaler.scale(total(g_terms, weights)).backward()
-    scaler.step(training.optimizer_g)
-    training.optimizer_g.zero_grad()
-
-    scaler.update()
-    if training.ema is not None:
-        training.ema.update_parameters(generator)
-    return {name: value.detach() for name, value in {**g_terms, **d_terms}.items()}
-
-
-def end_weights(network: nn.Module) -> list[nn.Parameter]:
-    """Return the trained weights of a network's last and first layer."""
-    weights = [p for p in network.parameters() if p.requires_grad and p.dim() > 1]
-    return [weights[-1], weights[0]]
-
-
-def audit(training: Training, batch: Batch, recipe: Recipe) -> dict[str, tuple[float, float, float]]:
-    """Return every term's value, and the norm of its gradient at the last and at the first layer.
-
-    The terms of both stages are looked at, in float32; G_ terms at the generator, D_ at the discriminator.
-    """
-    training.epoch = recipe.pretrain_epochs + 1
-    plain = torch.autocast(batch.x.device.type, enabled=False)
-    fake = training.generator(batch.x)  # (N, Cy, S, S)
-    terms = generator_terms(training, batch, fake, recipe, plain)
-    if training.is_adversarial(recipe):
-        terms |= discriminator_terms(training, batch, fake, recipe, plain)
-
-    def norms(name: str, value: Tensor) -> list[float]:
-        network = training.generator if name.startswith("G_") else training.discriminator
-        if not value.requires_grad:
-            return [0.0, 0.0]
-        found = torch.autograd.grad(value, end_weights(network), retain_graph=True, allow_unused=True)
-        return [0.0 if grad is None else float(grad.norm()) for grad in found]
-
-    return {name: (float(value.detach()), *norms(name, value)) for name, value in terms.items()}
-
-
-def failures(results: dict[str, tuple[float, float, float]], weights: dict[str, float]) -> list[str]:
-    """Return the terms that have a weight but no value, or whose value or gradient is zero or not finite."""
-    alive = [
-        name
-        for name, (value, *norms) in results.items()
-        if math.isfinite(value) and all(0 < norm < math.inf for norm in norms)
-    ]
-    return [name for name in weights if name not in alive]
-
-
-def table(results: dict[str, tuple[float, float, float]], weights: dict[str, float]) -> str:
-    """Return one line per term."""
-    lines = [f"{'term':<14}{'weight':>10}{'value':>14}{'|grad| last':>14}{'|grad| first':>14}"]
-    for name, numbers in results.items():
-        lines.append(f"{name:<14}{weights[name]:>10.4g}" + "".join(f"{n:>14.4g}" for n in numbers))
-    return "\n".join(lines)
-
-
 def make_batch(source: Tensor, target: Tensor, recipe: Recipe, device: torch.device, step: int) -> Batch:
     """Bring (N, 3, S, S) uint8 pictures to the device, as what the networks take at this step of the run."""
     photograph = source is target
@@ -361,3 +190,133 @@ def make_batch(source: Tensor, target: Tensor, recipe: Recipe, device: torch.dev
     if given is target and recipe.input == "L" and recipe.output == "ab":  # one conversion for both
         return Batch(*color.encode(target, "Lab").split([1, 2], 1), target)
     return Batch(color.encode(given, recipe.input), color.encode(target, recipe.output), target)
+
+
+def discriminator_terms(gan: Gan, batch: Batch, fake: Tensor, recipe: Recipe) -> dict[str, Tensor]:
+    """Return the discriminator's loss terms, unweighted; no gradient goes back to `fake` (N, Cy, S, S)."""
+    with gan.amp:
+        real_logits = gan.discriminator(batch.x, batch.y)  # (N, 1, h, w)
+        fake_logits = gan.discriminator(batch.x, fake.detach())
+    return discriminator_losses(real_logits, fake_logits, recipe.gan_mode, recipe.label_real)
+
+
+def generator_terms(
+    gan: Gan, batch: Batch, fake: Tensor, recipe: Recipe, adversarial: bool
+) -> dict[str, Tensor]:
+    """Return the generator's loss terms, unweighted, with or without that of the discriminator."""
+    terms = {}
+    if adversarial:
+        with gan.amp:
+            fake_logits = gan.discriminator(batch.x, fake)  # (N, 1, h, w)
+        terms["G_gan"] = adversarial_loss(fake_logits, recipe.gan_mode, recipe.label_real)
+    for name, loss in PIXEL.items():
+        if name in recipe.term_weights:
+            terms[name] = loss(fake.float(), batch.y)
+    if gan.extractors:
+        real_rgb = color.rgb01(batch.target)  # (N, 3, S, S)
+        fake_rgb = color.decode(fake, recipe.output, color.rgb_to_lab(real_rgb)[:, :1])
+        for name, extractor in gan.extractors.items():
+            with gan.amp:
+                terms[name] = perceptual_loss(extractor, fake_rgb, real_rgb)
+    return terms
+
+
+def train_step(gan: Gan, batch: Batch, recipe: Recipe, adversarial: bool) -> dict[str, Tensor]:
+    """Update D, where it takes part, then G, on one batch.
+
+    Args:
+        adversarial: whether the discriminator takes part; not so in the first stage, or where there is none.
+
+    Returns:
+        Every loss term, unweighted, as a detached scalar on the device.
+    """
+    weights, d_terms = recipe.term_weights, {}
+    with gan.amp:
+        fake = gan.generator(batch.x)  # (N, Cy, S, S)
+
+    if adversarial:
+        gan.discriminator.requires_grad_(True)
+        d_terms = discriminator_terms(gan, batch, fake, recipe)
+        gan.scaler.scale(total(d_terms, weights)).backward()
+        gan.scaler.step(gan.optimizer_d)
+        gan.optimizer_d.zero_grad()
+        gan.discriminator.requires_grad_(False)  # saves its weight gradients, a ninth of the step's work
+
+    g_terms = generator_terms(gan, batch, fake, recipe, adversarial)
+    gan.scaler.scale(total(g_terms, weights)).backward()
+    gan.scaler.step(gan.optimizer_g)
+    gan.optimizer_g.zero_grad()
+
+    gan.scaler.update()
+    if gan.ema is not None:
+        gan.ema.update_parameters(gan.generator)
+    return {name: value.detach() for name, value in {**g_terms, **d_terms}.items()}
+
+
+def schedule(gan: Gan, recipe: Recipe, state: State, steps_per_epoch: int) -> bool:
+    """Set the learning rates of the step that comes; Adam starts anew with the second stage.
+
+    Returns:
+        whether the discriminator takes part in this step.
+    """
+    first_stage = state.epoch <= recipe.pretrain_epochs
+    if state.epoch == recipe.pretrain_epochs + 1 and state.step == 0:
+        gan.optimizer_g.state.clear()
+    done = state.steps / steps_per_epoch - recipe.pretrain_epochs  # epochs of the second stage
+    progress = done / max(1, recipe.epochs - recipe.pretrain_epochs)
+    factor = min(1.0, 2.0 * (1.0 - progress)) if recipe.schedule == "linear" else 1.0
+    lr_g = (recipe.pretrain_lr or recipe.lr) if first_stage else recipe.lr * factor
+    gan.optimizer_g.param_groups[0]["lr"] = lr_g
+    if gan.optimizer_d is not None:
+        gan.optimizer_d.param_groups[0]["lr"] = (recipe.lr_d or recipe.lr) * factor
+    return recipe.is_adversarial and not first_stage
+
+
+class Audited(NamedTuple):
+    """A loss term's value, and the norm of its gradient at the last and at the first layer of its network."""
+
+    value: float
+    last: float
+    first: float
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether all are finite, and neither gradient is zero."""
+        return all(map(math.isfinite, self)) and min(self.last, self.first) > 0
+
+
+def audit(gan: Gan, batch: Batch, recipe: Recipe) -> dict[str, Audited]:
+    """Look at every loss term of both stages, in float32; G_ terms at the generator, D_ at the discriminator."""
+    gan = replace(gan, amp=autocast(batch.x.device, "fp32"))
+    fake = gan.generator(batch.x)  # (N, Cy, S, S)
+    terms = generator_terms(gan, batch, fake, recipe, recipe.is_adversarial)
+    if recipe.is_adversarial:
+        terms |= discriminator_terms(gan, batch, fake, recipe)
+
+    def norms(name: str, value: Tensor) -> list[float]:
+        network = gan.generator if name.startswith("G_") else gan.discriminator
+        if not value.requires_grad:
+            return [0.0, 0.0]
+        found = torch.autograd.grad(value, end_weights(network), retain_graph=True, allow_unused=True)
+        return [0.0 if grad is None else float(grad.norm()) for grad in found]
+
+    return {name: Audited(float(value.detach()), *norms(name, value)) for name, value in terms.items()}
+
+
+def end_weights(network: nn.Module) -> list[nn.Parameter]:
+    """Return the trained weights of a network's last and first layer."""
+    weights = [p for p in network.parameters() if p.requires_grad and p.dim() > 1]
+    return [weights[-1], weights[0]]
+
+
+def failures(results: Mapping[str, Audited], weights: Mapping[str, float]) -> list[str]:
+    """Return the terms that have a weight but no value, or whose value or gradient is zero or not finite."""
+    return [name for name in weights if name not in results or not results[name].is_alive]
+
+
+def audit_table(results: Mapping[str, Audited], weights: Mapping[str, float]) -> str:
+    """Return one line per term."""
+    lines = [f"{'term':<14}{'weight':>10}{'value':>14}{'|grad| last':>14}{'|grad| first':>14}"]
+    for name, numbers in results.items():
+        lines.append(f"{name:<14}{weights[name]:>10.4g}" + "".join(f"{n:>14.4g}" for n in numbers))
+    return "\n".join(lines)

@@ -1,14 +1,8 @@
-"""Train a colouriser on a folder of images.
+"""The training loop of colouriser and classifier: epochs, saving, the log, signals.
 
-    python train.py                                        # recipe demo, its own scenes
-    python train.py --recipe coco --data photos/           # photo -> colour in Lab
-    python train.py --recipe anime --data panels/          # sketch -> colour, lines drawn if there are none
-    python train.py --recipe unet32 --data cifar10         # a torchvision data set by name
-    python train.py --resume --run runs/coco               # goes on exactly where it stopped
-    python train.py --list-recipes
-    python train.py --recipe manga --data pages/ --audit   # does every loss term reach its network?
-
-Every save_every epochs the run folder gets a generator, a resumable state, a sample sheet and loss curves.
+A run can be stopped in any step, by Ctrl-C or SIGTERM, and goes on from state.pt to the same bits as if it had
+not been stopped: everything random depends on the seed, the epoch and the step, or on torch's generators,
+whose state is saved.
 """
 
 import json
@@ -17,37 +11,86 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
-from config import Recipe, UserError
-from data import ImageSet, evenly_spaced, steps_per_epoch, training_batches
-from imaging import color
-from imaging.files import write_image
-from imaging.pixels import contact_sheet
-from inference import checkpoint
-from reporting.curves import plot_losses
-from runtime import atomic, run_folder
+from config import AnyRecipe, UserError
+from data import ImageSet, steps_per_epoch
+from runtime import atomic
 from runtime.atomic import replacing
-from runtime.run_folder import read_records
-from training.gan import REMEDY, Training, make_batch, train_step
+from runtime.device import restore_rng, rng_state
+from runtime.run_folder import read_records, state_path
 
 if sys.platform != "win32":
     import resource
+
+REMEDY = "train with a smaller learning rate (--set lr=...) or with --set precision=fp32"
+
+
+@dataclass
+class State:
+    """How far a training has come, and all that changes on the way: what state.pt holds."""
+
+    format: str  # what state.pt calls itself
+    parts: dict[str, Any]  # name in state.pt -> network, optimiser, scaler: whatever has a state_dict
+    device: torch.device
+    epoch: int = 1  # the one under way, from 1
+    step: int = 0  # batches done in this epoch
+    steps: int = 0  # batches done in all
+
+    @property
+    def progress(self) -> dict[str, int]:
+        """Epoch, step and steps."""
+        return {"epoch": self.epoch, "step": self.step, "steps": self.steps}
+
+    @property
+    def learning_rate(self) -> float:
+        """The first optimiser's learning rate: of a GAN, the generator's."""
+        optimizers = (part for part in self.parts.values() if isinstance(part, torch.optim.Optimizer))
+        return next(optimizers).param_groups[0]["lr"]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what state.pt holds."""
+        states = {name: part.state_dict() for name, part in self.parts.items()}
+        return {"format": self.format, **states, **self.progress, **rng_state()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what state_dict returned. Raises UserError if it does not fit these networks."""
+        if state.get("format") != self.format:
+            raise UserError(f"state.pt is not a training state in the format {self.format}")
+        try:
+            for name, part in self.parts.items():
+                if name != "scaler" or state[name]:  # one that was off has no state
+                    part.load_state_dict(state[name])
+        except (KeyError, RuntimeError, ValueError):
+            raise UserError("state.pt does not fit the networks of this recipe") from None
+        self.epoch, self.step, self.steps = state["epoch"], state["step"], state["steps"]
+        restore_rng(state)
+
+    def check_finite(self) -> None:
+        """Raise UserError if a network has a weight that is not finite, before it is saved."""
+        for name, part in self.parts.items():
+            values = part.state_dict().values() if isinstance(part, nn.Module) else ()
+            if not all(torch.isfinite(value).all() for value in values):
+                problem = f"the {name} has weights that are not finite; nothing was overwritten"
+                raise UserError(f"{problem}: {REMEDY}")
 
 
 class Log:
     """Sums losses up on the device and, once per interval, turns them into a status line and a record."""
 
-    def __init__(self, path: Path, steps: int) -> None:
-        """Open the log; records after `steps`, left by a run that was cut off, are dropped."""
-        self.path = path
-        self.records = [record for record in read_records(path) if record["steps"] <= steps]
+    def __init__(self, path: Path, state: State) -> None:
+        """Open the log; records of later steps, left by a run that was cut off, are dropped."""
+        self.path, self.state = path, state
+        self.records = [record for record in read_records(path) if record["steps"] <= state.steps]
         with replacing(path) as temporary:
             temporary.write_text("".join(json.dumps(record) + "\n" for record in self.records))
         self.clear()
@@ -57,50 +100,33 @@ class Log:
         self.sums: dict[str, Tensor] = {}
         self.steps, self.images, self.waited, self.started = 0, 0, 0.0, time.perf_counter()
 
-    def add(self, terms: dict[str, Tensor], images: int, waited: float) -> None:
+    def add(self, terms: Mapping[str, Tensor], images: int, waited: float) -> None:
         """Count one step: its loss terms, its images, and the seconds spent waiting for them."""
         for name, value in terms.items():
             self.sums[name] = self.sums[name] + value if name in self.sums else value
         self.steps, self.images, self.waited = self.steps + 1, self.images + images, self.waited + waited
 
-    def flush(self, progress: dict[str, int], lr: float, device: torch.device, remedy: str) -> None:
-        """End the interval: print a line, append the record.
-
-        Args:
-            progress: epoch, step in it, and steps in all.
-            lr: the step size now.
-            device: whose memory is reported.
-            remedy: what to do where a loss is not finite.
-
-        Raises:
-            UserError: a loss is not finite.
-        """
+    def flush(self) -> None:
+        """End the interval: print a line, append the record. Raises UserError if a loss is not finite."""
         if not self.steps:
             return
         values = (torch.stack(list(self.sums.values())) / self.steps).tolist()  # the one wait for the device
-        means = dict(zip(self.sums, values, strict=True))
-        broken = [name for name, value in means.items() if not math.isfinite(value)]
+        means, done = dict(zip(self.sums, values, strict=True)), self.state.progress
+        broken = " ".join(name for name, value in means.items() if not math.isfinite(value))
         if broken:
-            names = " ".join(broken)
-            raise UserError(
-                f"{names} not finite by step {progress['steps']}; nothing was overwritten: {remedy}"
-            )
+            raise UserError(f"{broken} not finite by step {done['steps']}; nothing was overwritten: {REMEDY}")
         seconds = time.perf_counter() - self.started
-        record = {
-            **progress,
-            **means,
-            "lr": lr,
+        speed = {
             "images_per_s": self.images / seconds,
             "data_wait_percent": 100 * self.waited / seconds,
-            "memory_mb": peak_memory_mb(device),
+            "memory_mb": peak_memory_mb(self.state.device),
         }
-        self.records.append(record)
+        self.records.append({**done, **means, "lr": self.state.learning_rate, **speed})
         with open(self.path, "a") as file:
-            file.write(json.dumps(record) + "\n")
+            file.write(json.dumps(self.records[-1]) + "\n")
         terms = " ".join(f"{name} {value:.4f}" for name, value in means.items())
-        speed = f"{record['images_per_s']:.1f} images/s | data wait {record['data_wait_percent']:.1f} %"
-        where = f"epoch {progress['epoch']} step {progress['steps']}"
-        tqdm.write(f"{where} | {terms} | {speed} | {record['memory_mb']:.0f} MB")
+        words = "{images_per_s:.1f} images/s | data wait {data_wait_percent:.1f} % | {memory_mb:.0f} MB"
+        tqdm.write(f"epoch {done['epoch']} step {done['steps']} | {terms} | {words.format(**speed)}")
         self.clear()
 
 
@@ -134,77 +160,89 @@ def noted_signals() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def finish_epoch(
-    run: Path, recipe: Recipe, training: Training, log: Log, val: ImageSet, device: torch.device
+Batches = Callable[[int, int], Iterator[Any]]
+Step = Callable[[Any], Mapping[str, Tensor]]
+Save = Callable[[int, list[dict[str, Any]]], None]
+
+
+def fit(
+    run: Path,
+    recipe: AnyRecipe,
+    state: State,
+    images: Mapping[str, ImageSet],
+    batches: Batches,
+    step: Step,
+    save: Save,
+    command: str,
+    last_of_stage: int = 0,
 ) -> None:
+    """Train to the last epoch, or until a signal comes; state.pt is written every save_every epochs.
+
+    Args:
+        run: folder for log.jsonl and state.pt.
+        images: split -> its pictures; "train" is trained on.
+        batches: epoch and first step -> the batches of that epoch from there on.
+        step: updates the networks on a batch; returns its loss terms, detached scalars on the device.
+        save: finished epoch and records of the log -> writes what is for use, before state.pt.
+        command: what the user runs to resume.
+        last_of_stage: epoch after which the loss terms change, so that no record is of both; 0 = none.
+
+    Raises:
+        UserError: a loss or a weight is not finite.
+        SystemExit: a signal came; everything is saved.
+    """
+    log = Log(run / "log.jsonl", state)
+    steps = steps_per_epoch(len(images["train"]), recipe.batch_size)
+    count = min(len(images["train"]), recipe.batch_size)  # of images per step
+    torch.backends.cudnn.benchmark = True  # every batch has one shape
+    with noted_signals() as caught:
+        while state.epoch <= recipe.epochs and not caught:
+            title, todo = f"epoch {state.epoch}/{recipe.epochs}", batches(state.epoch, state.step)
+            started = time.perf_counter()
+            for batch in tqdm(todo, title, steps, leave=False, initial=state.step, disable=None):
+                waited = time.perf_counter() - started
+                log.add(step(batch), count, waited)
+                state.step, state.steps = state.step + 1, state.steps + 1
+                if state.steps % recipe.log_every == 0:
+                    log.flush()
+                if caught:
+                    break
+                started = time.perf_counter()
+            if state.step >= steps:
+                _finish_epoch(run, recipe, log, save, last_of_stage)
+        if caught:
+            _save_state(run, log)
+    _print_left_out(images)
+    if state.epoch <= recipe.epochs:
+        print(f"stopped in epoch {state.epoch}; go on with: {command} --resume --run {quote(str(run))}")
+        raise SystemExit(128 + caught[0])
+
+
+def _finish_epoch(run: Path, recipe: AnyRecipe, log: Log, save: Save, last_of_stage: int) -> None:
     """Go on to the next epoch, saving what save_every asks for."""
-    done = training.epoch
+    state, done = log.state, log.state.epoch
     due = done % recipe.save_every == 0 or done == recipe.epochs
-    if due or done == recipe.pretrain_epochs:  # the terms change with the stage
-        flush(log, training)
+    if due or done == last_of_stage:
+        log.flush()
     if due:
-        training.check_finite()
-        checkpoint.save_generator(run, done, recipe, training.generator_for_use())
-        save_samples(run, recipe, done, val, device)
-        plot_losses(run / "losses.png", log.records)
-    training.epoch, training.step = done + 1, 0
+        state.check_finite()
+        save(done, log.records)
+    state.epoch, state.step = done + 1, 0
     if due:
-        save_state(run, training, log)
+        _save_state(run, log)
 
 
-def flush(log: Log, training: Training) -> None:
-    """End an interval of the log. Raises UserError where a loss is not finite."""
-    device = next(training.generator.parameters()).device
-    log.flush(training.progress(), training.optimizer_g.param_groups[0]["lr"], device, REMEDY)
-
-
-def save_state(run: Path, training: Training, log: Log) -> None:
+def _save_state(run: Path, log: Log) -> None:
     """Write all that a resume needs."""
-    flush(log, training)
-    training.check_finite()
-    atomic.save(run_folder.state_path(run), training.state_dict())
+    log.flush()
+    log.state.check_finite()
+    atomic.save(state_path(run), log.state.state_dict())
     log.clear()  # what saving took is no training time
 
 
-def save_samples(run: Path, recipe: Recipe, epoch: int, images: ImageSet, device: torch.device) -> None:
-    """Write input | ours | truth of the same few validation images at every save."""
-    ids = evenly_spaced(len(images), recipe.samples)
-    source, target = images.gather_fixed(ids, recipe)
-    ours = checkpoint.load_colorizer(run, epoch, device)(source.to(device)).cpu()
-    columns = (color.show_input(source, recipe.input), ours, target)
-    rows = [[picture.permute(1, 2, 0).numpy() for picture in row] for row in zip(*columns, strict=True)]
-    write_image(run / "samples" / f"epoch_{epoch:04d}.png", contact_sheet(rows, ["input", "ours", "truth"]))
-
-
-def train_epoch(
-    training: Training,
-    recipe: Recipe,
-    images: ImageSet,
-    device: torch.device,
-    amp: torch.autocast,
-    log: Log,
-    caught: list[int],
-) -> None:
-    """Train from training.step to the end of its epoch, or until a signal is caught."""
-    steps = steps_per_epoch(len(images), recipe.batch_size)
-    batches = training_batches(
-        images, recipe.batch_size, recipe.size, recipe.flip, recipe.seed, training.epoch, training.step
-    )
-    title = f"epoch {training.epoch}/{recipe.epochs}"
-    bar = tqdm(total=steps, initial=training.step, desc=title, leave=False, disable=None)
-    started = time.perf_counter()
-    if training.epoch == recipe.pretrain_epochs + 1 and training.step == 0:
-        training.optimizer_g.state.clear()  # Adam starts anew
-    for source, target in batches:
-        waited = time.perf_counter() - started
-        batch = make_batch(source, target, recipe, device, training.steps)
-        training.set_learning_rate(recipe, steps)
-        log.add(train_step(training, batch, recipe, amp), len(batch.x), waited)
-        training.step, training.steps = training.step + 1, training.steps + 1
-        bar.update()
-        if training.steps % recipe.log_every == 0:
-            flush(log, training)
-        if caught:
-            break
-        started = time.perf_counter()
-    bar.close()
+def _print_left_out(images: Mapping[str, ImageSet]) -> None:
+    for name, split in images.items():
+        for sentence in split.bad:
+            print(f"skipped {sentence}")
+        if split.gray:
+            print(f"left {split.gray} near-gray pictures out of {name} (min_colorfulness)")

@@ -104,13 +104,13 @@ def main(
         return RUNS
     from torch import Tensor
 
-    from data import find_loading, load_images, steps_per_epoch, training_batches
+    from data import find_loading, load_images, mean_ab, steps_per_epoch, training_batches
     from dataset.folders import list_items, pick
     from inference.checkpoint import save_generator
     from reporting.curves import plot_losses
     from runtime import atomic
     from runtime.device import pick_device, pick_precision
-    from runtime.run_folder import read_run, state_path, write_run
+    from runtime.run_folder import RunRecord, state_path, write_run
     from training import setup
     from training.gan import build_gan, load_pretrained, make_batch, schedule, train_step
     from training.loop import fit
@@ -121,9 +121,8 @@ def main(
     }  # fmt: skip
     given = {key: value for key, value in options.items() if value is not None}
     if resume:
-        made, where, folder = setup.resolve_resumed(recipe, data, run, given)
-        stored = read_run(folder)
-        weights = weights or stored.weights
+        made, stored, folder = setup.resolve_resumed(recipe, data, run, given)
+        where, weights = stored.data, weights or stored.weights
     else:
         made, where, folder = setup.resolve(recipe, data, run, given, writes=not (dry_run or audited))
     on = pick_device(device)
@@ -131,9 +130,9 @@ def main(
     items = list_items(where, made, CACHE)
     loading = find_loading(made, items["train"])
     gan = build_gan(made, on, precision)
-    print(setup.describe(made, where, folder, items, loading, gan, f"{on}, {precision}"), flush=True)
+    facts = setup.describe(made, where, items, loading, gan.parameters())
+    setup.announce(made, {"run": folder, **facts, "device": f"{on}, {precision}"}, dry_run)
     if dry_run:
-        print(setup.recipe_lines(made))
         return folder
     state, saved = gan.state(), state_path(folder)
     restored, weights = resume and saved.exists(), Path(weights) if weights else None
@@ -148,9 +147,13 @@ def main(
     images = setup.load_splits(folder, items, loading)
     setup.require_batch(made, len(images["train"]))
     if resume:
-        write_run(folder, setup.resumed_record(stored, made, images, given))
+        overrides = None if stored.overrides is None else {**stored.overrides, **given}
+        record = setup.resumed(stored, made, images, overrides=overrides)
     else:
-        write_run(folder, setup.new_record(made, where, loading, images, gan, weights, given))
+        shared = setup.record_fields(made, where, loading, images, weights)
+        mean, sizes = mean_ab(images["train"], made.size), gan.parameters()
+        record = RunRecord(**shared, mean_ab=mean, parameters=sizes, overrides=given)
+    write_run(folder, record)
     steps = steps_per_epoch(len(images["train"]), made.batch_size)
 
     def batches(epoch: int, start: int) -> Iterator[tuple[Tensor, Tensor]]:

@@ -10,8 +10,8 @@ save_every epochs the run folder gets a checkpoint, its scores on the validation
 """
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     import torch
 
     from data import ImageSet
-    from dataset.folders import Item
     from evaluation.classifier import Accuracy, Classifier
 
 FORMAT = "tinct-classifier-state-1"
@@ -67,17 +66,6 @@ def learning_rate(recipe: ClassifierRecipe, steps: int, done: int) -> float:
     if progress < recipe.warmup:
         return recipe.lr * progress / recipe.warmup
     return recipe.lr * (1 + math.cos(math.pi * (progress - recipe.warmup) / (1 - recipe.warmup))) / 2
-
-
-def batches(
-    recipe: ClassifierRecipe, images: "ImageSet", labels: "torch.Tensor", epoch: int, start: int
-) -> Iterator[tuple["torch.Tensor", "torch.Tensor"]]:
-    """Yield an epoch's batches from step `start` on: image (N, 3, S, S) uint8 and label (N,) int64."""
-    from data import training_order
-
-    order = training_order(len(images), recipe.batch_size, recipe.flip, recipe.seed, epoch, start)
-    for ids, corners, flips in order:
-        yield images.gather(ids, recipe.size, corners, flips)[1], labels[ids]
 
 
 def train_step(
@@ -138,85 +126,6 @@ def in_words(scores: "Accuracy") -> str:
     return f"{top1} | {top5} of {scores.images} pictures"
 
 
-def resolve(
-    data: str | None, run: Path | None, given: Mapping[str, Any], resume: bool, writes: bool
-) -> tuple[ClassifierRecipe, str, Path]:
-    """Settle recipe, data and folder of a run; one that goes on brings its own.
-
-    Args:
-        given: recipe fields that the user set.
-        writes: the folder of a new run must be free.
-
-    Raises:
-        UserError: a value out of range, no data, no such run, or a folder that is taken.
-    """
-    from evaluation.classifier import RECORD, read_record
-    from training.setup import require_free, resume_recipe
-
-    folder = Path(run or RUNS / "classifier")
-    if resume:
-        stored = read_record(folder)
-        kept = ClassifierRecipe.from_record(stored["recipe"])
-        return resume_recipe(folder, kept, data, stored["data"], given), stored["data"], folder
-    made = ClassifierRecipe(**given)
-    if data is None:
-        raise UserError("a classifier needs --data PATH|NAME: a folder of pictures per class, or cifar10")
-    if writes:
-        require_free(folder, "a classifier" if (folder / RECORD).exists() else None)
-    return made, data, folder
-
-
-def describe(
-    recipe: ClassifierRecipe,
-    data: str,
-    run: Path,
-    items: Mapping[str, list["Item"]],
-    training: Training,
-    on: str,
-) -> str:
-    """Return what is resolved, one line each; `on`: device and precision."""
-    from models import count_parameters
-    from training.setup import in_lines
-
-    start = "published weights" if recipe.pretrained else "scratch"
-    count, classes = count_parameters(training.classifier), len(training.classifier.classes)
-    return in_lines(
-        run=run,
-        data=f"{data}: {len(items['train'])} to train, {len(items['val'])} to validate, {classes} classes",
-        network=f"{recipe.network} at {recipe.size} px, {count:,} parameters, from {start}",
-        epochs=recipe.epochs,
-        device=on,
-    )
-
-
-def load_and_record(
-    recipe: ClassifierRecipe, data: str, run: Path, items: Mapping[str, list["Item"]], weights: Path | None
-) -> dict[str, "ImageSet"]:
-    """Return the pictures to train and to validate on, decoded; records them in classifier.json.
-
-    Raises:
-        UserError: too few of them can be read.
-    """
-    from data import Loading
-    from evaluation.classifier import RECORD, read_record
-    from runtime.atomic import write_json
-    from training.setup import add_resume, load_splits, provenance, remembered
-
-    loading = Loading(recipe.load_size, recipe.fit, "none", False)
-    images = load_splits(run, items, loading)
-    if len(images["train"]) < 2:
-        raise UserError(f"only one training picture of {data} can be read: {images['train'].bad[0]}")
-    if (run / RECORD).exists():  # a resume is added to what the run began with
-        record = read_record(run)
-        record["resumed"] = add_resume(record.get("resumed", []), record["fingerprints"], images)
-    else:
-        record = {"data": remembered(data), "loading": asdict(loading), **provenance(images)}
-        record["classes"] = sorted({item.label for item in items["train"]})
-        record["weights"] = str(weights.resolve()) if weights else None
-    write_json(run / RECORD, {**record, "recipe": asdict(recipe)})
-    return images
-
-
 def main(
     data: DataOption = None,
     run: RunOption = None,
@@ -237,56 +146,71 @@ def main(
     import torch
     from torch import Tensor
 
-    from data import steps_per_epoch
+    from data import Loading, steps_per_epoch, training_order
     from dataset.folders import list_items
-    from evaluation.classifier import (
-        best_accuracy,
-        find_classes,
-        label_ids,
-        load_pretrained,
-        read_record,
-        save_classifier,
-        write_accuracy,
-    )
+    from evaluation import classifier as classifiers
+    from models import count_parameters
     from reporting.curves import plot_losses
-    from runtime import atomic
+    from runtime import atomic, run_folder
     from runtime.device import pick_device, pick_precision
-    from runtime.run_folder import state_path
     from runtime.weights import load_weights
+    from training import setup
     from training.loop import State, fit
-    from training.setup import recipe_lines
 
     options = {
         "network": network, "pretrained": pretrained or None, "size": size, "epochs": epochs, "seed": seed,
         "batch_size": batch_size, "limit": limit, **parse_settings(set_ or [], ClassifierRecipe),
     }  # fmt: skip
     given = {key: value for key, value in options.items() if value is not None}
-    made, where, folder = resolve(data, run, given, resume, writes=not dry_run)
-    items = list_items(where, made, CACHE)
-    stored = read_record(folder) if resume else {"classes": None, "weights": None}
-    classes = find_classes(items, where, stored["classes"])
+    folder, stored = Path(run or RUNS / "classifier"), None
+    if resume:
+        stored = run_folder.read_classifier_run(folder)
+        made, data = setup.resume_recipe(folder, stored, data, given), stored.data
+        weights = weights or (Path(stored.weights) if stored.weights else None)
+    else:
+        made = ClassifierRecipe(**given)
+        if data is None:
+            raise UserError("a classifier needs --data PATH|NAME: a folder of pictures per class, or cifar10")
+        if not dry_run:
+            setup.require_free(folder)
+    items = list_items(data, made, CACHE)
+    classes = classifiers.find_classes(items, data, stored and stored.classes)
     on = pick_device(device)
     precision = pick_precision(made.precision, on)
     training = build_training(made, classes, on, precision)
-    classifier = training.classifier
-    print(describe(made, where, folder, items, training, f"{on}, {precision}"), flush=True)
+    classifier, start = training.classifier, "published weights" if made.pretrained else "scratch"
+    count = f"{len(items['train'])} to train, {len(items['val'])} to validate, {len(classes)} classes"
+    layout = f"{made.network} at {made.size} px, {count_parameters(classifier):,} parameters, from {start}"
+    facts = {"run": folder, "data": f"{data}: {count}", "network": layout, "epochs": made.epochs}
+    setup.announce(made, {**facts, "device": f"{on}, {precision}"}, dry_run)
     if dry_run:
-        print(recipe_lines(made))
         return folder
+
     parts = {"network": classifier.network, "optimizer": training.optimizer, "scaler": training.scaler}
-    state, saved = State(FORMAT, parts, on), state_path(folder)
-    weights = weights or (Path(stored["weights"]) if stored["weights"] else None)
-    if resume and saved.exists():
+    state, saved = State(FORMAT, parts, on), run_folder.state_path(folder)
+    if stored and saved.exists():
         state.load_state_dict(atomic.load(saved))
     elif made.pretrained:
-        load_pretrained(classifier, load_weights(made.network, weights, "leave out --pretrained"))
+        published = load_weights(made.network, weights, "leave out --pretrained")
+        classifiers.load_pretrained(classifier, published)
 
-    images = load_and_record(made, where, folder, items, weights)
-    labels = {name: torch.tensor(label_ids(split.labels, classes)) for name, split in images.items()}
+    loading = Loading(made.load_size, made.fit, "none", False)
+    images = setup.load_splits(folder, items, loading)
+    if len(images["train"]) < 2:
+        raise UserError(f"only one training picture of {data} can be read: {images['train'].bad[0]}")
+    if stored:
+        record = setup.resumed(stored, made, images)
+    else:
+        shared = setup.record_fields(made, data, loading, images, weights)
+        record = run_folder.ClassifierRecord(**shared, classes=classes)
+    run_folder.write_run(folder, record)
+    labels = {n: torch.tensor(classifiers.label_ids(split.labels, classes)) for n, split in images.items()}
     steps = made.epochs * steps_per_epoch(len(images["train"]), made.batch_size)
 
-    def epoch_batches(epoch: int, start: int) -> Iterator[tuple[Tensor, Tensor]]:
-        return batches(made, images["train"], labels["train"], epoch, start)
+    def batches(epoch: int, start: int) -> Iterator[tuple[Tensor, Tensor]]:
+        order = (len(images["train"]), made.batch_size, made.flip, made.seed, epoch, start)
+        for ids, corners, flips in training_order(*order):
+            yield images["train"].gather(ids, made.size, corners, flips)[1], labels["train"][ids]
 
     def step(batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
         training.optimizer.param_groups[0]["lr"] = learning_rate(made, steps, state.steps)
@@ -295,13 +219,13 @@ def main(
 
     def save(epoch: int, records: list[dict[str, Any]]) -> None:
         scores = validate(classifier, made, images["val"], labels["val"], epoch)
-        save_classifier(folder, epoch, classifier)
-        write_accuracy(folder, scores)
+        classifiers.save_classifier(folder, epoch, classifier)
+        classifiers.write_accuracy(folder, scores)
         plot_losses(folder / "losses.png", records)
         print(f"epoch {epoch} | {in_words(scores)}", flush=True)
 
-    fit(folder, made, state, images, epoch_batches, step, save, "python train_classifier.py")
-    best = best_accuracy(folder)
+    fit(folder, made, state, images, batches, step, save, "python train_classifier.py")
+    best = classifiers.best_accuracy(folder)
     print(f"trained {made.epochs} epochs; the best is {best.epoch}: {in_words(best)}")
     print(f"score colourised pictures with it: python eval.py --classifier {quote(str(folder))}")
     return folder

@@ -8,7 +8,6 @@ classifier on colourised images.
 """
 
 import csv
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,10 +22,9 @@ from config import UserError, closest
 from dataset.folders import Item
 from evaluation.scores import write_csv
 from runtime import atomic
-from runtime.run_folder import epoch_path, saved_epochs
+from runtime.run_folder import epoch_path, read_classifier_run, saved_epochs
 
 FORMAT = "tinct-classifier-1"
-RECORD = "classifier.json"  # in a run folder, where a colouriser has recipe.json
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's RGB in [0, 1]
 # the second outputs of these two serve training from scratch, and are left out
 BRANCHED = {"aux_logits": False, "transform_input": True, "init_weights": True}
@@ -183,29 +181,13 @@ def best_accuracy(run: Path) -> Accuracy:
     Raises:
         UserError: not a classifier's run, or none of its saved epochs has a score.
     """
-    read_record(run)
+    read_classifier_run(run)
     saved = saved_epochs(run)
     found = [accuracy for accuracy in read_accuracies(run) if accuracy.epoch in saved]
     if not found:
         command = f"python train_classifier.py --resume --run {quote(str(run))}"
         raise UserError(f"{run} has no saved epoch with a score; train on with: {command}")
     return min(found, key=lambda accuracy: (-accuracy.top1, accuracy.epoch))
-
-
-def read_record(run: Path) -> dict[str, Any]:
-    """Return a classifier's classifier.json. Raises UserError where it is missing or damaged."""
-    path = run / RECORD
-    if not path.is_file():
-        command = "python train_classifier.py --data PATH"
-        raise UserError(f"{run} is not a classifier's run: it has no {RECORD}; train one with: {command}")
-    try:
-        record = json.loads(path.read_text())
-    except ValueError:
-        record = None
-    wanted = {"recipe", "data", "classes", "weights", "fingerprints"}
-    if not isinstance(record, dict) or not record.keys() >= wanted:
-        raise UserError(f"{path} is damaged, or of another version: it lacks {' '.join(sorted(wanted))}")
-    return record
 
 
 def read_accuracies(run: Path) -> list[Accuracy]:

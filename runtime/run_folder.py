@@ -1,6 +1,6 @@
-"""The run folder: where its files lie, and what recipe.json records.
+"""The run folder: where its files lie, and what is recorded of how it was made.
 
-runs/NAME/recipe.json                     the resolved recipe, data, versions
+runs/NAME/recipe.json                     the resolved recipe, data, versions (or classifier.json)
 runs/NAME/log.jsonl                       one record per status line
 runs/NAME/checkpoints/epoch_0005.pt       generator for use
 runs/NAME/checkpoints/state.pt            all that an exact resume needs
@@ -20,31 +20,51 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from config import VERSION, Recipe, UserError
+from config import VERSION, AnyRecipe, ClassifierRecipe, Recipe, UserError
 from runtime.atomic import write_json
 
-RECORD = "recipe.json"
+R = TypeVar("R", bound="Record")
+
+RECORD, CLASSIFIER_RECORD = "recipe.json", "classifier.json"
 STAMP = ".stamp"  # file in a folder of rendered pictures that says what they were rendered from
 
 
 @dataclass(frozen=True)
-class RunRecord:
-    """What recipe.json holds: how a run was made. Fields with a default are not in every version's files."""
+class Record:
+    """How a run was made. Fields with a default are not in every version's files."""
 
-    recipe: Recipe
+    recipe: AnyRecipe
     data: str  # absolute path, or a name
-    loading: dict[str, Any]  # fields of data.Loading
     fingerprints: dict[str, str]  # split -> hash of its files and of how they were loaded
-    mean_ab: tuple[float, float]  # of the training pictures, in Lab units
+    loading: dict[str, Any] = field(default_factory=dict)  # fields of data.Loading
     images: dict[str, int] = field(default_factory=dict)  # split -> number of pictures
     versions: dict[str, str] = field(default_factory=dict)  # library -> version
     git: str | None = None  # commit of the code
     weights: str | None = None  # folder of weight files
+    resumed: list[dict[str, Any]] = field(default_factory=list)  # data and versions of each resume
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRecord(Record):
+    """What recipe.json holds: of a colouriser."""
+
+    recipe: Recipe
+    mean_ab: tuple[float, float]  # of the training pictures, in Lab units
     parameters: dict[str, int] = field(default_factory=dict)  # network -> trainable parameters
     overrides: dict[str, Any] | None = None  # recipe fields that the user set; None: not recorded
-    resumed: list[dict[str, Any]] = field(default_factory=list)  # data and versions of each resume
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "mean_ab", tuple(self.mean_ab))  # JSON has lists alone
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifierRecord(Record):
+    """What classifier.json holds."""
+
+    recipe: ClassifierRecipe
+    classes: list[str]
 
 
 def read_run(run: Path) -> RunRecord:
@@ -52,18 +72,30 @@ def read_run(run: Path) -> RunRecord:
     path = run / RECORD
     if not path.is_file():
         raise UserError(f"{run} is not a run folder: it has no {RECORD}")
+    return _read(path, RunRecord, Recipe)
+
+
+def read_classifier_run(run: Path) -> ClassifierRecord:
+    """Return a classifier's classifier.json. Raises UserError where it is missing or damaged."""
+    path = run / CLASSIFIER_RECORD
+    if not path.is_file():
+        hint = "train one with: python train_classifier.py --data PATH"
+        raise UserError(f"{run} is not a classifier's run: it has no {CLASSIFIER_RECORD}; {hint}")
+    return _read(path, ClassifierRecord, ClassifierRecipe)
+
+
+def _read(path: Path, kind: type[R], recipe: type[AnyRecipe]) -> R:
     try:
         payload = json.loads(path.read_text())
-        payload["recipe"] = Recipe.from_record(payload["recipe"])
-        payload["mean_ab"] = tuple(payload["mean_ab"])
-        return RunRecord(**payload)
+        return kind(**{**payload, "recipe": recipe.from_record(payload["recipe"])})
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{path} is damaged, or of another version of this project ({error})") from None
 
 
-def write_run(run: Path, record: RunRecord) -> None:
-    """Write recipe.json."""
-    write_json(run / RECORD, asdict(record))
+def write_run(run: Path, record: Record) -> None:
+    """Write recipe.json or classifier.json."""
+    name = RECORD if isinstance(record, RunRecord) else CLASSIFIER_RECORD
+    write_json(run / name, asdict(record))
 
 
 def library_versions(names: Sequence[str]) -> dict[str, str]:

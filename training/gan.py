@@ -13,7 +13,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +31,7 @@ from models import (
     add_spectral_norm,
     build_discriminator,
     build_generator,
+    count_parameters,
 )
 from runtime.device import autocast
 from runtime.weights import load_weights
@@ -114,6 +115,11 @@ class Gan:
         names = ("generator", "discriminator", "optimizer_g", "optimizer_d", "ema", "scaler")
         parts = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         return State(FORMAT, parts, next(self.generator.parameters()).device)
+
+    def parameters(self) -> dict[str, int]:
+        """Return network -> number of parameters to train."""
+        networks = {"generator": self.generator, "discriminator": self.discriminator}
+        return {name: count_parameters(network) for name, network in networks.items() if network is not None}
 
     def generator_for_use(self) -> nn.Module:
         """Return the averaged generator where averaging is on, else the trained one."""
@@ -286,7 +292,7 @@ class Audited(NamedTuple):
 
 
 def audit(gan: Gan, batch: Batch, recipe: Recipe) -> dict[str, Audited]:
-    """Look at every loss term of both stages, in float32; G_ terms at the generator, D_ at the discriminator."""
+    """Look at every loss term of both stages, in float32: G_ in the generator, D_ in the discriminator."""
     gan = replace(gan, amp=autocast(batch.x.device, "fp32"))
     fake = gan.generator(batch.x)  # (N, Cy, S, S)
     terms = generator_terms(gan, batch, fake, recipe, recipe.is_adversarial)

@@ -1,8 +1,7 @@
 """The training loop of colouriser and classifier: epochs, saving, the log, signals.
 
-A run can be stopped in any step, by Ctrl-C or SIGTERM, and goes on from state.pt to the same bits as if it had
-not been stopped: everything random depends on the seed, the epoch and the step, or on torch's generators,
-whose state is saved.
+A run can be stopped in any step, by Ctrl-C or SIGTERM, and ends with the same bits when it is resumed:
+everything random depends on the seed, the epoch and the step, or on torch's generators, which state.pt holds.
 """
 
 import json

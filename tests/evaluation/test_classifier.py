@@ -15,7 +15,6 @@ from torchvision.transforms import InterpolationMode, v2
 from dataset.folders import Item
 from evaluation.classifier import (
     MEAN,
-    RECORD,
     STD,
     Classifier,
     best_scores,
@@ -32,6 +31,7 @@ from evaluation.classifier import (
     write_scores,
 )
 from runtime import atomic, run_folder
+from runtime.run_folder import CLASSIFIER_RECORD as RECORD
 from runtime.weights import file_hash, load_weights
 
 CPU = torch.device("cpu")

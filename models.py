@@ -26,17 +26,10 @@ NORMS = {"batch": nn.BatchNorm2d, "instance": nn.InstanceNorm2d, "none": None}
 
 
 def down(
-    in_channels: int,
-    out_channels: int,
-    kernel: int = 4,
-    stride: int = 2,
-    padding: int = 1,
-    bias: bool = False,
-    norm: str = "batch",
-    slope: float = 0.2,
-    norm_last: bool = False,
+    in_channels: int, out_channels: int, kernel: int = 4, stride: int = 2, padding: int = 1,
+    bias: bool = False, norm: str = "batch", slope: float = 0.2, norm_last: bool = False,
     padding_mode: str = "zeros",
-) -> nn.Sequential:
+) -> nn.Sequential:  # fmt: skip
     """Convolve, normalise, LeakyReLU (`norm_last`: normalise after it); by default halves H and W.
 
     A convolution whose output is not batch-normalised before the LeakyReLU should have a bias.
@@ -50,15 +43,9 @@ def down(
 
 
 def up(
-    in_channels: int,
-    out_channels: int,
-    kernel: int = 4,
-    stride: int = 2,
-    output_padding: int = 0,
-    bias: bool = False,
-    norm_last: bool = False,
-    dropout: float = 0.0,
-) -> nn.Sequential:
+    in_channels: int, out_channels: int, kernel: int = 4, stride: int = 2, output_padding: int = 0,
+    bias: bool = False, norm_last: bool = False, dropout: float = 0.0,
+) -> nn.Sequential:  # fmt: skip
     """Transposed convolution, BatchNorm, ReLU (`norm_last`: before BatchNorm), dropout; doubles H and W.
 
     Dropout before or after the ReLU is the same function, so one order serves all systems.
@@ -285,20 +272,10 @@ class UNet(nn.Module):
     """
 
     def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        ngf: int = 64,
-        depth: int = 8,
-        dropout: float = 0.5,
-        attention_depth: int = 0,
-        bias: str = "none",
-        norm_all: bool = False,
-        padding_mode: str = "zeros",
-        bottleneck_slope: float = 0.2,
-        attention: bool = False,
-        extractor: bool = False,
-    ) -> None:
+        self, in_channels: int, out_channels: int, ngf: int = 64, depth: int = 8, dropout: float = 0.5,
+        attention_depth: int = 0, bias: str = "none", norm_all: bool = False, padding_mode: str = "zeros",
+        bottleneck_slope: float = 0.2, attention: bool = False, extractor: bool = False,
+    ) -> None:  # fmt: skip
         super().__init__()
         widths = [min(ngf * 2**i, ngf * 8) for i in range(depth)]  # after each halving
         self.encoder = nn.ModuleList()
@@ -458,94 +435,71 @@ class ResUNet(nn.Module):
         return self.last(torch.cat([y, skips.pop()], 1))  # (N, out, H, W)
 
 
-class PatchDiscriminator(nn.Module):
-    """PatchGAN: one logit for each of the overlapping patches of cat(x, y).
+class Discriminator(nn.Module):
+    """Convolutions of cat(x, y), or of y alone, that end in logits: real or generated?"""
+
+    def __init__(self, layers: list[nn.Module], sees_x: bool = True) -> None:
+        super().__init__()
+        self.layers, self.sees_x = nn.Sequential(*layers), sees_x
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """Return logits (N, 1, h, w) for x (N, Cx, H, W) and y (N, Cy, H, W)."""
+        return self.layers(torch.cat([x, y], 1) if self.sees_x else y)
+
+
+def patch_discriminator(
+    x_channels: int, y_channels: int, ndf: int = 64, norm: str = "batch",
+    strides: tuple[int, ...] = (2, 2, 1), bias: str = "ends", padding: int = 1, padding_mode: str = "zeros",
+) -> Discriminator:  # fmt: skip
+    """Build a PatchGAN: one logit for each of the overlapping patches, 30 x 30 at 256 px as in pix2pix.
+
+    Args:
+        norm: batch | instance | none; without BatchNorm every convolution has a bias.
+        strides: of the three inner convolutions.
+        bias: none | ends (the first and the last convolution) | all.
+        padding: px, of the three inner convolutions; the first and last have 1.
 
     Source: arXiv 1611.07004, section 6.1.2 (70 px patches).
     """
-
-    def __init__(
-        self,
-        x_channels: int,
-        y_channels: int,
-        ndf: int = 64,
-        norm: str = "batch",
-        strides: tuple[int, ...] = (2, 2, 1),
-        bias: str = "ends",
-        padding: int = 1,
-        padding_mode: str = "zeros",
-    ) -> None:
-        """Build the network.
-
-        Args:
-            norm: batch | instance | none; without BatchNorm every convolution has a bias.
-            strides: of the three inner convolutions.
-            bias: none | ends (the first and the last convolution) | all.
-            padding: px, of the three inner convolutions; the first and last have 1.
-        """
-        super().__init__()
-        ends = bias != "none" or norm != "batch"
-        inner = bias == "all" or norm != "batch"
-        layers = [down(x_channels + y_channels, ndf, bias=ends, norm="none", padding_mode=padding_mode)]
-        for i, stride in enumerate(strides):
-            before, after = ndf * 2**i, ndf * 2 ** (i + 1)
-            layers.append(
-                down(before, after, 4, stride, padding, bias=inner, norm=norm, padding_mode=padding_mode)
-            )
-        last = nn.Conv2d(ndf * 8, 1, 4, 1, 1, bias=ends, padding_mode=padding_mode)
-        self.layers = nn.Sequential(*layers, last)
-
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """Return patch logits (N, 1, h, w) for x (N, Cx, H, W) and y (N, Cy, H, W)."""
-        return self.layers(torch.cat([x, y], 1))  # (N, 1, 30, 30) for 256 px as in pix2pix
+    ends, inner = bias != "none" or norm != "batch", bias == "all" or norm != "batch"
+    layers = [down(x_channels + y_channels, ndf, bias=ends, norm="none", padding_mode=padding_mode)]
+    for i, stride in enumerate(strides):
+        sizes = (ndf * 2**i, ndf * 2 ** (i + 1), 4, stride, padding)
+        layers.append(down(*sizes, bias=inner, norm=norm, padding_mode=padding_mode))
+    last = nn.Conv2d(ndf * 8, 1, 4, 1, 1, bias=ends, padding_mode=padding_mode)
+    return Discriminator([*layers, last])
 
 
-class ImageDiscriminator(nn.Module):
-    """Sees cat(x, y) as a whole, or nearly: one logit at 32 px, 3 x 3 logits at 224 (after 7, 6 and 5 px).
+def image_discriminator(
+    x_channels: int, y_channels: int, ndf: int = 64, norm: str = "batch",
+    strides: tuple[int, ...] = (2, 2, 2, 2), last: int = 2,
+) -> Discriminator:  # fmt: skip
+    """Build one that sees the image as a whole, or nearly: 1 logit at 32 px, 3 x 3 at 224 (after 7, 6, 5 px).
+
+    Args:
+        last: px, side of the last convolution's kernel.
 
     Source: Nazeri et al., arXiv 1803.05400, as built by the framework of colourisers.
     """
-
-    def __init__(
-        self,
-        x_channels: int,
-        y_channels: int,
-        ndf: int = 64,
-        norm: str = "batch",
-        strides: tuple[int, ...] = (2, 2, 2, 2),
-        last: int = 2,
-    ) -> None:
-        """Build the network; `last` is the kernel of the last convolution, px."""
-        super().__init__()
-        widths = [min(ndf * 2**i, ndf * 8) for i in range(len(strides))]
-        pairs = zip(pairwise([x_channels + y_channels, *widths]), strides, strict=True)
-        layers = [down(a, b, stride=stride, bias=True, norm=norm, norm_last=True) for (a, b), stride in pairs]
-        self.layers = nn.Sequential(*layers, nn.Conv2d(widths[-1], 1, last))
-
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """Return logits (N, 1, h, w), (N, 1, 1, 1) at 32 px, for x (N, Cx, H, W) and y (N, Cy, H, W)."""
-        return self.layers(torch.cat([x, y], 1))
+    widths = [min(ndf * 2**i, ndf * 8) for i in range(len(strides))]
+    pairs = zip(pairwise([x_channels + y_channels, *widths]), strides, strict=True)
+    layers = [down(a, b, stride=stride, bias=True, norm=norm, norm_last=True) for (a, b), stride in pairs]
+    return Discriminator([*layers, nn.Conv2d(widths[-1], 1, last)])
 
 
-class ColorDiscriminator(nn.Module):
-    """Sees the colour image alone, whatever the generator was given: one logit at 224 px.
+def color_discriminator(
+    x_channels: int, y_channels: int, ndf: int = 64, norm: str = "batch"
+) -> Discriminator:
+    """Build one that sees the colour image y alone, whatever the generator was given: 1 logit at 224 px.
 
     Source: the framework of colourisers, its conditional GAN.
     """
-
-    def __init__(self, x_channels: int, y_channels: int, ndf: int = 64, norm: str = "batch") -> None:
-        super().__init__()
-        widths = [ndf * n for n in (1, 2, 4, 8, 8)]
-        bias = norm != "batch"
-        pairs = pairwise([y_channels, *widths])
-        layers = [down(a, b, kernel=3, bias=bias, norm=norm, slope=0.1) for a, b in pairs]
-        whole = "none" if norm == "instance" else norm  # one pixel cannot be instance-normalised
-        layers.append(down(widths[-1], widths[-1], 7, 1, 0, bias=bias, norm=whole, slope=0.1))
-        self.layers = nn.Sequential(*layers, nn.Conv2d(widths[-1], 1, 1, bias=False))
-
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """Return logits (N, 1, h, w) for y (N, Cy, H, W); x is not looked at."""
-        return self.layers(y)  # (N, 1, 1, 1) for 224 px
+    widths, bias = [ndf * n for n in (1, 2, 4, 8, 8)], norm != "batch"
+    pairs = pairwise([y_channels, *widths])
+    layers = [down(a, b, kernel=3, bias=bias, norm=norm, slope=0.1) for a, b in pairs]
+    whole = "none" if norm == "instance" else norm  # one pixel cannot be instance-normalised
+    layers.append(down(widths[-1], widths[-1], 7, 1, 0, bias=bias, norm=whole, slope=0.1))
+    return Discriminator([*layers, nn.Conv2d(widths[-1], 1, 1, bias=False)], sees_x=False)
 
 
 def count_parameters(module: nn.Module) -> int:
@@ -588,15 +542,15 @@ GENERATORS: dict[str, Network] = {
 
 # build(x_channels, y_channels, ndf, norm); patches are named by the side of their logits at 256 px
 DISCRIMINATORS: dict[str, Network] = {
-    "patch30": Network(PatchDiscriminator, smallest=24),
+    "patch30": Network(patch_discriminator, smallest=24),
     "patch26": Network(
-        partial(PatchDiscriminator, bias="none", padding=0, padding_mode="reflect"), smallest=52
+        partial(patch_discriminator, bias="none", padding=0, padding_mode="reflect"), smallest=52
     ),
-    "patch15": Network(partial(PatchDiscriminator, strides=(2, 2, 2)), smallest=32),
-    "patch15-bias": Network(partial(PatchDiscriminator, strides=(2, 2, 2), bias="all"), smallest=32),
-    "image32": Network(ImageDiscriminator, smallest=32),
-    "image224": Network(partial(ImageDiscriminator, strides=_deep, last=3), smallest=160),
-    "image-rgb": Network(ColorDiscriminator, smallest=193),
+    "patch15": Network(partial(patch_discriminator, strides=(2, 2, 2)), smallest=32),
+    "patch15-bias": Network(partial(patch_discriminator, strides=(2, 2, 2), bias="all"), smallest=32),
+    "image32": Network(image_discriminator, smallest=32),
+    "image224": Network(partial(image_discriminator, strides=_deep, last=3), smallest=160),
+    "image-rgb": Network(color_discriminator, smallest=193),
 }
 
 

@@ -19,15 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from config import CACHE, RUNS, Recipe, parse_settings
-from runtime.cli import (
-    DataOption,
-    DeviceOption,
-    EpochsOption,
-    RecipeOption,
-    RunOption,
-    WeightsOption,
-    command,
-)
+from runtime import cli
 
 if TYPE_CHECKING:
     import torch
@@ -39,14 +31,16 @@ if TYPE_CHECKING:
 def print_audit(gan: "Gan", recipe: Recipe, images: "ImageSet", device: "torch.device") -> None:
     """Print the loss audit of the first batch; exits with 1 if a term does not reach its network."""
     from data import training_batches
-    from training.gan import audit, audit_table, failures, make_batch
+    from training.gan import audit, make_batch
     from training.setup import require_batch
 
     require_batch(recipe, len(images))
     batches = training_batches(images, recipe.batch_size, recipe.size, recipe.flip, recipe.seed, 1)
-    results = audit(gan, make_batch(*next(batches), recipe, device, 0), recipe)
-    print(audit_table(results, recipe.term_weights))
-    dead = failures(results, recipe.term_weights)
+    found = audit(gan, make_batch(*next(batches), recipe, device, 0), recipe)
+    print(f"{'term':<14}{'weight':>10}{'value':>14}{'|grad| last':>14}{'|grad| first':>14}")
+    for name, term in found.items():
+        print(f"{name:<14}{recipe.term_weights[name]:>10.4g}" + "".join(f"{n:>14.4g}" for n in term))
+    dead = [name for name in recipe.term_weights if name not in found or not found[name].is_alive]
     if dead:
         print(f"audit failed: no finite, nonzero gradient from {' '.join(dead)}")
         raise SystemExit(1)
@@ -69,13 +63,13 @@ def save_samples(run: Path, recipe: Recipe, epoch: int, images: "ImageSet", devi
 
 
 def main(
-    recipe: RecipeOption = None,
-    data: DataOption = None,
-    run: RunOption = None,
-    epochs: EpochsOption = None,
+    recipe: cli.RecipeOption = None,
+    data: cli.DataOption = None,
+    run: cli.RunOption = None,
+    epochs: cli.EpochsOption = None,
     size: Annotated[int | None, typer.Option(min=4, help="Side of the training squares, px.")] = None,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Images per step.")] = None,
-    limit: Annotated[int | None, typer.Option(min=0, help="Images of each split at most; 0: all.")] = None,
+    batch_size: cli.BatchSizeOption = None,
+    limit: cli.LimitOption = None,
     save_every: Annotated[int | None, typer.Option(min=1, help="Epochs between checkpoints.")] = None,
     gan_mode: Annotated[
         str | None, typer.Option(metavar="vanilla|lsgan|hinge", help="Adversarial loss.")
@@ -83,14 +77,14 @@ def main(
     pair: Annotated[
         str | None, typer.Option(metavar="AB|BA|none|auto", help="Colour left (AB) or right.")
     ] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Of everything random.")] = None,
+    seed: cli.SeedOption = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any recipe field.")
     ] = None,
-    weights: WeightsOption = None,
-    device: DeviceOption = "auto",
-    resume: Annotated[bool, typer.Option("--resume", help="Go on where the run stopped.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what is resolved, and stop.")] = False,
+    weights: cli.WeightsOption = None,
+    device: cli.DeviceOption = "auto",
+    resume: cli.ResumeOption = False,
+    dry_run: cli.DryRunOption = False,
     audited: Annotated[
         bool, typer.Option("--audit", help="Check that each loss term reaches its network, and stop.")
     ] = False,
@@ -176,4 +170,4 @@ def main(
 
 
 if __name__ == "__main__":
-    command(main)
+    cli.command(main)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from config import CACHE, RUNS, ClassifierRecipe, UserError, parse_settings
-from runtime.cli import DataOption, DeviceOption, EpochsOption, RunOption, WeightsOption, command
+from runtime import cli
 
 if TYPE_CHECKING:
     import torch
@@ -127,20 +127,20 @@ def in_words(scores: "Accuracy") -> str:
 
 
 def main(
-    data: DataOption = None,
-    run: RunOption = None,
+    data: cli.DataOption = None,
+    run: cli.RunOption = None,
     network: Annotated[str | None, typer.Option(metavar="NAME", help="One of torchvision's.")] = None,
     pretrained: Annotated[bool, typer.Option("--pretrained", help="Fine-tune published weights.")] = False,
     size: Annotated[int | None, typer.Option(min=1, help="Side of what the network sees, px.")] = None,
-    epochs: EpochsOption = None,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Images per step.")] = None,
-    limit: Annotated[int | None, typer.Option(min=0, help="Images of each split at most; 0: all.")] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Of everything random.")] = None,
+    epochs: cli.EpochsOption = None,
+    batch_size: cli.BatchSizeOption = None,
+    limit: cli.LimitOption = None,
+    seed: cli.SeedOption = None,
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any field.")] = None,
-    weights: WeightsOption = None,
-    device: DeviceOption = "auto",
-    resume: Annotated[bool, typer.Option("--resume", help="Go on where the run stopped.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what is resolved, and stop.")] = False,
+    weights: cli.WeightsOption = None,
+    device: cli.DeviceOption = "auto",
+    resume: cli.ResumeOption = False,
+    dry_run: cli.DryRunOption = False,
 ) -> Path:
     """Train a classifier; returns the run folder. Raises UserError before any work if something is off."""
     import torch
@@ -232,4 +232,4 @@ def main(
 
 
 if __name__ == "__main__":
-    command(main)
+    cli.command(main)

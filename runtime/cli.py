@@ -29,6 +29,11 @@ EpochOption = Annotated[
     typer.Option(metavar="N|best", help="One saved epoch; best: by the recipe's metric. Default: the last."),
 ]
 AllEpochsOption = Annotated[bool, typer.Option("--all-epochs", help="Every saved epoch.")]
+BatchSizeOption = Annotated[int | None, typer.Option(min=1, help="Images per step.")]
+LimitOption = Annotated[int | None, typer.Option(min=0, help="Images of each split at most; 0: all.")]
+SeedOption = Annotated[int | None, typer.Option(min=0, help="Of everything random.")]
+ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on where the run stopped.")]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Print what is resolved, and stop.")]
 DeviceOption = Annotated[str, typer.Option(metavar="auto|cpu|cuda|mps", help="Where the networks run.")]
 WeightsOption = Annotated[
     Path | None, typer.Option(metavar="DIR", help="Folder of pretrained weight files; default: downloaded.")

@@ -28,7 +28,7 @@ def small_demo(monkeypatch: pytest.MonkeyPatch) -> None:
 def no_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Spare a test that does not look at them curves and report."""
     monkeypatch.setattr("scores.plot_scores", lambda *_: None)
-    monkeypatch.setattr("train.plot_losses", lambda *_: None)
+    monkeypatch.setattr("reporting.curves.plot_losses", lambda *_: None)
     monkeypatch.setattr("eval.write_report", lambda run: run / "report.html")
 
 

@@ -63,16 +63,6 @@ def gan_loss(logits: Tensor, real: bool, gan_mode: str, label_real: float = 1.0)
     return F.binary_cross_entropy_with_logits(logits, label)
 
 
-def discriminator_losses(
-    real_logits: Tensor, fake_logits: Tensor, gan_mode: str, label_real: float = 1.0
-) -> dict[str, Tensor]:
-    """Return D_real and D_fake; the discriminator minimises half of their sum."""
-    return {
-        "D_real": gan_loss(real_logits, True, gan_mode, label_real),
-        "D_fake": gan_loss(fake_logits, False, gan_mode),
-    }
-
-
 def adversarial_loss(fake_logits: Tensor, gan_mode: str, label_real: float = 1.0) -> Tensor:
     """Return the generator's half of the adversarial loss: low where its images are taken for real."""
     if gan_mode == "hinge":
@@ -203,7 +193,8 @@ def discriminator_terms(gan: Gan, batch: Batch, fake: Tensor, recipe: Recipe) ->
     with gan.amp:
         real_logits = gan.discriminator(batch.x, batch.y)  # (N, 1, h, w)
         fake_logits = gan.discriminator(batch.x, fake.detach())
-    return discriminator_losses(real_logits, fake_logits, recipe.gan_mode, recipe.label_real)
+    real = gan_loss(real_logits, True, recipe.gan_mode, recipe.label_real)
+    return {"D_real": real, "D_fake": gan_loss(fake_logits, False, recipe.gan_mode)}
 
 
 def generator_terms(
@@ -313,16 +304,3 @@ def end_weights(network: nn.Module) -> list[nn.Parameter]:
     """Return the trained weights of a network's last and first layer."""
     weights = [p for p in network.parameters() if p.requires_grad and p.dim() > 1]
     return [weights[-1], weights[0]]
-
-
-def failures(results: Mapping[str, Audited], weights: Mapping[str, float]) -> list[str]:
-    """Return the terms that have a weight but no value, or whose value or gradient is zero or not finite."""
-    return [name for name in weights if name not in results or not results[name].is_alive]
-
-
-def audit_table(results: Mapping[str, Audited], weights: Mapping[str, float]) -> str:
-    """Return one line per term."""
-    lines = [f"{'term':<14}{'weight':>10}{'value':>14}{'|grad| last':>14}{'|grad| first':>14}"]
-    for name, numbers in results.items():
-        lines.append(f"{name:<14}{weights[name]:>10.4g}" + "".join(f"{n:>14.4g}" for n in numbers))
-    return "\n".join(lines)

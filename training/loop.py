@@ -28,9 +28,6 @@ from runtime.atomic import replacing
 from runtime.device import restore_rng, rng_state
 from runtime.run_folder import read_records, state_path
 
-if sys.platform != "win32":
-    import resource
-
 REMEDY = "train with a smaller learning rate (--set lr=...) or with --set precision=fp32"
 
 
@@ -135,6 +132,8 @@ def peak_memory_mb(device: torch.device) -> float:
         return torch.cuda.max_memory_allocated(device) / 2**20
     if sys.platform == "win32":
         return math.nan
+    import resource  # not on Windows
+
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 

@@ -1,10 +1,11 @@
-"""perceptual.py: parity with torchmetrics and clean-fid, on stand-ins for their networks."""
+"""LPIPS, FID and KID as in torchmetrics and clean-fid, on stand-ins for their networks; what is missing."""
 
 import hashlib
 import warnings
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,21 +17,32 @@ from cleanfid.inception_torchscript import InceptionV3W
 from torch import Tensor, nn
 from torchmetrics.functional.image.lpips import learned_perceptual_image_patch_similarity
 
+from config import METRICS
+from data import ImageSet
 from evaluation import deep_metrics
-from evaluation.classifier import Classifier
-from evaluation.deep_metrics import DEEP_MIN_SIZE, FID, LPIPS, Features, Inception, Recognised, kid, moments
-from evaluation.metrics import Pictures
+from evaluation.classifier import Classifier, build_classifier, save_classifier
+from evaluation.deep_metrics import (
+    DEEP_MIN_SIZE,
+    LPIPS,
+    MIN_IMAGES,
+    NEEDS_CLASSIFIER,
+    NETWORKS,
+    Inception,
+    MetricSet,
+    TopK,
+    fid,
+    kid,
+    load_metrics,
+    moments,
+)
+from evaluation.metrics import MIN_SIZE, PER_IMAGE, Pictures
 from imaging.files import write_image
 from imaging.pixels import resize
 from runtime import weights
 
 CPU = torch.device("cpu")
 NETS = ("alex", "vgg")
-
-
-def fid(targets: Features, outputs: Features) -> float | str:
-    """Return FID of two folders' features."""
-    return FID()(targets, outputs)
+SMALL = {name for name in PER_IMAGE if name != "ms_ssim"}  # what images of 32 px have without a network
 
 
 def noise(seed: int, n: int, height: int, width: int) -> Tensor:
@@ -63,7 +75,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def judges(hub: None) -> dict[str, LPIPS]:
+def lpips(hub: None) -> dict[str, LPIPS]:
     """Return LPIPS of both networks."""
     return {net: LPIPS(net, None, CPU, download=False) for net in NETS}
 
@@ -77,56 +89,46 @@ def torchmetrics_lpips(hub: None, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("torchmetrics_lpips")
 @pytest.mark.parametrize("net", NETS)
-@pytest.mark.parametrize(("height", "width"), [(64, 64), (45, 38)])
-def test_lpips_matches_torchmetrics(net: str, height: int, width: int, judges: dict[str, LPIPS]) -> None:
-    target, output = noise(0, 3, height, width), noise(1, 3, height, width)
+def test_lpips_matches_torchmetrics(net: str, lpips: dict[str, LPIPS]) -> None:
+    target, output = noise(0, 3, 45, 38), noise(1, 3, 45, 38)
     output[1] = target[1]  # equal
     output[2] = (0.9 * target[2] + 0.1 * output[2]).to(torch.uint8)  # near
     pair = (image / 127.5 - 1 for image in (output, target))
     expected = learned_perceptual_image_patch_similarity(*pair, net_type=net, reduction="none")
-    found = judges[net](Pictures(target), Pictures(output))
+    found = lpips[net](Pictures(target), Pictures(output))
     assert (found.shape, found.dtype) == ((3,), torch.float64)
     assert found.tolist() == pytest.approx(expected.tolist(), abs=1e-6)
     assert found[1] == 0 < found[2] < found[0]
 
 
 @pytest.mark.parametrize("net", NETS)
-def test_lpips_works_down_to_the_least_size(net: str, judges: dict[str, LPIPS]) -> None:
-    lpips, side = judges[net], DEEP_MIN_SIZE[f"lpips_{net}"]
+def test_lpips_works_down_to_the_least_size(net: str, lpips: dict[str, LPIPS]) -> None:
+    side = DEEP_MIN_SIZE[f"lpips_{net}"]
     pair = [Pictures(noise(seed, 1, side, side)) for seed in range(2)]
-    assert 0 < lpips(*pair).item() < 10
+    assert 0 < lpips[net](*pair).item() < 10
     with pytest.raises(RuntimeError, match="too small"):
-        lpips(*(Pictures(noise(seed, 1, side - 1, 64)) for seed in range(2)))
+        lpips[net](*(Pictures(noise(seed, 1, side - 1, 64)) for seed in range(2)))
 
 
 @pytest.mark.parametrize("net", NETS)
-def test_lpips_of_a_picture_does_not_depend_on_its_neighbours(net: str, judges: dict[str, LPIPS]) -> None:
-    lpips = judges[net]
+def test_lpips_of_a_picture_does_not_depend_on_its_neighbours(net: str, lpips: dict[str, LPIPS]) -> None:
     target, output = noise(0, 3, 40, 40), noise(1, 3, 40, 40)
-    together = lpips(Pictures(target), Pictures(output)).tolist()
-    alone = [lpips(Pictures(t[None]), Pictures(o[None])).item() for t, o in zip(target, output, strict=True)]
+    together = lpips[net](Pictures(target), Pictures(output)).tolist()
+    pairs = [(Pictures(t[None]), Pictures(o[None])) for t, o in zip(target, output, strict=True)]
+    alone = [lpips[net](*pair).item() for pair in pairs]
     assert together == pytest.approx(alone, rel=1e-5)
     assert len(set(together)) == 3
 
 
-def test_lpips_looks_at_every_picture_once(judges: dict[str, LPIPS]) -> None:
-    calls: list[str] = []
-    hooks = [
-        judge.network.net.register_forward_hook(lambda *_, name=net: calls.append(name))
-        for net, judge in judges.items()
-    ]
-    target = Pictures(noise(0, 1, 32, 32))
-    for seed in range(1, 4):
-        output = Pictures(noise(seed, 1, 32, 32))
-        first, second = (judge(target, output).item() for judge in judges.values())
-        assert first != second  # what one network has seen is not taken for the other's
-    for hook in hooks:
-        hook.remove()
-    assert sorted(calls) == 4 * ["alex"] + 4 * ["vgg"]  # the truth, and three outputs
+def test_what_one_network_has_seen_is_not_taken_for_the_others(lpips: dict[str, LPIPS]) -> None:
+    target, output = Pictures(noise(0, 1, 32, 32)), Pictures(noise(1, 1, 32, 32))
+    first, second = (metric(target, output).item() for metric in lpips.values())
+    assert first != second
+    assert [metric(target, output).item() for metric in lpips.values()] == [first, second]
 
 
 def test_lpips_without_weights_says_where_they_are_published(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"^no alexnet-owt-7be5be79\.pth in .*--weights DIR$"):
+    with pytest.raises(ValueError, match=r"no alexnet-owt-7be5be79\.pth in .*--weights DIR"):
         LPIPS("alex", tmp_path, CPU, download=True)
 
 
@@ -159,7 +161,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 def few() -> Inception:
     """Return Inception's reading of files with another, smaller network."""
     inception = Inception.__new__(Inception)
-    inception.network, inception.device = Few(), CPU
+    inception.network, inception.device, inception.dimensions = Few(), CPU, 12
     return inception
 
 
@@ -167,11 +169,8 @@ def files(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.png"))
 
 
-@pytest.mark.parametrize("at_a_time", [7, 128])
-def test_fid_and_kid_match_clean_fid(
-    folders: tuple[Path, Path], at_a_time: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(deep_metrics, "FILES", at_a_time)
+def test_fid_and_kid_match_clean_fid(folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(deep_metrics, "FILES", 7)  # of 40
     options = {"num_workers": 0, "device": CPU, "verbose": False}
     names = [str(folder) for folder in folders]
     model = Few()
@@ -192,8 +191,6 @@ def test_features_are_those_of_the_files_in_their_order(folders: tuple[Path, Pat
     forwards, backwards = few().features(paths), few().features(paths[::-1])
     assert (forwards.shape, forwards.dtype) == ((3, 12), np.float32)
     np.testing.assert_allclose(forwards, backwards[::-1], rtol=1e-6)
-    with pytest.raises(ValueError, match="no picture to compute features of"):
-        few().features([])
 
 
 def test_fid_of_a_folder_with_itself_is_nothing(folders: tuple[Path, Path]) -> None:
@@ -209,6 +206,19 @@ def test_fid_of_normal_distributions_is_that_of_its_formula() -> None:
     targets = rng.normal(0, 1, (60_000, 3)).astype(np.float32)
     outputs = (rng.normal(0, 1, (60_000, 3)) * spread + 1).astype(np.float32)
     assert fid(targets, outputs) == pytest.approx(3 + ((spread - 1) ** 2).sum(), rel=0.03)
+
+
+def test_features_without_a_distance_have_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> float:
+        raise ValueError("Imaginary component 0.1")
+
+    rows = np.random.default_rng(0).normal(size=(20, 3)).astype(np.float32)
+    monkeypatch.setattr(clean_fid, "frechet_distance", refuse)
+    assert np.isnan(fid(rows, rows))
+    monkeypatch.setattr(clean_fid, "frechet_distance", lambda *_: np.nan)
+    assert np.isnan(fid(rows, rows))
+    monkeypatch.setattr(clean_fid, "frechet_distance", lambda *_: -1e-9)
+    assert fid(rows, rows) == 0.0
 
 
 def test_kid_is_the_same_every_time_and_leaves_the_random_state_alone(
@@ -227,7 +237,7 @@ def test_kid_is_the_same_every_time_and_leaves_the_random_state_alone(
     assert kid(targets, outputs) == first
 
 
-@pytest.mark.parametrize("n", [2, 127, 128, 129, 300])
+@pytest.mark.parametrize("n", [2, 128, 129])
 def test_moments_are_those_of_numpy(n: int) -> None:
     rows = np.random.default_rng(0).normal(5, 2, (n, 6)).astype(np.float32)
     mean, covariance = moments(rows)
@@ -262,7 +272,7 @@ class Program(nn.Module):
 
 @pytest.fixture
 def inception_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Return a folder with a stand-in for Inception's file; features.WEIGHTS names it by its hash."""
+    """Return a folder with a stand-in for Inception's file; weights.WEIGHTS names it by its hash."""
     path = tmp_path / "weights" / "inception-2015-12-05.pt"
     path.parent.mkdir()
     with warnings.catch_warnings():
@@ -292,7 +302,7 @@ def test_a_file_that_is_not_inceptions(inception_folder: Path) -> None:
         Inception(inception_folder, CPU, download=False)
 
 
-def test_recognised_is_whether_the_class_is_among_the_first_k() -> None:
+def test_topk_is_whether_the_class_is_among_the_first_k() -> None:
     class Reader(nn.Module):
         """Reads its six logits off the first pixels of a picture's first row."""
 
@@ -303,11 +313,158 @@ def test_recognised_is_whether_the_class_is_among_the_first_k() -> None:
     rgb = torch.zeros(3, 3, 6, 6, dtype=torch.uint8)
     rgb[:, 0, 0] = torch.tensor([[90, 80, 70, 60, 50, 40], [40, 50, 60, 70, 80, 90], [0, 9, 8, 7, 6, 5]])
     target, output = Pictures(255 - rgb, torch.tensor([0, 1, 0])), Pictures(rgb)
-    calls: list[int] = []
-    classifier.register_forward_hook(lambda *_: calls.append(1))
-    top1, top5 = Recognised(classifier, 1), Recognised(classifier, 5)
+    top1, top5 = TopK(classifier, 1), TopK(classifier, 5)
     assert top1(target, output).tolist() == [1.0, 0.0, 0.0]
     assert top5(target, output).tolist() == [1.0, 1.0, 0.0]
-    assert len(calls) == 1
-    assert Recognised(classifier, 1)(target, target).tolist() == [0.0, 0.0, 1.0]
+    assert TopK(classifier, 1)(target, target).tolist() == [0.0, 0.0, 1.0]
     assert top1(target, output).dtype == torch.float64
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
+    """Note what would be downloaded, and have nothing in torch.hub's cache."""
+    asked: list[str] = []
+
+    def refuse(url: str, *_: Any, **__: Any) -> None:
+        asked.append(url.rsplit("/", 1)[1].split("#")[0])
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", refuse)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    return asked
+
+
+def image_set(count: int = 4, labels: str = "ab") -> ImageSet:
+    """Return a split of nothing but names and labels."""
+    names = [labels[i % len(labels)] if labels else "" for i in range(count)]
+    nothing = np.zeros(0, np.uint8), np.zeros((0, 3), np.int64)
+    return ImageSet([f"p{i}" for i in range(count)], names, *nothing, 3, [], 0, "key")
+
+
+def load(size: int = 32, count: int = 4, labels: str = "ab", **given: Any) -> MetricSet:
+    return load_metrics(image_set(count, labels), size, CPU, **given)
+
+
+def file_of(metric: str) -> str:
+    return weights.WEIGHTS[NETWORKS[metric]].partition("#")[0].rsplit("/", 1)[1]
+
+
+def test_every_metric_is_there_or_says_why_not(asked: list[str]) -> None:
+    found = load(count=300)
+    assert set(found.per_image) == SMALL
+    assert set(found.missing) == set(METRICS) - SMALL
+    assert all(reason.startswith("unavailable: ") for reason in found.missing.values())
+    for metric in NETWORKS:  # the remedies: put the file there, or have it downloaded
+        for word in (f"no {file_of(metric)} in ", "--weights DIR", f"--metric {metric}"):
+            assert word in found.missing[metric]
+    assert NEEDS_CLASSIFIER in found.missing["top1"] == found.missing["top5"]
+    assert (found.labels, found.inception, found.weights, found.notes) == (None, None, {}, [])
+    assert asked == []
+
+
+@pytest.mark.parametrize("metric", NETWORKS)
+def test_only_what_is_required_is_downloaded(metric: str, asked: list[str]) -> None:
+    with pytest.raises(ValueError, match=f"^{metric} unavailable: .*no route to host") as refused:
+        load(count=300, required=[metric, "psnr_db"])
+    assert asked == [file_of(metric)]
+    assert "--metric" not in str(refused.value)  # as that is what was tried
+
+
+def test_a_folder_of_weights_is_used_instead(asked: list[str], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=rf"^fid unavailable: no {file_of('fid')} in {tmp_path}"):
+        load(count=300, required=["fid"], folder=tmp_path)
+    assert asked == []
+
+
+@pytest.fixture
+def quick_networks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spare networks the drawing of weights that are then read from a file."""
+    for name in ("normal_", "kaiming_normal_", "kaiming_uniform_"):
+        monkeypatch.setattr(nn.init, name, lambda tensor, *_, **__: tensor)
+
+
+@pytest.mark.usefixtures("quick_networks")
+def test_lpips_with_weights(weights_folder: Path, asked: list[str]) -> None:
+    found = load(31, folder=weights_folder)
+    assert set(found.per_image) == SMALL | {"lpips_alex", "lpips_vgg"}
+    assert found.weights == {
+        name: hashlib.sha256(next(weights_folder.glob(f"{name}-*.pth")).read_bytes()).hexdigest()
+        for name in ("alexnet", "vgg16")
+    }
+    small = load(30, folder=weights_folder)
+    assert "lpips_vgg" in small.per_image
+    assert "pictures of 30 px, at least 31 are needed" in small.missing["lpips_alex"]
+    assert asked == []
+
+
+@pytest.mark.usefixtures("asked")
+@pytest.mark.parametrize(("metric", "least"), MIN_SIZE.items())
+def test_sizes_at_and_below_the_limit(metric: str, least: int) -> None:
+    pictures = [Pictures(noise(seed, 1, least, least)) for seed in range(2)]
+    assert torch.isfinite(load(least).per_image[metric](*pictures)).all()
+    assert f"at least {least} are needed" in load(least - 1).missing[metric]
+
+
+class FakeInception:
+    """Takes the place of a network that is 90 MB large."""
+
+    dimensions = 2048
+
+    def __init__(self, folder: Path | None, device: torch.device, download: bool) -> None:
+        self.given = (folder, device, download)
+
+
+@pytest.fixture
+def inception(monkeypatch: pytest.MonkeyPatch, asked: list[str]) -> None:
+    monkeypatch.setattr(deep_metrics, "Inception", FakeInception)
+    monkeypatch.setattr(deep_metrics, "weights_hash", lambda name, folder: f"hash of {name}")
+
+
+@pytest.mark.usefixtures("inception")
+@pytest.mark.parametrize(("metric", "fewest"), MIN_IMAGES.items())
+def test_numbers_of_images_at_and_below_the_limit(metric: str, fewest: int) -> None:
+    found = load(count=fewest)
+    assert metric in found.per_folder
+    assert isinstance(found.inception, FakeInception)
+    assert found.weights == {"inception": "hash of inception"}
+    few = load(count=fewest - 1)
+    assert metric not in few.per_folder
+    assert f"{fewest - 1} test images, at least {fewest} are needed" in few.missing[metric]
+
+
+@pytest.mark.usefixtures("inception")
+def test_fid_of_few_images_is_noted() -> None:
+    found = load(count=300)
+    assert found.per_folder == {"fid": fid, "kid": kid}
+    (note,) = found.notes
+    assert "fid of 300 images is biased upwards" in note
+    assert "2,048" in note
+    assert load(count=2048).notes == []
+
+
+@pytest.fixture
+def classifier(tmp_path: Path) -> Path:
+    """Return a checkpoint of a tiny classifier of a, b and c."""
+    save_classifier(tmp_path / "classifier", 3, build_classifier("squeezenet1_1", ["a", "b", "c"], 32))
+    return tmp_path / "classifier/checkpoints/epoch_0003.pt"
+
+
+@pytest.mark.usefixtures("asked")
+def test_with_a_classifier_the_ground_truth_is_scored_too(classifier: Path) -> None:
+    found = load(count=5, labels="cab", classifier=classifier)
+    assert found.labels is not None
+    assert found.labels.tolist() == [2, 0, 1, 2, 0]  # among its own classes, not the images'
+    assert set(found.of_truth) == {"top1", "top5"}
+    assert set(found.per_image) == SMALL | {"top1", "top5"}
+    assert found.weights == {"classifier": hashlib.sha256(classifier.read_bytes()).hexdigest()}
+    assert not {"top1", "top5"} & set(found.missing)
+    assert not found.per_image["top1"].classifier.training
+
+
+@pytest.mark.parametrize(
+    ("labels", "sentence"),
+    [("ad", "no class d is known to the classifier; it knows a b c"), ("", "no class folders")],
+)
+def test_images_that_the_classifier_cannot_know(labels: str, sentence: str, classifier: Path) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        load(labels=labels, classifier=classifier)

@@ -1,4 +1,4 @@
-"""metrics.py: parity with scikit-image and torchmetrics, and what each metric can and cannot see."""
+"""Parity with scikit-image and torchmetrics, and what each metric can and cannot see."""
 
 import re
 import warnings
@@ -12,21 +12,11 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import Tensor
 from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
 
-import config
 from config import METRICS
 from evaluation import metrics
-from evaluation.deep_metrics import WEIGHTS
-from evaluation.metrics import (
-    HIGHEST_PSNR_DB,
-    MIN_SIZE,
-    PER_IMAGE,
-    Pictures,
-    ab_mse,
-    ciede2000,
-    psnr_db,
-    ssim,
-)
-from imaging import color, files, pixels
+from evaluation.deep_metrics import NETWORKS
+from evaluation.metrics import MIN_SIZE, PER_IMAGE, Pictures, ciede2000, ssim
+from imaging import color, pixels
 from imaging.pixels import Array, resize
 
 # Sharma, Wu and Dalal 2005, table 1: L a b, L a b, Delta E
@@ -115,7 +105,7 @@ def test_psnr_and_ssim_match_scikit_image(name: str) -> None:
     assert value("ssim", target, output) == pytest.approx(expected, abs=2e-5)
 
 
-@pytest.mark.parametrize("level", [0, 1, 64, 128, 200, 253, 254])
+@pytest.mark.parametrize("level", [0, 1, 128, 254])
 @pytest.mark.parametrize("metric", ["ssim", "s0_ssim"])
 def test_ssim_of_low_contrast_matches_scikit_image(metric: str, level: int) -> None:
     shape = (16, 16)
@@ -179,13 +169,9 @@ def test_ciede2000_of_single_colours_matches_scikit_image() -> None:
     assert np.quantile(odd, 0.999) < 1e-4
 
 
-MS_SSIM_SHAPES = [(176, 176), (177, 251)]
-
-
-@pytest.mark.parametrize("shape", MS_SSIM_SHAPES, ids=str)
-def test_ms_ssim_matches_torchmetrics(shape: tuple[int, int]) -> None:
-    pictures = [picture(seed, shape=shape) for seed in range(2)]
-    pictures += [noise(0, 0, 256, shape), 255 - pictures[0]]
+def test_ms_ssim_matches_torchmetrics() -> None:
+    shape = (177, 251)
+    pictures = [*(picture(seed, shape=shape) for seed in range(2)), noise(0, 0, 256, shape)]
     for output in pictures[1:]:
         expected = multiscale_structural_similarity_index_measure(
             planes(output).double(), planes(pictures[0]).double(), data_range=255.0
@@ -202,7 +188,9 @@ def test_least_sizes_are_those_of_the_references() -> None:
     with pytest.raises(ValueError, match="win_size exceeds image extent"):
         structural_similarity(small, small, channel_axis=2)
     for metric in (ssim, metrics.s0_ssim):
-        assert not np.isfinite(metric(batch(small), batch(small)).item())  # which judges.py does not ask for
+        assert not np.isfinite(
+            metric(batch(small), batch(small)).item()
+        )  # which load_metrics does not ask for
     x = torch.rand(1, 3, MIN_SIZE["ms_ssim"] - 1, 200)
     with pytest.raises(ValueError, match="height must be larger than"):
         multiscale_structural_similarity_index_measure(x, x, data_range=1.0)
@@ -214,7 +202,7 @@ def test_identical_pictures() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # no division by zero on the way
         values = {name: value(name, same, same.copy()) for name in PER_IMAGE}
-    assert values["psnr_db"] == values["s0_psnr_db"] == HIGHEST_PSNR_DB == 100.0
+    assert values["psnr_db"] == values["s0_psnr_db"] == 100.0
     assert [values[name] for name in ("ssim", "s0_ssim", "ms_ssim")] == pytest.approx([1.0] * 3, abs=1e-6)
     assert values["ab_mse"] == values["ciede2000"] == values["colorfulness_error"] == 0.0
     assert values["colorfulness"] == values["colorfulness_truth"] > 10
@@ -233,16 +221,16 @@ def test_a_pictures_score_does_not_depend_on_its_neighbours(metric: str) -> None
     assert backwards.tolist() == pytest.approx(alone[::-1], rel=1e-9)
 
 
-@pytest.mark.parametrize("metric", PER_IMAGE)
-def test_pictures_lying_on_their_side_score_the_same(metric: str) -> None:
+def test_images_on_their_side_score_the_same() -> None:
     target, output = picture(0, **LARGE), picture(1, **LARGE)
     turned = [np.ascontiguousarray(image.swapaxes(0, 1)) for image in (target, output)]
-    assert value(metric, *turned) == pytest.approx(value(metric, target, output), rel=1e-5)
+    for metric in PER_IMAGE:
+        assert value(metric, *turned) == pytest.approx(value(metric, target, output), rel=1e-5), metric
 
 
 def test_gray_is_rounded_as_pillow_does() -> None:
     green, blue = np.meshgrid(np.arange(256), np.arange(256))
-    for red in range(256):
+    for red in range(0, 256, 5):
         colours = np.stack([np.full_like(green, red), green, blue], 2).astype(np.uint8)
         expected = np.asarray(Image.fromarray(colours).convert("L"))
         np.testing.assert_array_equal(batch(colours).gray.rgb[0, 0].numpy(), expected)
@@ -274,7 +262,7 @@ def test_s0_gray_of_a_flat_target_is_finite() -> None:
 
 
 def better(metric: str, one: float, other: float) -> bool:
-    """Tell whether a score is better than another by a metric that goes one way."""
+    """Tell whether a score is better than another."""
     return one > other if METRICS[metric] == "higher" else one < other
 
 
@@ -318,48 +306,21 @@ def test_colourfulness_is_the_outputs_and_its_error_goes_either_way() -> None:
     assert metrics.colorfulness_error(target, output).tolist() == error
 
 
-def test_what_a_picture_needs_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[str] = []
-    for module, name in ((metrics, "window_sums"), (color, "rgb_to_lab"), (files, "colorfulness")):
-        real = getattr(module, name)
-        monkeypatch.setattr(module, name, lambda x, real=real, name=name: calls.append(name) or real(x))
-    target = batch(TARGET)
-    for seed in range(3):
-        output = batch(picture(seed))
-        for metric in PER_IMAGE.keys() - {"ms_ssim"}:
-            PER_IMAGE[metric](target, output)
-    # of four pictures each; sums of RGB and of gray, and for each pair of squares and of products
-    assert {name: calls.count(name) for name in calls} == {
-        "rgb_to_lab": 4, "colorfulness": 4, "window_sums": 2 * (4 + 3 + 3)
-    }  # fmt: skip
-
-
-def test_kept_values_are_those_of_their_picture() -> None:
+def test_a_value_is_kept_with_its_batch() -> None:
     pictures = batch(TARGET)
     assert [pictures.keep("x", lambda: 1), pictures.keep("x", lambda: 2), pictures.keep("y", lambda: 3)] == [
         1, 1, 3
     ]  # fmt: skip
     assert batch(TARGET).keep("x", lambda: 4) == 4
+    assert pictures.lab is pictures.lab
 
 
-def test_directions_name_every_metric() -> None:
-    others = {"top1", "top5", *WEIGHTS}
-    assert set(METRICS) == PER_IMAGE.keys() - {"colorfulness_truth"} | others
+def test_every_metric_has_a_home_and_a_direction() -> None:
+    assert set(METRICS) == PER_IMAGE.keys() - {"colorfulness_truth"} | {"top1", "top5", *NETWORKS}
     assert set(METRICS.values()) == {"higher", "lower", "closest to the truth"}
-    assert list(METRICS) == list(config.CHOICES["metric"])
-    for metric in ("psnr_db", "ssim", "ms_ssim", "s0_psnr_db", "s0_ssim"):
-        assert better(
-            metric,
-            value(metric, picture(**LARGE), picture(**LARGE)),
-            value(metric, picture(**LARGE), picture(1, **LARGE)),
-        )
-    assert all(METRICS[name] == "higher" for name in ("top1", "top5"))
-    assert all(METRICS[name] == "lower" for name in (*WEIGHTS, "ab_mse", "ciede2000", "colorfulness_error"))
-
-
-def test_metrics_are_of_the_right_pair() -> None:
-    assert psnr_db(batch(TARGET, OUTPUT), batch(OUTPUT, OUTPUT)).tolist()[1] == 100.0
-    assert ab_mse(batch(TARGET, OUTPUT), batch(OUTPUT, OUTPUT)).tolist()[1] == 0.0
+    for metric in PER_IMAGE.keys() & METRICS.keys() - {"colorfulness"}:
+        same = value(metric, picture(**LARGE), picture(**LARGE))
+        assert better(metric, same, value(metric, picture(**LARGE), picture(1, **LARGE))), metric
 
 
 @pytest.mark.gpu

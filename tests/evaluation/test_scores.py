@@ -1,49 +1,181 @@
-"""scores.py: three files that agree, the best epoch by any metric, and what is damaged."""
+"""Intervals, protocols, score files in their old form, which epoch is best, and what is damaged."""
 
 import csv
+import hashlib
+import itertools
 import json
 import math
+import os
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import scipy.stats
 
-from config import METRICS
+from config import METRICS, VERSION, Recipe
 from evaluation import scores
 from evaluation.scores import (
-    FORMAT,
+    BASELINES,
+    LIBRARIES,
+    UPPER_BOUNDS,
     PerImage,
+    Protocol,
     Row,
+    Score,
+    ScoreFile,
+    best_epoch,
     best_epochs,
     bootstrap,
+    choose_epochs,
+    describe_protocol,
+    differences,
     distance,
+    epoch_number,
     identify,
-    is_epoch,
     make_row,
-    print_table,
+    make_score_file,
+    parse_row,
     read_per_image,
     read_scores,
-    references,
-    undecided,
-    why_best,
+    row_record,
+    summarise,
+    tied_epochs,
     wilson,
     write_scores,
 )
+from runtime import atomic
+from runtime.run_folder import RunRecord, epoch_path, stamp, write_run
 
 RUN = Path("runs/x")
 STEMS = ["a", "b,c", 'd"e', "f g", "ü"]  # names that a CSV has to quote
-MISSING = {"fid": "unavailable: 5 test images, at least 256 are needed; test on more"}
-Kept = list[tuple[Any, ...]]
+NONE = "unavailable: 5 test images, at least 256 are needed; test on more"
+RECIPE = Recipe("x", size=32, load_size=36)
+PROTOCOL = describe_protocol(RECIPE, STEMS, [b"1", b"2"], {"alexnet": "a" * 64})
 
 
-@pytest.fixture(autouse=True)
-def drawn(monkeypatch: pytest.MonkeyPatch) -> Kept:
-    """Note what would be drawn."""
-    calls: Kept = []
-    monkeypatch.setattr(scores, "plot_scores", lambda *given: calls.append(given))
-    RUN.mkdir(parents=True)
-    return calls
+@pytest.mark.parametrize(
+    ("successes", "n", "expected"),
+    [
+        (81, 263, (0.2553, 0.3662)),  # Newcombe 1998, table I, method 3
+        (15, 148, (0.0624, 0.1605)),
+        (0, 20, (0.0, 0.1611)),
+        (20, 20, (0.8389, 1.0)),
+    ],
+)
+def test_wilson_is_that_of_the_textbook(successes: int, n: int, expected: tuple[float, float]) -> None:
+    assert wilson(successes, n) == pytest.approx(expected, abs=5e-5)
+
+
+def test_bootstrap_of_a_case_that_can_be_counted() -> None:
+    values = np.array([0.0, 1.0, 5.0, 30.0])
+    means = np.array([np.mean(draw) for draw in itertools.product(values, repeat=4)])  # all 256
+    exact = np.quantile(means, [0.025, 0.975])
+    low, high = bootstrap(values[:, None])
+    assert (low[0], high[0]) == pytest.approx(exact, abs=0.6)
+    assert bootstrap(np.array([[0.0], [1.0]])) == ([0.0], [1.0])  # means 0, 1/2 and 1, a quarter of them 0
+
+
+def test_bootstrap_matches_scipy() -> None:
+    values = np.random.default_rng(1).gamma(2, 3, 60)
+    low, high = bootstrap(values[:, None])
+    expected = scipy.stats.bootstrap((values,), np.mean, method="percentile", rng=0).confidence_interval
+    error = scipy.stats.sem(values)
+    assert (low[0], high[0]) == pytest.approx((expected.low, expected.high), abs=0.12 * error)
+
+
+def test_intervals_contain_the_mean_about_as_often_as_they_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scores, "RESAMPLES", 400)
+    samples = np.random.default_rng(0).normal(10, 2, (40, 300))  # 300 samples of 40, each a column
+    low, high = bootstrap(samples)
+    assert 0.90 <= ((low <= 10) & (high >= 10)).mean() <= 0.98
+
+
+def test_bootstrap_is_the_same_every_time_and_for_every_column() -> None:
+    values = np.random.default_rng(0).normal(0, 1, (30, 2))
+    first = bootstrap(values)
+    np.testing.assert_array_equal(bootstrap(values), first)
+    alone = [ends[0] for ends in bootstrap(values[:, :1])]
+    assert alone == pytest.approx([ends[0] for ends in first], rel=1e-12)
+
+
+def test_summary_of_columns() -> None:
+    rng = np.random.default_rng(0)
+    columns = {"psnr_db": rng.normal(20, 3, 50), "top1": (rng.random(50) < 0.7) * 1.0, "top5": np.ones(50)}
+    found = summarise(columns)
+    for name, values in columns.items():
+        assert found[name].mean == pytest.approx(values.mean())
+        assert found[name].se == pytest.approx(scipy.stats.sem(values))
+        assert all(type(value) is float for value in found[name])
+    low, high = bootstrap(columns["psnr_db"][:, None])
+    assert found["psnr_db"][2:] == pytest.approx((low[0], high[0]))
+    for name in ("top1", "top5"):  # shares of hits, even if all are hits
+        assert found[name][2:] == wilson(int(columns[name].sum()), 50)
+    assert summarise({"psnr_db": np.array([21.0]), "top1": np.array([1.0])}) == {
+        "psnr_db": Score(21.0), "top1": Score(1.0),
+    }  # fmt: skip
+    assert summarise({"": np.zeros(25)})[""] == (0.0, 0.0, 0.0, 0.0)
+
+
+def describe(**changes: Any) -> Protocol:
+    given = {"recipe": RECIPE, "stems": STEMS, "digests": [b"1", b"2"], "weights": {"alexnet": "a" * 64}}
+    return describe_protocol(**{**given, **changes})
+
+
+def test_protocol() -> None:
+    protocol = describe(stems=["a", "b", "c"])
+    versions = protocol.pop("versions")
+    assert versions.keys() == {"tinct", "python", *LIBRARIES}
+    assert versions["tinct"] == VERSION
+    assert {"torch", "numpy", "pillow", "scipy", "torchmetrics", "clean-fid"} <= set(LIBRARIES)
+    assert protocol == {
+        "images": 3,
+        "size": 32,
+        "file_list": hashlib.sha256(b"a\nb\nc").hexdigest(),
+        "targets": hashlib.sha256(b"12").hexdigest(),
+        "resize": "crop 36:32 px, bicubic, antialiased",
+        "data_range": 255,
+        "weights": {"alexnet": "a" * 64},
+    }
+
+
+HASHES = "[0-9a-f]{12} and [0-9a-f]{12}"
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({}, []),
+        ({"recipe": Recipe("x", size=16, load_size=36)}, ["size 32 and 16", "resize crop 36:32 .* and .*"]),
+        ({"recipe": Recipe("x", size=32, load_size=36, fit="squash")}, ["resize crop .* and squash .*"]),
+        ({"stems": ["a", "b"]}, ["images 5 and 2", f"file_list {HASHES}"]),
+        ({"stems": STEMS[::-1]}, [f"file_list {HASHES}"]),
+        ({"digests": [b"1", b"3"]}, [f"targets {HASHES}"]),
+        ({"weights": {"alexnet": "b" * 64}}, ["weights of alexnet a{12} and b{12}"]),
+        ({"weights": {"vgg16": "b" * 64}}, []),  # a network that only one side used is no difference
+    ],
+)
+def test_differences_are_named(changes: dict[str, Any], named: list[str]) -> None:
+    found = differences(describe(), describe(**changes))
+    assert len(found) == len(named) == len(differences(describe(**changes), describe()))
+    for phrase, pattern in zip(found, named, strict=True):
+        assert re.fullmatch(pattern, phrase)
+    if changes:
+        assert identify(describe(**changes)) != identify(describe())
+
+
+def test_other_versions_are_differences() -> None:
+    ours, theirs = describe(), describe()
+    theirs["versions"] = {**theirs["versions"], "torch": "2.0"}
+    scipy_version = theirs["versions"].pop("scipy")
+    torch_version = ours["versions"]["torch"]
+    assert differences(ours, theirs) == [f"torch {torch_version} and 2.0", f"scipy {scipy_version} and None"]
+
+
+def test_an_identity_does_not_depend_on_the_order() -> None:
+    assert re.fullmatch("[0-9a-f]{12}", identify(describe()))
+    assert identify(dict(reversed(describe().items()))) == identify(describe())
 
 
 def columns(seed: int, n: int = len(STEMS)) -> dict[str, np.ndarray]:
@@ -53,254 +185,283 @@ def columns(seed: int, n: int = len(STEMS)) -> dict[str, np.ndarray]:
     return {name: rng.normal(20, 3, n) for name in names} | hits
 
 
-def table(*names: str) -> tuple[dict[str, Row], PerImage]:
-    """Return rows and per-image scores of made-up outputs."""
-    per_image = {name: columns(i) for i, name in enumerate(names)}
-    return {name: make_row(per_image[name], STEMS, name) | MISSING for name in names}, per_image
+NAMES = ("gray", "mean_ab", "jpeg90", "epoch_0005", "epoch_0010")
+PER_IMAGE: PerImage = {name: columns(i) for i, name in enumerate(NAMES)}
 
 
-ROWS, PER_PICTURE = table("gray", "mean_ab", "jpeg90", "epoch_0005", "epoch_0010")
-ROWS["epoch_0005"]["stamp"] = ROWS["epoch_0010"]["stamp"] = "key 1 2"
+def table() -> dict[str, Row]:
+    rows = {name: make_row(name, PER_IMAGE[name], STEMS) for name in NAMES}
+    for name, row in rows.items():
+        row.missing = {"fid": NONE}
+        row.scores["kid"] = Score(0.5)
+        row.stamp = f"key of {name}" if row.epoch else ""
+    return rows
 
 
-def write(rows: dict[str, Row] = ROWS, per_image: PerImage = PER_PICTURE, metric: str = "ciede2000") -> None:
-    write_scores(RUN, rows, per_image, STEMS, {"images": 5}, metric, ["a note"])
+def write(rows: dict[str, Row] | None = None, per_image: PerImage = PER_IMAGE) -> ScoreFile:
+    made = make_score_file(rows or table(), per_image, PROTOCOL, "ciede2000", ["a note"])
+    write_scores(RUN, made, per_image, STEMS)
+    return made
 
 
 def test_a_row_holds_means_errors_and_intervals() -> None:
     made = columns(0)
-    row = make_row(made, STEMS, "gray")
-    assert row["images"] == 5
-    for name in ("psnr_db", "ssim", "ciede2000", "colorfulness"):
-        low, high = bootstrap(made[name][:, None])
-        assert row[name] == pytest.approx(made[name].mean())
-        assert row[f"{name}_se"] == pytest.approx(made[name].std(ddof=1) / math.sqrt(5))
-        assert (row[f"{name}_low"], row[f"{name}_high"]) == pytest.approx((low[0], high[0]))
-    assert (row["top1_low"], row["top1_high"]) == wilson(int(made["top1"].sum()), 5)
-    assert [key for key in row if key.startswith("colorfulness_truth")] == ["colorfulness_truth"]
-    assert make_row({"ssim": np.array([0.5])}, ["a"], "gray") == {"ssim": 0.5, "images": 1}
+    row = make_row("epoch_0005", made, STEMS)
+    assert (row.epoch, row.images, row.missing, row.stamp) == (5, 5, {}, "")
+    summary = summarise(made)
+    truth = summary.pop("colorfulness_truth")
+    assert row.scores == summary | {"colorfulness_truth": Score(truth.mean)}
+    assert make_row("gray", {"ssim": np.array([0.5])}, ["a"]) == Row(None, {"ssim": Score(0.5)}, 1)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_a_score_that_is_not_finite_is_named(value: float) -> None:
+def test_a_score_that_is_not_finite_is_a_bug_and_is_named(value: float) -> None:
     made = columns(0)
     made["ssim"][3] = value
-    with pytest.raises(ValueError, match=r"^ssim of epoch_0005/f g\.png is not finite"):
-        make_row(made, STEMS, "epoch_0005")
+    with pytest.raises(FloatingPointError, match=r"ssim of epoch_0005/f g\.png"):
+        make_row("epoch_0005", made, STEMS)
 
 
-def test_epochs_are_told_from_floors_and_ceilings() -> None:
-    names = [*scores.FLOORS, *scores.CEILINGS, "epoch_0005", "epoch_12345"]
-    assert [name for name in names if is_epoch(name)] == ["epoch_0005", "epoch_12345"]
+def test_epochs_are_told_from_baselines_and_upper_bounds() -> None:
+    assert [epoch_number(name) for name in ("epoch_0005", "epoch_12345")] == [5, 12345]
+    assert {epoch_number(name) for name in (*BASELINES, *UPPER_BOUNDS)} == {None}
 
 
 @pytest.mark.parametrize("metric", METRICS)
 def test_the_best_epoch_follows_the_direction(metric: str) -> None:
-    def row(value: float) -> Row:
-        return {metric: value, "colorfulness_truth": 40.0}
+    def row(value: float, epoch: int | None = None) -> Row:
+        return Row(epoch, {metric: Score(value), "colorfulness_truth": Score(40.0)}, 1)
 
     values = {"higher": (3.0, 9.0, 5.0), "lower": (9.0, 3.0, 5.0), "closest to the truth": (20.0, 43.0, 50.0)}
-    rows = {f"epoch_000{i}": row(v) for i, v in enumerate(values[METRICS[metric]], 1)}
+    rows = {f"epoch_000{i}": row(v, i) for i, v in enumerate(values[METRICS[metric]], 1)}
     best = best_epochs({"gray": row(40.0), "jpeg90": row(1e9), **rows, "truth": row(-1e9)})
-    assert best == {metric: "epoch_0002"}  # floors and ceilings are no epochs
+    assert best == {metric: "epoch_0002"}  # baselines and upper bounds are no epochs
     assert distance(metric, rows["epoch_0002"]) < distance(metric, rows["epoch_0001"])
 
 
-def test_of_equal_epochs_the_first_is_best() -> None:
-    assert best_epochs({f"epoch_000{i}": {"ssim": 0.5} for i in (1, 2, 3)}) == {"ssim": "epoch_0001"}
-
-
-def test_a_metric_that_an_epoch_lacks_has_no_best() -> None:
-    rows: dict[str, Row] = {
-        "epoch_0001": {"fid": 3.0, "ssim": 0.5},
-        "epoch_0002": {"fid": "unavailable: why", "ssim": 0.4},
-    }
+def test_of_equal_epochs_the_first_is_best_and_every_epoch_must_have_the_metric() -> None:
+    rows = {f"epoch_000{i}": Row(i, {"ssim": Score(0.5)}, 4) for i in (1, 2, 3)}
+    rows["epoch_0003"].scores["fid"] = Score(3.0)
+    rows["epoch_0002"].missing["fid"] = NONE
     assert best_epochs(rows) == {"ssim": "epoch_0001"}
-    assert best_epochs({"gray": {"ssim": 0.5}}) == {}
+    assert best_epochs({"gray": Row(None, {"ssim": Score(0.5)}, 4)}) == {}
 
 
-def test_the_three_files_agree(drawn: Kept) -> None:
-    write()
-    stored = json.loads((RUN / "scores.json").read_text())
-    assert stored == read_scores(RUN)
-    assert stored["rows"] == ROWS
-    assert list(stored["rows"]) == list(ROWS)
-    assert (stored["format"], stored["metric"], stored["notes"]) == (FORMAT, "ciede2000", ["a note"])
-    assert (stored["best"], stored["directions"]) == (best_epochs(ROWS), METRICS)
-    assert stored["protocol"] == {"images": 5}
-    with open(RUN / "scores.csv", newline="") as file:
-        cells = {line.pop("name"): line for line in csv.DictReader(file)}
-    assert list(cells) == list(ROWS)
-    for name, row in ROWS.items():
-        assert cells[name].pop("protocol") == identify({"images": 5})
-        assert set(cells[name]) == set(ROWS["gray"]) - {"stamp"}
-        assert cells[name]["fid"] == ""  # unavailable is never a number
-        for key, cell in cells[name].items():
-            assert key == "fid" or float(cell) == row[key]
-    again, stems = read_per_image(RUN, list(ROWS))
-    assert stems == STEMS
-    for name, made in PER_PICTURE.items():
-        assert {key: values.tolist() for key, values in again[name].items()} == {
-            key: values.tolist() for key, values in made.items()
-        }
-    assert {path.name for path in RUN.iterdir()} == {"scores.json", "scores.csv", "scores_per_image.csv"}
-    path, epochs, curves, lines = drawn[0]
-    assert (path, epochs, list(curves)) == (RUN / "curves.png", [5, 10], list(best_epochs(ROWS)))
-    assert curves["psnr_db"] == [ROWS[name]["psnr_db"] for name in ("epoch_0005", "epoch_0010")]
-    assert lines["psnr_db"] == {name: ROWS[name]["psnr_db"] for name in ("gray", "mean_ab", "jpeg90")}
-
-
-def test_rows_of_other_metrics_leave_their_cells_empty() -> None:
-    truth = {"top1": PER_PICTURE["gray"]["top1"]}
-    rows = {**ROWS, "truth": make_row(truth, STEMS, "truth") | MISSING}
-    write(rows, {**PER_PICTURE, "truth": truth})
-    with open(RUN / "scores_per_image.csv", newline="", encoding="utf-8") as file:
-        lines = [line for line in csv.DictReader(file) if line["name"] == "truth"]
-    assert [(line["stem"], float(line["top1"])) for line in lines] == list(
-        zip(STEMS, truth["top1"], strict=True)
-    )
-    assert {line["psnr_db"] for line in lines} == {""}
-    found, _ = read_per_image(RUN, ["truth", "epoch_0005"])
-    assert list(found["truth"]) == ["top1"]
-    assert set(found["epoch_0005"]) == set(PER_PICTURE["gray"])
-
-
-def test_references_are_floors_ceilings_and_the_truths_colourfulness() -> None:
-    names = ("gray", "mean_ab", "jpeg90")
-    assert references("ssim", ROWS) == {name: ROWS[name]["ssim"] for name in names}
-    truth = {"truth": ROWS["gray"]["colorfulness_truth"]}
-    assert references("colorfulness", ROWS) == {name: ROWS[name]["colorfulness"] for name in names} | truth
-    assert references("top1", {**ROWS, "truth": {"top1": 0.9}})["truth"] == 0.9
-    assert references("fid", ROWS) == {}
-
-
-def test_no_scores_says_how_to_get_them() -> None:
-    with pytest.raises(ValueError, match=r"^no scores in runs/x: python eval\.py --all-epochs --run runs/x$"):
-        read_scores(RUN)
-
-
-DAMAGED = [
-    "", "{", "[]", "null", '{"rows": {}}', '{"format": "tinct-scores-0", "rows": {}}', b"\xff\xfe",
-    '{"format": "tinct-scores-1", "rows": []}', '{"format": "tinct-scores-1", "rows": {"gray": 3}}',
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("content", DAMAGED)
-def test_damaged_scores_say_so(content: str | bytes) -> None:
-    (RUN / "scores.json").write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(
-        ValueError, match=r"^runs/x/scores\.json is damaged, or of another version; delete it and"
-    ):
-        read_scores(RUN)
-
-
-def test_half_written_scores_are_damaged() -> None:
-    write()
-    whole = (RUN / "scores.json").read_bytes()
-    for size in range(0, len(whole) - 2, 97):
-        (RUN / "scores.json").write_bytes(whole[:size])
-        with pytest.raises(ValueError, match="damaged"):
-            read_scores(RUN)
-
-
-def no_stem(text: str) -> str:
-    return text.replace("stem", "stam", 1)
-
-
-DAMAGE = {
-    "empty": lambda _: "",
-    "no header": lambda text: text.partition("\n")[2],
-    "another column": no_stem,
-    "no number": lambda text: text.replace("epoch_0005,a,", "epoch_0005,a,twenty", 1),
-    "a lost cell": lambda text: text.replace("epoch_0005,a,", "epoch_0005,", 1),
-    "a lost row": lambda text: text.replace("epoch_0010", "epoch_0011"),
-    "a lost line": lambda text: text[: text.rstrip().rfind("\n") + 1],
-    "a cut line": lambda text: text[: text.rstrip().rfind("\n") + 12],
-    "binary": lambda _: "\0\1\2",
-}
-
-
-@pytest.mark.parametrize("damage", DAMAGE)
-def test_damaged_per_image_scores_say_so(damage: str) -> None:
-    write()
-    path = RUN / "scores_per_image.csv"
-    text = path.read_bytes().decode()
-    assert DAMAGE[damage](text) != text
-    path.write_bytes(DAMAGE[damage](text).encode())
-    with pytest.raises(ValueError, match=r"^runs/x/scores_per_image\.csv is missing or damaged; score again"):
-        read_per_image(RUN, ["epoch_0005", "epoch_0010"])
-
-
-@pytest.mark.parametrize("damage", ["a lost line", "a cut line"])
-def test_a_row_that_has_lost_pictures_is_damaged_even_alone(damage: str) -> None:
-    write()
-    path = RUN / "scores_per_image.csv"
-    path.write_bytes(DAMAGE[damage](path.read_bytes().decode()).encode())
-    with pytest.raises(ValueError, match=r"scores_per_image\.csv is missing or damaged"):
-        read_per_image(RUN, ["epoch_0010"])
-
-
-def test_missing_per_image_scores_say_so() -> None:
-    with pytest.raises(ValueError, match=r"^runs/x/scores_per_image\.csv is missing or damaged; score again"):
-        read_per_image(RUN, ["epoch_0005"])
-
-
-def test_the_table_shows_every_row_and_marks_the_best(capsys: pytest.CaptureFixture[str]) -> None:
-    print_table(ROWS, "psnr_db")
-    lines = capsys.readouterr().out.splitlines()
-    shown = ("psnr_db", "ssim", "ciede2000", "colorful", "top1")
-    assert lines[0].split() == list(shown)
-    best = best_epochs(ROWS)
-    for line, (name, row) in zip(lines[1:], ROWS.items(), strict=False):
-        cells = line.split()
-        assert cells[0] == name
-        for cell, metric in zip(
-            cells[1:], ("psnr_db", "ssim", "ciede2000", "colorfulness", "top1"), strict=True
-        ):
-            assert cell == f"{row[metric]:.4g}" + ("*" if best[metric] == name else "")
-    assert lines[6] == f"5 images, colourfulness of the truth {ROWS['gray']['colorfulness_truth']:.4g}"
-    assert lines[7] == f"fid {MISSING['fid']}"
-    assert lines[8] == why_best(ROWS, "psnr_db")
-    assert len(lines) == 9
-
-
-def test_why_an_epoch_is_best() -> None:
-    spread = {"ciede2000_low": 6.2, "ciede2000_high": 8.7}
-    rows: dict[str, Row] = {"gray": {"ciede2000": 12.0}, "mean_ab": {"ciede2000": 11.34567}}
-    rows |= {"epoch_0005": {"ciede2000": 9.0}, "epoch_0010": {"ciede2000": 7.5, **spread}}
-    rows |= {"jpeg90": {"ciede2000": 1.5}}
-    assert why_best(rows, "ciede2000") == (
-        "best of 2 scored epochs by ciede2000 (lower): 10 with 7.5, 95 % interval 6.2 to 8.7; "
-        "gray 12, mean_ab 11.35, jpeg90 1.5"
-    )
-    rows["epoch_0010"] = {"ciede2000": 7.5}  # of a single picture
-    assert "10 with 7.5; gray 12" in why_best(rows, "ciede2000")
-
-
-def test_why_no_epoch_is_best() -> None:
-    assert why_best(ROWS, "fid") == f"no best epoch by fid: {MISSING['fid']}"
-    assert why_best(ROWS, "kid") == "no best epoch by kid: not scored"
-
-
-def test_epochs_are_tied_where_their_paired_interval_holds_zero() -> None:
+def test_epochs_are_tied_where_their_paired_interval_contains_zero() -> None:
     rng = np.random.default_rng(0)
-    best = rng.normal(10, 5, 40)  # pictures differ far more than epochs do
+    best = rng.normal(10, 5, 40)  # images differ far more than epochs do
     near, far = best + rng.normal(0, 0.1, 40), best + 0.5 + rng.normal(0, 0.1, 40)
     near += best.mean() - near.mean()
     per_image = {
         name: {"ciede2000": values, "colorfulness": values}
         for name, values in {"gray": best, "epoch_0001": near, "epoch_0002": best, "epoch_0003": far}.items()
     }
-    assert undecided(per_image, "epoch_0002", "ciede2000") == ["epoch_0001"]
-    assert undecided(per_image, "epoch_0002", "colorfulness") == []  # neither more nor less is better
-    assert undecided(per_image, None, "ciede2000") == []
-    single = {name: {"ciede2000": scores["ciede2000"][:1]} for name, scores in per_image.items()}
-    assert undecided(single, "epoch_0002", "ciede2000") == []
+    assert tied_epochs(per_image, "epoch_0002", "ciede2000") == ["epoch_0001"]
+    assert tied_epochs(per_image, "epoch_0002", "colorfulness") == []  # neither more nor less is better
+    assert tied_epochs(per_image, None, "ciede2000") == []
+    single = {name: {"ciede2000": found["ciede2000"][:1]} for name, found in per_image.items()}
+    assert tied_epochs(single, "epoch_0002", "ciede2000") == []
 
 
-def test_per_image_scores_of_another_evaluation_are_refused() -> None:
+# what the first version of this format wrote
+OLD = {
+    "format": "tinct-scores-1", "metric": "ciede2000",
+    "best": {"psnr_db": "epoch_0005", "top1": "epoch_0005"}, "ties": [], "directions": METRICS,
+    "protocol": PROTOCOL, "notes": ["skipped x.png: damaged"],
+    "rows": {
+        "gray": {
+            "top1": 0.5, "top1_se": 0.1, "top1_low": 0.25, "top1_high": 0.75,
+            "psnr_db": 20.5, "psnr_db_se": 0.5, "psnr_db_low": 19.5, "psnr_db_high": 21.5,
+            "colorfulness_truth": 31.5, "images": 5, "kid": 0.25, "fid": NONE,
+        },
+        "truth": {"top1": 1.0, "top1_se": 0.0, "top1_low": 0.75, "top1_high": 1.0, "images": 5, "fid": NONE},
+        "epoch_0005": {
+            "top1": 0.5, "top1_se": 0.1, "top1_low": 0.25, "top1_high": 0.75,
+            "psnr_db": 20.5, "psnr_db_se": 0.5, "psnr_db_low": 19.5, "psnr_db_high": 21.5,
+            "colorfulness_truth": 31.5, "images": 5, "kid": 0.25, "fid": NONE, "stamp": "key 5",
+        },
+    },
+}  # fmt: skip
+
+
+def test_old_score_files_are_read_and_written_again_to_the_letter() -> None:
+    atomic.write_json(RUN / "scores.json", OLD)
+    before = (RUN / "scores.json").read_bytes()
+    found = read_scores(RUN)
+    row = found.rows["epoch_0005"]
+    assert (row.epoch, row.images, row.stamp, row.missing) == (5, 5, "key 5", {"fid": NONE})
+    assert row.scores["psnr_db"] == Score(20.5, 0.5, 19.5, 21.5)
+    assert row.scores["kid"] == Score(0.25)
+    assert row.scores["colorfulness_truth"] == Score(31.5)
+    assert (found.rows["truth"].epoch, found.rows["truth"].stamp) == (None, "")
+    write_scores(RUN, found, {}, [])
+    assert (RUN / "scores.json").read_bytes() == before
+    assert (RUN / "scores.csv").read_text().splitlines()[:2] == [
+        "name,top1,top1_se,top1_low,top1_high,psnr_db,psnr_db_se,psnr_db_low,psnr_db_high,"
+        "colorfulness_truth,images,kid,fid,protocol",
+        f"gray,0.5,0.1,0.25,0.75,20.5,0.5,19.5,21.5,31.5,5,0.25,,{identify(PROTOCOL)}",
+    ]
+
+
+def test_a_row_survives_its_record() -> None:
+    for name, row in table().items():
+        assert parse_row(name, json.loads(json.dumps(row_record(row)))) == row
+
+
+def test_the_three_files_agree() -> None:
+    made = write()
+    assert read_scores(RUN) == made
+    assert (made.metric, made.best, made.notes) == ("ciede2000", best_epochs(made.rows), ["a note"])
+    stored = json.loads((RUN / "scores.json").read_text())
+    assert list(stored["rows"]) == list(NAMES)
+    with open(RUN / "scores.csv", newline="") as file:
+        cells = {line.pop("name"): line for line in csv.DictReader(file)}
+    assert list(cells) == list(NAMES)
+    for name, record in stored["rows"].items():
+        assert cells[name].pop("protocol") == identify(PROTOCOL)
+        assert cells[name].keys() == stored["rows"]["gray"].keys()  # without the stamp
+        assert cells[name].pop("fid") == ""  # unavailable is never a number
+        assert all(float(cell) == record[key] for key, cell in cells[name].items())
+    again, stems = read_per_image(RUN, made, list(NAMES))
+    assert stems == STEMS
+    for name, columns in PER_IMAGE.items():
+        assert {k: v.tolist() for k, v in again[name].items()} == {k: v.tolist() for k, v in columns.items()}
+    assert {path.name for path in RUN.iterdir()} == {"scores.json", "scores.csv", "scores_per_image.csv"}
+
+
+def test_rows_of_other_metrics_leave_their_cells_empty() -> None:
+    truth = {"top1": PER_IMAGE["gray"]["top1"]}
+    made = write({**table(), "truth": make_row("truth", truth, STEMS)}, {**PER_IMAGE, "truth": truth})
+    found, _ = read_per_image(RUN, made, ["truth", "epoch_0005"])
+    assert list(found["truth"]) == ["top1"]
+    assert set(found["epoch_0005"]) == set(PER_IMAGE["gray"])
+
+
+def change(key: str, value: Any) -> bytes:
+    return json.dumps({**OLD, key: value}).encode()
+
+
+DAMAGED = [
+    b"", b"{", b"[]", b"null", b'{"rows": {}}', b"\xff\xfe", change("format", "tinct-scores-0"),
+    change("rows", []), change("rows", {"gray": 3}), change("rows", {"gray": {"ssim": 0.5}}),
+    change("rows", {"gray": {"ssim": None, "images": 5}}), change("best", {"psnr_db": "epoch_0010"}),
+    change("best", {"ssim": "epoch_0005"}), change("best", {"psnr_db": 10}), change("metric", ["ssim"]),
+    change("protocol", {}), change("notes", "none"), change("another", 1),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("content", DAMAGED)
+def test_damaged_scores_say_so(content: bytes) -> None:
+    RUN.mkdir(parents=True)
+    (RUN / "scores.json").write_bytes(content)
+    with pytest.raises(ValueError, match=r"scores\.json is damaged.* delete it and score again"):
+        read_scores(RUN)
+
+
+def test_half_written_scores_are_damaged() -> None:
     write()
-    path = RUN / "scores_per_image.csv"
-    path.write_text(path.read_text().replace(identify({"images": 5}), "deadbeefdead"))
-    with pytest.raises(ValueError, match=r"scores_per_image\.csv is missing or damaged"):
-        read_per_image(RUN, ["epoch_0005"])
+    whole = (RUN / "scores.json").read_bytes()
+    for size in range(0, len(whole) - 2, 397):
+        (RUN / "scores.json").write_bytes(whole[:size])
+        with pytest.raises(ValueError, match="damaged"):
+            read_scores(RUN)
+
+
+DAMAGE = {
+    "missing": lambda _: None,
+    "empty": lambda _: "",
+    "no header": lambda text: text.partition("\n")[2],
+    "another column": lambda text: text.replace("stem", "stam", 1),
+    "no number": lambda text: text.replace("epoch_0005,a,", "epoch_0005,a,twenty", 1),
+    "a lost cell": lambda text: text.replace("epoch_0005,a,", "epoch_0005,", 1),
+    "a lost row": lambda text: text.replace("epoch_0010", "epoch_0011"),
+    "a lost line": lambda text: text[: text.rstrip().rfind("\n") + 1],
+    "a cut line": lambda text: text[: text.rstrip().rfind("\n") + 12],
+    "another evaluation": lambda text: text.replace(identify(PROTOCOL), "deadbeefdead"),
+    "binary": lambda _: "\0\1\2",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damaged_per_image_scores_say_so(damage: str) -> None:
+    made, path = write(), RUN / "scores_per_image.csv"
+    text = path.read_bytes().decode()
+    damaged = DAMAGE[damage](text)
+    assert damaged != text
+    path.unlink()
+    if damaged is not None:
+        path.write_bytes(damaged.encode())
+    with pytest.raises(ValueError, match=r"scores_per_image\.csv is missing or damaged; score again"):
+        read_per_image(RUN, made, ["epoch_0005", "epoch_0010"])
+
+
+def save_epochs(*epochs: int) -> None:
+    write_run(RUN, RunRecord(RECIPE, "demo", {}, {}, (0.0, 0.0)))
+    for epoch in epochs:
+        atomic.save(epoch_path(RUN, epoch), {"epoch": epoch})
+
+
+def score_epochs(metric: str = "ssim") -> None:
+    """Save and score the epochs 5, 10 and 15, of which 10 is the best by SSIM and 5 by PSNR."""
+    save_epochs(5, 10, 15)
+    rows = {"gray": Row(None, {"ssim": Score(0.25), "psnr_db": Score(9.0)}, 1, {"fid": NONE})}
+    for epoch, ssim, psnr_db in ((5, 0.5, 30.0), (10, 0.75, 20.0), (15, 0.6, 10.0)):
+        found = {"ssim": Score(ssim), "psnr_db": Score(psnr_db)}
+        rows[f"epoch_{epoch:04d}"] = Row(epoch, found, 1, {"fid": NONE}, stamp(RUN, epoch, "key"))
+    write_scores(RUN, make_score_file(rows, {}, PROTOCOL, metric, []), {}, [])
+
+
+@pytest.mark.parametrize(
+    ("epoch", "all_epochs", "chosen"),
+    [(None, False, [10]), (5, False, [5]), ("0010", False, [10]), (None, True, [5, 10])],
+)
+def test_epochs_are_chosen(epoch: int | str | None, all_epochs: bool, chosen: list[int]) -> None:
+    save_epochs(10, 5)
+    assert choose_epochs(RUN, epoch, all_epochs) == chosen
+
+
+@pytest.mark.parametrize("epoch", ["0", 0, "-5", "soon", "5.0", "", "Best", " 5"])
+def test_what_is_no_epoch(epoch: str | int) -> None:
+    save_epochs(5)
+    with pytest.raises(ValueError, match=rf"^an epoch is a number from 1, or best; got {epoch}$"):
+        choose_epochs(RUN, epoch, False)
+
+
+def test_epochs_that_cannot_be_chosen() -> None:
+    save_epochs()
+    with pytest.raises(ValueError, match=r"no saved epoch in runs/x; .*--resume --run runs/x"):
+        choose_epochs(RUN, None, False)
+    save_epochs(10, 5)
+    with pytest.raises(ValueError, match=r"epoch 7 is not saved in runs/x; saved: 5 10"):
+        choose_epochs(RUN, 7, False)
+    with pytest.raises(ValueError, match="--all-epochs and --epoch"):
+        choose_epochs(RUN, 5, True)
+    with pytest.raises(ValueError, match=r"no scores in runs/x.* python eval\.py --all-epochs --run runs/x"):
+        choose_epochs(RUN, "best", False)
+
+
+def test_the_best_epoch_is_that_of_the_recipes_metric() -> None:
+    score_epochs()
+    assert choose_epochs(RUN, "best", False) == [10]
+    assert choose_epochs(RUN, None, False) == [15]
+    score_epochs("psnr_db")
+    assert best_epoch(RUN) == 5
+
+
+@pytest.mark.parametrize(("metric", "reason"), [("fid", NONE), ("lpips_alex", "not scored")])
+def test_no_best_epoch_by_a_metric_that_is_missing(metric: str, reason: str) -> None:
+    score_epochs(metric)
+    with pytest.raises(ValueError, match=f"no best epoch by {metric} in runs/x: {reason}; score again: "):
+        best_epoch(RUN)
+
+
+@pytest.mark.parametrize("gone", [False, True])
+def test_scores_that_are_older_than_the_best_checkpoint(gone: bool) -> None:
+    score_epochs()
+    os.utime(epoch_path(RUN, 10), (1, 1))  # as a copy of the run would be
+    assert best_epoch(RUN) == 10
+    atomic.save(epoch_path(RUN, 10), {"epoch": 11})
+    if gone:
+        epoch_path(RUN, 10).unlink()
+    with pytest.raises(ValueError, match="the scores in runs/x are older than its checkpoints"):
+        best_epoch(RUN)

@@ -1,17 +1,25 @@
-"""plots.py: what is drawn is what was measured."""
+"""Curves show what was measured."""
 
 import re
+import subprocess
+import sys
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
+from scored_run import make_scores
 
+from config import ROOT
+from evaluation.scores import Score
 from reporting import curves
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 PATH = Path("x.png")
 
@@ -25,7 +33,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
     return figures
 
 
-def lines(axis: Axes) -> dict[str, tuple[list[float], list[float]]]:
+def lines(axis: "Axes") -> dict[str, tuple[list[float], list[float]]]:
     """Return label -> x, y of every line."""
     return {
         str(line.get_label()): tuple(np.asarray(v).tolist() for v in line.get_data()) for line in axis.lines
@@ -38,8 +46,17 @@ def records(count: int) -> list[dict[str, float]]:
     ]
 
 
-@pytest.mark.parametrize(("count", "window"), [(1, 1), (9, 1), (30, 3)])
-def test_plot_losses(drawn: list[Figure], count: int, window: int) -> None:
+def draw(
+    means: list[float], references: dict[str, float], intervals: Any = None, best: int | None = None
+) -> curves.Drawing:
+    """Draw scores of the epochs 5, 10, 15 ..."""
+    ends = intervals or [(None, None)] * len(means)
+    scores = {5 * (i + 1): Score(mean, None, *ends[i]) for i, mean in enumerate(means)}
+    return curves.score_svg("psnr_db", scores, references, best, 'psnr <by> "epoch" & more')
+
+
+@pytest.mark.parametrize(("count", "window"), [(1, 1), (30, 3)])
+def test_losses_are_drawn_raw_and_averaged(drawn: list[Figure], count: int, window: int) -> None:
     curves.plot_losses(PATH, records(count))
     axes = drawn[0].axes
     assert [axis.get_title() for axis in axes] == ["G_l1", "D_real"]
@@ -53,46 +70,42 @@ def test_plot_losses(drawn: list[Figure], count: int, window: int) -> None:
         assert got[f"mean of {window}"][1] == pytest.approx(means)
 
 
-def test_terms_of_one_stage_are_drawn_where_they_were(drawn: list[Figure]) -> None:
-    first = [{"steps": i, "lr": 1.0, "G_l1": 9.0 - i} for i in range(1, 4)]
-    second = [{"steps": i, "lr": 1.0, "G_l1": 9.0 - i, "G_gan": i / 2, "D_fake": 0.5} for i in (4, 5)]
-    curves.plot_losses(PATH, [*first, *second])
-    axes = {axis.get_title(): lines(axis)["raw"] for axis in drawn[0].axes}
-    assert axes == {
-        "G_l1": ([1, 2, 3, 4, 5], [8.0, 7.0, 6.0, 5.0, 4.0]),
-        "G_gan": ([4, 5], [2.0, 2.5]),
-        "D_fake": ([4, 5], [0.5, 0.5]),
-    }
-
-
-def test_a_stage_is_smoothed_over_its_own_records(drawn: list[Figure]) -> None:
-    history = [
-        {"steps": i, "G_l1": float(i), **({"G_gan": float(i)} if i > 30 else {})} for i in range(1, 51)
-    ]
+def test_terms_that_begin_later_are_drawn_over_their_own_steps(drawn: list[Figure]) -> None:
+    history = [{"steps": i, "G_l1": float(i), **({"G_gan": i / 2} if i > 30 else {})} for i in range(1, 51)]
     curves.plot_losses(PATH, history)
     long, short = (lines(axis) for axis in drawn[0].axes)
     assert long["mean of 5"][0] == list(range(5, 51))
-    assert short["mean of 2"] == (list(range(32, 51)), [i - 0.5 for i in range(32, 51)])
+    assert short["raw"] == (list(range(31, 51)), [i / 2 for i in range(31, 51)])
+    assert short["mean of 2"] == (list(range(32, 51)), [(i - 0.5) / 2 for i in range(32, 51)])
 
 
-@pytest.mark.parametrize(("names", "rows"), [("a", 1), ("abcd", 1), ("abcde", 2)])
-def test_plot_scores(drawn: list[Figure], names: str, rows: int) -> None:
-    epochs = [5, 10, 15]
-    scores = {name: [float(ord(name)), 2.0, 3.5] for name in names}
-    curves.plot_scores(PATH, epochs, scores, {"a": {"gray": 1.5, "mean colour": 2.5}})
+def test_scores_are_drawn_with_their_references(drawn: list[Figure]) -> None:
+    curves.plot_scores(PATH, make_scores())
     axes = drawn[0].axes
-    assert [axis.get_title() for axis in axes] == list(names)
-    assert len({round(axis.get_position().y0, 2) for axis in axes}) == rows
-    for axis in axes:
-        got = lines(axis)
-        assert got.pop("ours") == (epochs, scores[axis.get_title()])
-        floors = {label: y for label, (_, y) in got.items()}
-        assert floors == ({"gray": [1.5, 1.5], "mean colour": [2.5, 2.5]} if axis.get_title() == "a" else {})
+    assert [axis.get_title() for axis in axes] == ["psnr_db", "ciede2000"]
+    got = lines(axes[-1])
+    assert got.pop("ours") == ([5, 10, 15], [7.0, 4.4, 5.7])
+    assert {label: y for label, (_, y) in got.items()} == {
+        "gray": [12.0, 12.0],
+        "mean_ab": [4.5, 4.5],
+        "jpeg90": [0.5, 0.5],
+    }
+
+
+def test_panels_fill_rows_of_four(drawn: list[Figure]) -> None:
+    scores = make_scores()
+    names = ("psnr_db", "ssim", "ms_ssim", "ab_mse", "ciede2000")
+    for row in scores.rows.values():
+        row.scores |= dict.fromkeys(names, Score(1.0))
+    curves.plot_scores(PATH, replace(scores, best=dict.fromkeys(names, "epoch_0010")))
+    tops = [round(axis.get_position().y0, 2) for axis in drawn[0].axes]
+    assert len(tops) == 5  # empty panels are gone
+    assert len(set(tops[:4])) == 1
+    assert tops[4] < tops[0]
 
 
 def test_intervals_and_the_best_epoch_are_drawn(drawn: list[Figure]) -> None:
-    band = [(1.0, 3.0), (None, None), (2.0, 5.0)]
-    curves.score_svg("a", [5, 10, 15], [2.0, 2.5, 3.5], {"gray": 2.2}, band, best=15)
+    draw([2.0, 2.5, 3.5], {"gray": 2.2}, [(1.0, 3.0), (None, None), (2.0, 5.0)], best=15)
     (axis,) = drawn[0].axes
     assert lines(axis)["best"] == ([15], [3.5])
     (filled,) = axis.collections
@@ -104,13 +117,13 @@ def test_intervals_and_the_best_epoch_are_drawn(drawn: list[Figure]) -> None:
 
 
 def test_the_interval_of_one_epoch_is_a_bar(drawn: list[Figure]) -> None:
-    curves.score_svg("a", [5], [2.0], {}, [(1.0, 3.0)])
+    draw([2.0], {}, [(1.0, 3.0)])
     bar = drawn[0].axes[0].collections[-1]
     assert [path.vertices.tolist() for path in bar.get_paths()] == [[[5, 1], [5, 3]]]
 
 
 @pytest.mark.parametrize(
-    ("values", "floors", "seen"),
+    ("values", "references", "seen"),
     [
         ([2.0, 3.0], {"gray": 1.5, "jpeg": 90.0}, {"gray"}),
         ([2.0, 3.0], {"gray": 50.0, "jpeg": 90.0}, {"gray"}),  # the nearest is seen, however far off
@@ -119,54 +132,52 @@ def test_the_interval_of_one_epoch_is_a_bar(drawn: list[Figure]) -> None:
         ([2.0, 2.0], {}, set()),
     ],
 )
-def test_floors_leave_our_curve_its_room(
-    drawn: list[Figure], values: list[float], floors: dict[str, float], seen: set[str]
+def test_references_leave_our_curve_its_room(
+    drawn: list[Figure], values: list[float], references: dict[str, float], seen: set[str]
 ) -> None:
-    curves.score_svg("a", [5, 10][: len(values)], values, floors)
+    draw(values, references)
     (axis,) = drawn[0].axes
     low, high = axis.get_ylim()
     assert low < min(values) <= max(values) < high
-    assert {name for name, value in floors.items() if low <= value <= high} == seen
+    assert {name for name, value in references.items() if low <= value <= high} == seen
     names = [text.get_text() for text in axis.texts]
-    expected = {n if n in seen else f"{n} {v:.3g} " + "\u2191" for n, v in floors.items()}
+    expected = {n if n in seen else f"{n} {v:.3g} " + "\u2191" for n, v in references.items()}
     assert sorted(names) == sorted(expected)
 
 
-def test_names_of_lines_do_not_cover_each_other(drawn: list[Figure]) -> None:
-    floors = {"gray": 1.0, "mean ab": 1.001, "JPEG 90": 4.0, "truth": 4.0}
-    curves.score_svg("a", [5, 10], [2.0, 3.0], floors)
+def test_labels_of_lines_do_not_cover_each_other(drawn: list[Figure]) -> None:
+    draw([2.0, 3.0], {"gray": 1.0, "mean ab": 1.001, "JPEG 90": 4.0, "truth": 4.0})
     heights = sorted(text.get_position()[1] for text in drawn[0].axes[0].texts)
     assert min(np.diff(heights)) > 0.08
     assert heights[0] >= 0
     assert heights[-1] <= 1
 
 
-def test_an_svg_is_whole_in_itself_and_the_same_every_time() -> None:
-    words = 'psnr <by> "epoch" & more'
-    made = [curves.score_svg("psnr", [5, 10], [1.0, 2.0], {"a <b>": 1.5}, words=words) for _ in range(2)]
-    assert made[0] == made[1]
-    root = ElementTree.fromstring(made[0])
-    assert (root.get("role"), root.get("aria-label")) == ("img", words)
-    assert "http" not in made[0]
-    assert curves.INK not in made[0]
-    assert "currentColor" in made[0]
-    assert "font-family" not in made[0]
+def test_a_drawing_is_whole_in_itself_and_the_same_every_time() -> None:
+    drawing, again = (draw([1.0, 2.0], {"a <b>": 1.5}) for _ in range(2))
+    assert drawing == again
+    root = ElementTree.fromstring(f"<svg>{drawing.content}</svg>")
+    assert re.fullmatch(r"0 0 [\d.]+ [\d.]+", drawing.view_box)
+    assert drawing.label == 'psnr <by> "epoch" & more'
+    assert "http" not in drawing.content
+    assert curves.INK not in drawing.content
+    assert "currentColor" in drawing.content
+    assert "font-family" not in drawing.content
     assert "a <b>" in [element.text for element in root.iter("text")]
     ids = [element.get("id") for element in root.iter() if element.get("id")]
     assert len(ids) == len(set(ids)) > 2
-    assert all(str(name).startswith("score-psnr-") for name in ids)
-    assert set(re.findall(r'(?:href="#|url\(#)([^")]+)', made[0])) == set(ids)
+    assert all(str(name).startswith("score-psnr_db-") for name in ids)
+    assert set(re.findall(r'(?:href="#|url\(#)([^")]+)', drawing.content)) == set(ids)
 
 
-def test_a_long_log_makes_a_small_svg(drawn: list[Figure]) -> None:
-    many = records(20_000)
-    svg = curves.loss_svg(many, "D_real")
-    assert len(svg) < 30_000
+def test_a_long_log_makes_a_small_drawing(drawn: list[Figure]) -> None:
+    drawing = curves.loss_svg(records(20_000), "D_real")
+    assert len(drawing.content) < 30_000
     (axis,) = drawn[0].axes
     steps, values = lines(axis)["raw"]
     assert (len(steps), steps[0], steps[-1]) == (200, 10, 200_000)
     assert values == [float(step // 10 % 3) for step in steps]
-    assert 'aria-label="D_real over steps: first 1, last 2, least 0"' in svg
+    assert drawing.label == "D_real over steps: first 1, last 2, least 0"
 
 
 def test_files_are_pictures_and_whole_or_not_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,3 +196,19 @@ def test_files_are_pictures_and_whole_or_not_at_all(monkeypatch: pytest.MonkeyPa
         curves.plot_losses(PATH, records(6))
     assert PATH.read_bytes() == before
     assert list(Path().iterdir()) == [PATH]
+
+
+def test_drawing_leaves_the_callers_matplotlib_as_it_was() -> None:
+    program = """
+import sys
+import reporting.curves, reporting.page, reporting.summary
+assert not {"matplotlib", "jinja2"} & sys.modules.keys(), "imported before it is needed"
+import matplotlib
+before = [matplotlib.rcParams[key] for key in reporting.curves.STYLE]
+from pathlib import Path
+reporting.curves.plot_losses(Path(sys.argv[1]), [{"steps": 1, "G_l1": 1.0}])
+assert [matplotlib.rcParams[key] for key in reporting.curves.STYLE] == before
+assert "matplotlib.pyplot" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", program, PATH.resolve()], cwd=ROOT, check=True)
+    assert PATH.exists()

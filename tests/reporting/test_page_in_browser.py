@@ -1,0 +1,251 @@
+"""report.html in a browser: the gallery answers, everything is reached, text can be read."""
+
+import io
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from PIL import Image
+from scored_run import CIEDE2000, COLOURS, EPOCHS, GIVEN, STEMS, TRUTH
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Locator, Page
+
+BEST = sorted(STEMS, key=lambda stem: CIEDE2000[stem][1])  # first, at epoch 10
+
+
+@pytest.fixture
+def page(request: pytest.FixtureRequest, browser: "Browser", report: Path) -> "Iterator[Page]":
+    """Yield the report, open; what it complains of or asks the network for fails the test."""
+    context = browser.new_context(
+        **{"viewport": {"width": 1280, "height": 900}, **getattr(request, "param", {})}
+    )
+    opened, said, asked = context.new_page(), [], []
+    opened.on("console", lambda message: said.append(message.text))
+    opened.on("pageerror", lambda error: said.append(str(error)))
+    opened.on("request", lambda sent: asked.append(sent.url))
+    opened.goto(report.as_uri())
+    yield opened
+    context.close()
+    assert said == []
+    assert [url for url in asked if not url.startswith("data:")] == [report.as_uri()]
+
+
+def order(page: "Page") -> list[str]:
+    """Return the names of the cards from first to last."""
+    return page.locator(".card h3").all_text_contents()
+
+
+def sorted_by(epoch: int, key: str) -> list[str]:
+    """Return the names in the order that the scores ask for."""
+    column = EPOCHS.index(epoch)
+    keys = {
+        "best": lambda stem: CIEDE2000[stem][column],
+        "worst": lambda stem: -CIEDE2000[stem][column],
+        "changed": lambda stem: -abs(CIEDE2000[stem][column] - CIEDE2000[stem][column - 1]),
+    }
+    return sorted(STEMS, key=lambda stem: (keys[key](stem), stem))
+
+
+def colours(card: "Locator", *places: float) -> list[tuple[int, ...]]:
+    """Return what a screenshot of a card's viewer shows at these parts of its width."""
+    return pixels(card.locator(".compare"), *places)
+
+
+def pixels(element: "Locator", *places: float) -> list[tuple[int, ...]]:
+    """Return what a screenshot shows at these parts of its width, a quarter down."""
+    with Image.open(io.BytesIO(element.screenshot())) as image:
+        picture = np.asarray(image.convert("RGB"))
+    row = picture[picture.shape[0] // 4]
+    return [tuple(row[round(place * (len(row) - 1))].tolist()) for place in places]
+
+
+def test_the_slider_walks_through_the_epochs(page: "Page") -> None:
+    slider, cards = page.locator("#epoch"), page.locator(".card")
+    assert slider.get_attribute("aria-valuetext") == "epoch 10, CIEDE2000 4.40"
+    images = page.locator(".three img:nth-child(1)").element_handles()
+    slider.focus()
+    for key, epoch in (("ArrowLeft", 5), ("End", 15), ("Home", 5), ("ArrowRight", 10)):
+        page.keyboard.press(key)
+        assert page.locator("#shown b").inner_text() == str(epoch)
+        for i, stem in enumerate(BEST):
+            alts = [image.get_attribute("alt") for image in cards.nth(i).locator("img").all()]
+            assert alts.count(f"ours at epoch {epoch}, {stem}") == 2
+        assert colours(cards.nth(4), 0.25, 0.75) == [COLOURS[epoch], TRUTH]
+        assert pixels(cards.nth(4).locator(".three img").nth(1), 0.5) == [COLOURS[epoch]]
+    box = slider.bounding_box()
+    assert box is not None
+    page.mouse.click(box["x"] + box["width"] - 3, box["y"] + box["height"] / 2)
+    assert slider.get_attribute("aria-valuetext") == "epoch 15, CIEDE2000 5.70"
+    assert colours(cards.nth(0), 0.25) == [COLOURS[15]]
+    assert order(page) == BEST  # a picture stays where it is watched
+    assert all(image.is_visible() for image in images)  # the same elements, not others in their place
+
+
+def test_a_card_says_its_score_and_its_change(page: "Page") -> None:
+    page.locator("#epoch").focus()
+    page.keyboard.press("End")
+    texts = dict(zip(order(page), page.locator(".facts > span").all_inner_texts(), strict=True))
+    assert texts["plain"] == "6.00 2.00 worse"
+    assert texts[STEMS[1]] == "2.00 5.50 better"
+    page.locator("#metric").select_option("psnr_db")
+    texts = dict(zip(order(page), page.locator(".facts > span").all_inner_texts(), strict=True))
+    assert texts["plain"] == "23.00 5.00 worse"
+    page.locator("#epoch").focus()
+    page.keyboard.press("Home")
+    assert (
+        dict(zip(order(page), page.locator(".facts > span").all_inner_texts(), strict=True))["plain"]
+        == "13.00"
+    )
+
+
+def test_cards_are_sorted_by_their_scores(page: "Page") -> None:
+    page.locator("#epoch").focus()
+    for press, epoch in (("ArrowRight", 15), ("ArrowLeft", 10)):
+        page.keyboard.press(press)
+        for key in ("changed", "worst", "best"):
+            page.locator("#order").select_option(key)
+            assert order(page) == sorted_by(epoch, key)
+            assert f"at epoch {epoch}, " in page.locator("#sorted").inner_text()
+        page.locator("#epoch").focus()
+
+
+def test_sorting_again_is_offered_where_the_epoch_has_changed(page: "Page") -> None:
+    again = page.get_by_role("button", name="Sort at epoch")
+    assert again.count() == 0
+    page.locator("#epoch").focus()
+    page.keyboard.press("Home")
+    again.click()
+    assert order(page) == sorted_by(5, "best")
+    assert again.count() == 0
+    page.locator("#order").select_option("changed")  # since which epoch?
+    assert order(page) == sorted_by(5, "best")
+    assert page.locator("#sorted").inner_text() == "Before epoch 5 there is none shown: the order is kept."
+
+
+def test_the_divider_is_dragged_and_moved_by_keys(page: "Page") -> None:
+    card = page.locator(".card").nth(1)
+    viewer, divider = card.locator(".compare"), card.locator("input")
+    viewer.scroll_into_view_if_needed()
+    ours = COLOURS[10]
+    assert colours(card, 0.1, 0.3, 0.7, 0.9) == [ours, ours, TRUTH, TRUTH]
+    box = viewer.bounding_box()
+    assert box is not None
+    across, down = (lambda part: box["x"] + part * box["width"]), box["y"] + 0.3 * box["height"]
+    page.mouse.move(across(0.5), down)
+    page.mouse.down()
+    page.mouse.move(across(0.6), down, steps=3)
+    page.mouse.move(across(0.8), down + 400)  # outside of the picture, and still held
+    assert colours(card, 0.1, 0.7, 0.9) == [ours, ours, TRUTH]
+    page.mouse.up()
+    page.mouse.move(across(0.2), down)  # let go
+    assert divider.input_value() == "80"
+    assert divider.evaluate("element => element === document.activeElement")
+    for _ in range(3):
+        page.keyboard.press("PageDown")
+    page.keyboard.press("ArrowLeft")
+    assert divider.get_attribute("aria-valuetext") == f"{divider.input_value()} % ours"
+    part = int(divider.input_value()) / 100
+    assert part < 0.55
+    assert colours(card, part - 0.2, part + 0.2) == [ours, TRUTH]
+    page.keyboard.press("Home")
+    assert colours(card, 0.2, 0.8) == [TRUTH, TRUTH]
+    assert page.locator(".card").nth(0).locator("input").input_value() == "50"  # the others stay
+    page.locator("#side").select_option("input")
+    assert colours(card, 0.2, 0.8) == [GIVEN, GIVEN]
+    assert card.locator(".right").inner_text() == "input"
+
+
+def test_a_card_can_be_shown_larger(page: "Page") -> None:
+    card = page.locator(".card").nth(2)
+    before = card.locator(".compare").bounding_box()
+    card.get_by_role("button", name="larger").click()
+    after = card.locator(".compare").bounding_box()
+    assert before is not None
+    assert after is not None
+    assert after["width"] > 1.5 * before["width"]
+    assert abs(after["width"] - after["height"]) < 1
+    card.get_by_role("button", name="smaller").click()
+    again = card.locator(".compare").bounding_box()
+    assert again is not None
+    assert again["width"] == before["width"]
+
+
+def test_play_walks_on_and_stops(page: "Page") -> None:
+    page.locator("#play").click()
+    assert page.locator("#play").inner_text() == "Stop"
+    page.locator("#shown b", has_text="15").wait_for()
+    page.locator("#play").click()
+    assert page.locator("#play").inner_text() == "Play"
+
+
+def test_every_control_is_reached_by_tab(page: "Page") -> None:
+    page.locator("#gallery").evaluate("element => { element.tabIndex = -1; element.focus(); }")
+    reached = []
+    for _ in range(9):
+        page.keyboard.press("Tab")
+        reached.append(page.evaluate("document.activeElement.id || document.activeElement.tagName"))
+    assert reached == ["metric", "order", "side", "epoch", "play", "BUTTON", "INPUT", "BUTTON", "INPUT"]
+    handle = "getComputedStyle(document.querySelectorAll('.compare i')[1], '::after').outlineStyle"
+    assert page.evaluate(handle) == "solid"  # the focus is seen
+
+
+@pytest.mark.parametrize(
+    "page", [{"viewport": {"width": 360, "height": 740}, "has_touch": True}], indirect=True, ids=["phone"]
+)
+def test_a_phone_shows_it_all(page: "Page") -> None:
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    for name in ("metric", "order", "side", "epoch", "play"):
+        control = page.locator(f"#{name}")
+        control.scroll_into_view_if_needed()
+        box = control.bounding_box()
+        assert box is not None
+        assert box["x"] >= 0
+        assert box["x"] + box["width"] <= 360
+        assert box["height"] >= 24
+        assert control.is_enabled()
+    card = page.locator(".card").nth(3)
+    card.locator(".compare").scroll_into_view_if_needed()
+    box = card.locator(".compare").bounding_box()
+    assert box is not None
+    assert box["width"] > 300
+    page.touchscreen.tap(box["x"] + 0.25 * box["width"], box["y"] + 0.6 * box["height"])
+    assert abs(int(card.locator("input").input_value()) - 25) <= 1
+    page.locator("#epoch").focus()
+    page.keyboard.press("End")
+    assert page.locator("#epoch").evaluate("e => e.getBoundingClientRect().top") < 60  # it stays in sight
+
+
+CONTRASTS = """() => {
+  const light = (text) => {
+    const [r, g, b] = text.match(/[\\d.]+/g).slice(0, 3).map((v) => v / 255)
+      .map((v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4));
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b + 0.05;
+  };
+  const ground = (element) => {
+    const colour = getComputedStyle(element).backgroundColor;
+    return element.parentElement && colour === "rgba(0, 0, 0, 0)" ? ground(element.parentElement) : colour;
+  };
+  return [...document.querySelectorAll("body *")]
+    .filter((e) => [...e.childNodes].some((n) => n.nodeType === 3 && n.textContent.trim()))
+    .filter((e) => e.getClientRects().length && !e.closest(".compare, svg"))
+    .map((e) => [light(getComputedStyle(e).color), light(ground(e)), e.outerHTML.slice(0, 80)])
+    .map(([a, b, what]) => [Math.max(a, b) / Math.min(a, b), what]);
+}"""
+
+
+@pytest.mark.parametrize(
+    "page", [{"color_scheme": "dark"}, {"color_scheme": "light"}], indirect=True, ids=["dark", "light"]
+)
+def test_text_is_read_in_dark_and_in_light(page: "Page", request: pytest.FixtureRequest) -> None:
+    ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    dark = request.node.callspec.id == "dark"
+    assert (int(re.findall(r"\d+", ground)[0]) < 60) == dark
+    ratios = page.evaluate(CONTRASTS)
+    assert len(ratios) > 100
+    assert min(ratios)[0] >= 4.5, min(ratios)
+    ink = page.locator("#curves svg text").first.evaluate("e => getComputedStyle(e).fill")
+    assert (int(re.findall(r"\d+", ink)[0]) > 150) == dark

@@ -1,7 +1,9 @@
 """Everything in one go."""
 
 import os
+import shutil
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import pytest
@@ -16,39 +18,50 @@ from inference import checkpoint
 from runtime import run_folder
 
 
-@pytest.fixture
-def small_demo(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make the demo recipe a matter of seconds."""
-    monkeypatch.setattr(scenes, "SCENES", 24)
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a demo that took seconds, in which epoch 1 of 2 was called the best."""
+    folder = tmp_path_factory.mktemp("demo")
     tiny = dict(size=32, ngf=4, ndf=4, epochs=2, save_every=1, val_fraction=0.4, batch_size=4)
-    monkeypatch.setitem(config.RECIPES, "demo", tiny)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(scenes, "SCENES", 24)
+        patch.setitem(config.RECIPES, "demo", tiny)
+        patch.setattr("evaluation.scores.best_epochs", lambda _: {"ciede2000": "epoch_0001"})
+        assert main.main(device="cpu") == Path("runs/demo/contact_sheet.png")
+    return folder / "runs/demo"
 
 
-@pytest.fixture
-def no_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Spare a test that does not look at them curves and report."""
-    monkeypatch.setattr("scores.plot_scores", lambda *_: None)
-    monkeypatch.setattr("reporting.curves.plot_losses", lambda *_: None)
-    monkeypatch.setattr("eval.write_report", lambda run: run / "report.html")
-
-
-def test_every_stage_leaves_its_files(small_demo: None, capsys: pytest.CaptureFixture[str]) -> None:
-    sheet = main.main(device="cpu")
-    run = Path("runs/demo")
-    assert sheet == run / "contact_sheet.png"
+def test_every_stage_leaves_its_files(demo: Path) -> None:
     for name in (
-        "scores.csv",
-        "scores.json",
-        "scores_per_image.csv",
-        "report.html",
-        "curves.png",
-        "losses.png",
-        "generator.ts",
-        "colorized/photograph.png",
-    ):
-        assert (run / name).stat().st_size > 0
-    assert read_image(run / "colorized/photograph.png").shape == (427, 640, 3)
-    assert read_image(sheet).shape[0] > 6 * 20  # five scenes and the photograph under a header
+        "scores.csv", "scores.json", "scores_per_image.csv", "report.html", "curves.png", "losses.png",
+        "generator.ts", "colorized/photograph.png",
+    ):  # fmt: skip
+        assert (demo / name).stat().st_size > 0
+    assert read_image(demo / "colorized/photograph.png").shape == (427, 640, 3)
+    assert read_image(demo / "contact_sheet.png").shape[0] > 6 * 20  # five scenes and the photograph
+
+
+def test_the_best_epoch_is_exported_and_shown(demo: Path) -> None:
+    _, metadata = checkpoint.load_exported(demo / "generator.ts", torch.device("cpu"))
+    assert metadata["epoch"] == 1
+    name = min(path.name for path in (demo / "targets").glob("*.png"))
+    sheet, ours = read_image(demo / "contact_sheet.png"), read_image(demo / "outputs/epoch_0001" / name)
+    windows = np.lib.stride_tricks.sliding_window_view(sheet, ours.shape)
+    assert (windows == ours).all((-3, -2, -1)).any()
+
+
+@pytest.mark.slow
+def test_called_again_it_goes_on(
+    demo: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Path("runs/demo")
+    shutil.copytree(demo, run)
+    monkeypatch.setattr(scenes, "SCENES", 24)
+    before = os.stat(run_folder.epoch_path(run, 2)).st_mtime_ns
+    main.main(device="cpu", epochs=3)
+    assert os.stat(run_folder.epoch_path(run, 2)).st_mtime_ns == before
+    assert run_folder.saved_epochs(run) == [1, 2, 3]
     assert capsys.readouterr().out.splitlines()[-3:] == [
         "picture  runs/demo/contact_sheet.png",
         "report   runs/demo/report.html",
@@ -56,64 +69,29 @@ def test_every_stage_leaves_its_files(small_demo: None, capsys: pytest.CaptureFi
     ]
 
 
-@pytest.mark.usefixtures("no_drawing")
-@pytest.mark.parametrize("best", [1, 2])
-def test_the_best_epoch_is_exported_and_shown(
-    small_demo: None, monkeypatch: pytest.MonkeyPatch, best: int
-) -> None:
-    shown: list[Path] = []
-    real = main.sheet_rows
-    monkeypatch.setattr(
-        main,
-        "sheet_rows",
-        lambda run, outputs, example: shown.append(outputs) or real(run, outputs, example),
-    )
-    monkeypatch.setattr("scores.best_epochs", lambda _: {"ciede2000": f"epoch_000{best}"})
-    main.main(device="cpu")
-    _, metadata = checkpoint.load_exported(Path("runs/demo/generator.ts"), torch.device("cpu"))
-    assert metadata["epoch"] == best
-    assert shown == [Path(f"runs/demo/outputs/epoch_000{best}")]
+@pytest.mark.parametrize("begun", [False, True])
+def test_stages_are_given_the_options(monkeypatch: pytest.MonkeyPatch, begun: bool) -> None:
+    given: dict[str, dict[str, object]] = {}
 
+    def stop(**options: object) -> NoReturn:
+        given["eval"] = options
+        raise InterruptedError
 
-@pytest.mark.usefixtures("no_drawing")
-def test_called_again_it_goes_on(small_demo: None) -> None:
-    main.main(device="cpu", epochs=1)
-    before = os.stat(run_folder.epoch_path(Path("runs/demo"), 1)).st_mtime_ns
-    main.main(device="cpu", epochs=2)
-    assert os.stat(run_folder.epoch_path(Path("runs/demo"), 1)).st_mtime_ns == before
-    assert run_folder.saved_epochs(Path("runs/demo")) == [1, 2]
-
-
-class Stop(Exception):
-    """Ends a pipeline where a test has seen enough."""
-
-
-def test_training_is_given_every_option(monkeypatch: pytest.MonkeyPatch) -> None:
-    given = []
-
-    def note(**options: object) -> None:
-        given.append(options)
-        raise Stop
-
-    monkeypatch.setattr(main.train, "main", note)
+    monkeypatch.setattr("train.main", lambda **options: given.update(train=options))
+    monkeypatch.setattr("test.main", lambda **options: given.update(test=options))
+    monkeypatch.setattr("eval.main", stop)
     options = {"recipe": "coco-resnet", "data": "photos", "epochs": 3, "weights": Path("w"), "device": "cpu"}
-    with pytest.raises(Stop):
+    run = Path("runs/coco-resnet")
+    run.mkdir(parents=True)
+    if begun:
+        (run / "recipe.json").touch()
+    with pytest.raises(InterruptedError):
         main.main(**options)
-    assert given == [{**options, "run": Path("runs/coco-resnet"), "resume": False}]
-
-
-@pytest.mark.usefixtures("no_drawing")
-def test_scoring_is_given_the_weights(small_demo: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    given = []
-
-    def note(**options: object) -> None:
-        given.append(options)
-        raise Stop
-
-    monkeypatch.setattr(main.evaluation, "main", note)
-    with pytest.raises(Stop):
-        main.main(weights=Path("w"), device="cpu")
-    assert given == [{"run": Path("runs/demo"), "all_epochs": True, "weights": Path("w"), "device": "cpu"}]
+    assert given == {
+        "train": {**options, "run": run, "resume": begun},
+        "test": {"run": run, "all_epochs": True, "device": "cpu"},
+        "eval": {"run": run, "all_epochs": True, "weights": Path("w"), "device": "cpu"},
+    }
 
 
 @pytest.mark.parametrize("kind", ["L", "gray", "line", "gray+line", "sketch"])

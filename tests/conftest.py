@@ -16,27 +16,31 @@ import train
 from dataset import scenes
 from runtime import weights
 
-torch.set_num_threads(
-    1
-)  # tiny networks gain nothing from more, and on a busy machine threads wait for each other
+torch.set_num_threads(1)  # tiny networks gain nothing from more, and on a busy machine threads wait
 
 
 def stand_in(name: str) -> dict[str, Tensor]:
-    """Return random weights under the names of a published file."""
+    """Return random weights with the names and shapes of a published file; they share a few numbers."""
+    with torch.device("meta"):
+        if name == "danbooru":
+            extractor = models.DanbooruFeatures()
+            head = {"0": "2", "1": "4"}  # places in the published file
+            shapes = {f"0.{key}": value for key, value in extractor.body.state_dict().items()}
+            shapes |= {f"1.{head[key[0]]}{key[1:]}": v for key, v in extractor.head.state_dict().items()}
+        else:
+            network = torchvision.models.get_model(name)
+            shapes = network.state_dict()
+            if name in ("vgg16", "alexnet"):  # without their classifiers, half a gigabyte of them
+                shapes = {f"features.{key}": value for key, value in network.features.state_dict().items()}
     torch.manual_seed(0)
-    if name in ("vgg16", "alexnet"):  # without their classifiers, half a gigabyte of them
-        with torch.device("meta"):
-            shapes = {k: v.shape for k, v in torchvision.models.get_model(name).features.state_dict().items()}
-        numbers = 0.05 * torch.randn(max(shape.numel() for shape in shapes.values()))  # shared: stored once
-        return {f"features.{k}": numbers[: shape.numel()].view(shape) for k, shape in shapes.items()}
-    if name == "danbooru":
-        extractor = models.DanbooruFeatures()
-        head = {
-            key.replace("1.", "4.").replace("0.", "2."): v for key, v in extractor.head.state_dict().items()
-        }
-        body = extractor.body.state_dict()
-        return {**{f"0.{k}": v for k, v in body.items()}, **{f"1.{k}": v for k, v in head.items()}}
-    return torchvision.models.get_model(name).state_dict()
+    most = max(value.numel() for value in shapes.values())
+    numbers = (0.05 if name in ("vgg16", "alexnet") else 0.02) * torch.randn(most)  # stored once
+    around_one = 1 + numbers.abs()
+    found = {}
+    for key, value in shapes.items():
+        scale = value.ndim == 1 and key.endswith(("weight", "running_var"))
+        found[key] = (around_one if scale else numbers)[: value.numel()].view(value.shape).to(value.dtype)
+    return found
 
 
 @pytest.fixture(scope="session")
@@ -52,7 +56,8 @@ def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture
 def weights_folder(stand_ins: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Return the folder of stand-ins; while it is in use, features.WEIGHTS knows them by their own hashes."""
+    """Return the folder of stand-ins, which WEIGHTS then names; the Danbooru network looks at 64 px."""
+    monkeypatch.setattr(models.DanbooruFeatures, "SIZE", 64)
     for name, path in stand_ins.items():
         monkeypatch.setitem(weights.WEIGHTS, name, f"https://example.org/{path.name}")
     return next(iter(stand_ins.values())).parent

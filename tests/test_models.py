@@ -1,93 +1,101 @@
-"""models.py: published counts and shapes, details of layers, gradients, scripting."""
+"""Networks and their blocks: published counts and shapes, details of layers, gradients, scripting, sizes."""
+
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
+import torchvision
+from helpers import NETWORKS, X_Y_CHANNELS, Glance, build_network, network_inputs
 from torch import Tensor, nn
 
 import models
-from config import CHOICES, Recipe
-from models import DISCRIMINATORS, GENERATORS, FrozenFeatures, SelfAttention, count_parameters
+from config import CHOICES, DEGRADATIONS, Recipe, UserError
+from dataset import degradations
+from imaging import color
+from models import (
+    DISCRIMINATORS,
+    GENERATORS,
+    INITS,
+    NORMS,
+    DanbooruFeatures,
+    FrozenFeatures,
+    PixelShuffleUp,
+    ResNetEncoder,
+    SelfAttention,
+    VGGFeatures,
+    add_spectral_norm,
+    build_discriminator,
+    build_generator,
+    count_parameters,
+    down,
+    fit_networks,
+    init_kaiming,
+    init_normal,
+    needs_two_images,
+    up,
+)
 
-NETWORKS = [*GENERATORS, *DISCRIMINATORS]
-PUBLISHED = {  # name -> channels, px, parameters, shape of what comes out of one batch of 2
-    "unet": (1, 2, 256, 54_409_856, (2, 2, 256, 256)),
-    "unet-reflect": (3, 3, 256, 54_414_531, (2, 3, 256, 256)),
-    "unet-bn": (1, 3, 256, 54_418_563, (2, 3, 256, 256)),
-    "unet-att": (1, 3, 256, 54_746_884, (2, 3, 256, 256)),
-    "unet-ext": (1, 3, 256, 58_612_867, (2, 3, 256, 256)),
-    "unet-att-ext": (1, 3, 256, 59_924_868, (2, 3, 256, 256)),
-    "resunet": (1, 2, 256, 14_339_458, (2, 2, 256, 256)),  # our own count
-    "resunet34": (1, 2, 256, 24_447_618, (2, 2, 256, 256)),  # our own count
-    "resnet": (1, 2, 224, 954_722, (2, 2, 224, 224)),
-    "unet32": (1, 2, 32, 6_297_026, (2, 2, 32, 32)),
-    "unet224": (1, 2, 224, 41_957_826, (2, 2, 224, 224)),
-    "convgen": (1, 3, 224, 7_822_342, (2, 3, 224, 224)),
-    "patch30": (1, 2, 256, 2_765_633, (2, 1, 30, 30)),
-    "patch26": (3, 3, 256, 2_768_640, (2, 1, 26, 26)),
-    "patch15": (1, 2, 256, 2_765_633, (2, 1, 15, 15)),
-    "patch15-bias": (1, 3, 256, 2_767_553, (2, 1, 15, 15)),
-    "image32": (1, 2, 32, 2_760_513, (2, 1, 1, 1)),
-    "image224": (1, 2, 224, 15_350_593, (2, 1, 3, 3)),
-    "image-rgb": (1, 3, 224, 16_758_848, (2, 1, 1, 1)),
+PUBLISHED = {  # name -> px, parameters, shape of what comes out of one batch of 2
+    "unet": (256, 54_409_856, (2, 2, 256, 256)),
+    "unet-reflect": (256, 54_414_531, (2, 3, 256, 256)),
+    "unet-bn": (256, 54_418_563, (2, 3, 256, 256)),
+    "unet-att": (256, 54_746_884, (2, 3, 256, 256)),
+    "unet-ext": (256, 58_612_867, (2, 3, 256, 256)),
+    "unet-att-ext": (256, 59_924_868, (2, 3, 256, 256)),
+    "resunet": (256, 14_339_458, (2, 2, 256, 256)),  # our own count
+    "resunet34": (256, 24_447_618, (2, 2, 256, 256)),  # our own count
+    "resnet": (224, 954_722, (2, 2, 224, 224)),
+    "unet32": (32, 6_297_026, (2, 2, 32, 32)),
+    "unet224": (224, 41_957_826, (2, 2, 224, 224)),
+    "convgen": (224, 7_822_342, (2, 3, 224, 224)),
+    "patch30": (256, 2_765_633, (2, 1, 30, 30)),
+    "patch26": (256, 2_768_640, (2, 1, 26, 26)),
+    "patch15": (256, 2_765_633, (2, 1, 15, 15)),
+    "patch15-bias": (256, 2_767_553, (2, 1, 15, 15)),
+    "image32": (32, 2_760_513, (2, 1, 1, 1)),
+    "image224": (224, 15_350_593, (2, 1, 3, 3)),
+    "image-rgb": (224, 16_758_848, (2, 1, 1, 1)),
 }
-CHANNELS = {name: row[:2] for name, row in PUBLISHED.items()}
 HALVINGS = {name: network.halvings for name, network in GENERATORS.items() if network.halvings}
-SMALLEST = {n: net.smallest for n, net in {**GENERATORS, **DISCRIMINATORS}.items() if net.smallest > 1}
-LEAST = {name: network.smallest for name, network in GENERATORS.items() if network.smallest > 1}
-SIZES = {name: max(64, network.smallest) for name, network in {**GENERATORS, **DISCRIMINATORS}.items()}
-
-
-class Glance(FrozenFeatures):
-    """Stands for the Danbooru network: the mean colour, over and over."""
-
-    WIDTH = 512
-
-    def __init__(self) -> None:
-        super().__init__(nn.Identity(), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
-
-    def forward(self, rgb01: Tensor) -> list[Tensor]:
-        return [self.normalise(rgb01).mean((2, 3)).repeat(1, 171)[:, :512]]
+UNETS = [name for name in GENERATORS if name not in HALVINGS]
+PLAIN_UNETS = [name for name in UNETS if not GENERATORS[name].extractor]
+ALONE = {"discriminator": "none"}
 
 
 @pytest.fixture
 def small_extractor(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Spare the tests a ResNet-50 at 360 px."""
+    """Spare a test the ResNet-50."""
     monkeypatch.setattr(models, "DanbooruFeatures", Glance)
 
 
-def build(
-    name: str, width: int = 4, depth: int = 4, dropout: float = 0.5, attention_depth: int = 0
-) -> nn.Module:
-    """Build a network with its published channels and seeded weights."""
-    torch.manual_seed(0)
-    if name in GENERATORS:
-        options = {"depth": depth, "dropout": dropout, "attention_depth": attention_depth}
-        network = GENERATORS[name]
-        return network.build(*CHANNELS[name], width, **({} if network.halvings else options))
-    return DISCRIMINATORS[name].build(*CHANNELS[name], width)
-
-
-def inputs(name: str, size: int = 0, images: int = 2) -> tuple[Tensor, ...]:
-    """Return what the network takes: x, and y for a discriminator."""
-    noise, side = torch.Generator().manual_seed(1), size or SIZES[name]
-    count = 1 if name in GENERATORS else 2
-    return tuple(torch.rand(images, c, side, side, generator=noise) * 2 - 1 for c in CHANNELS[name][:count])
+def noise(*shape: int, seed: int = 1) -> Tensor:
+    """Return normal noise."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 def convolutions(network: nn.Module) -> list[nn.Conv2d | nn.ConvTranspose2d]:
     return [module for module in network.modules() if isinstance(module, nn.Conv2d | nn.ConvTranspose2d)]
 
 
-def test_every_network_is_tested() -> None:
+# Networks
+
+
+def test_every_name_is_known_where_it_is_used() -> None:
     assert set(PUBLISHED) == set(NETWORKS)
+    assert set(CHOICES["norm_d"]) == set(NORMS)
+    assert set(CHOICES["init"]) == {*INITS, "default"}
+    assert {*CHOICES["input"], *CHOICES["output"]} == set(color.CHANNELS)
+    assert set(DEGRADATIONS) == set(degradations.DEGRADATIONS)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_published_counts_and_shapes(name: str) -> None:
-    *_, size, parameters, shape = PUBLISHED[name]
+    size, parameters, shape = PUBLISHED[name]
     with torch.device("meta"):
-        network = build(name, width=64, depth=8)
-        given = CHANNELS[name][: 1 + (name in DISCRIMINATORS)]
+        network = build_network(name, width=64, depth=8)
+        given = X_Y_CHANNELS.get(name, (1, 2))[: 1 + (name in DISCRIMINATORS)]
         out = network(*(torch.empty(2, channels, size, size) for channels in given))
     assert count_parameters(network) == parameters
     assert out.shape == shape
@@ -98,48 +106,45 @@ def test_count_parameters_leaves_frozen_ones_out() -> None:
     assert count_parameters(network) == 8
 
 
-@pytest.mark.parametrize("depth", range(2, 9))
-@pytest.mark.parametrize("name", ["unet", "unet-reflect", "unet-bn", "unet-att"])
+@pytest.mark.parametrize("depth", [2, 5, 8])
+@pytest.mark.parametrize("name", PLAIN_UNETS)
 def test_every_depth_takes_its_smallest_size(name: str, depth: int) -> None:
-    generator = build(name, depth=depth)
-    (x,) = inputs(name, size=2**depth)
-    out = generator(x)
-    assert out.shape == (2, CHANNELS[name][1], 2**depth, 2**depth)
+    generator = build_network(name, depth=depth)
+    out = generator(*network_inputs(name, size=2**depth))
+    assert out.shape == (2, X_Y_CHANNELS.get(name, (1, 2))[1], 2**depth, 2**depth)
     assert out.abs().max() <= 1
     kernels = [tuple(conv.kernel_size) + tuple(conv.stride) for conv in convolutions(generator)]
     assert [kernel for kernel in kernels if kernel[0] > 1] == [(4, 4, 2, 2)] * 2 * depth
 
 
 @pytest.mark.parametrize("name", GENERATORS)
-def test_least_is_the_shortest_side_a_generator_takes(name: str, small_extractor: None) -> None:
-    generator, step = build(name), 2 ** HALVINGS.get(name, 4)
-    least = max(step, LEAST.get(name, 1))
-    for shape in ((least, 2 * least), (2 * least, least)):
-        x = inputs(name, 2 * least)[0][:, :, : shape[0], : shape[1]]
-        assert generator(x).shape[2:] == shape
-    if name in LEAST:
+def test_the_smallest_size_and_the_halvings_are_those_of_the_network(
+    name: str, small_extractor: None
+) -> None:
+    generator, step = build_network(name), 2 ** HALVINGS.get(name, 4)
+    least = max(step, GENERATORS[name].smallest)
+    for height, width in ((least, 2 * least), (least + step, least)):
+        x = network_inputs(name, 2 * least)[0][:, :, :height, :width]
+        assert generator(x).shape[2:] == (height, width)
+    if GENERATORS[name].smallest > 1:
         with pytest.raises(RuntimeError):
-            generator(inputs(name, least - step)[0])
-
-
-@pytest.mark.parametrize("name", HALVINGS)
-def test_halvings_are_those_of_the_network(name: str) -> None:
-    generator, step = build(name), 2 ** HALVINGS[name]
-    smallest = max(step, SMALLEST.get(name, 0))
-    for size in (smallest, smallest + step):
-        assert generator(*inputs(name, size)).shape == (2, CHANNELS[name][1], size, size)
+            generator(*network_inputs(name, least - step))
+    between = least + step // 2
     try:
-        shape = generator(*inputs(name, smallest + step // 2)).shape[2:]
+        shape = generator(*network_inputs(name, between)).shape[2:]
     except RuntimeError:
         return
-    assert shape != (smallest + step // 2,) * 2  # a side in between does not come back
+    assert shape != (between, between)  # a side in between does not come back
 
 
 @pytest.mark.parametrize("norm", CHOICES["norm_d"])
 @pytest.mark.parametrize("name", DISCRIMINATORS)
-def test_smallest_size_has_logits_with_every_norm(name: str, norm: str) -> None:
-    network = DISCRIMINATORS[name](*CHANNELS[name], 4, norm)
-    assert network(*inputs(name, SMALLEST[name])).shape == (2, 1, 1, 1)
+def test_a_discriminator_has_one_logit_at_its_smallest_size(name: str, norm: str) -> None:
+    network = DISCRIMINATORS[name].build(*X_Y_CHANNELS.get(name, (1, 2)), 4, norm)
+    size = DISCRIMINATORS[name].smallest
+    assert network(*network_inputs(name, size)).shape == (2, 1, 1, 1)
+    with pytest.raises((RuntimeError, ValueError)):
+        network(*network_inputs(name, size - 1))
     found = {type(module) for module in network.modules()} & {nn.BatchNorm2d, nn.InstanceNorm2d}
     assert found == {"batch": {nn.BatchNorm2d}, "instance": {nn.InstanceNorm2d}, "none": set()}[norm]
     if norm != "batch":  # whose shift is a bias
@@ -148,38 +153,20 @@ def test_smallest_size_has_logits_with_every_norm(name: str, norm: str) -> None:
         assert biased[-1] == (name != "image-rgb")
 
 
-@pytest.mark.parametrize("name", DISCRIMINATORS)
-@pytest.mark.parametrize("size", [16, 32, 48, 64, 96, 160, 192, 224])
-def test_a_recipe_that_is_accepted_has_logits(name: str, size: int) -> None:
-    try:
-        Recipe("x", size=size, discriminator=name)
-    except ValueError:
-        accepted = False
-    else:
-        accepted = True
-    try:
-        built = build(name)(*inputs(name, size)).numel() > 0
-    except RuntimeError:
-        built = False
-    assert built or not accepted, f"size {size} is accepted, but {name} has no logits there"
-
-
 @pytest.mark.parametrize("name", NETWORKS)
 def test_gradient_reaches_every_parameter(name: str, small_extractor: None) -> None:
-    network = build(name)
+    network = build_network(name)
     for module in network.modules():
         if isinstance(module, SelfAttention):
             nn.init.ones_(module.gamma)  # starts at 0, which query, key and value wait for
-    network(*inputs(name)).square().mean().backward()
+    network(*network_inputs(name)).square().mean().backward()
     trained = {key: p.grad for key, p in network.named_parameters() if p.requires_grad}
-    dead = [key for key, grad in trained.items() if grad is None or not grad.abs().sum() > 0]
-    assert dead == []
+    assert [key for key, grad in trained.items() if grad is None or not grad.abs().sum() > 0] == []
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", [name for name in NETWORKS if name != "resunet34"])
 def test_scripted_is_eager(name: str, small_extractor: None) -> None:
-    network = build(name).eval()
-    arguments = inputs(name)
+    network, arguments = build_network(name).eval(), network_inputs(name)
     torch.testing.assert_close(torch.jit.script(network)(*arguments), network(*arguments))
 
 
@@ -193,13 +180,13 @@ def test_scripted_is_eager(name: str, small_extractor: None) -> None:
     ],
 )  # fmt: skip
 def test_biases_are_only_where_published(name: str, biased: list[int]) -> None:
-    bias = [i for i, conv in enumerate(convolutions(build(name, depth=8))) if conv.bias is not None]
-    assert bias == list(biased)
+    network = build_network(name, depth=8)
+    assert [i for i, conv in enumerate(convolutions(network)) if conv.bias is not None] == list(biased)
 
 
 @pytest.mark.parametrize("name", ["unet", "unet-reflect", "unet-bn"])
 def test_generator_details(name: str) -> None:
-    generator = build(name, depth=8)
+    generator = build_network(name, depth=8)
     padding = [conv.padding_mode for conv in convolutions(generator)]
     assert padding == ["reflect" if name == "unet-reflect" else "zeros"] * 8 + ["zeros"] * 8
     dropout = [[m.p for m in block if isinstance(m, nn.Dropout)] for block in generator.decoder]
@@ -207,13 +194,8 @@ def test_generator_details(name: str) -> None:
     slopes = [m.negative_slope for m in generator.modules() if isinstance(m, nn.LeakyReLU)]
     assert slopes == [0.2] * 7 + [0.0 if name == "unet-reflect" else 0.2]
     normed = [any(isinstance(m, nn.BatchNorm2d) for m in block) for block in generator.encoder]
-    end = name == "unet-bn"
-    assert normed == [end, *[True] * 6, end]
-
-
-def test_dropout_of_zero_is_left_out() -> None:
-    generator = build("unet", dropout=0.0)
-    assert not any(isinstance(m, nn.Dropout) for m in generator.modules())
+    assert normed == [name == "unet-bn", *[True] * 6, name == "unet-bn"]
+    assert not any(isinstance(m, nn.Dropout) for m in build_network(name, dropout=0.0).modules())
 
 
 @pytest.mark.parametrize(
@@ -227,17 +209,388 @@ def test_dropout_of_zero_is_left_out() -> None:
 def test_attention_stands_after_as_many_halvings(
     name: str, attention_depth: int, place: str | None, channels: int, small_extractor: None
 ) -> None:
-    generator = build(name, attention_depth=attention_depth)
+    generator = build_network(name, attention_depth=attention_depth)
     found = {key: m.value.in_channels for key, m in generator.named_modules() if isinstance(m, SelfAttention)}
     assert found == ({} if place is None else {place: channels})
     seen = []
     if place is not None:
         generator.get_submodule(place).register_forward_hook(lambda _, args, __: seen.append(args[0].shape))
-        generator(*inputs(name, 64))
+        generator(*network_inputs(name, 64))
         assert seen == [(2, channels, *[64 >> (attention_depth or 4)] * 2)]
 
 
 def test_a_colour_discriminator_does_not_look_at_x() -> None:
-    network, (x, y) = build("image-rgb").eval(), inputs("image-rgb")
+    network, (x, y) = build_network("image-rgb").eval(), network_inputs("image-rgb")
     assert torch.equal(network(x, y), network(-x, y))
     assert not torch.equal(network(x, y), network(x, -y))
+
+
+# What a recipe can ask of them
+
+
+def fitted(**given: Any) -> Recipe:
+    return fit_networks(Recipe("x", **given))
+
+
+@pytest.mark.parametrize(
+    ("given", "depth"),
+    [
+        ({}, 8), ({"size": 128}, 7), ({"size": 96}, 5), ({"size": 512}, 8), ({"size": 64, "depth": 3}, 3),
+        *(({"generator": name, "depth": depth}, n) for name, n in HALVINGS.items() for depth in (0, n)),
+    ],
+)  # fmt: skip
+def test_depth_is_settled(given: dict[str, Any], depth: int) -> None:
+    recipe = fitted(**given)
+    assert recipe.depth == depth
+    assert fit_networks(recipe) == recipe  # as it is stored
+
+
+LONE = "as BatchNorm meets a single pixel at this size"
+# whose innermost feature map is one pixel that is normalised
+ONE_PIXEL = [
+    *({"generator": name, "size": 16, **ALONE} for name in PLAIN_UNETS[2:]),
+    {"generator": "unet32", "size": 16, **ALONE}, {"generator": "unet224", "size": 96, **ALONE},
+    {"generator": "convgen", "size": 32, **ALONE}, {"generator": "resnet", "size": 8, **ALONE},
+    {"generator": "resunet", "size": 32, **ALONE}, {"discriminator": "image-rgb", "size": 224, "depth": 3},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        ({"depth": 1}, "2 to 8 with size a multiple of 2^depth (size is 256)"),
+        ({"depth": 9, "size": 512}, "2 to 8 with size a multiple of 2^depth (size is 512)"),
+        ({"depth": 6, "size": 96}, "2 to 8 with size a multiple of 2^depth (size is 96)"),
+        ({"size": 250}, "a multiple of 16 (or set depth)"),
+        *(({"depth": n + 1, "generator": g}, f"0 or {n} for {g}") for g, n in HALVINGS.items()),
+        *(({"size": 256 + 2**n // 2, "generator": g}, f"a multiple of {2**n}") for g, n in HALVINGS.items()),
+        *(({"size": d.smallest - 1, "discriminator": n}, f"at least {d.smallest} for {n}")
+          for n, d in DISCRIMINATORS.items()),
+        ({"size": 64, "generator": "unet224", **ALONE}, "at least 96 for unet224"),
+        ({"attention": 32}, "0 for generator unet"), ({"attention": 32, "generator": "resunet"}, "0 for"),
+        ({"attention": 256, "generator": "unet-att"}, "0 or one of 128 64 32 16 8 4 2 1 px"),
+        ({"attention": 5, "generator": "unet-att-ext", "size": 96}, "0 or one of 48 24 12 6 3 px"),
+        ({"attention": 2, "generator": "unet-att", "size": 64, "depth": 4}, "0 or one of 32 16 8 4 px"),
+        *(({"pretrained": True, "generator": g}, f"false for {g}") for g in (*UNETS, "unet224", "convgen")),
+        *(({"batch_size": 1, **given}, f"2 or more, {LONE}") for given in ONE_PIXEL),
+        *(({"norm_stats": "batch", **given}, f"running, {LONE}") for given in ONE_PIXEL[:-1]),
+        ({"batch_size": 1, "generator": "unet-att-ext"}, f"2 or more, {LONE}"),
+    ],
+)  # fmt: skip
+def test_what_networks_do_not_take_is_refused(given: dict[str, Any], wanted: str) -> None:
+    key, value = next(iter(given.items()))
+    with pytest.raises(UserError) as caught:
+        fitted(**given)
+    assert str(caught.value).startswith(f"{key} must be {wanted}")
+    assert str(caught.value).endswith(f", got {value!r}")
+
+
+@pytest.mark.parametrize(("kind", "near"), [("generator", "unet"), ("discriminator", "patch30")])
+def test_an_unknown_network_is_refused_with_a_list_of_all(kind: str, near: str) -> None:
+    with pytest.raises(UserError, match=rf"^no {kind} {near}x; did you mean {near}\? \(known: .*{near}"):
+        fitted(**{kind: f"{near}x"})
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        *({"attention": 2**n, "generator": "unet-att"} for n in range(8)),
+        *({"pretrained": True, "generator": g} for g in ("resunet", "resunet34", "resnet")),
+        {"generator": "unet-bn", "batch_size": 1, "depth": 7}, {"generator": "unet", "norm_stats": "batch"},
+        {"generator": "unet-bn", "norm_stats": "batch", "depth": 7}, {"batch_size": 1, "norm_stats": "batch"},
+        {"discriminator": "image-rgb", "size": 256, "batch_size": 1},
+        {"discriminator": "image-rgb", "size": 224, "batch_size": 1, "norm_d": "none"},
+        {"discriminator": "image-rgb", "size": 224, "norm_stats": "batch", "pretrain_epochs": 2},
+    ],
+)  # fmt: skip
+def test_what_networks_take_is_accepted(given: dict[str, Any]) -> None:
+    recipe = fitted(**given)
+    assert {key: getattr(recipe, key) for key in given} == given
+
+
+@pytest.mark.parametrize("given", ONE_PIXEL)
+def test_a_single_pixel_is_normalised_over_two_images_alone(given: dict[str, Any]) -> None:
+    recipe = fitted(**given, ngf=4, ndf=4)
+    assert needs_two_images(recipe)
+    assert needs_two_images(recipe, testing=True) == (given != ONE_PIXEL[-1])
+    generator, discriminator = build_generator(recipe), build_discriminator(recipe)
+    for images in (1, 2):
+        x, y = (torch.zeros(images, n, recipe.size, recipe.size) for n in (1, 2))
+        try:
+            generator(x)
+            assert discriminator is None or discriminator(x, y) is not None
+        except ValueError:
+            assert images == 1
+        else:
+            assert images == 2
+
+
+# Blocks
+
+
+@pytest.mark.parametrize(
+    ("options", "layers"),
+    [
+        ({}, ["Conv2d", "BatchNorm2d", "LeakyReLU"]),
+        ({"norm_last": True}, ["Conv2d", "LeakyReLU", "BatchNorm2d"]),
+        ({"norm": "instance"}, ["Conv2d", "InstanceNorm2d", "LeakyReLU"]),
+        ({"norm": "none"}, ["Conv2d", "LeakyReLU"]),
+    ],
+)
+def test_down(options: dict[str, object], layers: list[str]) -> None:
+    block = down(3, 5, **options)
+    assert [type(layer).__name__ for layer in block] == layers
+    assert block(noise(2, 3, 8, 12)).shape == (2, 5, 4, 6)
+    assert block[0].bias is None
+
+
+@pytest.mark.parametrize(
+    ("options", "layers"),
+    [
+        ({}, ["ConvTranspose2d", "BatchNorm2d", "ReLU"]),
+        ({"norm_last": True}, ["ConvTranspose2d", "ReLU", "BatchNorm2d"]),
+        ({"dropout": 0.5}, ["ConvTranspose2d", "BatchNorm2d", "ReLU", "Dropout"]),
+    ],
+)
+def test_up(options: dict[str, object], layers: list[str]) -> None:
+    block = up(3, 5, **options)
+    assert [type(layer).__name__ for layer in block] == layers
+    assert block(noise(2, 3, 4, 6)).shape == (2, 5, 8, 12)
+    assert up(3, 5, kernel=3, output_padding=1, **options)(noise(2, 3, 4, 6)).shape == (2, 5, 8, 12)
+
+
+def attention(channels: int, gamma: float) -> SelfAttention:
+    torch.manual_seed(0)
+    module = SelfAttention(channels)
+    with torch.no_grad():
+        for conv in (module.query, module.key):
+            conv.weight.mul_(4.0)  # so that the softmax is far from flat
+        module.gamma.fill_(gamma)
+    return module
+
+
+def test_attention_is_torchs_without_its_scale() -> None:
+    module, x = attention(16, 0.7), noise(2, 16, 6, 4)
+    rows = [layer(x).flatten(2).transpose(1, 2) for layer in (module.query, module.key, module.value)]
+    attended = F.scaled_dot_product_attention(*rows, scale=1.0).transpose(1, 2).reshape(x.shape)
+    torch.testing.assert_close(module(x), x + 0.7 * attended)
+    assert torch.softmax(rows[0] @ rows[1].transpose(1, 2), 2).max() > 0.2  # 0.04 where all are equal
+
+
+def test_attention_starts_as_identity_and_its_weight_learns_first() -> None:
+    torch.manual_seed(0)
+    module, x = SelfAttention(8), noise(2, 8, 4, 4)
+    assert torch.equal(module(x), x)
+    module(x).square().sum().backward()
+    assert module.gamma.grad.abs() > 0
+    assert not any(p.grad.any() for name, p in module.named_parameters() if name != "gamma")
+    module = attention(8, 0.1)
+    module(x).square().sum().backward()
+    # softmax is blind to what all its scores share: the key's bias moves them all alike
+    assert [name for name, p in module.named_parameters() if p.grad.abs().max() < 1e-5] == ["key.bias"]
+
+
+def test_at_one_pixel_query_and_key_have_no_effect() -> None:
+    module, x = attention(8, 0.7), noise(3, 8, 1, 1)
+    before = module(x)
+    for conv in (module.query, module.key):
+        with torch.no_grad():
+            conv.weight.copy_(noise(*conv.weight.shape) * 100)
+    assert torch.equal(module(x), before)
+    with torch.no_grad():
+        module.value.weight.mul_(2.0)
+    assert not torch.equal(module(x), before)
+
+
+def checkers(image: Tensor) -> float:
+    """Return by how much the four pixels of a 2x2 block differ at most."""
+    blocks = F.pixel_unshuffle(image, 2).unflatten(1, (-1, 4))  # (N, C, 4, H/2, W/2)
+    return float((blocks.amax(2) - blocks.amin(2)).detach().max())
+
+
+@pytest.mark.parametrize("init", [None, init_normal, init_kaiming], ids=str)
+def test_pixel_shuffle_starts_without_checkers(init: Callable[[nn.Module], None] | None) -> None:
+    torch.manual_seed(0)
+    block = nn.Sequential(nn.Conv2d(3, 6, 1), PixelShuffleUp(6, 5))
+    if init is not None:
+        block.apply(init)
+    out = block(noise(2, 3, 4, 7))
+    assert out.shape == (2, 5, 8, 14)
+    assert out.max() > 0
+    assert checkers(out) == 0.0
+    conv = block[1].layers[0]
+    rows = conv.weight[::4, :, 0, 0]  # one row per output channel
+    assert len(rows.flatten().unique()) == rows.numel()  # and those differ
+    expected = F.relu(F.conv2d(block[0](noise(2, 3, 4, 7)), conv.weight[::4], conv.bias[::4]))
+    torch.testing.assert_close(out, F.interpolate(expected, scale_factor=2.0))
+    nn.init.normal_(conv.weight)
+    assert checkers(block(noise(2, 3, 4, 7) * 100)) > 0.1  # the measure sees what ICNR prevents
+
+
+def warmed_up(name: str) -> nn.Module:
+    """Return torchvision's network with seeded weights and running statistics that are not the initial."""
+    torch.manual_seed(0)
+    network = torchvision.models.get_model(name)
+    network.train()(noise(4, 3, 64, 64))
+    return network.eval()
+
+
+@pytest.mark.parametrize(("name", "stages"), [("resnet18", 2), ("resnet18", 4)])
+def test_encoder_with_published_weights_is_torchvisions(name: str, stages: int) -> None:
+    network, x = warmed_up(name), noise(2, 3, 64, 96)
+    encoder = ResNetEncoder(name, 3, stages).eval()
+    encoder.load_pretrained(network.state_dict())
+    theirs = [network.relu(network.bn1(network.conv1(x)))]
+    pooled = network.maxpool(theirs[0])
+    for layer in (network.layer1, network.layer2, network.layer3, network.layer4)[:stages]:
+        pooled = layer(pooled)
+        theirs.append(pooled)
+    assert all(map(torch.equal, encoder(x), theirs))
+    assert len(theirs) == stages + 1
+    with pytest.raises(RuntimeError, match=r"layers\.1\.0\.conv1\.weight"):
+        encoder.load_pretrained(
+            {k: v for k, v in network.state_dict().items() if k != "layer2.0.conv1.weight"}
+        )
+
+
+def test_one_channel_sees_what_three_equal_ones_do() -> None:
+    state, gray = warmed_up("resnet18").state_dict(), noise(2, 1, 64, 64)
+    one, three = (ResNetEncoder("resnet18", channels, 4).eval() for channels in (1, 3))
+    for encoder in (one, three):
+        encoder.load_pretrained(state)
+    for ours, theirs in zip(one(gray), three(gray.expand(-1, 3, -1, -1)), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+
+
+def layers() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(16, 64, 4), nn.BatchNorm2d(64), nn.ConvTranspose2d(64, 32, 3), nn.Linear(8, 8),
+        nn.Conv2d(32, 8, 1, bias=False),
+    )  # fmt: skip
+
+
+def deviates(weight: Tensor, mean: float, std: float) -> bool:
+    """Tell whether a weight is no sample of this normal distribution, by 5 standard errors."""
+    error = 5 * std / weight.numel() ** 0.5
+    return bool(abs(weight.mean() - mean) > error or abs(weight.std() - std) > error)
+
+
+def test_inits() -> None:
+    normal, kaiming, fresh = layers().apply(init_normal), layers().apply(init_kaiming), layers()
+    for module in normal:
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.BatchNorm2d):
+            assert not deviates(module.weight, float(isinstance(module, nn.BatchNorm2d)), 0.02)
+            assert module.bias is None or not module.bias.any()
+    for i, fan in ((0, 4 * 4 * 64), (2, 3 * 3 * 32), (4, 8)):  # kernel area x out channels
+        assert not deviates(kaiming[i].weight, 0.0, (2 / fan) ** 0.5)
+    assert torch.equal(normal[3].weight, fresh[3].weight)
+    assert torch.equal(kaiming[1].weight, fresh[1].weight)
+    assert torch.equal(kaiming[0].bias, fresh[0].bias)
+
+
+def test_spectral_norm_bounds_convolutions_alone() -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 8, 4), nn.BatchNorm2d(8), nn.Conv2d(8, 4, 3, bias=False))
+    nn.init.normal_(network[0].weight, 0.0, 3.0)
+    network.apply(add_spectral_norm)
+    for _ in range(30):
+        network(noise(2, 3, 12, 12))  # one step of power iteration each
+    for i in (0, 2):
+        largest = torch.linalg.matrix_norm(network[i].weight.flatten(1), 2)
+        assert largest.item() == pytest.approx(1.0, abs=0.01)
+    assert not hasattr(network[1], "parametrizations")
+
+
+# Frozen extractors
+
+
+def random_batchnorm(network: nn.Module) -> None:
+    """Give every BatchNorm statistics that are not the initial, so that a key mixed up shows."""
+    for i, module in enumerate(network.modules()):
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            module.running_mean = torch.sigmoid(noise(module.num_features, seed=i)) - 0.5
+            module.running_var = torch.sigmoid(noise(module.num_features, seed=i + 1)) + 0.5
+            module.weight.data = torch.sigmoid(noise(module.num_features, seed=i + 2)) + 0.5
+            module.bias.data = torch.sigmoid(noise(module.num_features, seed=i + 3)) - 0.5
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_vgg_is_torchvisions_at_three_places(channels: int) -> None:
+    with torch.device("meta"):  # the classifier alone is half a gigabyte
+        body = torchvision.models.vgg16().features[:16]
+    body.to_empty(device="cpu").eval()
+    torch.manual_seed(0)
+    for parameter in body.parameters():
+        nn.init.normal_(parameter, 0.0, (2 / max(1, parameter[0].numel())) ** 0.5 / 2)
+    extractor, image = VGGFeatures(), noise(2, channels, 24, 40).sigmoid()
+    extractor.load_published({f"features.{key}": value for key, value in body.state_dict().items()})
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    x, expected = (image.expand(-1, 3, -1, -1) - mean.view(3, 1, 1)) / std.view(3, 1, 1), []
+    for i, layer in enumerate(body):
+        x = layer(x)
+        if i in (3, 8, 15):
+            expected.append(x.clone())
+    got = extractor(image)
+    assert [tuple(f.shape) for f in got] == [(2, 64, 24, 40), (2, 128, 12, 20), (2, 256, 6, 10)]
+    for ours, theirs in zip(got, expected, strict=True):
+        assert theirs.std() > 0.05
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.slow
+def test_danbooru_is_a_resnet50_with_both_poolings() -> None:
+    danbooru = DanbooruFeatures()
+    random_batchnorm(danbooru)
+    names = {"0.": "1.2.", "1.": "1.4."}  # as published: BatchNorm1d(4096) and Linear(4096, 512) of the head
+    state = {f"0.{key}": value for key, value in danbooru.body.state_dict().items()}
+    state |= {names[key[:2]] + key[2:]: value for key, value in danbooru.head.state_dict().items()}
+    extractor, image = DanbooruFeatures(), noise(1, 3, 90, 70).sigmoid()
+    extractor.load_published({**state, "1.8.weight": torch.zeros(6000, 512)})  # and the tags
+    resnet = torchvision.models.resnet50().eval()
+    body = nn.Sequential(*list(resnet.children())[:-2])
+    body.load_state_dict({key[2:]: value for key, value in state.items() if key.startswith("0.")})
+    mean, std = torch.tensor([0.7137, 0.6628, 0.6519]), torch.tensor([0.2970, 0.3017, 0.2979])
+    x = F.interpolate(image, [360, 360], mode="bilinear", antialias=True)
+    with torch.no_grad():
+        x = body((x - mean.view(3, 1, 1)) / std.view(3, 1, 1))
+        assert x.shape == (1, 2048, 12, 12)
+        x = torch.cat([x.flatten(2).max(2).values, x.flatten(2).mean(2)], 1)  # fastai's order: max first
+        x = (x - state["1.2.running_mean"]) / (state["1.2.running_var"] + 1e-5).sqrt()
+        x = x * state["1.2.weight"] + state["1.2.bias"]
+        expected = F.relu(x @ state["1.4.weight"].T + state["1.4.bias"])
+        (got,) = extractor(image)
+    assert got.shape == (1, DanbooruFeatures.WIDTH)
+    assert expected.std() > 0.05
+    torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-3)
+    for missing in ("0.0.weight", "1.2.bias", "1.4.weight"):
+        with pytest.raises(KeyError, match=missing.replace(".", r"\.")):
+            extractor.load_published({key: value for key, value in state.items() if key != missing})
+
+
+def test_extractors_stay_frozen() -> None:
+    for extractor in (Glance(), VGGFeatures()):
+        holder = nn.Sequential(extractor, nn.BatchNorm2d(3)).train()
+        assert holder[1].training
+        assert not any(module.training for module in extractor.modules())
+        assert not any(parameter.requires_grad for parameter in extractor.parameters())
+        assert not {"mean", "std"} & extractor.state_dict().keys()  # constants, not weights
+        before = {key: value.clone() for key, value in extractor.state_dict().items()}
+        image = noise(1, 3, 32, 32).sigmoid().requires_grad_()
+        sum(f.square().mean() for f in extractor(image)).backward()
+        assert image.grad.abs().sum() > 0
+        assert all(parameter.grad is None for parameter in extractor.parameters())
+        assert all(torch.equal(value, extractor.state_dict()[key]) for key, value in before.items())
+    assert issubclass(Glance, FrozenFeatures)
+
+
+@pytest.mark.slow
+def test_the_extractor_inside_a_generator_is_scripted_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(DanbooruFeatures, "SIZE", 64)
+    generator, x = build_network("unet-ext", depth=3).eval(), network_inputs("unet-ext", 32, 1)[0]
+    random_batchnorm(generator.extractor)
+    with torch.no_grad():
+        expected = generator(x)
+        torch.testing.assert_close(torch.jit.script(generator)(x), expected)
+        generator.extractor.head[1].bias.add_(5.0)
+        assert not torch.equal(generator(x), expected)  # its features are seen

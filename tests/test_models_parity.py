@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 import torch.nn.functional as F
-from test_models import NETWORKS, Glance, build, inputs
+from helpers import NETWORKS, Glance, build_network, network_inputs
 from torch import Tensor, nn
 
 import models
@@ -154,7 +154,7 @@ def plain(name: str, network: nn.Module, arguments: tuple[Tensor, ...], weights:
     x, xy = arguments[0], torch.cat(arguments, 1)
     if name in UNETS:
         return plain_unet(name, x, weights)
-    if name.startswith("res"):  # the encoder's parity is test_blocks.py's
+    if name.startswith("res"):  # test_models.py has the encoder's parity
         features = network.encoder(x)
         for _ in network.encoder.state_dict():
             next(weights)
@@ -175,11 +175,11 @@ def plain(name: str, network: nn.Module, arguments: tuple[Tensor, ...], weights:
 @pytest.mark.parametrize("name", NETWORKS)
 def test_forward_matches_a_plain_implementation(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(models, "DanbooruFeatures", Glance)
-    network = build(name)
+    network = build_network(name)
     for parameter in network.parameters():  # no bias, scale or gamma left at 0 or 1
         nn.init.normal_(parameter, 0.05, 0.2)
     state = [value.clone() for value in network.state_dict().values()]
-    weights, arguments = iter(state), inputs(name)
+    weights, arguments = iter(state), network_inputs(name)
     torch.manual_seed(5)
     got = network(*arguments)
     torch.manual_seed(5)  # the same dropout masks

@@ -65,7 +65,7 @@ def make_scores(stems: Sequence[str] = STEMS, epochs: Sequence[int] = EPOCHS) ->
 def make_record(name: str = "coco", **overrides: Any) -> RunRecord:
     """Return what recipe.json holds."""
     return RunRecord(
-        fit_networks(make_recipe(name, overrides)), "/photos/of mine", {},
+        recipe=fit_networks(make_recipe(name, overrides)), data="/photos/of mine",
         fingerprints={"train": "aa11", "val": "bb22"}, mean_ab=(0.0, 0.0), images={"train": 1234, "val": 5},
         versions={"tinct": "0.2.0", "python": "3.11.7", "torch": "2.15.0+cpu", "numpy": "2.4.6"},
         git="c0ffee", parameters={"generator": 54409856, "discriminator": 2765633}, overrides=overrides,

@@ -25,8 +25,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from config import UserError
-from imaging.files import EXTENSIONS, read_image, to_array
-from imaging.pixels import Array
+from imaging.decoders import guarded, named, to_frame
+from imaging.files import EXTENSIONS, read_image
+from imaging.pixels import Array, flatten
 
 # our split -> its names in torchvision's data sets; the first that a data set knows is used
 TRAIN, VAL = ("train", "train-standard", "trainval"), ("val", "valid", "validation")
@@ -68,15 +69,12 @@ class Entry:
 
     def read(self) -> Array:
         """Return the image as sRGB (H, W, 3) uint8. Raises UserError where it is none."""
-        try:
-            image = self.dataset[self.index][0]
-        except MemoryError:
-            raise
-        except Exception as error:  # torchvision's own code: what it raises on a damaged file varies
-            raise UserError(f"{self}: not an image that can be read ({error})") from None
-        if not isinstance(image, Image.Image):
-            raise UserError(f"{self}: not an image that can be read ({type(image).__name__})")
-        return to_array(image)
+        with named(self):
+            with guarded():  # torchvision's own code: what it raises on a damaged file varies
+                image = self.dataset[self.index][0]
+            if not isinstance(image, Image.Image):
+                raise UserError(f"not an image that can be read ({type(image).__name__})")
+            return flatten(to_frame(image))
 
 
 def open_archive(path: Path) -> dict[str, Blob]:

@@ -20,16 +20,8 @@ from PIL.PngImagePlugin import putchunk
 from tifffile import TiffWriter
 
 from config import UserError
-from imaging.metadata import (
-    PNG_START,
-    Notes,
-    Scan,
-    append_directories,
-    png_chunks,
-    png_notes,
-    save_options,
-    tiff_tags,
-)
+from imaging.decoders import PNG_START, png_chunks
+from imaging.metadata import Notes, Scan, append_directories, png_notes, save_options, tiff_tags
 from imaging.pixels import Depth, Frame, flatten, to_8_bits
 
 LONGEST = {"JPEG": 65_500, "WEBP": 16_383, "GIF": 65_535}  # px a side

@@ -10,21 +10,19 @@ import io
 import math
 import re
 import struct
-import zlib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from PIL import Image, PngImagePlugin
+from PIL import Image
 from PIL.ExifTags import IFD, Base
-from PIL.PngImagePlugin import PngImageFile, PngInfo, putchunk
+from PIL.PngImagePlugin import PngImageFile, PngInfo
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 from tifffile import TiffFile, TiffPage
 
-PNG_START = b"\x89PNG\r\n\x1a\n"
-PNG_NOTES = (b"tEXt", b"zTXt", b"iTXt", b"eXIf", b"pHYs")
-PngImagePlugin.MAX_TEXT_CHUNK = 2**24  # bytes; beyond Pillow's 2**20 for notes a sound picture was refused
+from imaging.decoders import PNG_NOTES, guarded, png_chunks, without_pixels
+
 SEGMENT = 65_000  # bytes that a JPEG marker holds, less its name
 COMMENT = "Comment"  # the PNG keyword that a comment of another format gets
 BYTE, ASCII, SHORT, LONG, LONG8 = 1, 2, 3, 4, 16  # TIFF's types
@@ -68,10 +66,11 @@ class Scan:
     form: str  # Pillow's name of the format
     count: int  # frames of an animation, or pages of a TIFF
     size: tuple[int, int]  # px across and down as stored, of the largest page
-    durations: tuple[float, ...]  # ms per frame of an animation; empty for all else
-    loop: int  # how often an animation plays; 0: for ever
-    notes: Notes
+    durations: tuple[float, ...] = ()  # ms per frame of an animation; empty for all else
+    loop: int = 0  # how often an animation plays; 0: for ever
+    notes: Notes = Notes()
     others: tuple[Notes, ...] = ()  # of a TIFF's pages after the first
+    content: bytes | None = field(default=None, repr=False)  # where `path` is only a name
 
     @property
     def pixels(self) -> int:
@@ -79,40 +78,39 @@ class Scan:
         return math.prod(self.size)
 
 
+def info_of(image: Image.Image, key: str, kind: Any, otherwise: Any) -> Any:
+    """Return an entry of Pillow's image.info, where a PNG's text of the same keyword may stand instead."""
+    value = image.info.get(key)
+    return value if isinstance(value, kind) else otherwise
+
+
 def read_notes(image: Image.Image) -> Notes:
-    """Return what an opened file, other than a TIFF, says; its pixels are not decoded."""
+    """Return the notes of an opened file that is no TIFF; its pixels are not decoded."""
     if isinstance(image, PngImageFile):
         image = without_pixels(image.fp)
-    text = {key: str(value) for key, value in getattr(image, "text", {}).items()}
-    comment = image.info.get("comment", "")
+    with guarded():
+        text = {key: str(value) for key, value in getattr(image, "text", {}).items()}
+    comment = info_of(image, "comment", str | bytes, "")
     text.setdefault(COMMENT, comment if isinstance(comment, str) else _decode(comment))
     again = ("Raw profile", "XML:com.adobe.xmp")  # EXIF and XMP as texts
     kept = tuple((key, value) for key, value in text.items() if value and not key.startswith(again))
-    return Notes(
-        _clean_exif(image.getexif),
-        _clean_xmp(image.info.get("xmp")),
-        _clean_dpi(*image.info.get("dpi", (0, 0))),
-        kept,
-        image.info.get("photoshop", {}).get(IPTC_IN_JPEG, b""),
-    )
+    dpi = info_of(image, "dpi", tuple, (0, 0))
+    iptc = info_of(image, "photoshop", dict, {}).get(IPTC_IN_JPEG, b"")
+    return Notes(_clean_exif(image.getexif), _clean_xmp(image.info.get("xmp")), _clean_dpi(*dpi), kept, iptc)
 
 
 def read_tiff_notes(page: TiffPage) -> Notes:
-    """Return what one page of a TIFF says."""
-    tags = page.tags
-    scale = {2: 1.0, 3: 2.54}.get(tags.valueof(Base.ResolutionUnit, 2), 0.0)  # per inch, per centimetre
-    ratios = [tags.valueof(code) for code in (Base.XResolution, Base.YResolution)]
+    """Return the notes of one page of a TIFF."""
+    with guarded():
+        codes = (Base.ResolutionUnit, Base.XResolution, Base.YResolution, XMP)
+        unit, *ratios, xmp = [page.tags.valueof(code) for code in codes]
+        iptc, file = page.tags.get(IPTC), page.parent.filehandle
+        file.seek(iptc.valueoffset if iptc else 0)
+        records = file.read(iptc.valuebytecount if iptc else 0)  # its bytes, of whatever type
+    scale = 2.54 if unit == 3 else 1.0 if unit in (2, None) else 0.0  # per centimetre, per inch
     whole = all(isinstance(ratio, tuple) and len(ratio) == 2 and ratio[1] for ratio in ratios)
     dpi = [scale * above / below for above, below in ratios] if whole else (0, 0)
-    iptc, file = tags.get(IPTC), page.parent.filehandle
-    file.seek(iptc.valueoffset if iptc else 0)
-    records = file.read(iptc.valuebytecount if iptc else 0)  # its bytes, of whatever type
-    return Notes(
-        _clean_exif(lambda: _tiff_exif(page)),
-        _clean_xmp(tags.valueof(XMP)),
-        _clean_dpi(*dpi),
-        iptc=records,
-    )
+    return Notes(_clean_exif(lambda: _tiff_exif(page)), _clean_xmp(xmp), _clean_dpi(*dpi), iptc=records)
 
 
 def save_options(notes: Notes, form: str) -> dict[str, Any]:
@@ -144,31 +142,6 @@ def png_notes(notes: Notes) -> list[tuple[bytes, bytes]]:
         info.add_itxt("XML:com.adobe.xmp", notes.xmp.decode(errors="replace"))
     Image.new("L", (1, 1)).save(file, "PNG", pnginfo=info, **save_options(notes, "PNG"))
     return list(png_chunks(file, PNG_NOTES))
-
-
-def png_chunks(file: IO[bytes], kinds: tuple[bytes, ...]) -> Iterator[tuple[bytes, bytes]]:
-    """Yield name and contents of a PNG's chunks of some kinds; others are passed over."""
-    file.seek(len(PNG_START))
-    while len(head := file.read(8)) == 8:
-        length, name = struct.unpack(">I4s", head)
-        if name in kinds:
-            yield name, file.read(length)
-            length = 0
-        file.seek(length + 4, io.SEEK_CUR)  # a checksum follows
-
-
-def without_pixels(file: IO[bytes]) -> PngImageFile:
-    """Return a loaded picture of 1 x 1 px that says what a PNG says, also after its pixels."""
-    copy = io.BytesIO(PNG_START)
-    copy.seek(0, io.SEEK_END)
-    putchunk(copy, b"IHDR", struct.pack(">IIBBBBB", 1, 1, 8, 0, 0, 0, 0))
-    for name, contents in png_chunks(file, PNG_NOTES):
-        putchunk(copy, name, contents)
-    putchunk(copy, b"IDAT", zlib.compress(b"\0\0"))
-    putchunk(copy, b"IEND")
-    image = Image.open(copy)
-    image.load()
-    return image
 
 
 def tiff_tags(notes: Notes, first: bool = True) -> list[tuple[int, int, int, Any, bool]]:
@@ -231,15 +204,20 @@ def _tiff_exif(page: TiffPage) -> Image.Exif:
 
 
 def _clean_exif(read: Callable[[], Image.Exif]) -> bytes:
-    clean = Image.Exif()
-    try:
+    """Return EXIF with descriptive tags alone; nothing where it cannot be read, or not be written again."""
+    try:  # Pillow's parser raises almost anything
         exif = read()
-        clean.update({tag: _raw(exif[tag]) for tag in DESCRIPTIVE if tag in exif})
+        values = {tag: exif[tag] for tag in DESCRIPTIVE if tag in exif}
         directories = _directories(exif)
-        for group, values in directories.items():
-            clean.get_ifd(group).update({tag: _raw(value) for tag, value in values.items()})
+    except Exception:
+        return b""
+    clean = Image.Exif()
+    clean.update({tag: _raw(value) for tag, value in values.items()})
+    for group, entries in directories.items():
+        clean.get_ifd(group).update({tag: _raw(value) for tag, value in entries.items()})
+    try:  # a tag of another type than its number promises
         return clean.tobytes()[len(b"Exif\0\0") :] if clean or directories else b""
-    except Exception:  # broken; what that raises is the choice of Pillow's parser
+    except Exception:
         return b""
 
 

@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 from config import UserError
 
 GAP = 6  # px between the pictures of a contact sheet
-LARGEST = 500_000_000  # px; a picture of more is refused before it is decoded, as a decompression bomb
+MAX_PIXELS = 500_000_000  # of a picture; more are refused before they are decoded, as a decompression bomb
 STRIP = 2**21  # px converted at a time
 
 Array = NDArray[np.uint8]
@@ -33,11 +33,12 @@ class Frame:
 
 
 def check_size(width: int, height: int) -> None:
-    """Refuse a picture for its size alone, before it is decoded."""
+    """Refuse a picture for its size in pixels, before it is decoded. Raises UserError without its name."""
     if min(width, height) < 1:
         raise UserError("it has no pixels")
-    if width * height > LARGEST:
-        raise Image.DecompressionBombError
+    if width * height > MAX_PIXELS:
+        limit = f"{MAX_PIXELS // 10**6} million pixels"
+        raise UserError(f"more than {limit}, which is taken for a decompression bomb")
 
 
 def upright(frame: Frame, turn: int) -> Frame:

@@ -14,8 +14,9 @@ import pytest
 import tifffile
 from PIL import Image, ImageCms, IptcImagePlugin, PngImagePlugin
 
+from imaging.decoders import png_chunks
 from imaging.files import read_frames, scan, write_frames
-from imaging.metadata import Notes, append_directories, png_chunks, tiff_tags
+from imaging.metadata import Notes, append_directories, tiff_tags
 from imaging.pixels import Frame
 
 RGB = (np.add.outer(np.arange(24), 2 * np.arange(32))[..., None] * [2, 1, 3] % 256).astype(np.uint8)

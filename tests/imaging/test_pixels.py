@@ -16,15 +16,14 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from imaging import files, pixels
+from imaging import pixels
+from imaging.decoders import to_frame
 from imaging.files import (
     EXTENSIONS,
     FORMATS,
     find_images,
-    opened,
     read_image,
-    to_array,
-    to_frame,
+    scan,
     write_image,
 )
 from imaging.pixels import (
@@ -223,15 +222,15 @@ def test_bytes_that_are_no_image_are_called_by_the_name_given() -> None:
 
 
 def test_to_array_turns_any_loaded_picture_upright_and_to_srgb() -> None:
-    assert np.array_equal(to_array(Image.fromarray(RAMP)), RAMP)
-    assert to_array(flat(90, mode="L")).tolist() == [[[90, 90, 90]] * 4] * 4
+    assert np.array_equal(flatten(to_frame(Image.fromarray(RAMP))), RAMP)
+    assert flatten(to_frame(flat(90, mode="L"))).tolist() == [[[90, 90, 90]] * 4] * 4
     exif = Image.Exif()
     exif[274] = 6
     file = io.BytesIO()
     Image.fromarray(RAMP).save(file, "PNG", exif=exif, icc_profile=green_called_red())
     with Image.open(file) as image:
-        out = to_array(image)
-    plain = to_array(Image.fromarray(np.rot90(RAMP, -1)))
+        out = flatten(to_frame(image))
+    plain = flatten(to_frame(Image.fromarray(np.rot90(RAMP, -1))))
     assert out.shape == plain.shape
     assert np.abs(out.astype(int) - plain).max() > 50  # the profile was applied
 
@@ -259,15 +258,14 @@ def test_a_large_scan_is_no_bomb() -> None:
     Path("x.png").write_bytes(png_header(22_300, 22_300))  # 497 million; Pillow's own limits are 89 and 179
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        with opened(Path("x.png")) as image:
-            assert image.size == (22_300, 22_300)
+        assert scan(Path("x.png")).size == (22_300, 22_300)
 
 
 def test_the_limit_is_that_of_the_module(monkeypatch: pytest.MonkeyPatch) -> None:
     Image.fromarray(RAMP).save("x.png")
-    monkeypatch.setattr(pixels, "LARGEST", RAMP[..., 0].size)
+    monkeypatch.setattr(pixels, "MAX_PIXELS", RAMP[..., 0].size)
     assert np.array_equal(read_image(Path("x.png")), RAMP)
-    monkeypatch.setattr(pixels, "LARGEST", RAMP[..., 0].size - 1)
+    monkeypatch.setattr(pixels, "MAX_PIXELS", RAMP[..., 0].size - 1)
     with pytest.raises(ValueError, match=r"^x.png: .*decompression bomb"):
         read_image(Path("x.png"))
 
@@ -291,7 +289,7 @@ def test_no_memory_is_not_called_damage(monkeypatch: pytest.MonkeyPatch) -> None
     def no_memory(image: Image.Image) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(files, "to_array", no_memory)
+    monkeypatch.setattr(Image.Image, "load", no_memory)
     with pytest.raises(MemoryError):
         read_image(Path("x.png"))
 
@@ -454,23 +452,6 @@ def test_write_image_refuses_unknown_endings(ending: str) -> None:
     with pytest.raises(ValueError, match=f"^x{re.escape(ending)}: no image format .*{ending!r}"):
         write_image(Path(f"x{ending}"), RAMP)
     assert list(Path().iterdir()) == []
-
-
-def test_write_image_is_whole_or_not_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    path = Path("x.png")
-    write_image(path, RAMP)
-
-    real = Path.write_bytes
-
-    def full_disk(self: Path, content: bytes) -> None:
-        real(self, content[:20])
-        raise OSError("no space left")
-
-    monkeypatch.setattr(Path, "write_bytes", full_disk)
-    with pytest.raises(OSError, match="no space left"):
-        write_image(path, 255 - RAMP)
-    assert np.array_equal(read_image(path), RAMP)
-    assert list(Path().iterdir()) == [path]
 
 
 @pytest.mark.parametrize(("height", "width"), [(12, 16), (50, 10), (48, 64)])

@@ -1,0 +1,362 @@
+"""Encoded images -> frames: Pillow for most formats, libpng and tifffile for more than 8 bits per channel.
+
+Pillow refuses large pictures and long PNG texts by limits that hold for the whole program
+(Image.MAX_IMAGE_PIXELS, PngImagePlugin.MAX_TEXT_CHUNK). Raising them would also raise them for a program that
+imports Tinct. `open_image` calls Pillow's plugins without the limits instead, and check_size refuses.
+
+Only calls into the libraries stand inside `guarded`: there everything that is raised is the file's fault, and
+becomes a UserError. Those errors have no file name yet; `named` adds it.
+"""
+
+import io
+import struct
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import IO, BinaryIO
+
+import imagecodecs
+import numpy as np
+from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL.PngImagePlugin import PngImageFile, PngStream, putchunk
+from PIL.TiffImagePlugin import TiffImageFile
+from PIL.WebPImagePlugin import WebPImageFile
+from tifffile import EXTRASAMPLE, PHOTOMETRIC, TiffFile, TiffPage
+
+from config import UserError
+from imaging.pixels import Depth, Frame, check_size, strips, to_16_bits, upright
+
+PNG_START = b"\x89PNG\r\n\x1a\n"
+PNG_NOTES = (b"tEXt", b"zTXt", b"iTXt", b"eXIf", b"pHYs")  # chunks that say something beside the pixels
+TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+MAX_TEXT = 2**24  # bytes of an inflated PNG text or profile
+SRGB = imagecodecs.cms_profile("srgb")
+SPACES = {1: "gray", 3: "rgb", 4: "cmyk"}  # by number of channels
+
+
+@contextmanager
+def guarded() -> Iterator[None]:
+    """Turn whatever a library raises about a bad file into a UserError without the file's name.
+
+    A damaged header ends in IndexError, struct.error, SyntaxError, zlib.error, OverflowError and many more,
+    so every exception is caught. Therefore none of our own code may stand inside.
+    """
+    try:
+        yield
+    except MemoryError:
+        raise
+    except UnidentifiedImageError:
+        raise UserError("not an image that can be read") from None
+    except NotImplementedError as error:
+        raise UserError(f"a kind of image that cannot be read ({error})") from error
+    except Image.DecompressionBombError as error:
+        raise UserError(f"more pixels than Pillow reads in this format ({error})") from error
+    except Exception as error:
+        cause = error.strerror if isinstance(error, OSError) else None
+        raise UserError(cause or f"damaged image ({error})") from error
+
+
+@contextmanager
+def named(name: object) -> Iterator[None]:
+    """Put a file's name before each UserError."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from error
+
+
+# Pillow without the limits that hold for the whole program
+
+
+def open_image(file: BinaryIO) -> Image.Image:
+    """Open an image as Image.open does, without its guard against large pictures; pixels come with load().
+
+    Raises:
+        UnidentifiedImageError: no plugin knows the format. Plugins raise almost anything; use `guarded`.
+    """
+    Image.preinit()  # the common formats are tried first
+    Image.init()
+    start = file.read(16)
+    for form in Image.ID:
+        factory, accepts = Image.OPEN[form]
+        try:
+            accepted = not accepts or accepts(start)
+            if accepted and not isinstance(accepted, str):  # a text says that Pillow is built without it
+                file.seek(0)
+                return OWN.get(form, factory)(file, "")
+        except (SyntaxError, IndexError, TypeError, struct.error):
+            continue  # this is how a plugin says that the file is of another format
+    raise UnidentifiedImageError
+
+
+class _Chunks(PngStream):
+    """The chunks of a PNG; texts and profiles may inflate to MAX_TEXT bytes."""
+
+    def call(self, cid: bytes, pos: int, length: int) -> bytes:
+        """Read a chunk; Pillow raises ValueError where it inflates to more than MAX_TEXT_CHUNK."""
+        try:
+            return super().call(cid, pos, length)
+        except ValueError:
+            if cid not in (b"iCCP", b"zTXt", b"iTXt"):
+                raise
+        self.fp.seek(pos)
+        chunk = self.fp.read(length)
+        key, _, rest = chunk.partition(b"\0")
+        if cid == b"iCCP":
+            self.im_info["icc_profile"] = _inflate(rest[1:])
+            return chunk
+        if cid == b"iTXt":
+            rest = rest[2:].split(b"\0", 2)[-1]  # after two flags, the language and the translated keyword
+        text = _inflate(rest if cid == b"iTXt" else rest[1:])
+        self.check_text_memory(len(text))
+        if key == b"XML:com.adobe.xmp":
+            self.im_info["xmp"] = text
+        self.im_text[key.decode("latin-1")] = text.decode("utf-8" if cid == b"iTXt" else "latin-1", "replace")
+        return chunk
+
+
+def _inflate(data: bytes) -> bytes:
+    inflater = zlib.decompressobj()
+    text = inflater.decompress(data, MAX_TEXT)
+    if inflater.unconsumed_tail:
+        raise ValueError(f"a text of more than {MAX_TEXT} bytes")
+    return text
+
+
+class Png(PngImageFile):
+    """Pillow's PNG reader with our chunks."""
+
+    @property
+    def is_deep(self) -> bool:
+        """Does it have 16 bits per channel? Known until it is loaded; of an animation Pillow reads 8."""
+        return not self.is_animated and self.png.im_rawmode.endswith(";16B")
+
+    @property
+    def png(self) -> PngStream | None:
+        """Return the stream of chunks, None after the last."""
+        return self._chunks
+
+    @png.setter
+    def png(self, stream: PngStream | None) -> None:
+        self._chunks = stream and _Chunks(stream.fp)
+
+
+class _Tiff(TiffImageFile):
+    """Pillow's TIFF reader; its load_prepare checks the size where there is no picture yet."""
+
+    def load_prepare(self) -> None:
+        """Make an empty picture, into which the pixels are decoded."""
+        if self._im is None:
+            self.im = Image.core.new(self.mode, self._tile_size)
+        super().load_prepare()
+
+
+class _WebpBytes(io.BytesIO):
+    """A WebP that gives all its bytes or at most 16; Pillow checks the size if it gets 30 at once."""
+
+    def read(self, size: int = -1) -> bytes:
+        """Read at most 16 bytes, or all that are left."""
+        return super().read(min(size, 16))
+
+
+OWN = {  # instead of the plugins that Pillow registers
+    "PNG": Png,
+    "TIFF": _Tiff,
+    "WEBP": lambda file, name: WebPImageFile(_WebpBytes(file.read()), name),
+}
+
+
+def hidden(image: Image.Image) -> bool:
+    """Is the first picture of an animated PNG one that only programs without animation show?"""
+    return getattr(image, "default_image", False) is True  # a PNG's text of that name is no bool
+
+
+def walk(image: Image.Image, count: int) -> Iterator[Image.Image]:
+    """Yield an image at each of its first frames, decoded."""
+    for index in range(hidden(image), hidden(image) + count):
+        with guarded():
+            image.seek(index)
+        check_size(*image.size)  # a frame of a GIF can be larger than its screen
+        with guarded():
+            image.load()
+        yield image
+
+
+def orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation of a loaded picture, 1 (upright) where there is none."""
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # a broken EXIF block says nothing, and Pillow's parser raises almost anything
+        return 1
+
+
+def to_frame(image: Image.Image) -> Frame:
+    """Return a Pillow image as a frame: uint16 for gray of 16 bits, of 32 bits or of floats, else uint8.
+
+    Raises UserError, without a file's name, where its pixels cannot be decoded or are not finite.
+    """
+    with guarded():
+        image.load()
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        with guarded():
+            values = np.asarray(image)
+        white = 65535 if image.mode.startswith("I;16") or image.format == "PPM" else None  # Pillow scales PGM
+        gray = Frame(to_16_bits(values, white)[..., None], None)
+        frame = _deep_to_srgb(gray, image.info.get("icc_profile"))
+    else:
+        frame = _to_srgb(image)
+    return upright(frame, orientation(image))
+
+
+def _to_srgb(image: Image.Image) -> Frame:
+    """Return 8 bits per channel in sRGB; an embedded profile is applied where it fits."""
+    mode = {"L": "L", "LA": "L", "La": "L", "CMYK": "CMYK"}.get(image.mode, "RGB")
+    profile = None if image.mode in ("YCbCr", "LAB", "HSV") else image.info.get("icc_profile")
+    with guarded():
+        transparent = image.has_transparency_data
+    pixels = np.empty((image.height, image.width, 3), np.uint8)
+    alpha = np.empty(pixels.shape[:2], np.uint8) if transparent else None
+    for rows in strips(image.height, image.width):
+        with guarded():
+            part = image.crop((0, rows.start, image.width, rows.stop))
+            if alpha is not None:
+                part = part.convert(f"{mode}A")
+                alpha[rows] = part.getchannel("A")
+            part = part if part.mode == mode else part.convert(mode)
+            values = np.asarray(part) if profile else None
+        managed = None if values is None else _apply_profile(values, profile)
+        with guarded():
+            pixels[rows] = managed if managed is not None else part if mode == "RGB" else part.convert("RGB")
+    return Frame(pixels, alpha)
+
+
+def _apply_profile(values: Depth, profile: object) -> Depth | None:
+    """Return sRGB (H, W, 3) from (H, W) gray, (H, W, 3) RGB or (H, W, 4) CMYK in a profile's colours.
+
+    None where the profile is broken or of another mode: it says nothing about the colours.
+    """
+    if not isinstance(profile, bytes):
+        return None
+    space = SPACES[values.shape[2] if values.ndim == 3 else 1]
+    # lcms's fast tables are off by up to 5,000 of 65,535; of 255, by 1 in few pixels, and 20 times as fast
+    flags = imagecodecs.CMS.FLAGS.NOOPTIMIZE if values.dtype == np.uint16 else None
+    given = np.ascontiguousarray(values)
+    try:
+        return imagecodecs.cms_transform(
+            given, profile, SRGB, colorspace=space, outcolorspace="rgb", flags=flags
+        )
+    except imagecodecs.CmsError:
+        return None
+
+
+# more than 8 bits per channel, which Pillow would cut to 8
+
+
+def _deep_to_srgb(frame: Frame, profile: object, premultiplied: bool = False) -> Frame:
+    """Bring gray or RGB (H, W, 1|3) uint16 to sRGB (H, W, 3)."""
+    pixels = np.empty((*frame.pixels.shape[:2], 3), np.uint16)
+    for rows in strips(*pixels.shape[:2]):
+        part = frame.pixels[rows]
+        if premultiplied and frame.alpha is not None:
+            part = part * (65535 / np.maximum(frame.alpha[rows, :, None], 1))
+            part = part.round().clip(0, 65535).astype(np.uint16)
+        managed = _apply_profile(part[..., 0] if part.shape[2] == 1 else part, profile)
+        pixels[rows] = part if managed is None else managed
+    return Frame(pixels, frame.alpha)
+
+
+def read_deep_png(image: Png) -> Frame:
+    """Decode a PNG of 16 bits per channel by libpng."""
+    with guarded():
+        image.fp.seek(0)
+        values = imagecodecs.png_decode(image.fp.read())
+    values = values.reshape(*values.shape[:2], -1)  # (H, W, 1-4)
+    colours = 1 if values.shape[2] < 3 else 3
+    alpha = values[..., colours] if values.shape[2] > colours else None
+    frame = _deep_to_srgb(Frame(values[..., :colours], alpha), image.info.get("icc_profile"))
+    return upright(frame, orientation(without_pixels(image.fp)))
+
+
+def png_chunks(file: IO[bytes], kinds: tuple[bytes, ...]) -> Iterator[tuple[bytes, bytes]]:
+    """Yield name and contents of a PNG's chunks of some kinds; others are passed over."""
+    file.seek(len(PNG_START))
+    while len(head := file.read(8)) == 8:
+        length, name = struct.unpack(">I4s", head)
+        if name in kinds:
+            yield name, file.read(length)
+            length = 0
+        file.seek(length + 4, io.SEEK_CUR)  # a checksum follows
+
+
+def without_pixels(file: IO[bytes]) -> PngImageFile:
+    """Return a loaded picture of 1 x 1 px with all notes of a PNG, also those that stand after its pixels."""
+    copy = io.BytesIO(PNG_START)
+    copy.seek(0, io.SEEK_END)
+    putchunk(copy, b"IHDR", struct.pack(">IIBBBBB", 1, 1, 8, 0, 0, 0, 0))
+    for name, contents in png_chunks(file, PNG_NOTES):
+        putchunk(copy, name, contents)
+    putchunk(copy, b"IDAT", zlib.compress(b"\0\0"))
+    putchunk(copy, b"IEND")
+    copy.seek(0)
+    with guarded():
+        image = Png(copy)
+        image.load()
+    return image
+
+
+def tiff_pages(tiff: TiffFile) -> list[TiffPage]:
+    """Return the pages without previews and masks, or all of them where there is nothing else."""
+    with guarded():
+        pages = list(tiff.pages)
+    if not pages:
+        raise UserError("it has no pages")
+    pages = [page for page in pages if not (page.is_reduced or page.is_mask)] or pages
+    for page in pages:
+        check_size(page.imagewidth, page.imagelength)
+        check_size(page.tilewidth or 1, page.tilelength or 1)  # a damaged file's tile can be larger than it
+    return pages
+
+
+def check_last_page(tiff: TiffFile) -> None:
+    """Raise UserError where a page should follow the last: that a file is cut off, tifffile logs only."""
+    form, file = tiff.tiff, tiff.filehandle
+    with guarded():
+        file.seek(tiff.pages[-1].offset)
+        (tags,) = struct.unpack(form.tagnoformat, file.read(form.tagnosize))
+        file.seek(tags * form.tagsize, io.SEEK_CUR)
+        pointer = file.read(form.offsetsize)
+    if int.from_bytes(pointer, "little" if form.byteorder == "<" else "big") >= file.size:
+        raise UserError("it is cut off, and pages are missing")
+
+
+def is_deep(page: TiffPage) -> bool:
+    """Is it a gray or RGB page of more than 8 bits per channel? Pillow decodes all others."""
+    return page.bitspersample in range(9, 65) and page.photometric <= PHOTOMETRIC.RGB
+
+
+def read_deep_page(page: TiffPage) -> Frame:
+    """Decode a gray or RGB page of more than 8 bits per channel."""
+    height, width, samples = page.imagelength, page.imagewidth, page.samplesperpixel
+    colours = 3 if page.photometric == PHOTOMETRIC.RGB else 1
+    extra = samples - colours
+    kind = page.dtype.kind if page.dtype else "unknown"
+    if page.imagedepth > 1 or not 0 <= extra <= colours or kind not in "uif":
+        raise UserError(f"a kind of image that cannot be read ({samples} samples of {page.dtype} per pixel)")
+    with guarded():
+        values = page.asarray()
+        profile, turn = page.iccprofile, page.tags.valueof(ExifTags.Base.Orientation, 1)
+    if values.size != height * width * samples:
+        raise UserError(f"damaged image ({values.size} values for {width} x {height} pixels)")
+    planar = page.planarconfig == 2 and values.ndim == 3
+    values = np.moveaxis(values.reshape(samples, height, width), 0, -1) if planar else values
+    values = values.reshape(height, width, samples)
+    white = 2**page.bitspersample - 1 if kind == "u" and page.bitspersample <= 16 else None
+    kinds = (page.extrasamples or (EXTRASAMPLE.UNASSALPHA,) * extra)[:extra]
+    which = next((i for i, meaning in enumerate(kinds) if meaning), None)  # 0 may mean anything
+    alpha = None if which is None else to_16_bits(values[..., colours + which], white)
+    pixels = to_16_bits(values[..., :colours], white)
+    del values  # floats are twice as large
+    pixels = ~pixels if page.photometric == PHOTOMETRIC.MINISWHITE else pixels
+    premultiplied = which is not None and kinds[which] == EXTRASAMPLE.ASSOCALPHA
+    frame = _deep_to_srgb(Frame(pixels, alpha), profile, premultiplied)
+    return upright(frame, turn if isinstance(turn, int) else 1)

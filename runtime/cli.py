@@ -5,8 +5,10 @@ wait; left alone they spin on their cores, and beside another busy process on tw
 took 531 ms instead of 21. A value that is set already is kept.
 """
 
+import logging
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
@@ -51,6 +53,9 @@ def command(main: Callable[..., object]) -> None:
     A mistake is an unknown option, a UserError, or a file that the system refuses (an OSError that names it).
     Every other exception is a bug and keeps its traceback.
     """
+    # remarks about odd metadata in image files, among which our own messages would be lost
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
     app = typer.Typer(add_completion=False)
     app.command()(main)
     try:

@@ -43,21 +43,6 @@ def write_example(folder: Path, kind: str) -> "tuple[Path, Array]":
     return path, photo
 
 
-def sheet_rows(run: Path, outputs: Path, example: "tuple[Array, Array, Array]") -> "list[list[Array]]":
-    """Return input, output and ground truth of a few test images and, as the last row, of the photograph."""
-    from data import evenly_spaced
-    from imaging.files import find_images, read_image
-    from imaging.pixels import resize
-
-    names = [path.name for path in find_images(run / "targets")]
-    folders = (run / "inputs", outputs, run / "targets")
-    chosen = [names[i] for i in evenly_spaced(len(names), ROWS)]
-    rows = [[read_image(folder / name) for folder in folders] for name in chosen]
-    width = rows[0][0].shape[1]
-    height = round(width * example[0].shape[0] / example[0].shape[1])
-    return [*rows, [resize(image, height, width) for image in example]]
-
-
 def main(
     recipe: RecipeOption = None,
     data: DataOption = None,
@@ -72,9 +57,10 @@ def main(
     import export
     import test
     import train
+    from data import evenly_spaced
     from evaluation.scores import best_epoch
-    from imaging.files import read_image, write_image
-    from imaging.pixels import contact_sheet
+    from imaging.files import find_images, read_image, write_image
+    from imaging.pixels import contact_sheet, resize
     from runtime.run_folder import outputs_path, read_run
 
     folder = Path(run or RUNS / (recipe or DEMO))
@@ -85,12 +71,18 @@ def main(
     test.main(run=folder, all_epochs=True, device=device)
     scoring.main(run=folder, all_epochs=True, weights=weights, device=device)
     model = export.main(run=folder, epoch="best", device=device)
-    outputs = outputs_path(folder, best_epoch(folder))
-    shown, photo = write_example(folder, read_run(folder).recipe.input)
-    coloured = colorize.main([shown], model=model, out=folder / "colorized", device=device)[0]
+    example, photo = write_example(folder, read_run(folder).recipe.input)
+    coloured = colorize.main([example], model=model, out=folder / "colorized", device=device)[0]
+    folders = (folder / "inputs", outputs_path(folder, best_epoch(folder)), folder / "targets")
+    names = [path.name for path in find_images(folder / "targets")]
+    rows = [[read_image(where / names[i]) for where in folders] for i in evenly_spaced(len(names), ROWS)]
+    width = rows[0][0].shape[1]
+    height = round(width * photo.shape[0] / photo.shape[1])
+    rows.append(
+        [resize(image, height, width) for image in (read_image(example), read_image(coloured), photo)]
+    )
     sheet = folder / "contact_sheet.png"
-    example = read_image(shown), read_image(coloured), photo
-    write_image(sheet, contact_sheet(sheet_rows(folder, outputs, example), ["input", "ours", "truth"]))
+    write_image(sheet, contact_sheet(rows, ["input", "ours", "truth"]))
     print(f"\npicture  {sheet}\nreport   {folder / 'report.html'}\nmodel    {model}")
     return sheet
 

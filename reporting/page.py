@@ -26,19 +26,9 @@ from imaging.files import read_image
 from imaging.pixels import resize
 from reporting import summary
 from reporting.curves import Drawing, loss_names, loss_svg, score_svg
-from reporting.summary import (
-    best_epoch,
-    better,
-    epoch_rows,
-    listed,
-    mean_text,
-    number_text,
-    references,
-    score_command,
-    title,
-)
+from reporting.summary import epoch_rows, mean_text, title
 from runtime.atomic import replacing
-from runtime.run_folder import STAMP, RunRecord, outputs_path, read_records, read_run
+from runtime.run_folder import STAMP, outputs_path, read_records, read_run
 
 MAX_IMAGES, MAX_EPOCHS = 48, 10  # of the gallery
 MAX_BYTES = 9_000_000  # of all images as data URIs; the rest of the page is well below a megabyte
@@ -85,48 +75,22 @@ class Gallery:
     data: Mapping[str, Any] = field(default_factory=lambda: {"metrics": {}, "pictures": []})  # for the script
 
 
-@dataclass(frozen=True)
-class Selection:
-    """The epochs and images of the gallery."""
+class Selection(NamedTuple):
+    """What the gallery shows."""
 
+    signs: dict[str, int]  # metric of single images -> factor that makes the best score the smallest
     metric: str  # by which images are ranked
     best: int  # epoch by whose scores they are ranked
     epochs: list[int]
+    start: int  # index of the epoch that is shown first
     stems: list[str]  # best first
     total: int  # images that these were selected from
-    left_out: list[int]  # epochs whose images are gone, or are not those that were scored
-
-    @property
-    def start(self) -> int:
-        """The index of the epoch that is shown first."""
-        return self.epochs.index(self.best) if self.best in self.epochs else len(self.epochs) - 1
+    rendered: list[int]  # epochs whose images exist and are those that were scored
 
 
 def evenly(things: Sequence[Any], most: int) -> list[Any]:
     """Return at most `most` of the things, evenly spaced, both ends among them."""
     return [things[i] for i in evenly_spaced(len(things), most)]
-
-
-def select(run: Path, scores: ScoreFile, per_image: PerImage, stems: Sequence[str]) -> Selection | None:
-    """Select epochs and images for the gallery; None where no image belongs to the scores."""
-    ours, metrics = epoch_rows(scores), list(sorting_metrics(scores, per_image))
-    if not metrics:
-        return None
-    metric = scores.metric if scores.metric in metrics else metrics[0]
-    best = best_epoch(scores, metric) or max(ours)
-    ranked = rank_stems(run, stems, SIGNS[scores.directions[metric]] * per_image[best][metric])
-    chosen = evenly(ranked, MAX_IMAGES)
-    complete = [epoch for epoch, row in ours.items() if is_rendered(run, epoch, row, chosen)]
-    if not chosen or not complete:
-        return None
-    left_out = [epoch for epoch in ours if epoch not in complete]
-    return Selection(metric, best, spread_epochs(complete, best), chosen, len(ranked), left_out)
-
-
-def sorting_metrics(scores: ScoreFile, per_image: PerImage) -> dict[str, int]:
-    """Return the metrics that rank single images, with the factor that makes the best score the smallest."""
-    known = next(iter(per_image.values()), {})
-    return {m: SIGNS[kind] for m, kind in scores.directions.items() if m in known and kind in SIGNS}
 
 
 def rank_stems(run: Path, stems: Sequence[str], values: NDArray[np.float64]) -> list[str]:
@@ -187,33 +151,41 @@ def encode_all(folders: Sequence[Path], stems: Sequence[str]) -> list[list[Pictu
     return pictures
 
 
+def select(run: Path, scores: ScoreFile, per_image: PerImage, stems: Sequence[str]) -> Selection | None:
+    """Select epochs and images for the gallery; None where no image belongs to the scores."""
+    rows = epoch_rows(scores)
+    signs = {m: SIGNS[kind] for m, kind in scores.directions.items() if kind in SIGNS}
+    signs = {metric: sign for metric, sign in signs.items() if metric in per_image[max(rows)]}
+    metric = scores.metric if scores.metric in signs else next(iter(signs))
+    best = summary.best_epoch(scores, metric) or max(rows)
+    ranked = rank_stems(run, stems, signs[metric] * per_image[best][metric])
+    chosen = evenly(ranked, MAX_IMAGES)
+    rendered = [epoch for epoch, row in rows.items() if is_rendered(run, epoch, row, chosen)]
+    if not chosen or not rendered:
+        return None
+    epochs = spread_epochs(rendered, best)
+    start = epochs.index(best) if best in epochs else len(epochs) - 1
+    return Selection(signs, metric, best, epochs, start, chosen, len(ranked), rendered)
+
+
 def make_gallery(run: Path, scores: ScoreFile) -> Gallery:
     """Return the gallery of a run; without cards where no image belongs to the scores."""
-    names = {epoch: outputs_path(run, epoch).name for epoch in epoch_rows(scores)}
-    rows, stems = read_per_image(run, scores, [*names.values()])
-    per_image = {epoch: rows[name] for epoch, name in names.items()}
+    rows = epoch_rows(scores)
+    names = {epoch: outputs_path(run, epoch).name for epoch in rows}
+    found, stems = read_per_image(run, scores, [*names.values()])
+    per_image = {epoch: found[name] for epoch, name in names.items()}
     chosen = select(run, scores, per_image, stems)
     if chosen is None:
-        command = score_command(run)
+        command = summary.score_command(run)
         return Gallery(f"No picture belongs to these scores; render and score them with: {command}")
     folders = [run / "inputs", run / "targets", *(outputs_path(run, epoch) for epoch in chosen.epochs)]
-    pictures = encode_all(folders, chosen.stems)
-    cards = [
-        Card(stem, given, ours[chosen.start], truth)
-        for stem, (given, truth, *ours) in zip(chosen.stems, pictures, strict=True)
-    ]
-    data = gallery_data(scores, chosen, per_image, stems)
-    for entry, (_, _, *ours) in zip(data["pictures"], pictures, strict=True):
-        entry["ours"] = [picture.uri if i != chosen.start else None for i, picture in enumerate(ours)]
-    epoch = chosen.epochs[chosen.start]
-    return Gallery(gallery_words(run, scores, chosen), epoch, chosen.metric, cards, data)
-
-
-def gallery_data(
-    scores: ScoreFile, chosen: Selection, per_image: PerImage, stems: Sequence[str]
-) -> dict[str, Any]:
-    """Return what the page's script reads: epochs, metrics, and the scores of every image at every epoch."""
-    rows = epoch_rows(scores)
+    cards, records = [], []
+    for stem, (given, truth, *ours) in zip(chosen.stems, encode_all(folders, chosen.stems), strict=True):
+        i = stems.index(stem)
+        values = {m: [float(per_image[epoch][m][i]) for epoch in chosen.epochs] for m in chosen.signs}
+        uris = [picture.uri if n != chosen.start else None for n, picture in enumerate(ours)]  # on the card
+        records.append({"stem": stem, "scores": values, "ours": uris})
+        cards.append(Card(stem, given, ours[chosen.start], truth))
     metrics = {
         metric: {
             "title": title(metric),
@@ -221,42 +193,33 @@ def gallery_data(
             "decimals": summary.decimals(scores, metric),
             "means": [mean_text(scores, metric, rows[epoch]) for epoch in chosen.epochs],
         }
-        for metric, sign in sorting_metrics(scores, per_image).items()
+        for metric, sign in chosen.signs.items()
     }
-    index = {stem: i for i, stem in enumerate(stems)}
-    pictures = [
-        {
-            "stem": stem,
-            "scores": {m: [float(per_image[e][m][index[stem]]) for e in chosen.epochs] for m in metrics},
-        }
-        for stem in chosen.stems
-    ]
-    return {"epochs": chosen.epochs, "start": chosen.start, "metrics": metrics, "pictures": pictures}
+    data = {"epochs": chosen.epochs, "start": chosen.start, "metrics": metrics, "pictures": records}
+    epoch = chosen.epochs[chosen.start]
+    return Gallery(gallery_words(run, scores, chosen), epoch, chosen.metric, cards, data)
 
 
 def gallery_words(run: Path, scores: ScoreFile, chosen: Selection) -> str:
     """Return which images and epochs the gallery shows, and which it cannot show."""
-    count, epochs = len(chosen.stems), len(epoch_rows(scores))
-    by = f"from best to worst by {title(chosen.metric)} at epoch {chosen.best}"
-    some = (
-        f"{count:,} of {chosen.total:,} pictures, evenly {by}"
-        if count < chosen.total
-        else f"{count} pictures, {by}"
+    count, by = len(chosen.stems), f"by {title(chosen.metric)} at epoch {chosen.best}"
+    images = (
+        f"{count:,} of {chosen.total:,} pictures, evenly" if count < chosen.total else f"{count} pictures,"
     )
-    rest = epochs - len(chosen.left_out)
-    some += f"; {len(chosen.epochs)} of {rest} epochs." if len(chosen.epochs) < rest else "."
-    if not chosen.left_out:
-        return some
-    which = f"Epoch{'s' * (len(chosen.left_out) > 1)} {listed(chosen.left_out)}"
-    command = score_command(run)
-    return f"{some} {which}: the pictures are gone, or not those scored; {command} renders them."
+    text = f"{images} from best to worst {by}"
+    if len(chosen.epochs) < len(chosen.rendered):
+        text += f"; {len(chosen.epochs)} of {len(chosen.rendered)} epochs"
+    lost = [epoch for epoch in epoch_rows(scores) if epoch not in chosen.rendered]
+    if not lost:
+        return f"{text}."
+    which, command = f"Epoch{'s' * (len(lost) > 1)} {summary.listed(lost)}", summary.score_command(run)
+    return f"{text}. {which}: the pictures are gone, or not those scored; {command} renders them."
 
 
 def table_rows(scores: ScoreFile) -> dict[str, Row]:
     """Return baselines, epochs, upper bounds and, if its colourfulness is known, the ground truth."""
     baselines = {name: row for name, row in scores.rows.items() if name in BASELINES}
     epochs = {name: row for name, row in scores.rows.items() if row.epoch is not None}
-    epochs = dict(sorted(epochs.items(), key=lambda item: item[1].epoch or 0))
     bounds = {name: row for name, row in scores.rows.items() if name not in baselines | epochs}
     truth = summary.truth_colorfulness(scores)
     if truth is not None:
@@ -270,25 +233,15 @@ def score_curve(scores: ScoreFile, metric: str) -> Drawing | None:
     ours = {epoch: row for epoch, row in epoch_rows(scores).items() if metric in row.scores}
     if not ours:
         return None
-    others = {title(name): mean for name, mean in references(scores, metric).items()}
-    best = best_epoch(scores, metric)
+    others = {title(name): mean for name, mean in summary.references(scores, metric).items()}
+    best = summary.best_epoch(scores, metric)
     spoken = [
         f"epoch {epoch} {mean_text(scores, metric, ours[epoch])}" for epoch in evenly([*ours], MAX_SPOKEN)
     ]
-    spoken += [f"{name} {number_text(scores, metric, mean)}" for name, mean in others.items()]
+    spoken += [f"{name} {summary.number_text(scores, metric, mean)}" for name, mean in others.items()]
     spoken += [f"best is epoch {best}"] if best is not None else []
-    label = f"{title(metric)} by epoch, {better(scores, metric)}: {', '.join(spoken)}"
+    label = f"{title(metric)} by epoch, {summary.better(scores, metric)}: {', '.join(spoken)}"
     return score_svg(metric, {epoch: row.scores[metric] for epoch, row in ours.items()}, others, best, label)
-
-
-def facts(record: RunRecord, scores: ScoreFile) -> dict[str, str]:
-    """Return the protocol of the scores, and what identifies data and code of the run, as name -> value."""
-    found = {key: value for key, value in scores.protocol.items() if key not in ("versions", "weights")}
-    found |= {f"{name} weights": value for name, value in scores.protocol["weights"].items()}
-    found |= {f"{name} pictures": value for name, value in record.fingerprints.items()}
-    found |= {"commit": record.git} if record.git else {}
-    found |= {"resumed": f"{len(record.resumed)} times"} if record.resumed else {}
-    return {name.replace("_", " "): str(value) for name, value in found.items()}
 
 
 def write_report(run: Path) -> Path:
@@ -301,9 +254,7 @@ def write_report(run: Path) -> Path:
 
     record, scores = read_run(run), read_scores(run)
     records = read_records(run / "log.jsonl")
-    headline, reasons = summary.best_words(scores)
     rows, curves = table_rows(scores), {metric: score_curve(scores, metric) for metric in scores.directions}
-    trained, scored = record.versions, scores.protocol["versions"]
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -313,21 +264,15 @@ def write_report(run: Path) -> Path:
     )
     text = environment.get_template("page.html").render(
         summary=summary,
-        run=run.resolve().name,
-        headline=headline,
-        reasons=reasons,
-        recipe=summary.recipe_words(record),
+        run=run,
+        record=record,
         scores=scores,
-        folder_metrics=FOLDER_METRICS,
         rows=rows,
         metrics=[m for m in scores.directions if any(m in row.scores for row in rows.values())],
-        notes=[*scores.notes, *summary.missing_words(scores)],
+        folder_metrics=FOLDER_METRICS,
         curves={metric: drawing for metric, drawing in curves.items() if drawing is not None},
-        gallery=make_gallery(run, scores),
         losses={name: loss_svg(records, name) for name in loss_names(records)},
-        versions={name: (trained.get(name, ""), scored.get(name, "")) for name in {**trained, **scored}},
-        facts=facts(record, scores),
-        commands=summary.commands(run, record),
+        gallery=make_gallery(run, scores),
     )
     with replacing(run / "report.html") as temporary:
         temporary.write_text(text, encoding="utf-8", errors="replace")  # a file name may hold any bytes

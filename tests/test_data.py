@@ -6,8 +6,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import imagecodecs
 import numpy as np
 import pytest
+import tifffile
 import torch
 from PIL import Image
 from skimage.color import rgb2lab
@@ -32,7 +34,8 @@ from dataset import scenes
 from dataset.degradations import make_fixed_input
 from dataset.folders import Item, list_items, read_picture
 from imaging import color
-from imaging.pixels import Array, colorfulness, resize
+from imaging.files import read_frames, scan
+from imaging.pixels import Array, colorfulness, flatten, resize
 from runtime.run_folder import RunRecord
 
 CACHE = Path("cache")
@@ -57,8 +60,8 @@ def recipe(**changes: Any) -> Recipe:
     return Recipe("x", **{"size": 16, "val_fraction": 0.3, "output": output, **changes})
 
 
-def record(made: Recipe, where: str, loading: Loading = PHOTO) -> RunRecord:
-    return RunRecord(made, where, asdict(loading), {}, (0.0, 0.0))
+def record(made: Recipe, where: str) -> RunRecord:
+    return RunRecord(recipe=made, data=where, loading=asdict(PHOTO), fingerprints={}, mean_ab=(0.0, 0.0))
 
 
 def packed(items: list[Item]) -> list[Item]:
@@ -67,7 +70,7 @@ def packed(items: list[Item]) -> list[Item]:
         for item in items:
             tar.add(item.target, item.target.name)
     splits = list_items("set.tar", recipe(), CACHE)
-    return sorted(splits["train"] + splits["val"], key=lambda item: item.stem)
+    return sorted(splits["train"] + splits["val"], key=lambda item: item.name)
 
 
 def write_set(count: int = 5) -> list[Item]:
@@ -403,6 +406,25 @@ def test_an_archive_is_decoded_as_its_folder_is() -> None:
     assert ours.key != theirs.key
     assert (ours.stems, ours.index.tolist()) == (theirs.stems, theirs.index.tolist())
     assert np.array_equal(ours.pixels, theirs.pixels)
+
+
+@pytest.mark.parametrize("archived", [False, True])
+def test_files_of_more_than_8_bits_are_trained_on_as_they_are_coloured(archived: bool) -> None:
+    levels = picture(16, 24).astype(np.float32)
+    deep = (levels * 257).astype(np.uint16)
+    Path("data").mkdir()
+    tifffile.imwrite("data/float.tif", levels / 255, photometric="rgb")
+    tifffile.imwrite("data/deep.tif", deep, photometric="rgb")
+    Path("data/deep.png").write_bytes(imagecodecs.png_encode(deep))
+    Image.fromarray(deep[..., 0]).save("data/gray.png")
+    items = [Item(path.name, path) for path in sorted(Path("data").iterdir())]
+    images = load_images(packed(items) if archived else items, PHOTO, CACHE, "train")
+    assert images.bad == []
+    coloured = {path.name: next(read_frames(scan(path))) for path in Path("data").iterdir()}
+    for i, item in enumerate(items):
+        assert np.array_equal(images.picture(i), flatten(coloured[item.stem]))
+        gray = item.stem == "gray.png"
+        assert np.array_equal(images.picture(i), picture(16, 24)[..., :1].repeat(3, 2) if gray else levels)
 
 
 def test_fingerprint_sees_an_archives_time_and_size() -> None:

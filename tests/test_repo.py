@@ -3,6 +3,7 @@
 import ast
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -80,12 +81,71 @@ def test_torch_jit_is_touched_in_inference_alone() -> None:
     assert users == {"inference"}
 
 
+def in_new_process(code: str, *arguments: str) -> str:
+    """Run code in a Python of its own in the root; returns what it prints."""
+    call = [sys.executable, "-c", code, *arguments]
+    done = subprocess.run(call, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+IMPORTS = """
+import importlib, logging, os, sys, warnings
+import torch
+from PIL import Image, ImageFile, PngImagePlugin
+Image.init()
+def state():
+    loggers = {"root": logging.root, **logging.root.manager.loggerDict}
+    used = {name: (log.filters, log.handlers) for name, log in loggers.items() if hasattr(log, "filters")}
+    return {
+        "warnings": list(warnings.filters),
+        **{f"logger {name}": repr(parts) for name, parts in used.items() if any(parts)},
+        "Pillow's limits": (Image.MAX_IMAGE_PIXELS, PngImagePlugin.MAX_TEXT_CHUNK),
+        "Pillow's plugins": (repr(Image.OPEN), repr(Image.SAVE), ImageFile.LOAD_TRUNCATED_IMAGES),
+        "torch": (torch.get_default_dtype(), torch.get_num_threads(), torch.backends.cudnn.benchmark),
+        "environment": {**os.environ, "OMP_WAIT_POLICY": ""},  # the one that runtime/cli.py documents
+    }
+for name in sys.argv[1].split():
+    importlib.import_module(name)
+before = state()
+for name in sys.argv[2].split():
+    importlib.import_module(name)
+    after = state()
+    for what in before | after:
+        if before.get(what) != after.get(what):
+            print(f"{name} changes {what}")
+    before = after
+"""
+
+
+def test_an_import_changes_nothing_for_the_program_around_it() -> None:
+    nodes = [node for path in FILES for node in ast.parse(path.read_text()).body]
+    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    names |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module}
+    foreign = " ".join(sorted(name for name in names if layer(name) not in LAYERS))
+    ours = " ".join(name_of(path).replace("/", ".") for path in FILES if path.stem != "__init__")
+    assert in_new_process(IMPORTS, foreign, ours).splitlines() == []
+
+
 def test_readme_shows_the_commands_that_ci_runs() -> None:
     readme, ci = (ROOT / "README.md").read_text(), (ROOT / ".ci" / "run").read_text()
     (command,) = (
         line for line in ci.splitlines() if "pytest" in line and "venv" in line and "slow" not in line
     )
     assert command in readme.splitlines()
+
+
+def test_the_tree_in_design_md_is_the_tree() -> None:
+    folder, named = "", set()
+    for line in (ROOT / "docs" / "design.md").read_text().split("```")[1].splitlines():
+        first, *others = line.split() or [""]
+        if line.startswith("  "):
+            named.add(folder + first)
+        elif first.endswith("/"):
+            folder = first
+        else:
+            named |= {word for word in (first, *others) if word.endswith(".py")}
+    assert named == {f"{name_of(path)}.py" for path in FILES if path.stem != "__init__"}
 
 
 @pytest.mark.parametrize("name", ["README.md", "cpp/README.md"])

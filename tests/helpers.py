@@ -3,14 +3,17 @@
 import runpy
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from config import ROOT
-from models import DISCRIMINATORS, GENERATORS, FrozenFeatures
+from config import ROOT, Recipe
+from imaging import color
+from models import DISCRIMINATORS, GENERATORS, FrozenFeatures, fit_networks
 from runtime import atomic, run_folder
+from training.gan import Batch
 
 CPU = torch.device("cpu")
 # options of train.main for a network that trains within a second
@@ -72,3 +75,27 @@ def run_stage(name: str, *args: object) -> int:
         except SystemExit as stop:
             return int(stop.code or 0)
     return 0
+
+
+class MeanColor(FrozenFeatures):
+    """An extractor that sees a picture's local mean colour; `dead` forgets where it came from."""
+
+    def __init__(self, dead: bool = False) -> None:
+        super().__init__(nn.AvgPool2d(4), (0.0,) * 3, (1.0,) * 3)
+        self.dead = dead
+
+    def forward(self, rgb01: Tensor) -> list[Tensor]:
+        seen = self.body(self.normalise(rgb01))
+        return [seen.detach() if self.dead else seen]
+
+
+def tiny_recipe(**fields: Any) -> Recipe:
+    """Return a recipe of small networks at 32 px."""
+    return fit_networks(Recipe("x", **{"size": 32, "ngf": 4, "ndf": 4, "seed": 7, **fields}))
+
+
+def noise_batch(recipe: Recipe, seed: int = 0, images: int = 2) -> Batch:
+    """Return a batch of random pictures."""
+    noise, shape = torch.Generator().manual_seed(seed), (images, 3, recipe.size, recipe.size)
+    source, target = (torch.randint(0, 256, shape, generator=noise, dtype=torch.uint8) for _ in range(2))
+    return Batch(color.encode(source, recipe.input), color.encode(target, recipe.output), target)

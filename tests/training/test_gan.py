@@ -1,43 +1,44 @@
-"""gan.py: one step of training moves the right network by the right terms; runs repeat and go on bitwise."""
+"""One step of both networks, stages, every kind of discriminator, exact resume, pretrained weights."""
 
-import io
+import math
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from helpers import CPU, MeanColor, noise_batch, tiny_recipe
 from torch import Tensor, nn
 
-from config import CHOICES, Recipe
+from config import CHOICES, Recipe, UserError
+from dataset import degradations
 from imaging import color
-from runtime.device import pick_precision
-from training.gan import Batch, Training, build_training, train_step
+from models import DISCRIMINATORS, NORMS
+from runtime import atomic
+from runtime.device import autocast
+from training import gan
+from training.gan import (
+    Batch,
+    Gan,
+    build_gan,
+    generator_terms,
+    load_pretrained,
+    make_batch,
+    schedule,
+    train_step,
+)
 
-CPU = torch.device("cpu")
 TERMS = {"G_gan", "G_l1", "D_real", "D_fake"}
 
 
-def tiny(**fields: Any) -> Recipe:
-    return Recipe("x", **{"size": 32, "ngf": 4, "ndf": 4, "seed": 7, **fields})
+def build(recipe: Recipe, precision: str = "fp32") -> Gan:
+    return build_gan(recipe, CPU, precision)
 
 
-def build(recipe: Recipe) -> Training:
-    return build_training(recipe, CPU, "fp32")
-
-
-def batch(recipe: Recipe, seed: int = 0, images: int = 2) -> Batch:
-    """Return a batch of random pictures."""
-    noise = torch.Generator().manual_seed(seed)
-    shape = (images, 3, recipe.size, recipe.size)
-    source, target = (torch.randint(0, 256, shape, generator=noise, dtype=torch.uint8) for _ in range(2))
-    return Batch(color.encode(source, recipe.input), color.encode(target, recipe.output), target)
-
-
-def step(training: Training, recipe: Recipe, seed: int = 0, bf16: bool = False) -> dict[str, Tensor]:
-    amp = torch.autocast("cpu", torch.bfloat16, enabled=bf16)
-    return train_step(training, batch(recipe, seed), recipe, amp)
+def step(networks: Gan, recipe: Recipe, seed: int = 0) -> dict[str, Tensor]:
+    return train_step(networks, noise_batch(recipe, seed), recipe, recipe.is_adversarial)
 
 
 def weights(network: nn.Module) -> list[Tensor]:
@@ -65,10 +66,10 @@ def bits(state: Any) -> list[bytes | str]:
     return [repr(state)]
 
 
-def before_each_update(training: Training, look: Callable[[str], None]) -> None:
+def before_each_update(networks: Gan, look: Callable[[str], None]) -> None:
     """Call look("d") and look("g") when all gradients of a half are there, just before its update."""
     for name in "dg":
-        optimizer = getattr(training, f"optimizer_{name}")
+        optimizer = getattr(networks, f"optimizer_{name}")
         optimizer.register_step_pre_hook(lambda *_, name=name: look(name))
 
 
@@ -76,133 +77,272 @@ def grad_norms(network: nn.Module) -> list[float]:
     return [0.0 if p.grad is None else float(p.grad.norm()) for p in network.parameters()]
 
 
-def gradients(recipe: Recipe) -> dict[str, dict[str, list[float]]]:
-    """Return half -> network -> gradient norms of all parameters, in one step."""
-    training, seen = build(recipe), {}
-
-    def look(half: str) -> None:
-        networks = {"d": training.discriminator, "g": training.generator}
-        seen[half] = {name: grad_norms(network) for name, network in networks.items()}
-
-    before_each_update(training, look)
-    step(training, recipe)
-    return seen
+# The step
 
 
 def test_halves_come_in_order_and_leave_the_other_network_alone() -> None:
-    recipe = tiny()
-    training = build(recipe)
-    start = {"d": weights(training.discriminator), "g": weights(training.generator)}
+    recipe = tiny_recipe()
+    networks = build(recipe)
+    start = {"d": weights(networks.discriminator), "g": weights(networks.generator)}
     order, after_d = [], {}
 
     def look(half: str) -> None:
         order.append(half)
-        assert not any(changed(training.generator, start["g"]))
+        assert not any(changed(networks.generator, start["g"]))
         if half == "d":
-            assert not any(changed(training.discriminator, start["d"]))
+            assert not any(changed(networks.discriminator, start["d"]))
         else:
-            assert all(changed(training.discriminator, start["d"]))
-            after_d["d"] = weights(training.discriminator)
+            assert all(changed(networks.discriminator, start["d"]))
+            after_d["d"] = weights(networks.discriminator)
 
-    before_each_update(training, look)
-    terms = step(training, recipe)
+    before_each_update(networks, look)
+    terms = step(networks, recipe)
     assert order == ["d", "g"]
-    assert all(changed(training.generator, start["g"]))
-    assert not any(changed(training.discriminator, after_d["d"]))
+    assert all(changed(networks.generator, start["g"]))
+    assert not any(changed(networks.discriminator, after_d["d"]))
     assert set(terms) == TERMS
     assert not any(value.requires_grad or value.ndim for value in terms.values())
-    assert not any(grad_norms(training.generator) + grad_norms(training.discriminator))  # none left over
+    assert not any(grad_norms(networks.generator) + grad_norms(networks.discriminator))  # none left over
 
 
 @pytest.mark.parametrize("mode", CHOICES["gan_mode"])
-@pytest.mark.parametrize("networks", [("unet", "patch30"), ("unet-reflect", "patch30")], ids=str)
-def test_gradients_reach_every_parameter_of_their_own_network(mode: str, networks: tuple[str, str]) -> None:
-    seen = gradients(tiny(gan_mode=mode, generator=networks[0], discriminator=networks[1]))
+def test_gradients_reach_every_parameter_of_their_own_network(mode: str) -> None:
+    recipe, seen = tiny_recipe(gan_mode=mode), {}
+    networks = build(recipe)
+
+    def look(half: str) -> None:
+        seen[half] = grad_norms(networks.discriminator), grad_norms(networks.generator)
+
+    before_each_update(networks, look)
+    step(networks, recipe)
     # hinge: real and fake pull D's last bias equally, to opposite sides
-    own = seen["d"]["d"][:-1] if mode == "hinge" else seen["d"]["d"]
-    assert all(norm > 0 for norm in own)
-    assert not any(seen["d"]["g"])  # the fake is detached
-    assert all(norm > 0 for norm in seen["g"]["g"])
-    assert not any(seen["g"]["d"])
+    assert all(norm > 0 for norm in seen["d"][0][: -1 if mode == "hinge" else None])
+    assert not any(seen["d"][1])  # the fake is detached
+    assert all(norm > 0 for norm in seen["g"][1])
+    assert not any(seen["g"][0])
 
 
 @pytest.mark.parametrize("mode", CHOICES["gan_mode"])
 @pytest.mark.parametrize("term", ["lambda_gan", "lambda_l1", "lambda_mse"])
 def test_each_term_alone_reaches_the_generator(mode: str, term: str) -> None:
-    alone = {"lambda_gan": 0.0, "lambda_l1": 0.0, "lambda_mse": 0.0, term: 1.0}
-    recipe = tiny(gan_mode=mode, **alone)
-    training = build(recipe)
-    start = weights(training.generator)
-    step(training, recipe)
-    assert all(changed(training.generator, start))
-    assert (training.discriminator is None) == (term != "lambda_gan")
+    recipe = tiny_recipe(gan_mode=mode, **{"lambda_gan": 0.0, "lambda_l1": 0.0, "lambda_mse": 0.0, term: 1.0})
+    networks = build(recipe)
+    start = weights(networks.generator)
+    step(networks, recipe)
+    assert all(changed(networks.generator, start))
+    assert (networks.discriminator is None) == (term != "lambda_gan")
 
 
-def test_the_discriminator_minimises_half_the_sum_of_both_verdicts() -> None:
-    recipe = tiny(dropout=0.0)
-    training, grads, x, y = build(recipe), [], batch(recipe).x, batch(recipe).y
-    generator, discriminator = deepcopy(training.generator), deepcopy(training.discriminator)
-    training.optimizer_d.register_step_pre_hook(
-        lambda *_: grads.extend(p.grad.clone() for p in training.discriminator.parameters())
+def test_terms_and_the_discriminators_gradient_are_the_losses_of_the_batch() -> None:
+    recipe = tiny_recipe(dropout=0.0)
+    networks, batch, grads = build(recipe), noise_batch(recipe), []
+    generator, discriminator = deepcopy(networks.generator), deepcopy(networks.discriminator)
+    networks.optimizer_d.register_step_pre_hook(
+        lambda *_: grads.extend(p.grad.clone() for p in networks.discriminator.parameters())
     )
-    step(training, recipe)
-    real, fake = discriminator(x, y), discriminator(x, generator(x).detach())
-    softplus = nn.functional.softplus
-    (0.5 * (softplus(-real).mean() + softplus(fake).mean())).backward()
+    terms, softplus = step(networks, recipe), nn.functional.softplus
+    fake = generator(batch.x).detach()
+    real_logits, fake_logits = discriminator(batch.x, batch.y), discriminator(batch.x, fake)
+    (0.5 * (softplus(-real_logits).mean() + softplus(fake_logits).mean())).backward()
     torch.testing.assert_close(grads, [p.grad for p in discriminator.parameters()], atol=1e-6, rtol=1e-3)
-
-
-def test_terms_are_the_losses_of_the_batch() -> None:
-    recipe = tiny(dropout=0.0)
-    training, x, y = build(recipe), batch(recipe).x, batch(recipe).y
-    generator, discriminator = deepcopy(training.generator), deepcopy(training.discriminator)
-    terms, softplus = step(training, recipe), nn.functional.softplus
     with torch.no_grad():
-        fake = generator(x)
-        real_logits, fake_logits = discriminator(x, y), discriminator(x, fake)
-        later = training.discriminator(x, fake)  # the generator meets the discriminator's new weights
-        expected = {"D_real": real_logits, "D_fake": -fake_logits, "G_gan": later}
-    for name, logits in expected.items():
+        later = networks.discriminator(batch.x, fake)  # the generator meets the discriminator's new weights
+    for name, logits in {"D_real": real_logits, "D_fake": -fake_logits, "G_gan": later}.items():
         torch.testing.assert_close(terms[name], softplus(-logits).mean(), atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(terms["G_l1"], (fake - y).abs().mean())
+    torch.testing.assert_close(terms["G_l1"], (fake - batch.y).abs().mean())
 
 
 def test_one_batch_can_be_learned() -> None:
-    recipe = tiny(lr=1e-2, ngf=8, dropout=0.0)
-    training = build(recipe)
-    history = [float(step(training, recipe)["G_l1"]) for _ in range(40)]
+    recipe = tiny_recipe(lr=1e-2, ngf=8)
+    networks = build(recipe)
+    history = [float(step(networks, recipe)["G_l1"]) for _ in range(25)]
     assert sum(history[-5:]) / 5 < 0.6 * history[0]
 
 
 def test_a_step_in_bf16_keeps_losses_and_weights_in_float32() -> None:
-    recipe = tiny(dropout=0.0)
-    full, half = (build(recipe) for _ in range(2))
-    expected, terms = step(full, recipe), step(half, recipe, bf16=True)
+    recipe = tiny_recipe()
+    expected, half = step(build(recipe), recipe), build(recipe, "bf16")
+    terms = step(half, recipe)
     for name in TERMS:
         assert terms[name].dtype == torch.float32
         torch.testing.assert_close(terms[name], expected[name], atol=0.02, rtol=0)
+        assert not torch.equal(terms[name], expected[name])
     assert {p.dtype for p in half.generator.parameters()} == {torch.float32}
 
 
+@pytest.mark.slow
+def test_compiled_step_is_the_same_function() -> None:
+    recipe, terms = tiny_recipe(), []
+    for compiled in (False, True):
+        networks = build(recipe)
+        if compiled:
+            networks.generator.compile(backend="aot_eager")  # the graph without the minute of C++ compilation
+            networks.discriminator.compile(backend="aot_eager")
+        terms.append([step(networks, recipe) for _ in range(2)][-1])
+    for name, value in terms[0].items():
+        torch.testing.assert_close(value, terms[1][name], rtol=1e-4, atol=1e-5)
+
+
+def test_the_label_of_the_recipe_reaches_the_discriminator() -> None:
+    recipe = tiny_recipe(label_real=0.9)
+    networks, batch = build(recipe), noise_batch(recipe)
+    with torch.no_grad():
+        real = deepcopy(networks.discriminator)(batch.x, batch.y)
+    expected = nn.BCEWithLogitsLoss()(real, torch.full_like(real, 0.9))
+    torch.testing.assert_close(step(networks, recipe)["D_real"], expected)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_a_step_on_cuda(precision: str) -> None:
+    cuda, recipe = torch.device("cuda"), tiny_recipe()
+    networks, batch = build_gan(recipe, cuda, precision), noise_batch(recipe)
+    start = weights(networks.generator)
+    on_device = Batch(batch.x.to(cuda), batch.y.to(cuda), batch.target.to(cuda))
+    for _ in range(20):  # a scaler may leave out its first steps
+        terms = train_step(networks, on_device, recipe, True)
+    assert all(value.isfinite() for value in terms.values())
+    assert all(changed(networks.generator, start))
+
+
+# Batches
+
+
+@pytest.mark.parametrize(
+    ("given", "answer"), [("L", "ab"), ("L", "Lab"), ("L", "rgb"), ("gray", "rgb"), ("sketch", "rgb")]
+)
+@pytest.mark.parametrize("drawn", [False, True])
+def test_a_batch_is_what_the_networks_take(given: str, answer: str, drawn: bool) -> None:
+    recipe = tiny_recipe(input=given, output=answer)
+    target = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    source = 255 - target if drawn else target
+    batch = make_batch(source, target, recipe, CPU, 3)
+    assert torch.equal(batch.x, color.encode(source, given))
+    assert torch.equal(batch.y, color.encode(target, answer))
+    assert batch.target is target
+
+
+def test_degradations_are_of_the_input_alone_and_others_at_each_step() -> None:
+    recipe = tiny_recipe(output="Lab", grain_p=1.0)
+    target = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    first, again, later = (make_batch(target, target, recipe, CPU, i) for i in (5, 5, 6))
+    assert torch.equal(first.x, again.x)
+    assert not torch.equal(first.x, later.x)
+    assert set(recipe.degradations) <= set(degradations.DEGRADATIONS)
+    for batch in (first, later):
+        assert torch.equal(batch.y, color.encode(target, "Lab"))
+        assert not torch.equal(batch.x, batch.y[:, :1])
+
+
+# Building, learning rates, stages
+
+
 def test_networks_follow_the_recipe() -> None:
-    training = build(tiny(lr=3e-4, beta1=0.4, beta2=0.9))
-    for optimizer in (training.optimizer_g, training.optimizer_d):
+    networks = build(tiny_recipe(lr=3e-4, beta1=0.4, beta2=0.9, init="normal"))
+    for optimizer in (networks.optimizer_g, networks.optimizer_d):
         group = optimizer.param_groups[0]
         assert (group["lr"], group["betas"], group["weight_decay"]) == (3e-4, (0.4, 0.9), 0)
-    for network in (training.generator, training.discriminator):
-        big = [p for p in network.parameters() if p.ndim == 4]
-        assert torch.cat([p.flatten() for p in big]).std().item() == pytest.approx(0.02, rel=0.1)
-    assert next(build(tiny(init="default")).generator.parameters()).std() > 0.1
+    kaiming = build(tiny_recipe(init="kaiming", ngf=16, ndf=16))
+    for network in (networks.generator, networks.discriminator):
+        big = torch.cat([p.flatten() for p in network.parameters() if p.ndim == 4])
+        assert big.std().item() == pytest.approx(0.02, rel=0.1)
+    for network in (kaiming.generator, kaiming.discriminator):
+        for conv in network.modules():
+            if isinstance(conv, nn.Conv2d | nn.ConvTranspose2d) and conv.weight.numel() > 1000:
+                std = math.sqrt(2 / (conv.kernel_size[0] * conv.kernel_size[1] * conv.out_channels))
+                assert conv.weight.std().item() == pytest.approx(std, rel=0.1)
+
+
+def rates(networks: Gan) -> list[float]:
+    return [optimizer.param_groups[0]["lr"] for optimizer in (networks.optimizer_g, networks.optimizer_d)]
+
+
+@pytest.mark.parametrize(
+    ("name", "factors"), [("constant", [1, 1, 1, 1, 1]), ("linear", [1, 1, 1, 0.5, 0.02])]
+)
+@pytest.mark.parametrize("lr_d", [0.0, 3e-4])
+def test_learning_rates_of_one_stage(name: str, factors: list[float], lr_d: float) -> None:
+    recipe = tiny_recipe(schedule=name, lr=1e-3, lr_d=lr_d, epochs=100)
+    networks = build(recipe)
+    state = networks.state()
+    for progress, factor in zip((0, 25, 50, 75, 99), factors, strict=True):
+        state.epoch, state.steps = progress + 1, 7 * progress
+        assert schedule(networks, recipe, state, 7)
+        assert rates(networks) == pytest.approx([1e-3 * factor, (lr_d or 1e-3) * factor])
+        assert state.learning_rate == rates(networks)[0]
+
+
+@pytest.mark.parametrize("pretrain_lr", [0.0, 5e-3])
+def test_learning_rates_of_two_stages_and_adam_starts_anew(pretrain_lr: float) -> None:
+    fields = {"lr": 1e-3, "lr_d": 4e-4, "epochs": 14, "pretrain_epochs": 4, "pretrain_lr": pretrain_lr}
+    recipe = tiny_recipe(schedule="linear", **fields)
+    networks = build(recipe)
+    state = networks.state()
+    networks.optimizer_g.state[next(networks.generator.parameters())] = {"step": 1}
+    for epoch in range(1, 15):  # the schedule is that of the ten epochs with the discriminator
+        factor = min(1.0, (15 - epoch) / 5)
+        state.epoch, state.steps = epoch, 3 * (epoch - 1)
+        assert schedule(networks, recipe, state, 3) == (epoch > 4)
+        assert bool(networks.optimizer_g.state) == (epoch <= 4)
+        lr_g, lr_d = rates(networks)
+        assert lr_g == pytest.approx((pretrain_lr or 1e-3) if epoch <= 4 else 1e-3 * factor)
+        assert epoch <= 4 or lr_d == pytest.approx(4e-4 * factor)
+    networks.optimizer_g.state[next(networks.generator.parameters())] = {"step": 1}
+    state.epoch, state.step = 5, 1
+    schedule(networks, recipe, state, 3)
+    assert networks.optimizer_g.state  # anew once, not in every step
+
+
+def test_a_generator_alone_has_a_schedule_of_its_own() -> None:
+    recipe = tiny_recipe(discriminator="none", schedule="linear", lr=1e-3, epochs=10)
+    networks = build(recipe)
+    state = networks.state()
+    state.epoch, state.steps = 9, 16
+    assert not schedule(networks, recipe, state, 2)
+    assert state.learning_rate == pytest.approx(1e-3 * 0.4)
+
+
+def test_in_the_first_stage_the_generator_learns_alone() -> None:
+    recipe = tiny_recipe(pretrain_epochs=2, epochs=4)
+    networks = build(recipe)
+    before, start = bits(networks.discriminator.state_dict()), weights(networks.generator)
+    networks.discriminator.forward = None  # not even asked
+    assert set(train_step(networks, noise_batch(recipe), recipe, False)) == {"G_l1"}
+    del networks.discriminator.forward
+    assert bits(networks.discriminator.state_dict()) == before
+    assert not networks.optimizer_d.state
+    assert all(changed(networks.generator, start))
+    assert set(step(networks, recipe)) == TERMS
+    assert bits(networks.discriminator.state_dict()) != before
+
+
+def test_the_averaged_generator_follows_slowly() -> None:
+    recipe = tiny_recipe(ema=0.9)
+    networks = build(recipe)
+    expected: list[Tensor] = []
+    for i in range(4):
+        step(networks, recipe, i)
+        now = floats(networks.generator)
+        expected = [0.9 * e + 0.1 * n for e, n in zip(expected, now, strict=True)] if i else now
+    averaged = networks.generator_for_use()
+    assert all(changed(networks.generator, weights(averaged)))
+    torch.testing.assert_close(floats(averaged), expected)  # BatchNorm's running statistics included
+    plain = build(tiny_recipe())
+    assert plain.generator_for_use() is plain.generator
+
+
+# States
 
 
 def test_runs_are_bitwise_the_same_from_their_seed() -> None:
-    recipe = tiny(ema=0.9)
+    recipe = tiny_recipe(ema=0.9)
 
     def run(recipe: Recipe) -> list[bytes | str]:
-        training = build(recipe)
+        networks = build(recipe)
         for seed in range(3):
-            step(training, recipe, seed)
-        return bits(training.state_dict())
+            step(networks, recipe, seed)
+        return bits(networks.state().state_dict())
 
     reference = run(recipe)
     torch.manual_seed(999)  # what ran before must not matter
@@ -210,114 +350,169 @@ def test_runs_are_bitwise_the_same_from_their_seed() -> None:
     assert run(replace(recipe, seed=8)) != reference
 
 
-def test_a_resumed_run_goes_on_bitwise_dropout_included() -> None:
-    recipe = tiny(ema=0.9, dropout=0.5)
-    training = build(recipe)
-    for seed in range(3):
-        step(training, recipe, seed)
-    training.epoch, training.step, training.steps = 2, 1, 3
-    file = io.BytesIO()
-    torch.save(training.state_dict(), file)
-    file.seek(0)
-    last = [step(training, recipe, seed) for seed in (3, 4)]
-    resumed = build(replace(recipe, seed=8))
-    resumed.load_state_dict(torch.load(file, weights_only=True))
-    assert resumed.progress() == {"epoch": 2, "step": 1, "steps": 3}
-    assert bits([step(resumed, recipe, seed) for seed in (3, 4)]) == bits(last)
-    assert bits(resumed.state_dict()) == bits(training.state_dict())
+KINDS = [
+    {"ema": 0.9, "dropout": 0.5}, {"discriminator": "none", "lambda_mse": 1.0, "ema": 0.9},
+    {"discriminator": "patch30", "norm_d": "batch", "spectral_norm": True},
+    {"discriminator": "patch26", "norm_d": "none", "size": 64},
+    {"discriminator": "patch15", "norm_d": "instance", "spectral_norm": True},
+    {"discriminator": "patch15-bias", "norm_d": "batch"},
+    {"discriminator": "image32", "norm_d": "instance"},
+    {"discriminator": "image32", "norm_d": "none", "spectral_norm": True},
+]  # fmt: skip
 
 
-def test_averaged_generator_follows_slowly() -> None:
-    recipe = tiny(ema=0.9)
-    training = build(recipe)
-    expected: list[Tensor] = []
-    for i in range(4):
-        step(training, recipe, i)
-        now = floats(training.generator)
-        expected = [0.9 * e + 0.1 * n for e, n in zip(expected, now, strict=True)] if i else now
-    averaged = training.generator_for_use()
-    assert all(changed(training.generator, weights(averaged)))
-    torch.testing.assert_close(floats(averaged), expected)  # BatchNorm's running statistics included
-    plain = build(tiny(ema=0.0))
-    assert plain.generator_for_use() is plain.generator
-
-
-@pytest.mark.parametrize(
-    ("schedule", "factors"), [("constant", [1, 1, 1, 1, 1]), ("linear", [1, 1, 1, 0.5, 0.02])]
-)
-@pytest.mark.parametrize("lr_d", [0.0, 3e-4])
-def test_learning_rate_schedule(schedule: str, factors: list[float], lr_d: float) -> None:
-    recipe = tiny(schedule=schedule, lr=1e-3, lr_d=lr_d, epochs=100)
-    training = build(recipe)
-    for progress, factor in zip((0, 25, 50, 75, 99), factors, strict=True):
-        training.epoch, training.steps = progress + 1, 7 * progress
-        training.set_learning_rate(recipe, 7)
-        for optimizer, lr in ((training.optimizer_g, 1e-3), (training.optimizer_d, lr_d or 1e-3)):
-            assert [group["lr"] for group in optimizer.param_groups] == [pytest.approx(lr * factor)]
-
-
-@pytest.mark.parametrize("pretrain_lr", [0.0, 5e-3])
-def test_learning_rates_of_two_stages(pretrain_lr: float) -> None:
-    fields = {"lr": 1e-3, "lr_d": 4e-4, "epochs": 14, "pretrain_epochs": 4, "pretrain_lr": pretrain_lr}
-    recipe = tiny(schedule="linear", **fields)
-    training = build(recipe)
-    for epoch in range(1, 15):  # the schedule is that of the ten epochs with the discriminator
-        factor = min(1.0, (15 - epoch) / 5)
-        training.epoch, training.steps = epoch, 3 * (epoch - 1)
-        training.set_learning_rate(recipe, 3)
-        lr_g = training.optimizer_g.param_groups[0]["lr"]
-        assert lr_g == pytest.approx((pretrain_lr or 1e-3) if epoch <= 4 else 1e-3 * factor)
-        if epoch > 4:
-            assert training.optimizer_d.param_groups[0]["lr"] == pytest.approx(4e-4 * factor)
-
-
-def test_the_schedule_is_the_generators_own_where_it_is_alone() -> None:
-    recipe = tiny(discriminator="none", schedule="linear", lr=1e-3, epochs=10)
-    training = build(recipe)
-    training.epoch, training.steps = 9, 16
-    training.set_learning_rate(recipe, 2)
-    assert training.optimizer_g.param_groups[0]["lr"] == pytest.approx(1e-3 * 0.4)
-
-
-@pytest.mark.parametrize("name", ["generator", "discriminator"])
-@pytest.mark.parametrize("kind", ["parameters", "buffers"])
-def test_check_finite(name: str, kind: str) -> None:
-    training = build(tiny())
-    training.check_finite()
-    tensors = [t for t in getattr(getattr(training, name), kind)() if t.is_floating_point()]
-    with torch.no_grad():
-        tensors[-1][(0,) * tensors[-1].ndim] = float("nan" if kind == "buffers" else "inf")
-    with pytest.raises(ValueError, match=f"^the {name} has weights that are not finite"):
-        training.check_finite()
-
-
-@pytest.mark.parametrize(
-    ("feature", "auto"), [("avx2", "fp32"), ("amx_bf16", "bf16"), ("avx512_bf16", "bf16")]
-)
-def test_pick_precision_auto(monkeypatch: pytest.MonkeyPatch, feature: str, auto: str) -> None:
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {feature: True})
-    assert pick_precision("auto", CPU) == auto
-
-
-def test_fp16_needs_cuda() -> None:
-    with pytest.raises(ValueError, match=r"^precision fp16 needs CUDA, this is cpu; use bf16, fp32 or auto$"):
-        pick_precision("fp16", CPU)
-    assert pick_precision("fp16", torch.device("cuda")) == "fp16"
-    assert [pick_precision(precision, CPU) for precision in ("fp32", "bf16")] == ["fp32", "bf16"]
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-def test_a_step_on_cuda(precision: str) -> None:
-    cuda, recipe = torch.device("cuda"), tiny()
-    training = build_training(recipe, cuda, precision)
-    start = weights(training.generator)
-    dtype = torch.float16 if precision == "fp16" else torch.bfloat16
-    amp = torch.autocast("cuda", dtype, enabled=precision != "fp32")
-    given = batch(recipe)
-    on_device = Batch(given.x.to(cuda), given.y.to(cuda), given.target.to(cuda))
-    for _ in range(20):  # a scaler may leave out its first steps
-        terms = train_step(training, on_device, recipe, amp)
+@pytest.mark.parametrize("fields", KINDS, ids=str)
+def test_every_kind_trains_and_goes_on_bitwise(fields: dict[str, Any]) -> None:
+    recipe = tiny_recipe(**fields)
+    networks = build(recipe)
+    state, start = networks.state(), weights(networks.generator)
+    if networks.discriminator is not None:
+        norms = {type(module) for module in networks.discriminator.modules()} & set(NORMS.values())
+        assert norms == {NORMS[recipe.norm_d]} - {None}
+        judged = weights(networks.discriminator)
+    terms = step(networks, recipe)
+    assert set(terms) == set(recipe.term_weights)
     assert all(value.isfinite() for value in terms.values())
-    assert all(changed(training.generator, start))
+    assert all(changed(networks.generator, start))
+    if networks.discriminator is not None:
+        assert sum(changed(networks.discriminator, judged)) >= len(judged) - 1
+    state.epoch, state.step, state.steps = 2, 1, 3
+    atomic.save(Path("state.pt"), state.state_dict())
+    last = [step(networks, recipe, seed) for seed in (1, 2)]
+    resumed = build(replace(recipe, seed=8))
+    again = resumed.state()
+    again.load_state_dict(atomic.load(Path("state.pt")))
+    assert again.progress == {"epoch": 2, "step": 1, "steps": 3}
+    assert bits([step(resumed, recipe, seed) for seed in (1, 2)]) == bits(last)
+    assert bits(again.state_dict()) == bits(state.state_dict())
+
+
+def test_every_discriminator_is_tested() -> None:
+    used = {fields["discriminator"] for fields in KINDS if "discriminator" in fields}
+    assert used | {"image224", "image-rgb"} == {*DISCRIMINATORS, "none"}  # test_recipes.py trains these two
+
+
+@pytest.mark.parametrize(("given", "wanted"), [("none", "patch30"), ("patch30", "patch15-bias")])
+def test_a_state_of_other_networks_is_refused(given: str, wanted: str) -> None:
+    state = build(tiny_recipe(discriminator=given)).state().state_dict()
+    with pytest.raises(UserError, match=r"state\.pt does not fit"):
+        build(tiny_recipe(discriminator=wanted)).state().load_state_dict(state)
+
+
+def test_a_state_without_gradient_scaling_can_go_on_with_it() -> None:
+    state = build(tiny_recipe()).state().state_dict()
+    assert state["scaler"] == {}
+    other = build(tiny_recipe())
+    other.scaler = torch.amp.GradScaler("cpu")
+    other.state().load_state_dict(state)
+    assert other.scaler.is_enabled()
+
+
+def test_spectral_norm_bounds_what_is_used() -> None:
+    recipe = tiny_recipe(spectral_norm=True, init="normal", lr_d=1e-2)
+    networks = build(recipe)
+    for _ in range(20):
+        step(networks, recipe)
+    convolutions = [m for m in networks.discriminator.modules() if isinstance(m, nn.Conv2d)]
+    assert len(convolutions) == 5
+    for conv in convolutions:
+        largest = torch.linalg.matrix_norm(conv.weight.detach().flatten(1), 2).item()
+        assert largest == pytest.approx(1.0, abs=0.1)
+
+
+# Perceptual terms and pretrained weights
+
+
+@pytest.mark.parametrize(("given", "answer"), [("L", "ab"), ("L", "Lab"), ("gray", "rgb"), ("sketch", "rgb")])
+def test_perceptual_terms_compare_colour_images(given: str, answer: str) -> None:
+    recipe = tiny_recipe(
+        input=given, output=answer, lambda_perceptual=1.0, anime_share=0.5, discriminator="none"
+    )
+    networks, pictures = build(recipe), noise_batch(recipe)
+    networks.extractors = {"G_perceptual": MeanColor(), "G_anime": MeanColor()}
+    perfect = generator_terms(networks, pictures, pictures.y, recipe, False)
+    assert set(perfect) == {"G_l1", "G_perceptual", "G_anime"}
+    assert all(value < 1e-6 for value in perfect.values())  # the truth's own ab on the truth's own L
+    fake = torch.zeros_like(pictures.y).requires_grad_()
+    terms = generator_terms(networks, pictures, fake, recipe, False)
+    if answer == "ab":
+        lab = color.rgb_to_lab(color.rgb01(pictures.target)) * torch.tensor([1.0, 0, 0]).view(1, 3, 1, 1)
+        shown = color.lab_to_rgb(lab)
+    else:
+        shown = color.decode(fake.detach(), answer, torch.zeros(0))
+    expected = gan.perceptual_loss(MeanColor(), shown, color.rgb01(pictures.target))
+    torch.testing.assert_close(terms["G_perceptual"], expected)
+    assert torch.autograd.grad(terms["G_anime"], fake)[0].abs().sum() > 0
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_perceptual_terms_train_the_generator(share: float) -> None:
+    recipe = tiny_recipe(lambda_perceptual=1.0, anime_share=share, lambda_l1=0.0, lambda_gan=0.0)
+    networks = build(recipe)
+    networks.extractors = {name: MeanColor() for name in recipe.term_weights}
+    start = weights(networks.generator)
+    assert set(step(networks, recipe)) == {"G_perceptual", "G_anime"} - ({"G_anime"} if not share else set())
+    assert all(changed(networks.generator, start))
+    assert "extractors" not in networks.state().state_dict()  # frozen, so not saved
+
+
+def encoder_recipe(**fields: Any) -> Recipe:
+    return tiny_recipe(**{"generator": "resnet", "pretrained": True, "discriminator": "none", **fields})
+
+
+def test_pretrained_weights_are_loaded_afresh_only(weights_folder: Path) -> None:
+    recipe = encoder_recipe(ema=0.9)
+    networks = build(recipe)
+    start = bits(networks.generator.state_dict())
+    load_pretrained(networks, recipe, weights_folder, fresh=False)  # a state restores it
+    assert bits(networks.generator.state_dict()) == start
+    load_pretrained(networks, recipe, weights_folder, fresh=True)
+    published = torch.load(next(weights_folder.glob("resnet18-*")), weights_only=True)
+    encoder = networks.generator.encoder
+    assert torch.equal(encoder.layers[1][1].conv2.weight, published["layer2.1.conv2.weight"])
+    assert torch.equal(encoder.conv1.weight, published["conv1.weight"].sum(1, keepdim=True))
+    assert networks.extractors == {}
+    step(networks, recipe)
+    torch.testing.assert_close(floats(networks.generator_for_use()), floats(networks.generator))
+
+
+def test_nothing_is_looked_for_where_nothing_is_asked_for(tmp_path: Path) -> None:
+    for recipe in (tiny_recipe(), encoder_recipe(pretrained=False)):
+        networks = build(recipe)
+        load_pretrained(networks, recipe, tmp_path / "nowhere", fresh=True)
+        assert networks.extractors == {}
+
+
+def test_extractors_of_losses_are_loaded_for_a_resume_too(weights_folder: Path) -> None:
+    recipe = tiny_recipe(lambda_perceptual=0.1, anime_share=0.1)
+    networks = build(recipe)
+    load_pretrained(networks, recipe, weights_folder, fresh=False)
+    files = {"G_perceptual": ("vgg16-*", "features.0.weight"), "G_anime": ("danbooru-*", "0.0.weight")}
+    assert list(networks.extractors) == list(files)
+    for term, (file, key) in files.items():
+        published = torch.load(next(weights_folder.glob(file)), weights_only=True)
+        assert torch.equal(next(networks.extractors[term].parameters()), published[key])
+
+
+@pytest.mark.slow
+def test_an_extractor_inside_the_generator_is_loaded_and_left_alone(weights_folder: Path) -> None:
+    fields = {"generator": "unet-ext", "depth": 3, "size": 16, "discriminator": "none", "ema": 0.5}
+    recipe = tiny_recipe(input="gray", output="rgb", **fields)
+    networks = build(recipe)
+    load_pretrained(networks, recipe, weights_folder, fresh=True)
+    published = torch.load(next(weights_folder.glob("danbooru-*")), weights_only=True)
+    extractor = networks.generator.extractor
+    before = bits(extractor.state_dict())
+    assert torch.equal(extractor.head[1].weight, published["1.4.weight"])
+    trained = {id(p) for group in networks.optimizer_g.param_groups for p in group["params"]}
+    assert not trained & {id(p) for p in extractor.parameters()}
+    step(networks, recipe)
+    assert bits(extractor.state_dict()) == before
+    for key, value in networks.ema.module.extractor.state_dict().items():
+        torch.testing.assert_close(value, extractor.state_dict()[key])
+
+
+def test_a_context_of_every_precision() -> None:
+    for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        with autocast(CPU, precision):
+            assert nn.Linear(2, 2)(torch.zeros(1, 2)).dtype == dtype

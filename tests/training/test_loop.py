@@ -1,0 +1,267 @@
+"""The loop: states, records that survive being cut off, signals, and what is saved when."""
+
+import json
+import math
+import signal
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers import CPU
+from torch import Tensor, nn
+
+from config import ClassifierRecipe, UserError
+from data import ImageSet
+from runtime import atomic
+from training.loop import Log, State, fit, noted_signals, peak_memory_mb
+
+PATH = Path("log.jsonl")
+
+
+def state(**progress: int) -> State:
+    """Return the state of a network of two weights."""
+    torch.manual_seed(0)
+    network = nn.Linear(1, 1)
+    optimizer = torch.optim.SGD(network.parameters(), 1e-3, 0.9)
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    return State("kind-1", {"network": network, "optimizer": optimizer, "scaler": scaler}, CPU, **progress)
+
+
+def terms(g: float, d: float) -> dict[str, Tensor]:
+    return {"G_l1": torch.tensor(g), "D_real": torch.tensor(d)}
+
+
+def written(path: Path = PATH) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+# States
+
+
+def test_a_state_comes_back_with_torchs_generator() -> None:
+    first, second = state(epoch=3, step=2, steps=7), state()
+    first.parts["network"](torch.ones(1, 1)).sum().backward()
+    first.parts["optimizer"].step()
+    torch.manual_seed(5)
+    atomic.save(Path("state.pt"), first.state_dict())
+    drawn = torch.rand(3)
+    second.load_state_dict(atomic.load(Path("state.pt")))
+    assert torch.equal(torch.rand(3), drawn)
+    assert second.progress == {"epoch": 3, "step": 2, "steps": 7}
+    assert torch.equal(second.parts["network"].weight, first.parts["network"].weight)
+    assert second.parts["optimizer"].state_dict()["state"].keys() == {0, 1}
+    assert second.learning_rate == 1e-3
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"format": "other-1"}, "not a training state in the format kind-1"),
+        ({"network": {}}, "does not fit"),
+        ({"network": nn.Linear(2, 1).state_dict()}, "does not fit"),
+        ({"optimizer": {"state": {}, "param_groups": []}}, "does not fit"),
+    ],
+)
+def test_states_that_do_not_fit(change: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=rf"^state\.pt .*{words}"):
+        state().load_state_dict({**state().state_dict(), **change})
+    stored = state().state_dict()
+    del stored["scaler"]
+    with pytest.raises(UserError, match="does not fit"):
+        state().load_state_dict(stored)
+
+
+def test_weights_and_buffers_that_are_not_finite_are_found() -> None:
+    good = state()
+    good.parts["network"] = nn.Sequential(nn.Linear(1, 1), nn.BatchNorm1d(1))
+    good.check_finite()
+    for name in ("0.bias", "1.running_mean"):
+        value = good.parts["network"].state_dict()[name]
+        value.fill_(math.nan)
+        with pytest.raises(UserError, match=r"the network has weights that are not finite.*--set lr="):
+            good.check_finite()
+        value.zero_()
+
+
+# The log
+
+
+def test_flush_writes_means_of_the_interval(capsys: pytest.CaptureFixture[str]) -> None:
+    log = Log(PATH, state(epoch=2, step=3, steps=7))
+    log.add(terms(1.0, 4.0), 16, 0.0)
+    log.add(terms(3.0, 2.0), 8, 0.0)
+    log.flush()
+    (record,) = written()
+    assert log.records == [record]
+    means = {"G_l1": 2.0, "D_real": 3.0, "lr": 1e-3, "data_wait_percent": 0}
+    expected = {"epoch": 2, "step": 3, "steps": 7, **means}
+    assert {key: record[key] for key in expected} == expected
+    assert set(record) == {*expected, "images_per_s", "memory_mb"}
+    said = capsys.readouterr().out
+    assert said.startswith("epoch 2 step 7 | G_l1 2.0000 D_real 3.0000 | ")
+    assert said.count("\n") == 1
+
+
+def test_speed_and_wait_are_of_the_interval(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+    log = Log(PATH, state())
+    for images, waited, took in ((16, 1.0, 4.0), (16, 0.0, 8.0)):
+        log.add(terms(0.0, 0.0), images, waited)
+        now[0] += took
+        log.flush()
+    assert [record["images_per_s"] for record in written()] == [4.0, 2.0]
+    assert [record["data_wait_percent"] for record in written()] == [25.0, 0.0]
+
+
+def test_an_interval_begins_empty_and_has_its_own_terms() -> None:
+    log = Log(PATH, state())
+    log.flush()  # nothing to say
+    assert written() == []
+    for found in ({"G_l1": torch.tensor(2.0)}, terms(1.0, 3.0)):
+        log.add(found, 4, 0.0)
+        log.flush()
+    losses = [
+        {key: value for key, value in record.items() if key[:2] in ("G_", "D_")} for record in written()
+    ]
+    assert losses == [{"G_l1": 2.0}, {"G_l1": 1.0, "D_real": 3.0}]
+
+
+@pytest.mark.parametrize("tail", ["", '{"steps": 30, "G_', "{", "\0\0\0"])
+@pytest.mark.parametrize(("steps", "kept"), [(0, []), (20, [10, 20]), (25, [10, 20])])
+def test_reopening_drops_later_records_and_a_line_that_was_cut_off(
+    steps: int, kept: list[int], tail: str
+) -> None:
+    lines = [json.dumps({"steps": step, "G_l1": 0.5}) + "\n" for step in (10, 20, 30)]
+    PATH.write_text("".join(lines) + tail)
+    log = Log(PATH, state(steps=steps))
+    assert [record["steps"] for record in log.records] == kept
+    assert written() == log.records
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_stops_with_advice(value: float) -> None:
+    log = Log(PATH, state(steps=7))
+    log.add(terms(1.0, value), 4, 0.0)
+    with pytest.raises(UserError, match=r"^D_real not finite by step 7; .*--set lr="):
+        log.flush()
+    assert written() == []
+
+
+def test_peak_memory_is_plausible() -> None:
+    assert 50 < peak_memory_mb(CPU) < 1e6
+
+
+# Signals
+
+
+def handlers() -> list[object]:
+    return [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_first_signal_is_noted(number: signal.Signals) -> None:
+    before = handlers()
+    with noted_signals() as caught:
+        assert caught == []
+        assert set(handlers()).isdisjoint(before)
+        signal.raise_signal(number)
+        assert caught == [number]
+    assert handlers() == before
+
+
+def test_a_second_signal_and_an_error_stop_at_once() -> None:
+    before = handlers()
+    with pytest.raises(KeyboardInterrupt), noted_signals():  # noqa: PT012 - the second is what raises
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGINT)
+    assert handlers() == before
+    with pytest.raises(RuntimeError, match="a bug"), noted_signals():
+        raise RuntimeError("a bug")
+    assert handlers() == before
+
+
+def test_other_threads_leave_handlers_alone() -> None:
+    before, seen = handlers(), []
+
+    def work() -> None:
+        with noted_signals() as caught:
+            seen.append((caught, handlers()))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [([], before)]
+
+
+# The loop itself
+
+RECIPE = ClassifierRecipe(size=8, batch_size=4, epochs=5, save_every=2, log_every=100)
+IMAGES = ImageSet(
+    [str(i) for i in range(12)], [""] * 12, np.zeros(0, np.uint8), np.zeros((12, 3), np.int64), 3, [], 0, ""
+)
+
+
+def run_loop(seen: list[Any], stop: int = 0, last_of_stage: int = 0, **changes: Any) -> State:
+    """Run the loop with steps that do nothing but note themselves; a signal comes in step `stop`."""
+    current = state()
+    images = replace(IMAGES, **changes)
+
+    def batches(epoch: int, start: int) -> Iterator[tuple[int, int]]:
+        yield from ((epoch, step) for step in range(start, 3))
+
+    def step(batch: tuple[int, int]) -> dict[str, Tensor]:
+        seen.append(batch)
+        if current.steps + 1 == stop:
+            signal.raise_signal(signal.SIGTERM)
+        return {"G_l1": torch.tensor(1.0)}
+
+    def save(epoch: int, records: list[dict[str, Any]]) -> None:
+        seen.append(("saved", epoch, len(records)))
+
+    if Path("checkpoints/state.pt").exists():
+        current.load_state_dict(atomic.load(Path("checkpoints/state.pt")))
+    fit(Path(), RECIPE, current, {"train": images}, batches, step, save, "python stage.py", last_of_stage)
+    return current
+
+
+def test_every_epoch_is_trained_and_saved_when_due() -> None:
+    seen: list[Any] = []
+    assert run_loop(seen).progress == {"epoch": 6, "step": 0, "steps": 15}
+    assert [step for step in seen if step[0] != "saved"] == [(e, s) for e in range(1, 6) for s in range(3)]
+    assert [step[:2] for step in seen if step[0] == "saved"] == [("saved", 2), ("saved", 4), ("saved", 5)]
+    assert [(record["epoch"], record["steps"]) for record in written()] == [(2, 6), (4, 12), (5, 15)]
+    assert atomic.load(Path("checkpoints/state.pt"))["epoch"] == 6
+
+
+def test_a_record_ends_with_a_stage() -> None:
+    run_loop([], last_of_stage=1)
+    assert [record["steps"] for record in written()] == [3, 6, 12, 15]
+
+
+@pytest.mark.parametrize("stop", [1, 3, 6, 8])
+def test_a_stopped_run_says_how_to_go_on_and_goes_on_there(
+    stop: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: list[Any] = []
+    with pytest.raises(SystemExit) as stopped:
+        run_loop(seen, stop)
+    assert stopped.value.code == 128 + signal.SIGTERM
+    assert "go on with: python stage.py --resume --run ." in capsys.readouterr().out
+    run_loop(seen)
+    assert [step for step in seen if step[0] != "saved"] == [(e, s) for e in range(1, 6) for s in range(3)]
+    assert sorted(step[1] for step in seen if step[0] == "saved") == [2, 4, 5]
+
+
+def test_pictures_left_out_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    run_loop([], bad=["x.png: not an image"], gray=3)
+    said = capsys.readouterr().out.splitlines()
+    assert said[-2:] == [
+        "skipped x.png: not an image",
+        "left 3 near-gray pictures out of train (min_colorfulness)",
+    ]

@@ -1,8 +1,7 @@
-"""Colour in torch: sRGB <-> CIELAB, the scaling of network tensors, gamut clipping, line extraction.
+"""Colour in torch: sRGB <-> CIELAB, images <-> network tensors, gamut clipping, line extraction.
 
-Everything here is batched, runs on any device, can be scripted, and computes in float32 whatever autocast
-says: only element-wise products and sums are used, never a matrix product that autocast would round to
-bfloat16.
+Every function is batched, runs on any device, can be scripted, and computes in float32 also under autocast:
+element-wise operations alone are used, no matrix product, which autocast would round to bfloat16.
 
 Sources: IEC 61966-2-1 (sRGB), CIE 15 (Lab), D65 white and matrix as in scikit-image; line extraction:
 Winnemoeller, Kyprianidis, Olsen, "XDoG: an eXtended difference-of-Gaussians compendium", 2012.
@@ -14,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# of the tensors that encode returns
+# kind of network tensor -> its channels, see encode
 CHANNELS = {"L": 1, "gray": 1, "line": 1, "gray+line": 1, "sketch": 3, "ab": 2, "rgb": 3, "Lab": 3}
 
 
@@ -22,8 +21,10 @@ def rgb01(image: Tensor) -> Tensor:
     """Return an image as float32 RGB in [0, 1].
 
     Args:
-        image: (N, 1|3, H, W), uint8 in [0, 255], uint16 in [0, 65535] or floating point in [0, 1]; one
-            channel is repeated.
+        image: (N, 1|3, H, W), uint8 in [0, 255], uint16 in [0, 65535] or floating point in [0, 1].
+
+    Returns:
+        (N, 3, H, W); one channel is repeated.
     """
     if image.dtype == torch.uint8:
         rgb = image.to(torch.float32) / 255.0
@@ -35,12 +36,12 @@ def rgb01(image: Tensor) -> Tensor:
 
 
 def to_uint8(rgb: Tensor) -> Tensor:
-    """Return RGB in [0, 1] as uint8, rounded to nearest."""
+    """Return RGB, clipped to [0, 1], as uint8, rounded to nearest."""
     return (rgb.clamp(0.0, 1.0) * 255.0).round().to(torch.uint8)
 
 
 def to_dtype(rgb: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return RGB in [0, 1] as what rgb01 takes: uint8, uint16 (both rounded to nearest) or floating point."""
+    """Return RGB in [0, 1] in a dtype that rgb01 takes; uint8 and uint16 are rounded to nearest."""
     if dtype == torch.uint8:
         return to_uint8(rgb)
     if dtype == torch.uint16:
@@ -49,14 +50,14 @@ def to_dtype(rgb: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def linear_rgb(rgb: Tensor) -> Tensor:
-    """Undo sRGB's transfer curve; [0, 1] -> [0, 1]."""
-    upper = rgb.clamp(min=0.04045)  # where the straight piece ends; torch.where and ** take twice as long
+    """Return linear RGB of sRGB, both in [0, 1]."""
+    upper = rgb.clamp(min=0.04045)  # where the linear segment ends; torch.where and ** take twice as long
     line = (rgb - upper).div_(12.92)
     return upper.add_(0.055).div_(1.055).log_().mul_(2.4).exp_().add_(line)
 
 
 def gamma_rgb(linear: Tensor) -> Tensor:
-    """Apply sRGB's transfer curve; [0, 1] -> [0, 1]."""
+    """Return sRGB of linear RGB, both in [0, 1]."""
     return torch.where(
         linear > 0.0031308, 1.055 * linear.clamp(min=1e-6) ** (1.0 / 2.4) - 0.055, linear * 12.92
     )
@@ -69,7 +70,7 @@ def rgb_to_lab(rgb: Tensor) -> Tensor:
         rgb: (N, 3, H, W) float, in [0, 1].
 
     Returns:
-        (N, 3, H, W) float32, L in [0, 100], a and b in about [-108, 99].
+        (N, 3, H, W) float32, L in [0, 100], a and b in [-108, 99].
     """
     r, g, b = linear_rgb(rgb.to(torch.float32)).unbind(1)
     x = (0.412453 * r + 0.357580 * g + 0.180423 * b) / 0.95047
@@ -80,21 +81,21 @@ def rgb_to_lab(rgb: Tensor) -> Tensor:
 
 
 def rgb_to_lightness(rgb: Tensor) -> Tensor:
-    """Return the L of rgb_to_lab alone, (N, 1, H, W) in [0, 100], at half its cost."""
+    """Return only the L of rgb_to_lab, (N, 1, H, W) in [0, 100], at half its cost."""
     r, g, b = linear_rgb(rgb.to(torch.float32)).unbind(1)
     y = 0.212671 * r + 0.715160 * g + 0.072169 * b
     return 116.0 * _lab_root(y.unsqueeze(1)) - 16.0
 
 
 def _lab_root(xyz: Tensor) -> Tensor:
-    """Return Lab's f of XYZ relative to white: a cube root with a straight piece below 0.008856; in place."""
+    """Return Lab's f of XYZ relative to white: a cube root, linear below 0.008856. In place."""
     upper = xyz.clamp(min=0.008856)
     line = xyz.sub_(upper)
     return upper.log_().div_(3.0).exp_().add_(line, alpha=7.787)
 
 
 def lab_to_rgb(lab: Tensor) -> Tensor:
-    """Convert CIELAB to sRGB; colours outside sRGB are desaturated until they fit, at the same L.
+    """Convert CIELAB to sRGB; colours outside sRGB are desaturated at the same L until they fit.
 
     Args:
         lab: (N, 3, H, W) float, L in [0, 100].
@@ -106,7 +107,7 @@ def lab_to_rgb(lab: Tensor) -> Tensor:
     fy = (lightness + 16.0) / 116.0
     f = torch.stack([fy + a / 500.0, fy, fy - b / 200.0], 1)
     xyz = torch.where(f > 0.2068966, f * f * f, (f - 16.0 / 116.0) / 7.787)
-    x, y, z = xyz.unbind(1)  # the inverse matrix's rows are scaled to turn white into exactly (1, 1, 1)
+    x, y, z = xyz.unbind(1)  # the rows of the inverse matrix are scaled so that white is exactly (1, 1, 1)
     x, z = x * 0.95047, z * 1.08883
     red = 3.240457143 * x - 1.537140042 * y - 0.498532607 * z
     green = -0.969265039 * x + 1.876009528 * y + 0.041556363 * z
@@ -115,7 +116,7 @@ def lab_to_rgb(lab: Tensor) -> Tensor:
 
 
 def clip_gamut(linear: Tensor, luminance: Tensor) -> Tensor:
-    """Move out-of-gamut colours straight towards the gray of their luminance, which keeps L exactly.
+    """Desaturate colours outside the gamut: along the line to the gray of their luminance, which keeps L.
 
     Args:
         linear: (N, 3, H, W) linear RGB, any range.
@@ -137,7 +138,7 @@ def luma(rgb: Tensor) -> Tensor:
 
 
 def encode(image: Tensor, kind: str) -> Tensor:
-    """Turn an image into a network tensor.
+    """Return an image as a network tensor.
 
     Args:
         image: (N, 1|3, H, W), uint8 or float in [0, 1].
@@ -151,7 +152,7 @@ def encode(image: Tensor, kind: str) -> Tensor:
     if kind == "L" or kind == "ab" or kind == "Lab":  # a script cannot look into a tuple of strings
         lab = rgb_to_lab(rgb)
         lightness = lab[:, :1] / 50.0 - 1.0  # (N, 1, H, W)
-        ab = (lab[:, 1:] / 110.0).clamp(-1.0, 1.0)  # (N, 2, H, W); sRGB's reach from -107.9 to 98.3
+        ab = (lab[:, 1:] / 110.0).clamp(-1.0, 1.0)  # (N, 2, H, W); in sRGB from -107.9 to 98.3
         return lightness if kind == "L" else ab if kind == "ab" else torch.cat([lightness, ab], 1)
     if kind == "sketch" or kind == "rgb":
         return rgb * 2.0 - 1.0  # (N, 3, H, W)
@@ -159,7 +160,7 @@ def encode(image: Tensor, kind: str) -> Tensor:
 
 
 def decode(y: Tensor, kind: str, lightness: Tensor) -> Tensor:
-    """Turn a network's output back into RGB in [0, 1] (N, 3, H, W); differentiable.
+    """Return a network's output as RGB in [0, 1] (N, 3, H, W); differentiable.
 
     Args:
         y: (N, 2|3, H, W) in [-1, 1], of kind ab, rgb or Lab.
@@ -179,21 +180,21 @@ def join_lab(lightness: Tensor, y: Tensor) -> Tensor:
 
 
 def recolor(image: Tensor, a: float, b: float) -> Tensor:
-    """Return an image (N, 1|3, H, W) with its own lightness and one ab, as uint8; (0, 0) is gray."""
+    """Return an image (N, 1|3, H, W) with its own L and the same a and b everywhere, as uint8."""
     lightness = rgb_to_lightness(rgb01(image))
     planes = [lightness, torch.full_like(lightness, a), torch.full_like(lightness, b)]
     return to_uint8(lab_to_rgb(torch.cat(planes, 1)))
 
 
 def show_input(source: Tensor, kind: str) -> Tensor:
-    """Return what a network that takes `kind` sees of a source image (N, 1|3, H, W), as uint8 to look at."""
+    """Return a network's input, made of an image (N, 1|3, H, W), as (N, 3, H, W) uint8 to look at."""
     if kind == "L":
         return recolor(source, 0.0, 0.0)
     return to_uint8((encode(source, kind) + 1.0) / 2.0).expand(-1, 3, -1, -1)
 
 
 def gaussian_blur(image: Tensor, sigma: float) -> Tensor:
-    """Blur each channel; sigma in px, borders replicated. In float64, which autocast leaves alone."""
+    """Blur each channel; sigma in px, borders replicated. In float64, which autocast does not touch."""
     radius = max(1, math.ceil(3.0 * sigma))
     offsets = torch.arange(-radius, radius + 1, device=image.device, dtype=torch.float64)
     weights = torch.exp(-0.5 * (offsets / sigma) ** 2)
@@ -206,17 +207,17 @@ def gaussian_blur(image: Tensor, sigma: float) -> Tensor:
 
 
 def line_art(image: Tensor, sigma: float = 0.7, threshold: float = 0.95, softness: float = 0.08) -> Tensor:
-    """Draw the lines of colour pictures as ink on white paper.
+    """Return line art of colour images: black lines on white.
 
-    A difference of Gaussians with a soft threshold, taken per colour channel and relative to the local tone:
-    plain XDoG fills dark areas with black, and lines in gray lose edges between colours of equal lightness.
-    Source: Winnemoeller et al. 2012, eq. 2-5, divided by the wider Gaussian.
+    A difference of Gaussians with a soft threshold, per colour channel and relative to the local brightness:
+    plain XDoG fills dark areas with black, and lines of the gray image miss edges between colours of equal
+    lightness. Source: Winnemoeller et al. 2012, eq. 2-5, divided by the wider Gaussian.
 
     Args:
         image: (N, 3, H, W) uint8, or float in [0, 1].
         sigma: px, about the width of a line.
-        threshold: tau, of fine / wide tone; at or above it the paper stays white.
-        softness: the drop below the threshold over which white turns to black ink.
+        threshold: of the finer over the wider Gaussian; at or above it the result is white.
+        softness: how far below the threshold white turns to black.
 
     Returns:
         (N, 3, H, W) uint8, gray.
@@ -224,7 +225,7 @@ def line_art(image: Tensor, sigma: float = 0.7, threshold: float = 0.95, softnes
     rgb = rgb01(image)
     fine = gaussian_blur(rgb, sigma)
     wide = gaussian_blur(rgb, 3.0 * sigma)
-    # 0.06 hushes noise in the dark
+    # 0.06 suppresses noise in dark areas
     ratio = ((fine + 0.06) / (wide + 0.06)).amin(1, keepdim=True)  # (N, 1, H, W)
     ink = torch.tanh(((threshold - ratio) / softness).clamp(min=0.0))
     return to_uint8(1.0 - ink).expand(-1, 3, -1, -1)

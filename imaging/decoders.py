@@ -90,7 +90,7 @@ def open_image(file: BinaryIO) -> Image.Image:
 
 
 class _Chunks(PngStream):
-    """The chunks of a PNG; texts and profiles may inflate to MAX_TEXT bytes."""
+    """The chunks of a PNG; a text or a profile may inflate to MAX_TEXT bytes."""
 
     def call(self, cid: bytes, pos: int, length: int) -> bytes:
         """Read a chunk; Pillow raises ValueError where it inflates to more than MAX_TEXT_CHUNK."""
@@ -102,25 +102,19 @@ class _Chunks(PngStream):
         self.fp.seek(pos)
         chunk = self.fp.read(length)
         key, _, rest = chunk.partition(b"\0")
-        if cid == b"iCCP":
-            self.im_info["icc_profile"] = _inflate(rest[1:])
-            return chunk
-        if cid == b"iTXt":
-            rest = rest[2:].split(b"\0", 2)[-1]  # after two flags, the language and the translated keyword
-        text = _inflate(rest if cid == b"iTXt" else rest[1:])
-        self.check_text_memory(len(text))
-        if key == b"XML:com.adobe.xmp":
-            self.im_info["xmp"] = text
-        self.im_text[key.decode("latin-1")] = text.decode("utf-8" if cid == b"iTXt" else "latin-1", "replace")
+        # in iTXt the text follows two flags, a language and a translated keyword, else one flag
+        deflated = rest[2:].split(b"\0", 2)[-1] if cid == b"iTXt" else rest[1:]
+        inflater = zlib.decompressobj()
+        text = inflater.decompress(deflated, MAX_TEXT)
+        if inflater.unconsumed_tail:
+            raise ValueError(f"a text of more than {MAX_TEXT} bytes")
+        if cid == b"iCCP" or key == b"XML:com.adobe.xmp":
+            self.im_info["icc_profile" if cid == b"iCCP" else "xmp"] = text
+        else:
+            self.check_text_memory(len(text))
+            coding = "utf-8" if cid == b"iTXt" else "latin-1"
+            self.im_text[key.decode("latin-1")] = text.decode(coding, "replace")
         return chunk
-
-
-def _inflate(data: bytes) -> bytes:
-    inflater = zlib.decompressobj()
-    text = inflater.decompress(data, MAX_TEXT)
-    if inflater.unconsumed_tail:
-        raise ValueError(f"a text of more than {MAX_TEXT} bytes")
-    return text
 
 
 class Png(PngImageFile):

@@ -1,9 +1,8 @@
-"""What a picture file says beside its pixels: read, rid of what colouring makes untrue, put into another.
+"""Metadata of image files: read, cleaned of what no longer holds after colouring, written to another format.
 
 Kept are EXIF (author, dates, camera, place), XMP, IPTC, the resolution, comments and PNG texts, as far as the
-new file's format can hold them. Left out is what describes the old pixels (orientation, size, colour space,
-thumbnails) and what cannot be moved: makers' notes hold previews, and offsets that would point elsewhere.
-What is too broken to be written again is left out too.
+output's format can hold them. Left out is what describes the old pixels (orientation, size, colour space,
+thumbnails), makers' notes, which contain previews and file offsets, and what is too broken to write again.
 """
 
 import io
@@ -23,13 +22,13 @@ from tifffile import TiffFile, TiffPage
 
 from imaging.decoders import PNG_NOTES, guarded, png_chunks, without_pixels
 
-SEGMENT = 65_000  # bytes that a JPEG marker holds, less its name
-COMMENT = "Comment"  # the PNG keyword that a comment of another format gets
-BYTE, ASCII, SHORT, LONG, LONG8 = 1, 2, 3, 4, 16  # TIFF's types
-XMP, IPTC = 700, 33723  # TIFF's tags
-IPTC_IN_JPEG = 0x0404  # a resource of Photoshop's
+MAX_SEGMENT = 65_000  # bytes in a segment of a JPEG, with room for its name
+COMMENT = "Comment"  # the PNG keyword for the comment of another format
+BYTE, ASCII, SHORT, LONG, LONG8 = 1, 2, 3, 4, 16  # data types of TIFF
+XMP, IPTC = 700, 33723  # tags of TIFF
+IPTC_IN_JPEG = 0x0404  # number of a Photoshop resource
 
-DESCRIPTIVE = (  # tags of the main directory; all others say how pixels lie in their file
+DESCRIPTIVE = (  # tags of the main directory; the others describe how the pixels are stored
     *(Base.DocumentName, Base.ImageDescription, Base.Make, Base.Model, Base.Software, Base.DateTime),
     *(Base.Artist, Base.HostComputer, Base.Copyright, Base.Rating, Base.RatingPercent),
     *(Base.XPTitle, Base.XPComment, Base.XPAuthor, Base.XPKeywords, Base.XPSubject),
@@ -44,12 +43,12 @@ XMP_FIELD = re.compile(rb"\s(?:%b)=(?:\"[^\"]*\"|'[^']*')|<(%b)>[^<]*</\1>" % (S
 
 @dataclass(frozen=True)
 class Notes:
-    """What a file says beside its pixels; a field is empty where it says nothing."""
+    """The metadata of a file or page; fields are empty where it has none."""
 
     exif: bytes = b""  # a TIFF header and its directories
     xmp: bytes = b""
-    dpi: tuple[float, float] | None = None  # across, down
-    text: tuple[tuple[str, str], ...] = ()  # keyword, text
+    dpi: tuple[float, float] | None = None  # horizontal, vertical
+    text: tuple[tuple[str, str], ...] = ()  # pairs of keyword and text
     iptc: bytes = b""  # records of the Information Interchange Model
 
     @property
@@ -60,21 +59,21 @@ class Notes:
 
 @dataclass(frozen=True)
 class Scan:
-    """What is known of a file before its pixels are used."""
+    """What is known of a file before its pixels are read."""
 
     path: Path
     form: str  # Pillow's name of the format
     count: int  # frames of an animation, or pages of a TIFF
-    size: tuple[int, int]  # px across and down as stored, of the largest page
-    durations: tuple[float, ...] = ()  # ms per frame of an animation; empty for all else
-    loop: int = 0  # how often an animation plays; 0: for ever
+    size: tuple[int, int]  # width and height in px as stored, of the largest page
+    durations: tuple[float, ...] = ()  # ms, of each frame of an animation; else empty
+    loop: int = 0  # how often an animation is played; 0: without end
     notes: Notes = Notes()
-    others: tuple[Notes, ...] = ()  # of a TIFF's pages after the first
-    content: bytes | None = field(default=None, repr=False)  # where `path` is only a name
+    others: tuple[Notes, ...] = ()  # of the pages of a TIFF after the first
+    content: bytes | None = field(default=None, repr=False)  # the file, where `path` is only a name
 
     @property
     def pixels(self) -> int:
-        """Return how many pixels its largest frame has."""
+        """Return the number of pixels of the largest frame."""
         return math.prod(self.size)
 
 
@@ -85,7 +84,7 @@ def info_of(image: Image.Image, key: str, kind: Any, otherwise: Any) -> Any:
 
 
 def read_notes(image: Image.Image) -> Notes:
-    """Return the notes of an opened file that is no TIFF; its pixels are not decoded."""
+    """Return the metadata of an opened file that is no TIFF; pixels are not decoded."""
     if isinstance(image, PngImageFile):
         image = without_pixels(image.fp)
     with guarded():
@@ -100,7 +99,7 @@ def read_notes(image: Image.Image) -> Notes:
 
 
 def read_tiff_notes(page: TiffPage) -> Notes:
-    """Return the notes of one page of a TIFF."""
+    """Return the metadata of one page of a TIFF."""
     with guarded():
         codes = (Base.ResolutionUnit, Base.XResolution, Base.YResolution, XMP)
         unit, *ratios, xmp = [page.tags.valueof(code) for code in codes]
@@ -114,18 +113,18 @@ def read_tiff_notes(page: TiffPage) -> Notes:
 
 
 def save_options(notes: Notes, form: str) -> dict[str, Any]:
-    """Return the options that put notes into a file of a format by Pillow's `save`."""
+    """Return options for Pillow's `save` that write metadata into a format."""
     options: dict[str, Any] = {"dpi": notes.dpi, "xmp": notes.xmp, "exif": notes.exif}
     if form == "JPEG":
         options |= {"exif": notes.exif and b"Exif\0\0" + notes.exif, "comment": notes.comment}
         options["extra"] = notes.iptc
-        options = {key: value for key, value in options.items() if key == "dpi" or len(value) < SEGMENT}
+        options = {key: value for key, value in options.items() if key == "dpi" or len(value) < MAX_SEGMENT}
         options["extra"] = _iptc_segment(options.get("extra", b""))
     return {key: value for key, value in options.items() if value}
 
 
 def _iptc_segment(iptc: bytes) -> bytes:
-    """Return IPTC as a marker of a JPEG, and none where there is no IPTC."""
+    """Return IPTC as a segment of a JPEG; empty where there is none."""
     if not iptc:
         return b""
     resource = struct.pack(">4sHHI", b"8BIM", IPTC_IN_JPEG, 0, len(iptc)) + iptc + b"\0" * (len(iptc) % 2)
@@ -134,7 +133,7 @@ def _iptc_segment(iptc: bytes) -> bytes:
 
 
 def png_notes(notes: Notes) -> list[tuple[bytes, bytes]]:
-    """Return notes as chunks of a PNG."""
+    """Return metadata as chunks of a PNG, name and contents."""
     info, file = PngInfo(), io.BytesIO()
     for key, value in notes.text:
         info.add_text(key, value)
@@ -145,7 +144,7 @@ def png_notes(notes: Notes) -> list[tuple[bytes, bytes]]:
 
 
 def tiff_tags(notes: Notes, first: bool = True) -> list[tuple[int, int, int, Any, bool]]:
-    """Return notes as tifffile's `extratags` of a page; of the first, `append_directories` must follow."""
+    """Return metadata as tifffile's `extratags` of a page; after the first, call `append_directories`."""
     exif = Image.Exif()
     exif.load(notes.exif)
     values = {tag: exif[tag] for tag in DESCRIPTIVE if tag in exif}
@@ -154,7 +153,7 @@ def tiff_tags(notes: Notes, first: bool = True) -> list[tuple[int, int, int, Any
         values.setdefault(Base.ImageDescription, notes.comment.decode("latin-1"))
     fitting = {tag: v for tag, v in values.items() if isinstance(v, str | bytes) or v in range(2**16)}
     tags = [_tiff_tag(tag, value) for tag, value in fitting.items()]
-    # tifffile does not write tags that point to directories; their unused neighbours keep the place
+    # tifffile refuses tags that point to directories: unused tags beside them keep the place
     return tags + [(group - 1, LONG, 1, 0, True) for group in _directories(exif) if first]
 
 
@@ -166,7 +165,7 @@ def _tiff_tag(tag: int, value: int | str | bytes) -> tuple[int, int, int, Any, b
 
 
 def append_directories(path: Path, notes: Notes) -> None:
-    """Add the EXIF and GPS directories to a TIFF written with `tiff_tags`."""
+    """Append the EXIF and GPS directories to a TIFF that was written with `tiff_tags`."""
     exif = Image.Exif()
     exif.load(notes.exif)
     with TiffFile(path, mode="r+") as tiff:
@@ -183,7 +182,7 @@ def append_directories(path: Path, notes: Notes) -> None:
 
 
 def _directories(exif: Image.Exif) -> dict[int, dict[int, Any]]:
-    """Return the EXIF and GPS directories that are not empty, without what is stale."""
+    """Return the EXIF and GPS directories that are not empty, without stale tags."""
     found = {}
     for group in (IFD.Exif, IFD.GPSInfo):
         values = {tag: value for tag, value in exif.get_ifd(group).items() if tag not in STALE}
@@ -197,8 +196,8 @@ def _tiff_exif(page: TiffPage) -> Image.Exif:
     exif.endian, exif.bigtiff = page.parent.byteorder, page.parent.is_bigtiff
     exif.load_from_fp(page.parent.filehandle, page.offset)
     if page.is_ome or page.is_imagej or page.is_shaped:
-        del exif[Base.ImageDescription]  # not a description: it lists the axes and types of the numbers
-    if page.is_shaped and not re.match(r"shape=|\{\"shape\"", page.description):  # tifffile's stands second
+        del exif[Base.ImageDescription]  # it only lists axes and dtypes
+    if page.is_shaped and not re.match(r"shape=|\{\"shape\"", page.description):  # tifffile's comes second
         exif[Base.ImageDescription] = page.description.encode().decode("latin-1")
     return exif
 
@@ -222,7 +221,7 @@ def _clean_exif(read: Callable[[], Image.Exif]) -> bytes:
 
 
 class _Text(str):
-    """A text that is written as the bytes it was read from: Pillow reads Latin-1, and writes only ASCII."""
+    """A text that is written as the bytes it was read from: Pillow reads Latin-1 and writes only ASCII."""
 
     def encode(self, *_: str) -> bytes:
         return super().encode("latin-1", "replace")
@@ -240,7 +239,7 @@ def _clean_xmp(xmp: object) -> bytes:
 
 
 def _clean_dpi(across: float, down: float) -> tuple[float, float] | None:
-    """Return a resolution that every format can hold, None where it makes no sense."""
+    """Return a resolution rounded so that every format can hold it, None where it makes no sense."""
     across, down = round(float(across), 2), round(float(down), 2)
     return (across, down) if 1 <= across < 2**16 and 1 <= down < 2**16 else None
 

@@ -1,8 +1,6 @@
-"""Image files <-> arrays: any file that Pillow opens becomes sRGB uint8 (H, W, 3), and back.
+"""Decoded images as arrays: frames of any depth, 8-bit images, resizing, colourfulness, contact sheets.
 
-Reading applies the EXIF orientation and the ICC profile, lays transparency over white and brings every mode
-(palette, CMYK, 1 bit, 16 bit, float) to 8 bits per channel, in strips, so that a huge picture is not held
-several times over. A file that cannot be read raises ValueError with the path and cause.
+Whatever touches every pixel works in strips, so that a huge image is not held several times over.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,8 +14,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from config import UserError
 
-GAP = 6  # px between the pictures of a contact sheet
-MAX_PIXELS = 500_000_000  # of a picture; more are refused before they are decoded, as a decompression bomb
+GAP = 6  # px between the images of a contact sheet
+MAX_PIXELS = 500_000_000  # of an image; a larger one is refused before it is decoded
 STRIP = 2**21  # px converted at a time
 
 Array = NDArray[np.uint8]
@@ -26,14 +24,14 @@ Depth = NDArray[np.uint8] | NDArray[np.uint16]
 
 @dataclass(frozen=True)
 class Frame:
-    """A picture, upright and in sRGB."""
+    """One image of a file, upright and in sRGB."""
 
     pixels: Depth  # (H, W, 3) uint8 or uint16
-    alpha: Depth | None  # (H, W) of the same type, not multiplied into the pixels; None: no transparency
+    alpha: Depth | None  # (H, W) of the same dtype, not multiplied into the pixels; None: opaque
 
 
 def check_size(width: int, height: int) -> None:
-    """Refuse a picture for its size in pixels, before it is decoded. Raises UserError without its name."""
+    """Raise UserError, without the file's name, where an image has no pixels or too many to be safe."""
     if min(width, height) < 1:
         raise UserError("it has no pixels")
     if width * height > MAX_PIXELS:
@@ -42,7 +40,7 @@ def check_size(width: int, height: int) -> None:
 
 
 def upright(frame: Frame, turn: int) -> Frame:
-    """Turn a frame upright from an EXIF orientation in [1, 8]; any other number is taken for 1."""
+    """Undo an EXIF orientation in [1, 8]; any other value means 1, upright."""
     alpha = None if frame.alpha is None else _turned(frame.alpha, turn)
     return Frame(_turned(frame.pixels, turn), alpha)
 
@@ -58,7 +56,7 @@ def _turned(array: NDArray, turn: int) -> NDArray:
 
 
 def flatten(frame: Frame) -> Array:
-    """Return (H, W, 3) uint8 with transparency laid over white."""
+    """Return (H, W, 3) uint8, composited on white."""
     pixels = to_8_bits(frame.pixels)
     if frame.alpha is None:
         return pixels
@@ -70,13 +68,13 @@ def flatten(frame: Frame) -> Array:
 
 
 def strips(height: int, width: int) -> Iterator[slice]:
-    """Cut a picture into slices of rows of about STRIP pixels."""
+    """Return slices of rows, of about STRIP pixels each, that cover an image."""
     step = max(1, STRIP // width)
     return (slice(top, min(top + step, height)) for top in range(0, height, step))
 
 
 def to_8_bits(array: Depth) -> Array:
-    """Round uint16 to uint8; uint8 is returned as it is."""
+    """Return uint16 rounded to uint8; uint8 is returned as it is."""
     if array.dtype == np.uint8:
         return array
     out = np.empty(array.shape, np.uint8)
@@ -85,31 +83,33 @@ def to_8_bits(array: Depth) -> Array:
     return out
 
 
-def to_16_bits(values: NDArray, full: float | None = None) -> NDArray[np.uint16]:
-    """Scale numbers of any kind to 0..65535; what lies outside is clipped.
+def to_16_bits(values: NDArray, white: float | None = None) -> NDArray[np.uint16]:
+    """Return numbers of any dtype scaled to [0, 65535], rounded and clipped.
 
     Args:
-        full: the number that is white. None: the smallest of 1 (floats only), 255 and 65535 that the picture
-            does not exceed, or else its largest number.
+        values: (H, W) or (H, W, C).
+        white: the number that becomes 65535. None: the smallest of 1 (floats only), 255 and 65535 that no
+            value exceeds, or else the largest value.
 
-    Raises UserError where it holds NaN or infinite numbers.
+    Raises:
+        UserError: NaN or infinite values; without the file's name.
     """
-    if values.dtype.kind == "u" and values.dtype.itemsize == 2 and full == 65535:
+    if values.dtype.kind == "u" and values.dtype.itemsize == 2 and white == 65535:
         return values.astype(np.uint16, copy=False)
     peak = values.max(initial=0)
     if not np.isfinite(values.min(initial=0)) or not np.isfinite(peak):
         raise UserError("it holds NaN or infinite values")
-    if full is None:
-        whites = (1.0, 255, 65535) if values.dtype.kind == "f" else (255, 65535)
-        full = next((white for white in whites if peak <= white), peak)
+    if white is None:
+        usual = (1.0, 255, 65535) if values.dtype.kind == "f" else (255, 65535)
+        white = next((most for most in usual if peak <= most), peak)
     out = np.empty(values.shape, np.uint16)
     for rows in strips(*values.shape[:2]):
-        out[rows] = (values[rows] * (65535 / np.float64(full))).round().clip(0, 65535)
+        out[rows] = (values[rows] * (65535 / np.float64(white))).round().clip(0, 65535)
     return out
 
 
 def colorfulness(image: Array) -> float:
-    """Return colourfulness: 0 gray, 15 slight, 59 quite colourful, 109 extreme; best close to the truth's.
+    """Return how colourful (H, W, 3) uint8 is: 0 gray, 15 slightly, 59 quite, 109 extremely.
 
     Source: Hasler and Suesstrunk, "Measuring colourfulness in natural images", 2003, M^(3).
     """
@@ -131,9 +131,9 @@ def resize(image: Array, height: int, width: int) -> Array:
 
 
 def contact_sheet(rows: Sequence[Sequence[Array]], titles: Sequence[str]) -> Array:
-    """Lay equally tall pictures out in rows under column titles; returns (H, W, 3) uint8 on white."""
-    cell_width = max(64, *(picture.shape[1] for row in rows for picture in row))  # room for a title
-    heights = [max(picture.shape[0] for picture in row) for row in rows]
+    """Return images in rows under column titles, as (H, W, 3) uint8 on white."""
+    cell_width = max(64, *(image.shape[1] for row in rows for image in row))  # room for a title
+    heights = [max(image.shape[0] for image in row) for row in rows]
     top = header = 26
     width = len(titles) * (cell_width + GAP) + GAP
     sheet = Image.new("RGB", (width, header + sum(heights) + GAP * len(rows)), "white")
@@ -141,7 +141,7 @@ def contact_sheet(rows: Sequence[Sequence[Array]], titles: Sequence[str]) -> Arr
     for column, title in enumerate(titles):
         draw.text((GAP + column * (cell_width + GAP), 4), title, fill="black", font=font)
     for row, height in zip(rows, heights, strict=True):
-        for column, picture in enumerate(row):
-            sheet.paste(Image.fromarray(picture), (GAP + column * (cell_width + GAP), top))
+        for column, image in enumerate(row):
+            sheet.paste(Image.fromarray(image), (GAP + column * (cell_width + GAP), top))
         top += height + GAP
     return np.asarray(sheet)

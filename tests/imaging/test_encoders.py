@@ -216,7 +216,7 @@ def test_a_gif_of_few_colours_is_exact() -> None:
 
 @pytest.mark.parametrize("counted", [2**22, 100])
 def test_a_gif_of_many_colours_is_close(counted: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(encoders, "PALETTE_PIXELS", counted)  # of a larger picture, some pixels choose the colours
+    monkeypatch.setattr(encoders, "PALETTE_PIXELS", counted)  # of a larger frame, some pixels decide
     large = resize(RGB[:5, :6], 100, 120)
     write("x.gif", Frame(large, None), size=(120, 100))
     (frame,) = read_frames(scan(Path("x.gif")))

@@ -103,7 +103,7 @@ def validate(
     from evaluation.classifier import Accuracy, topk_correct
     from evaluation.scores import wilson
 
-    count, device, sums = len(images), next(classifier.parameters()).device, []
+    count, device, sums = len(images), classifier.mean.device, []
     classifier.eval()
     with torch.no_grad():
         for start in range(0, count, recipe.batch_size):

@@ -35,20 +35,6 @@ def test_a_resumed_run_brings_its_own(run: Path, pictures: Path) -> None:
     assert setup.resolve_resumed("coco", str(pictures), run, {"size": 32})[0].epochs == 2
 
 
-def test_without_its_state_a_run_is_not_begun_again(run: Path) -> None:
-    run_folder.state_path(run).unlink()
-    before = {path: path.read_bytes() for path in run.rglob("*.*") if path.is_file()}
-    with pytest.raises(UserError, match=r"state\.pt is missing"):
-        train.main(run=run, resume=True, device="cpu")
-    assert {path: path.read_bytes() for path in run.rglob("*.*") if path.is_file()} == before
-
-
-def test_a_state_that_is_another_kind_of_file_is_refused(run: Path) -> None:
-    shutil.copy(run_folder.epoch_path(run, 2), run_folder.state_path(run))
-    with pytest.raises(UserError, match=r"not a training state"):
-        train.main(run=run, resume=True, epochs=3, device="cpu")
-
-
 def test_a_resume_adds_to_the_record(run: Path) -> None:
     first = read_run(run)
     train.main(run=str(run), resume=True, epochs=3, device="cpu")

@@ -11,7 +11,7 @@ the Jinja2 template that makes HTML of it. Images are inside the file, which loa
 import base64
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +21,7 @@ from PIL import Image
 
 from config import UserError
 from data import evenly_spaced
-from evaluation.scores import BASELINES, FOLDER_METRICS, Row, Score, ScoreFile, read_per_image, read_scores
+from evaluation.scores import FOLDER_METRICS, Row, ScoreFile, read_per_image, read_scores
 from imaging.files import read_image
 from imaging.pixels import resize
 from reporting import summary
@@ -216,18 +216,6 @@ def gallery_words(run: Path, scores: ScoreFile, chosen: Selection) -> str:
     return f"{text}. {which}: the pictures are gone, or not those scored; {command} renders them."
 
 
-def table_rows(scores: ScoreFile) -> dict[str, Row]:
-    """Return baselines, epochs, upper bounds and, if its colourfulness is known, the ground truth."""
-    baselines = {name: row for name, row in scores.rows.items() if name in BASELINES}
-    epochs = {name: row for name, row in scores.rows.items() if row.epoch is not None}
-    bounds = {name: row for name, row in scores.rows.items() if name not in baselines | epochs}
-    truth = summary.truth_colorfulness(scores)
-    if truth is not None:
-        row = bounds.get("truth", Row(None, {}, 0))
-        bounds["truth"] = replace(row, scores={"colorfulness": Score(truth), **row.scores})
-    return {**baselines, **epochs, **bounds}
-
-
 def score_curve(scores: ScoreFile, metric: str) -> Drawing | None:
     """Return one metric over the epochs; None where no epoch has it."""
     ours = {epoch: row for epoch, row in epoch_rows(scores).items() if metric in row.scores}
@@ -254,13 +242,11 @@ def write_report(run: Path) -> Path:
 
     record, scores = read_run(run), read_scores(run)
     records = read_records(run / "log.jsonl")
-    rows, curves = table_rows(scores), {metric: score_curve(scores, metric) for metric in scores.directions}
+    rows = summary.all_rows(scores)
+    curves = {metric: score_curve(scores, metric) for metric in scores.directions}
+    loader = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     text = environment.get_template("page.html").render(
         summary=summary,

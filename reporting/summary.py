@@ -5,21 +5,13 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from shlex import quote
 from typing import Any
 
 from config import RECIPES, Recipe, make_recipe
-from evaluation.scores import (
-    BASELINES,
-    TRUTH_COLORFULNESS,
-    UPPER_BOUNDS,
-    Row,
-    ScoreFile,
-    distance,
-    epoch_number,
-)
+from evaluation.scores import BASELINES, TRUTH_COLORFULNESS, Row, ScoreFile, distance, epoch_number
 from runtime.run_folder import RunRecord
 
 NAMES = {
@@ -71,20 +63,25 @@ def better(scores: ScoreFile, metric: str) -> str:
     return BETTER.get(scores.directions[metric], "of no known direction")
 
 
-def truth_colorfulness(scores: ScoreFile) -> float | None:
-    """Return the mean colourfulness of the ground truth; None where colourfulness was not scored."""
-    rows = (row.scores for row in scores.rows.values() if TRUTH_COLORFULNESS in row.scores)
-    return next((found[TRUTH_COLORFULNESS].mean for found in rows), None)
+def all_rows(scores: ScoreFile) -> dict[str, Row]:
+    """Return baselines, epochs, upper bounds and, if its colourfulness is known, the ground truth."""
+    baselines = {name: row for name, row in scores.rows.items() if name in BASELINES}
+    epochs = {name: row for name, row in scores.rows.items() if row.epoch is not None}
+    bounds = {name: row for name, row in scores.rows.items() if name not in baselines | epochs}
+    first = next(iter(scores.rows.values()))
+    if TRUTH_COLORFULNESS in first.scores:
+        truth = bounds.get("truth", Row(None, {}, first.images))
+        known = {"colorfulness": first.scores[TRUTH_COLORFULNESS], **truth.scores}
+        bounds["truth"] = replace(truth, scores=known)
+    return {**baselines, **epochs, **bounds}
 
 
 def references(scores: ScoreFile, metric: str) -> dict[str, float]:
     """Return the values that the epochs are compared with: name of a baseline or an upper bound -> mean."""
-    # the gray metrics s0_* do not see colour, and put the baselines above a JPEG
-    names = BASELINES if metric.startswith("s0_") else (*BASELINES, *UPPER_BOUNDS)
-    rows = {name: scores.rows[name].scores for name in names if name in scores.rows}
-    found = {name: row[metric].mean for name, row in rows.items() if metric in row}
-    truth = truth_colorfulness(scores)
-    return found | ({"truth": truth} if metric == "colorfulness" and truth is not None else {})
+    rows = {name: row for name, row in all_rows(scores).items() if row.epoch is None and metric in row.scores}
+    if metric.startswith("s0_"):  # gray metrics do not see colour, and put the baselines above a JPEG
+        rows = {name: row for name, row in rows.items() if name in BASELINES}
+    return {name: row.scores[metric].mean for name, row in rows.items()}
 
 
 def decimals(scores: ScoreFile, metric: str) -> int:
@@ -113,9 +110,10 @@ def interval_text(scores: ScoreFile, metric: str, row: Row) -> str:
     return f"{number_text(scores, metric, score.low)} to {number_text(scores, metric, score.high)}"
 
 
-def why_not(rows: Sequence[Row], metric: str) -> str | None:
+def why_not(scores: ScoreFile, metric: str) -> str | None:
     """Return why a metric is not available, None where no row says it."""
-    return next((row.missing[metric] for row in rows if metric in row.missing), None)
+    reasons = [row.missing[metric] for row in scores.rows.values() if metric in row.missing]
+    return reasons[-1] if reasons else None
 
 
 def score_table(scores: ScoreFile) -> str:
@@ -131,10 +129,10 @@ def score_table(scores: ScoreFile) -> str:
             for m in metrics
         )
         lines.append(f"{name:<11}" + "".join(f"{cell:>15}" for cell in cells))
-    truth = truth_colorfulness(scores)
+    truth = references(scores, "colorfulness").get("truth")
     images = f"{next(iter(rows.values())).images} images"
     lines.append(images + (f", colourfulness of the truth {truth:.4g}" if truth is not None else ""))
-    reasons = {metric: why_not([*rows.values()][::-1], metric) for metric in scores.directions}
+    reasons = {metric: why_not(scores, metric) for metric in scores.directions}
     lines += [f"{metric} {reason}" for metric, reason in reasons.items() if reason]
     return "\n".join([*lines, why_best(scores)])
 
@@ -143,7 +141,7 @@ def why_best(scores: ScoreFile) -> str:
     """Return the best epoch by the recipe's metric, its interval, baselines and upper bounds, in one line."""
     metric = scores.metric
     if metric not in scores.best:
-        return f"no best epoch by {metric}: {why_not([*scores.rows.values()], metric) or 'not scored'}"
+        return f"no best epoch by {metric}: {why_not(scores, metric) or 'not scored'}"
     row, count = scores.rows[scores.best[metric]], len(epoch_rows(scores))
     mean, _, low, high = row.scores[metric]
     interval = "" if low is None else f", 95 % interval {low:.4g} to {high:.4g}"
@@ -164,7 +162,7 @@ def best_words(scores: ScoreFile) -> tuple[str, list[str]]:
     by_others = "; ".join(f"epoch {n} ({', '.join(names)})" for n, names in sorted(others.items()))
     rest = [f"Best by other metrics: {by_others}."] if by_others else []
     if epoch is None:
-        why = why_not([*ours.values()], metric) or "not computed"
+        why = why_not(scores, metric) or "not computed"
         return "No epoch is named best", [
             f"The recipe chooses by {title(metric)}, which is {why.rstrip('.')}.", *rest
         ]  # fmt: skip

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from scored_run import CIEDE2000, STEMS, edit, make_columns, make_run, make_scores
+from scored_run import CIEDE2000, STEMS, make_run, make_scores
 
 from evaluation.scores import read_scores, write_scores
 from imaging.files import write_image
@@ -153,40 +153,6 @@ def test_one_image_of_one_epoch_is_enough(tmp_path: Path) -> None:
     assert page.count("<svg") == 5
 
 
-def test_no_interval_is_enough(run: Path) -> None:
-    def forget(scores: dict[str, Any]) -> None:
-        for row in scores["rows"].values():
-            for key in [key for key in row if key.endswith(("_se", "_low", "_high"))]:
-                del row[key]
-
-    edit(run / "scores.json", forget)
-    text = Parsed(write_report(run).read_text()).text
-    assert "lower is better): 4.40, over 5 pictures" in text
-    assert "3.40" not in text
-
-
-@pytest.mark.slow
-def test_ten_epochs_of_noise_stay_below_ten_megabytes(tmp_path: Path) -> None:
-    stems = [f"p{i:02d}" for i in range(report_page.MAX_IMAGES)]
-    run = make_run(tmp_path / "run", stems, epochs=[10])
-    noise = np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8)
-    write_image(tmp_path / "noise.png", noise)
-    names = [f"epoch_{epoch:04d}" for epoch in range(1, 11)]
-    for folder in ("inputs", "targets", *(f"outputs/{name}" for name in names)):
-        (run / folder).mkdir(exist_ok=True)
-        (run / folder / ".stamp").write_text("key 10")
-        for stem in stems:
-            (run / folder / f"{stem}.png").unlink(missing_ok=True)
-            os.link(tmp_path / "noise.png", run / folder / f"{stem}.png")
-    scores, row = make_scores(stems, [10]), make_scores(stems, [10]).rows["epoch_0010"]
-    scores.rows |= {name: replace(row, epoch=i + 1, images=len(stems)) for i, name in enumerate(names)}
-    write_scores(run, scores, dict.fromkeys(names, make_columns(stems, 10)), stems)
-    path = write_report(run)
-    assert 5_000_000 < path.stat().st_size < 10_000_000
-    shown = data_of(path.read_text())
-    assert (len(shown["pictures"]), shown["epochs"]) == (48, list(range(1, 11)))
-
-
 def test_a_run_without_scores_is_left_as_it_was(run: Path) -> None:
     (run / "report.html").write_text("as before")
     (run / "scores_per_image.csv").unlink()
@@ -223,11 +189,6 @@ def test_a_damaged_image_is_named(run: Path) -> None:
 )
 def test_epochs_are_even_with_both_ends_and_the_best(count: int, best: int, chosen: list[int]) -> None:
     assert report_page.spread_epochs(range(1, count + 1), best) == chosen
-
-
-def test_a_best_epoch_without_images_is_not_chosen() -> None:
-    odd = range(1, 100, 2)
-    assert report_page.spread_epochs(odd, 50) == report_page.spread_epochs(odd, 1)
 
 
 @pytest.mark.parametrize(
@@ -323,3 +284,12 @@ def test_images_are_as_fine_as_the_page_allows(tmp_path: Path, monkeypatch: pyte
     widths = [pictures[0].width for pictures in made]
     assert widths[0] == 200 > widths[1] > widths[2] == report_page.STEPS[-1][0]
     assert 6_000 < sum(len(picture.uri) for picture in made[1]) <= 12_000
+
+
+@pytest.mark.slow
+def test_ten_epochs_of_noise_fit(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (256, 256, 3), np.uint8)
+    write_image(tmp_path / "noise.png", noise)
+    folders = [tmp_path] * (2 + report_page.MAX_EPOCHS)
+    pictures = report_page.encode_all(folders, ["noise"] * report_page.MAX_IMAGES)
+    assert 5_000_000 < sum(len(picture.uri) for row in pictures for picture in row) < 9_000_000

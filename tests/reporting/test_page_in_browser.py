@@ -50,6 +50,18 @@ def sorted_by(epoch: int, key: str) -> list[str]:
     return sorted(STEMS, key=lambda stem: (keys[key](stem), stem))
 
 
+def facts(page: "Page") -> dict[str, str]:
+    """Return what every card says below its name."""
+    return dict(zip(order(page), page.locator(".facts > span").all_inner_texts(), strict=True))
+
+
+def box_of(element: "Locator") -> dict[str, float]:
+    """Return x, y, width and height of what is on the page."""
+    box = element.bounding_box()
+    assert box is not None
+    return dict(box)
+
+
 def colours(card: "Locator", *places: float) -> list[tuple[int, ...]]:
     """Return what a screenshot of a card's viewer shows at these parts of its width."""
     return pixels(card.locator(".compare"), *places)
@@ -76,8 +88,7 @@ def test_the_slider_walks_through_the_epochs(page: "Page") -> None:
             assert alts.count(f"ours at epoch {epoch}, {stem}") == 2
         assert colours(cards.nth(4), 0.25, 0.75) == [COLOURS[epoch], TRUTH]
         assert pixels(cards.nth(4).locator(".three img").nth(1), 0.5) == [COLOURS[epoch]]
-    box = slider.bounding_box()
-    assert box is not None
+    box = box_of(slider)
     page.mouse.click(box["x"] + box["width"] - 3, box["y"] + box["height"] / 2)
     assert slider.get_attribute("aria-valuetext") == "epoch 15, CIEDE2000 5.70"
     assert colours(cards.nth(0), 0.25) == [COLOURS[15]]
@@ -88,18 +99,13 @@ def test_the_slider_walks_through_the_epochs(page: "Page") -> None:
 def test_a_card_says_its_score_and_its_change(page: "Page") -> None:
     page.locator("#epoch").focus()
     page.keyboard.press("End")
-    texts = dict(zip(order(page), page.locator(".facts > span").all_inner_texts(), strict=True))
-    assert texts["plain"] == "6.00 2.00 worse"
-    assert texts[STEMS[1]] == "2.00 5.50 better"
+    assert facts(page)["plain"] == "6.00 2.00 worse"
+    assert facts(page)[STEMS[1]] == "2.00 5.50 better"
     page.locator("#metric").select_option("psnr_db")
-    texts = dict(zip(order(page), page.locator(".facts > span").all_inner_texts(), strict=True))
-    assert texts["plain"] == "23.00 5.00 worse"
+    assert facts(page)["plain"] == "23.00 5.00 worse"
     page.locator("#epoch").focus()
     page.keyboard.press("Home")
-    assert (
-        dict(zip(order(page), page.locator(".facts > span").all_inner_texts(), strict=True))["plain"]
-        == "13.00"
-    )
+    assert facts(page)["plain"] == "13.00"
 
 
 def test_cards_are_sorted_by_their_scores(page: "Page") -> None:
@@ -132,8 +138,7 @@ def test_the_divider_is_dragged_and_moved_by_keys(page: "Page") -> None:
     viewer.scroll_into_view_if_needed()
     ours = COLOURS[10]
     assert colours(card, 0.1, 0.3, 0.7, 0.9) == [ours, ours, TRUTH, TRUTH]
-    box = viewer.bounding_box()
-    assert box is not None
+    box = box_of(viewer)
     across, down = (lambda part: box["x"] + part * box["width"]), box["y"] + 0.3 * box["height"]
     page.mouse.move(across(0.5), down)
     page.mouse.down()
@@ -161,16 +166,13 @@ def test_the_divider_is_dragged_and_moved_by_keys(page: "Page") -> None:
 
 def test_a_card_can_be_shown_larger(page: "Page") -> None:
     card = page.locator(".card").nth(2)
-    before = card.locator(".compare").bounding_box()
+    before = box_of(card.locator(".compare"))
     card.get_by_role("button", name="larger").click()
-    after = card.locator(".compare").bounding_box()
-    assert before is not None
-    assert after is not None
+    after = box_of(card.locator(".compare"))
     assert after["width"] > 1.5 * before["width"]
     assert abs(after["width"] - after["height"]) < 1
     card.get_by_role("button", name="smaller").click()
-    again = card.locator(".compare").bounding_box()
-    assert again is not None
+    again = box_of(card.locator(".compare"))
     assert again["width"] == before["width"]
 
 
@@ -201,16 +203,14 @@ def test_a_phone_shows_it_all(page: "Page") -> None:
     for name in ("metric", "order", "side", "epoch", "play"):
         control = page.locator(f"#{name}")
         control.scroll_into_view_if_needed()
-        box = control.bounding_box()
-        assert box is not None
+        box = box_of(control)
         assert box["x"] >= 0
         assert box["x"] + box["width"] <= 360
         assert box["height"] >= 24
         assert control.is_enabled()
     card = page.locator(".card").nth(3)
     card.locator(".compare").scroll_into_view_if_needed()
-    box = card.locator(".compare").bounding_box()
-    assert box is not None
+    box = box_of(card.locator(".compare"))
     assert box["width"] > 300
     page.touchscreen.tap(box["x"] + 0.25 * box["width"], box["y"] + 0.6 * box["height"])
     assert abs(int(card.locator("input").input_value()) - 25) <= 1

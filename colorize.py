@@ -10,36 +10,141 @@ by a line of JSON on stdout; what failed is listed at the end on stderr. What is
 is skipped, so that an interrupted call can be repeated.
 
 Exit code: 0 all done, 1 some files failed, 2 a mistake in the call, and nothing was begun.
+
+From Python, `colorize` below does the same for one image in memory.
 """
 
 import json
 import os
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterable
+from functools import lru_cache
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from tqdm import tqdm
 
 from config import RUNS, UserError
-from imaging.files import FORMS
-from inference.pipeline import Conveyor, Job, Options
-from inference.runner import Painter
-from inference.tasks import plan_tasks
 from runtime.cli import DeviceOption, command
-from runtime.device import pick_device
 from runtime.run_folder import newest_run
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from inference.pipeline import Job
+    from inference.runner import Runner
 
 JOBS = min(8, len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1)
 UPSAMPLING = ("guided", "bicubic")
+LOADING = threading.Lock()  # so that threads that need the same model load it once
+
+
+def colorize(image: Any, model: str | Path | None = None, device: str = "auto") -> Any:
+    """Return the colour version of an image, of the kind that was given; nothing is written.
+
+    Args:
+        image: one of
+            - a path (str or Path) or bytes: an image file of any format, animations and pages too;
+            - a PIL image;
+            - an array (H, W) or (H, W, 1|3|4): uint8, uint16, or float32|float64 in [0, 1], sRGB.
+        model: a generator.ts; None: that of the newest run. It is loaded once for all calls and threads.
+        device: auto, cpu, cuda, cuda:1 or mps.
+
+    Returns:
+        - for a path or bytes, the bytes of a file of the same format (PNG where that cannot be written), with
+          depth, transparency, frames and metadata; so nothing is lost, and the caller decides where it goes;
+        - for a PIL image, an upright RGB or RGBA image in sRGB, without metadata; of an animation one frame;
+        - for an array, (H, W, 3) of the same dtype, or (H, W, 4) with its alpha. A model of line art takes
+          what is transparent for white paper, and returns it opaque.
+
+    Raises:
+        UserError: an image of another kind, damaged, or that cannot be coloured; no such model or device.
+        OSError: a file that the system refuses.
+    """
+    import numpy as np
+    from PIL import Image
+
+    if isinstance(image, str | Path | bytes):
+        return _colorize_file(_runner(model, device), image)
+    if isinstance(image, Image.Image):
+        return _colorize_pil(_runner(model, device), image)
+    if isinstance(image, np.ndarray):
+        return _colorize_array(_runner(model, device), image)
+    raise UserError(f"an image is a path, bytes, a PIL image or an array, got {type(image).__name__}")
+
+
+def _colorize_file(runner: "Runner", image: str | Path | bytes) -> bytes:
+    from imaging.files import FORMATS, read_frames, scan, write_frames
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "image") if isinstance(image, bytes) else Path(image)
+        if isinstance(image, bytes):
+            path.write_bytes(image)
+        found = scan(path)
+        suffix = next((suffix for suffix, form in FORMATS.items() if form == found.form), ".png")
+        output = Path(folder, "colour").with_suffix(suffix)
+        write_frames(output, map(runner.colourise, read_frames(found)), found)
+        return output.read_bytes()
+
+
+def _colorize_pil(runner: "Runner", image: "Image") -> "Image":
+    from PIL import Image
+
+    from imaging.files import to_frame
+    from imaging.pixels import to_8_bits
+
+    try:
+        image.load()
+    except Exception as error:  # decoders raise many types
+        raise UserError(f"the image cannot be decoded ({error})") from None
+    colour = runner.colourise(to_frame(image))
+    result = Image.fromarray(to_8_bits(colour.pixels))
+    if colour.alpha is not None:
+        result.putalpha(Image.fromarray(to_8_bits(colour.alpha)))
+    return result
+
+
+def _colorize_array(runner: "Runner", image: Any) -> Any:
+    import numpy as np
+
+    from imaging.pixels import Frame
+
+    if image.ndim not in (2, 3) or image.size == 0 or image.shape[2:] not in ((), (1,), (3,), (4,)):
+        raise UserError(f"an array is (H, W) or (H, W, 1, 3 or 4) and not empty, got {image.shape}")
+    if image.dtype not in (np.uint8, np.uint16, np.float32, np.float64):
+        raise UserError(f"an array is uint8, uint16, float32 or float64, got {image.dtype}")
+    if image.dtype.kind == "f" and not 0 <= image.min() <= image.max() <= 1:  # NaN is not
+        raise UserError(f"floating point is in [0, 1], got {image.min():.4g} to {image.max():.4g}")
+    layers = np.array(image.reshape(*image.shape[:2], -1))  # a copy, which torch may take as its own
+    alpha = layers[..., 3] if layers.shape[2] == 4 else None
+    colour = runner.colourise(Frame(layers[..., :3], alpha))
+    if alpha is None:
+        return colour.pixels
+    white = 1 if image.dtype.kind == "f" else np.iinfo(image.dtype).max
+    return np.dstack([colour.pixels, np.full_like(alpha, white) if colour.alpha is None else alpha])
+
+
+def _runner(model: str | Path | None, device: str) -> "Runner":
+    """Return the loaded model; a file that was written anew is loaded anew."""
+    path = Path(model or newest_run(RUNS) / "generator.ts").absolute()
+    with LOADING:
+        return _load(path, path.stat().st_mtime_ns if path.is_file() else 0, device)
+
+
+@lru_cache(maxsize=2)
+def _load(path: Path, changed: int, device: str) -> "Runner":
+    from inference.runner import Runner
+    from runtime.device import pick_device
+
+    return Runner(path, pick_device(device))
 
 
 def prepare_folder(out: Path) -> None:
-    """Make the output folder, and see that it can be written to. Raises UserError."""
+    """Make the output folder and check that it can be written to. Raises UserError."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=out):
@@ -48,13 +153,17 @@ def prepare_folder(out: Path) -> None:
         raise UserError(f"{out} cannot be written to ({error.strerror}); name another --out") from None
 
 
-def report(jobs: Iterable[Job], total: int, out: Path) -> list[Job]:
-    """Print a line per job as it ends, and in the end how many ended how; returns the jobs."""
+def report(jobs: Iterable["Job"], total: int, out: Path) -> list["Job"]:
+    """Print a line per job as it ends, and a summary; returns the jobs."""
+    from tqdm import tqdm
+
     finished, began = [], time.monotonic()
     for job in tqdm(jobs, "colourising", total, unit="file", leave=False, disable=None):
         tqdm.write(json.dumps(job.record()), file=sys.stdout)
         sys.stdout.flush()  # to a pipe, too
-        job.scan = job.future = None  # a file's notes can be larger than its pixels
+        if job.bug and not any(other.bug for other in finished):
+            tqdm.write(job.bug, file=sys.stderr)  # once: the next ones are often the same
+        job.scan = job.future = None  # the metadata of a file can be larger than its pixels
         finished.append(job)
     counts = Counter(job.status for job in finished)
     done = ", ".join(
@@ -94,6 +203,12 @@ def main(
     device: DeviceOption = "auto",
 ) -> list[Path]:
     """Colourise files; returns the results that now exist. Exits with 1 if some files fail."""
+    from imaging.files import FORMS
+    from inference.pipeline import Options, Pipeline
+    from inference.runner import Runner
+    from inference.tasks import plan_tasks
+    from runtime.device import pick_device
+
     for name, value, known in (("format", format_, FORMS), ("upsampling", upsampling, UPSAMPLING)):
         if value is not None and value not in known:
             raise UserError(f"no {name} {value}: use one of {' '.join(known)}")
@@ -101,10 +216,10 @@ def main(
     given = [inputs] if isinstance(inputs, str | Path) else inputs
     tasks = plan_tasks([Path(path) for path in given], out, format_, compare, overwrite)
     path = Path(model or newest_run(RUNS) / "generator.ts")
-    painter = Painter(path, on, size=size, strength=strength, upsampling=upsampling)
+    runner = Runner(path, on, size, strength, upsampling)
     prepare_folder(out)
-    conveyor = Conveyor(painter, Options(overwrite, keep_coloured), jobs)
-    finished = report(conveyor.run(tasks), len(tasks), out)
+    pipeline = Pipeline(runner, Options(overwrite, keep_coloured), jobs)
+    finished = report(pipeline.run(tasks), len(tasks), out)
     if any(job.status == "failed" for job in finished):
         raise SystemExit(1)
     return [job.task.output for job in finished]

@@ -13,21 +13,13 @@ modules agree, on images of three sizes in two batches, on every device there is
 printed.
 """
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
 
-from config import RUNS, VERSION, UserError
-from evaluation.scores import choose_epochs, read_scores
-from inference import checkpoint, exporters
-from inference.checkpoint import EXPORT_FORMAT
-from inference.exporters import FORMATS, PRECISIONS, devices, write
-from reporting.summary import why_best
+from config import RUNS, UserError
 from runtime.cli import DeviceOption, EpochOption, RunOption, command
-from runtime.run_folder import pick_run, read_run
 
 
 def main(
@@ -43,12 +35,20 @@ def main(
     device: DeviceOption = "auto",
 ) -> Path:
     """Export one saved epoch; returns the file. The differences are checked on `device`; auto: on all."""
-    for name, value, known in (("precision", precision, PRECISIONS), ("format", format_, FORMATS)):
+    import torch
+
+    from evaluation.scores import choose_epochs, read_scores
+    from inference import checkpoint, exporters
+    from reporting.summary import why_best
+    from runtime.run_folder import pick_run, read_run
+
+    choices = ("precision", precision, exporters.PRECISIONS), ("format", format_, exporters.FORMATS)
+    for name, value, known in choices:
         if value not in known:
             raise UserError(f"no {name} {value}: use one of {' '.join(known)}")
     if format_ == "onnx":
         exporters.require_onnx()
-    on = devices(device)
+    on = exporters.devices(device)
     folder = pick_run(run, RUNS)
     number = choose_epochs(folder, epoch, all_epochs=False)[0]
     if epoch == "best":
@@ -56,12 +56,9 @@ def main(
     path = Path(out or folder / f"generator.{format_}")
     if path.is_dir():
         raise UserError(f"{path} is a folder; name a file with --out")
-    metadata = {
-        "format": EXPORT_FORMAT, "version": VERSION, "epoch": number, "precision": precision,
-        "recipe": asdict(read_run(folder).recipe), "torch": torch.__version__,
-    }  # fmt: skip
+    record = checkpoint.ExportRecord.create(read_run(folder).recipe, number, precision)
     trained = checkpoint.load_colorizer(folder, number, torch.device("cpu"))
-    write(path, trained, metadata, format_, on)
+    exporters.write(path, trained, record, format_, on)
     print(f"wrote {path}, {path.stat().st_size / 1e6:.1f} MB")
     if format_ == "ts":
         print(f"use it with: python colorize.py photo.jpg --model {path}")

@@ -1,22 +1,51 @@
-"""A trained generator <-> a file: checkpoints of a run, and the exported generator.ts."""
+"""A trained generator <-> a file: the checkpoints of a run, and the exported generator.ts."""
 
 import json
 import warnings
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from config import Recipe, UserError
+from config import VERSION, Recipe, UserError
 from inference.colorizer import Colorizer, use_batch_statistics
 from models import GENERATORS, build_generator
 from runtime.atomic import load, save
 from runtime.run_folder import epoch_path
 
 FORMAT = "tinct-generator-2"
-EXPORT_FORMAT = 1  # of generator.ts: raised when what its forward takes, gives or is set by changes
+EXPORT_FORMAT = 1  # of generator.ts; to be raised when its forward or its attributes change
+METADATA = "tinct.json"  # the file inside an exported file that holds an ExportRecord
+
+
+@dataclass(frozen=True)
+class ExportRecord:
+    """What an exported file says of itself, as JSON."""
+
+    format: int  # EXPORT_FORMAT
+    version: str  # of this project
+    epoch: int
+    precision: str  # of the network: fp32 | fp16 | bf16
+    recipe: Recipe
+    torch: str  # version that wrote the file
+
+    @classmethod
+    def create(cls, recipe: Recipe, epoch: int, precision: str) -> "ExportRecord":
+        """Describe a file that this version writes."""
+        return cls(EXPORT_FORMAT, VERSION, epoch, precision, recipe, torch.__version__)
+
+    def to_json(self) -> str:
+        """Return the content of METADATA."""
+        return json.dumps(asdict(self))
+
+
+class Exported(NamedTuple):
+    """An exported generator in memory."""
+
+    module: torch.jit.ScriptModule  # a scripted Colorizer, to be run by `infer`
+    record: ExportRecord
 
 
 def build_colorizer(recipe: Recipe) -> Colorizer:
@@ -48,7 +77,7 @@ def load_colorizer(run: Path, epoch: int, device: torch.device) -> Colorizer:
     if payload.get("format") != FORMAT:
         raise UserError(f"{path} is not a generator in the format {FORMAT}")
     recipe = Recipe.from_record(payload["recipe"])
-    with torch.random.fork_rng(devices=[]):  # building draws weights; a training run must not notice
+    with torch.random.fork_rng(devices=[]):  # building draws random weights; a training run must not notice
         colorizer = build_colorizer(recipe)
     try:
         colorizer.generator.load_state_dict(payload["generator"])
@@ -59,34 +88,50 @@ def load_colorizer(run: Path, epoch: int, device: torch.device) -> Colorizer:
     return colorizer.eval().requires_grad_(False).to(device)
 
 
-def load_exported(path: Path, device: torch.device) -> tuple[torch.jit.ScriptModule, dict[str, Any]]:
-    """Return an exported generator.ts and its metadata.
+def load_exported(path: Path, device: torch.device) -> Exported:
+    """Return an exported generator.ts.
 
     Raises:
-        UserError: missing, not TorchScript, not written by export.py, or by a newer one.
+        UserError: missing, not TorchScript, not written by export.py, or of another format.
     """
     if not path.is_file():
         raise UserError(f"no model {path}; write one with: python export.py")
-    files = {"tinct.json": ""}
+    files = {METADATA: ""}
     try:
-        with path.open("rb"), warnings.catch_warnings():  # torch does not say what forbids to open a file
-            warnings.simplefilter("ignore", FutureWarning)  # TorchScript is deprecated, and asked for
+        # opened first: where reading is forbidden, torch does not name the file
+        with path.open("rb"), warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # that TorchScript is deprecated
             model = torch.jit.load(path, map_location="cpu", _extra_files=files)
     except (RuntimeError, ValueError):
         raise UserError(f"{path} is not a TorchScript file, or it is damaged") from None
+    record = _read_record(path, files[METADATA])
+    return Exported(model.eval().to(device), record)
+
+
+def _read_record(path: Path, text: str | bytes) -> ExportRecord:
+    """Return what an exported file says of itself. Raises UserError."""
+    known = {field.name for field in fields(Recipe)}  # a later version of the same format may have more
     try:
-        metadata = json.loads(files["tinct.json"])
-        metadata["recipe"]["input"], metadata["version"]
-        written = int(metadata.get("format", 0))
+        told = json.loads(text)
+        form, version, recipe = int(told.get("format", 0)), str(told["version"]), told["recipe"]
+        recipe = {key: value for key, value in recipe.items() if key in known}
     except (ValueError, TypeError, KeyError, AttributeError):
         raise UserError(f"{path} is a TorchScript file, but not one written by export.py") from None
-    if written != EXPORT_FORMAT:
-        age = f"the newer version {metadata['version']}" if written > EXPORT_FORMAT else "an older version"
+    if form != EXPORT_FORMAT:
+        age = f"the newer version {version}" if form > EXPORT_FORMAT else "an older version"
         raise UserError(f"{path} is of {age} of this project; export it again with this one")
-    return model.eval().to(device), metadata
+    try:
+        return ExportRecord(
+            form, version, told["epoch"], told["precision"], Recipe.from_record(recipe), told["torch"]
+        )
+    except (KeyError, UserError) as error:
+        raise UserError(f"{path} is not a file as export.py writes it: {error}") from None
 
 
-def infer(model: torch.nn.Module, image: torch.Tensor) -> torch.Tensor:
-    """Run an exported generator, without the profiling that makes the first image take twice as long."""
+def infer(model: nn.Module, image: Tensor) -> Tensor:
+    """Run an exported generator on (N, 1|3, H, W); see Colorizer.forward.
+
+    Without TorchScript's optimisation, whose profiling doubles the time of the first image.
+    """
     with torch.inference_mode(), torch.jit.optimized_execution(False):
         return model(image)

@@ -1,141 +1,42 @@
-"""The other two formats of an exported generator: ONNX, and torch.export's pt2.
+"""Write a trained Colorizer for use elsewhere: as TorchScript (generator.ts), ONNX, or torch.export's pt2.
 
-Both take and give float32 (N, 3, H, W) in [0, 1] with any N, H and W; what a caller may set on generator.ts
-is fixed here. ONNX takes the first pixel where it resizes to a side of 1 px, so that strips of which the
-network sees no more come out otherwise.
+ONNX and pt2 take and give float32 (N, 3, H, W) in [0, 1] with any N, H and W; the attributes that a caller
+may set on generator.ts are fixed there. Where an image is resized to a side of 1 px, ONNX takes its first
+pixel, so that very narrow images differ.
 """
 
 import copy
 import importlib.util
 import io
-import json
 import warnings
 from collections.abc import Callable
 from functools import partial
 from itertools import pairwise, product
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from torch.export import ExportedProgram
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from config import UserError
 from imaging import color
-from inference.checkpoint import infer, load_exported
-from inference.colorizer import Colorizer, resize
+from inference.checkpoint import METADATA, ExportRecord, infer, load_exported
+from inference.colorizer import Colorizer, enlarge, pack, resize, unpack
 from runtime.atomic import replacing
 from runtime.device import pick_device
 
-OPSET = 18  # of ONNX: the first whose Resize knows antialiasing
-PACKAGES = ("onnx", "onnxscript", "onnxruntime")  # what writing and checking ONNX takes
-METADATA = "tinct.json"
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
 
-
-class Traceable(nn.Module):
-    """A Colorizer's forward as torch.export can follow it.
-
-    The sizes at which the network works are tensors until they are needed, so that no branch depends on them;
-    there are no strips, and no check of values.
-    """
-
-    def __init__(self, colorizer: Colorizer) -> None:
-        super().__init__()
-        self.colorizer = colorizer
-
-    def forward(self, image: Tensor) -> Tensor:
-        """Colourise (N, 3, H, W) float32 in [0, 1] to the same."""
-        c = self.colorizer
-        height, width = (torch.scalar_tensor(side, dtype=torch.int64) for side in image.shape[2:])
-        divisor = torch.maximum(2 * torch.minimum(height, width), torch.maximum(height, width))
-        rows = ((4 * c.size * height + divisor) // (2 * divisor)).clamp(min=1)
-        columns = ((4 * c.size * width + divisor) // (2 * divisor)).clamp(min=1)
-        small = resize(c.given(image), _length(rows), _length(columns)).clamp(0.0, 1.0)
-        y = self.predict(color.encode(small, c.x_kind), rows, columns)
-        sides = _length(torch.minimum(height, rows)), _length(torch.minimum(width, columns))
-        return c.join(image, c.prepare(small, y, *sides), 0, image.size(2))
-
-    def predict(self, x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-        """Run the generator on x (N, C, rows, columns), mirrored out to what its halvings need."""
-        c = self.colorizer
-        (into_rows, from_rows), (into_columns, from_columns) = self.indices(rows), self.indices(columns)
-        x = x.index_select(2, into_rows).index_select(3, into_columns)
-        y = c.generator(x.to(c.precision.dtype)).to(torch.float32)
-        return y.index_select(2, from_rows).index_select(3, from_columns)
-
-    def indices(self, length: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the indices that mirror a side out (see colorizer.mirror), and those that cut it out."""
-        multiple = self.colorizer.multiple
-        blocks = (length.clamp(min=self.colorizer.least) + multiple - 1) // multiple
-        before = (blocks * multiple - length) // 2
-        index = (torch.arange(_length(blocks) * multiple) - before).remainder(2 * length)
-        return torch.minimum(index, 2 * length - 1 - index), torch.arange(_length(length)) + before
-
-
-def _length(value: Tensor) -> int:
-    """Return a tensor's number as a size that torch.export knows nothing of but that it is one."""
-    number = value.item()
-    torch._check(number >= 1)
-    torch._check(number <= 2**20)
-    return number
-
-
-def trace(colorizer: Colorizer) -> ExportedProgram:
-    """Return a Colorizer on the CPU as a program of torch.export's, with any batch, height and width."""
-    free = torch.export.Dim.DYNAMIC
-    example = torch.rand(2, 3, 90, 140)
-    sizes = ({0: free, 2: free, 3: free},)
-    return torch.export.export(Traceable(colorizer), (example,), dynamic_shapes=sizes, strict=False)
-
-
-def write_pt2(path: Path, colorizer: Colorizer, metadata: dict[str, Any]) -> None:
-    """Write torch.export's format; a program for the CPU."""
-    encoded = io.BytesIO()  # torch's own writer ends the process where a disk is full
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "No complete tensor found")  # weights that share storage
-        torch.export.save(trace(colorizer), encoded, extra_files={METADATA: json.dumps(metadata)})
-    path.write_bytes(encoded.getvalue())
-
-
-def load_pt2(path: Path) -> Callable[[Tensor], Tensor]:
-    """Return what write_pt2 wrote, as a function of (N, 3, H, W) float32."""
-    with open(path, "rb") as file:
-        return torch.export.load(file).module()
-
-
-def require_onnx() -> None:
-    """Raise UserError unless the packages that ONNX takes are installed."""
-    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
-    if missing:
-        raise UserError(f"--format onnx needs {' '.join(missing)}: pip install {' '.join(missing)}")
-
-
-def write_onnx(path: Path, colorizer: Colorizer, metadata: dict[str, Any]) -> None:
-    """Write ONNX, weights and metadata in the one file; input `image`, output `colour`."""
-    program = torch.onnx.export(
-        trace(colorizer), (), dynamo=True, opset_version=OPSET, verbose=False,
-        input_names=["image"], output_names=["colour"],
-    )  # fmt: skip
-    assert program is not None
-    program.model.metadata_props[METADATA] = json.dumps(metadata)
-    program.save(path, external_data=False)
-
-
-def load_onnx(path: Path) -> Callable[[Tensor], Tensor]:
-    """Return what write_onnx wrote, run by onnxruntime on the CPU, as a function of (N, 3, H, W) float32."""
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    return lambda image: torch.from_numpy(session.run(None, {"image": image.numpy()})[0])
-
-
+FORMATS = ("ts", "onnx", "pt2")
+PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+OPSET = 18  # of ONNX: the first whose Resize has antialiasing
+PACKAGES = ("onnx", "onnxscript", "onnxruntime")  # needed to write and check ONNX
 SIZES = ((37, 61), (256, 256), (480, 360))  # px, height and width of the images that are compared
 BATCHES = (1, 3)
-LEVELS = 255.0  # differences are told in levels of uint8
+LEVELS = 255.0  # differences are given in levels of uint8
 TOLERANCE = 1.0  # level
-PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-FORMATS = ("ts", "onnx", "pt2")
 
 Function = Callable[[Tensor], Tensor]
 
@@ -143,8 +44,8 @@ Function = Callable[[Tensor], Tensor]
 def fold_batch_norm(module: nn.Module) -> nn.Module:
     """Fold every BatchNorm that follows a convolution into it, in place; returns the module.
 
-    Found are neighbours in a Sequential, and convN beside bnN as torchvision names them. A BatchNorm that
-    normalises by the batch stays, and so does one after an activation.
+    Pairs are neighbours in a Sequential, and convN and bnN as torchvision names them. A BatchNorm stays where
+    it normalises by the batch, and where it follows an activation.
     """
     for parent in list(module.modules()):
         children = dict(parent.named_children())
@@ -161,9 +62,193 @@ def fold_batch_norm(module: nn.Module) -> nn.Module:
 
 
 def deployable(colorizer: Colorizer, precision: str) -> Colorizer:
-    """Return a copy to export: BatchNorm folded, weights of a precision, laid out channels last."""
+    """Return a copy to export: BatchNorm folded, weights in a precision and in channels_last layout."""
     folded = fold_batch_norm(copy.deepcopy(colorizer)).to(PRECISIONS[precision])
     return folded.to(memory_format=torch.channels_last)
+
+
+class Traceable(nn.Module):
+    """Colorizer.forward in a form that torch.export can trace for any height and width.
+
+    A trace cannot hold a branch or a loop that depends on a size. So sizes are computed as tensors here and
+    become integers only where an operation needs one; there are no strips and no checks of the image.
+    """
+
+    def __init__(self, colorizer: Colorizer) -> None:
+        super().__init__()
+        self.colorizer = colorizer
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Colourise (N, 3, H, W) float32 in [0, 1] to the same."""
+        c = self.colorizer
+        height, width = (torch.scalar_tensor(side, dtype=torch.int64) for side in image.shape[2:])
+        divisor = torch.maximum(2 * torch.minimum(height, width), torch.maximum(height, width))
+        rows = ((4 * c.size * height + divisor) // (2 * divisor)).clamp(min=1)
+        columns = ((4 * c.size * width + divisor) // (2 * divisor)).clamp(min=1)
+        small = resize(c.visible(image), _length(rows), _length(columns)).clamp(0.0, 1.0)
+        y = self.predict(color.encode(small, c.x_kind), rows, columns)
+        sides = _length(torch.minimum(height, rows)), _length(torch.minimum(width, columns))
+        maps = c.prepare(small, y, *sides)
+        large = enlarge(pack(maps), 0, image.size(2), image.size(2), image.size(3))
+        return c.join(image, unpack(large, maps))
+
+    def predict(self, x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        """Run the generator on x (N, C, rows, columns), padded by reflection."""
+        c = self.colorizer
+        (into_rows, from_rows), (into_columns, from_columns) = self.indices(rows), self.indices(columns)
+        x = x.index_select(2, into_rows).index_select(3, into_columns)
+        y = c.generator(x.to(c.precision.dtype)).to(torch.float32)
+        return y.index_select(2, from_rows).index_select(3, from_columns)
+
+    def indices(self, length: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the indices that pad a side (see colorizer.mirror), and those that undo it."""
+        multiple = self.colorizer.multiple
+        blocks = (length.clamp(min=self.colorizer.least) + multiple - 1) // multiple
+        before = (blocks * multiple - length) // 2
+        index = (torch.arange(_length(blocks) * multiple) - before).remainder(2 * length)
+        return torch.minimum(index, 2 * length - 1 - index), torch.arange(_length(length)) + before
+
+
+def _length(value: Tensor) -> int:
+    """Return a tensor's number as a size; of the number, torch.export is told its range alone."""
+    number = value.item()
+    torch._check(number >= 1)
+    torch._check(number <= 2**20)
+    return number
+
+
+def trace(colorizer: Colorizer) -> "ExportedProgram":
+    """Return a Colorizer on the CPU as a program of torch.export, for any batch, height and width."""
+    import torch.export
+
+    free = torch.export.Dim.DYNAMIC
+    example = torch.rand(2, 3, 90, 140)
+    sizes = ({0: free, 2: free, 3: free},)
+    return torch.export.export(Traceable(colorizer), (example,), dynamic_shapes=sizes, strict=False)
+
+
+def write_pt2(path: Path, colorizer: Colorizer, record: ExportRecord) -> None:
+    """Write torch.export's format; a program for the CPU."""
+    program = trace(colorizer)
+    encoded = io.BytesIO()  # torch's own writer ends the process where a disk is full
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "No complete tensor found")  # of weights that share storage
+        torch.export.save(program, encoded, extra_files={METADATA: record.to_json()})
+    path.write_bytes(encoded.getvalue())
+
+
+def load_pt2(path: Path) -> Function:
+    """Return the file of write_pt2 as a function of (N, 3, H, W) float32."""
+    import torch.export
+
+    with open(path, "rb") as file:
+        return torch.export.load(file).module()
+
+
+def require_onnx() -> None:
+    """Raise UserError unless the packages that ONNX needs are installed."""
+    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UserError(f"--format onnx needs {' '.join(missing)}: pip install {' '.join(missing)}")
+
+
+def write_onnx(path: Path, colorizer: Colorizer, record: ExportRecord) -> None:
+    """Write ONNX, weights and metadata in one file; input `image`, output `colour`."""
+    program = torch.onnx.export(
+        trace(colorizer), (), dynamo=True, opset_version=OPSET, verbose=False,
+        input_names=["image"], output_names=["colour"],
+    )  # fmt: skip
+    assert program is not None
+    program.model.metadata_props[METADATA] = record.to_json()
+    program.save(path, external_data=False)
+
+
+def load_onnx(path: Path) -> Function:
+    """Return the file of write_onnx, run by onnxruntime on the CPU, as a function of (N, 3, H, W) float32."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return lambda image: torch.from_numpy(session.run(None, {"image": image.numpy()})[0])
+
+
+def write_traced(path: Path, module: Colorizer, record: ExportRecord, form: str) -> None:
+    """Write ONNX or pt2, load it again, and compare it with the eager module on the CPU.
+
+    Raises:
+        UserError: the format cannot express this network, or the difference is too large.
+    """
+    write, load = {"onnx": (write_onnx, load_onnx), "pt2": (write_pt2, load_pt2)}[form]
+    try:
+        write(path, module, record)
+        loaded = load(path)
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # exporters and runtimes raise many types for what they do not support
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise UserError(
+            f"{form} cannot express this network ({reason}); nothing was written; --format ts can"
+        ) from error
+    compare(f"eager, {form} on cpu", module, loaded, torch.device("cpu"), TOLERANCE)
+
+
+def write_script(path: Path, module: Colorizer, record: ExportRecord, on: list[torch.device]) -> None:
+    """Write TorchScript, load it again, and compare both with the eager module on each device."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # that TorchScript is deprecated
+        scripted = torch.jit.script(copy.deepcopy(module))  # a copy, as a script shares its parameters
+        encoded = io.BytesIO()  # torch's own writer ends the process where a disk is full
+        torch.jit.save(scripted, encoded, _extra_files={METADATA: record.to_json()})
+    path.write_bytes(encoded.getvalue())
+    for device in on:
+        eager, loaded = copy.deepcopy(module).to(device), load_exported(path, device).module
+        for kind, other in (("scripted", scripted.to(device)), ("reloaded", loaded)):
+            name, run = f"eager, {kind} on {device}", partial(infer, other)
+            compare(name, eager, run, device, TOLERANCE)
+            compare_integers(name, eager, run, device)
+
+
+def write(path: Path, trained: Colorizer, record: ExportRecord, form: str, on: list[torch.device]) -> None:
+    """Write a trained Colorizer in a format; prints how far each step is from the one before.
+
+    Raises:
+        UserError: a step differs too much, or the format cannot express the network. Nothing is written.
+    """
+    module = deployable(trained, record.precision)
+    print_header()
+    limit = TOLERANCE if record.precision == "fp32" else LEVELS
+    compare(f"trained, {record.precision} on cpu", trained, module, torch.device("cpu"), limit)
+    with replacing(path) as temporary:
+        if form == "ts":
+            write_script(temporary, module, record, on)
+        else:
+            write_traced(temporary, module, record, form)
+
+
+def devices(name: str) -> list[torch.device]:
+    """Return the device of a name; for auto, the CPU and the accelerator if there is one."""
+    if name != "auto":
+        return [pick_device(name)]
+    return [torch.device("cpu"), *({pick_device("auto")} - {torch.device("cpu")})]
+
+
+def print_header() -> None:
+    """Print the head of the table of differences."""
+    heads = [f"{batch} x {height} x {width}" for batch, (height, width) in product(BATCHES, SIZES)]
+    print(f"{'levels of 255: max (mean)':<28}" + "  ".join(f"{head:>16}" for head in heads))
+
+
+def compare(name: str, one: Function, other: Function, device: torch.device, limit: float) -> None:
+    """Print one row of the table of differences.
+
+    Raises:
+        UserError: the functions differ by more than `limit` levels, or one gives NaN.
+    """
+    results = differences(one, other, device)
+    cells = "  ".join(f"{f'{largest:.3f} ({mean:.4f})':>16}" for largest, mean in results)
+    print(f"{name:<28}{cells}")
+    worst = float(torch.tensor(results)[:, 0].max())  # NaN if any is
+    if not worst <= limit:
+        raise UserError(f"{name.strip()}: they differ by {worst:.3g} of 255 levels; nothing was written")
 
 
 def differences(one: Function, other: Function, device: torch.device) -> list[tuple[float, float]]:
@@ -177,20 +262,6 @@ def differences(one: Function, other: Function, device: torch.device) -> list[tu
     return results
 
 
-def compare(name: str, one: Function, other: Function, device: torch.device, limit: float) -> None:
-    """Print one line of the parity table.
-
-    Raises:
-        UserError: the functions differ by more than `limit` levels, or one gives what is not a number.
-    """
-    results = differences(one, other, device)
-    cells = "  ".join(f"{f'{largest:.3f} ({mean:.4f})':>16}" for largest, mean in results)
-    print(f"{name:<28}{cells}")
-    worst = float(torch.tensor(results)[:, 0].max())  # NaN where any is
-    if not worst <= limit:
-        raise UserError(f"{name.strip()}: they differ by {worst:.3g} of 255 levels; nothing was written")
-
-
 def compare_integers(name: str, one: Function, other: Function, device: torch.device) -> None:
     """Raise UserError unless two functions agree within a level of uint8 on gray integer images."""
     ramp = torch.linspace(0.0, 1.0, 70).view(2, 1, 5, 7)
@@ -200,71 +271,3 @@ def compare_integers(name: str, one: Function, other: Function, device: torch.de
         same = second.dtype == dtype and second.shape == (2, 3, 5, 7)
         if not same or (first.to(torch.int32) - second.to(torch.int32)).abs().max() > limit:
             raise UserError(f"{name.strip()}: they differ on {dtype} images; nothing was written")
-
-
-def print_header() -> None:
-    """Print the head of the parity table."""
-    heads = [f"{batch} x {height} x {width}" for batch, (height, width) in product(BATCHES, SIZES)]
-    print(f"{'levels of 255: max (mean)':<28}" + "  ".join(f"{head:>16}" for head in heads))
-
-
-def devices(name: str) -> list[torch.device]:
-    """Return the device asked for; for auto, the CPU and every kind of accelerator there is."""
-    if name != "auto":
-        return [pick_device(name)]
-    return [torch.device("cpu"), *({pick_device("auto")} - {torch.device("cpu")})]
-
-
-def write_script(path: Path, module: Colorizer, metadata: dict[str, Any], on: list[torch.device]) -> None:
-    """Write TorchScript and hold it against the eager module, as it is and loaded again."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # TorchScript is deprecated, and asked for
-        scripted = torch.jit.script(copy.deepcopy(module))  # a script shares its parameters
-        encoded = io.BytesIO()  # torch's own writer ends the process where a disk is full
-        torch.jit.save(scripted, encoded, _extra_files={"tinct.json": json.dumps(metadata)})
-    path.write_bytes(encoded.getvalue())
-    for device in on:
-        eager = copy.deepcopy(module).to(device)
-        for kind, other in (("scripted", scripted.to(device)), ("reloaded", load_exported(path, device)[0])):
-            name, run = f"eager, {kind} on {device}", partial(infer, other)
-            compare(name, eager, run, device, TOLERANCE)
-            compare_integers(name, eager, run, device)
-
-
-def write_traced(path: Path, module: Colorizer, metadata: dict[str, Any], form: str) -> None:
-    """Write ONNX or pt2, from the CPU, and hold it against the eager module.
-
-    Raises:
-        UserError: the format cannot express this network, or the difference is too large.
-    """
-    save, load = {
-        "onnx": (write_onnx, load_onnx),
-        "pt2": (write_pt2, load_pt2),
-    }[form]
-    try:
-        save(path, module, metadata)
-        loaded = load(path)
-    except (OSError, MemoryError):
-        raise
-    except Exception as error:  # whatever the exporters and runtimes raise where they know no way
-        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise UserError(
-            f"{form} cannot express this network ({reason}); nothing was written; --format ts can"
-        ) from error
-    compare(f"eager, {form} on cpu", module, loaded, torch.device("cpu"), TOLERANCE)
-
-
-def write(
-    path: Path, trained: Colorizer, metadata: dict[str, Any], form: str, on: list[torch.device]
-) -> None:
-    """Write a trained Colorizer in a format, and print how far each step is from the one before."""
-    precision = metadata["precision"]
-    module = deployable(trained, precision)
-    print_header()
-    limit = TOLERANCE if precision == "fp32" else LEVELS
-    compare(f"trained, {precision} on cpu", trained, module, torch.device("cpu"), limit)
-    with replacing(path) as temporary:
-        if form == "ts":
-            write_script(temporary, module, metadata, on)
-        else:
-            write_traced(temporary, module, metadata, form)

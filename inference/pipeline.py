@@ -1,11 +1,12 @@
 """Many files through one network: decoded in threads, coloured in batches, encoded in threads."""
 
 import shutil
-import time
+import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from time import monotonic
 from typing import Any
 
 import numpy as np
@@ -17,16 +18,15 @@ from imaging import color
 from imaging.files import FORMATS, check_frames, read_frames, scan, write_frames
 from imaging.metadata import Scan
 from imaging.pixels import Frame
-from inference.runner import Painter, Pixels
+from inference.runner import Pixels, Runner
 from inference.tasks import Task
 from runtime.atomic import replacing
 
 BATCH = 8  # pictures of one shape per forward
-BATCH_PIXELS = 2**24  # in all of them
-HELD_PIXELS = 2**26  # of pictures that are decoded, or not yet written, before decoding waits
-WIDE = 8_000  # px; two of them side by side are about what a WebP can hold
-COLOURED = 4.5  # units of Lab; photographs have 5 and more, 29 of 30 old ones, sepia and yellowed, less
-LINE_ART = ("sketch", "line", "gray+line")  # inputs of models for which a transparent page is white paper
+BATCH_PIXELS = 2**24  # of all pictures of a batch
+QUEUED_PIXELS = 2**26  # of pictures that are decoded, or not yet written, before decoding waits
+WIDE = 8_000  # px; two pictures of this width side by side are about the widest WebP
+COLOURED = 4.5  # units of Lab; photographs have 5 and more, 29 of 30 old, sepia and yellowed ones less
 
 
 @dataclass(frozen=True)
@@ -39,33 +39,41 @@ class Options:
 
 @dataclass
 class Job:
-    """A task under way: what was read of it, and what became of it."""
+    """A task under way: what was read, and what became of it."""
 
     task: Task
     status: str = ""  # done | kept | skipped | failed
-    reason: str = ""
+    reason: str = ""  # of a failure
+    bug: str = ""  # traceback, where this project is at fault and not the file
     seconds: float = 0.0  # of decoding, colouring and encoding
     scan: Scan | None = None
-    frame: Frame | None = None  # of a file with one frame; as read, then in colour
-    given: Pixels | None = None  # what it was before, where a sheet will show it
-    future: Future[None] | None = None  # of what a thread does with it
+    frame: Frame | None = None  # of a file with one frame: as read, later in colour
+    given: Pixels | None = None  # the input of the network, kept where a sheet will show it
+    future: Future[None] | None = None  # of the step that a thread does
 
     def attempt(self, step: Callable[..., None], *arguments: Any) -> None:
-        """Do a step of the job; what it raises is this file's failure and nobody else's."""
-        began = time.monotonic()
+        """Do a step of the job; whatever it raises fails this job alone."""
+        began = monotonic()
         try:
             step(self, *arguments)
-        except Exception as error:  # libraries find many words for what a file can hold
-            reason = str(error) or type(error).__name__
+        except (UserError, MemoryError) as error:
+            self.fail(str(error) or type(error).__name__)
+        except Exception as error:
             if isinstance(error, OSError) and error.filename:
-                reason = f"{error.filename}: {error.strerror}"
-            sentence = reason if reason.startswith(str(self.task.path)) else f"{self.task.path}: {reason}"
-            self.status, self.reason = "failed", " ".join(sentence.split())
-            self.frame = self.given = None
-        self.seconds += time.monotonic() - began
+                self.fail(f"{error.filename}: {error.strerror}")
+            else:
+                self.fail(f"{type(error).__name__}: {error}")
+                self.bug = traceback.format_exc()
+        self.seconds += monotonic() - began
+
+    def fail(self, reason: str) -> None:
+        """End as failed, for a reason that will name the file."""
+        sentence = reason if reason.startswith(str(self.task.path)) else f"{self.task.path}: {reason}"
+        self.status, self.reason = "failed", " ".join(sentence.split())
+        self.frame = self.given = None
 
     def take(self, colour: Pixels) -> None:
-        """Put a colour version in the place of what was read, which is kept for a sheet alone."""
+        """Replace the pixels that were read by their colour version."""
         assert self.frame is not None
         self.given = self.frame.pixels if self.task.sheet else None
         self.frame = Frame(colour, self.frame.alpha)
@@ -77,56 +85,55 @@ class Job:
         return {**line, "frames": self.scan.count if self.scan else 0, "seconds": round(self.seconds, 3)}
 
 
-class Held:
-    """Jobs that threads work on, in order: not too many at a time, and not too many pixels."""
+class Queue:
+    """Jobs that threads work on, in order: a limited number of jobs, and of pixels."""
 
-    def __init__(self, pool: ThreadPoolExecutor, most: int) -> None:
-        self.pool, self.most = pool, most
+    def __init__(self, pool: ThreadPoolExecutor, limit: int) -> None:
+        self.pool, self.limit = pool, limit
         self.jobs: deque[Job] = deque()
 
-    def add(self, job: Job, step: Callable[..., None], *arguments: Any) -> Iterator[Job]:
-        """Let a thread do a step of a job; yield those that had to be finished to make room."""
+    def add(self, job: Job, step: Callable[..., None]) -> Iterator[Job]:
+        """Let a thread do a step of a job; yields the finished jobs that had to leave to make room."""
         pixels = job.scan.pixels if job.scan else 0
         while self.jobs and (
-            len(self.jobs) >= self.most
-            or pixels + sum(held.scan.pixels for held in self.jobs if held.scan) > HELD_PIXELS
+            len(self.jobs) >= self.limit
+            or pixels + sum(other.scan.pixels for other in self.jobs if other.scan) > QUEUED_PIXELS
         ):
             yield self.next()
-        job.future = self.pool.submit(job.attempt, step, *arguments)
+        job.future = self.pool.submit(job.attempt, step)
         self.jobs.append(job)
 
     def next(self) -> Job:
-        """Return the oldest job when its thread is done with it."""
+        """Return the oldest job when its thread has finished the step."""
         job = self.jobs.popleft()
         assert job.future is not None
         job.future.result()
         return job
 
     def rest(self) -> Iterator[Job]:
-        """Yield all that are left."""
+        """Yield all remaining jobs."""
         while self.jobs:
             yield self.next()
 
 
-class Conveyor:
-    """Files on their way: decoded in threads, coloured in batches, encoded in threads."""
+class Pipeline:
+    """Colourise files: decode in threads, run the network in batches, encode in threads."""
 
-    def __init__(self, painter: Painter, options: Options, jobs: int) -> None:
-        self.painter, self.options, self.jobs = painter, options, jobs
-        self.on_paper = painter.metadata["recipe"]["input"] in LINE_ART
+    def __init__(self, runner: Runner, options: Options, jobs: int) -> None:
+        self.runner, self.options, self.jobs = runner, options, jobs
 
     def run(self, tasks: list[Task]) -> Iterator[Job]:
         """Yield every task as a finished job, in order."""
         with ThreadPoolExecutor(self.jobs) as readers, ThreadPoolExecutor(self.jobs) as writers:
-            encoding = Held(writers, 2 * self.jobs)
-            for batch in batches(self.decoded(tasks, Held(readers, 2 * self.jobs))):
+            encoding = Queue(writers, 2 * self.jobs)
+            for batch in batches(self.decoded(tasks, Queue(readers, 2 * self.jobs))):
                 self.colour(batch)
                 for job in batch:
                     yield from encoding.add(job, self.write)
             yield from encoding.rest()
 
-    def decoded(self, tasks: list[Task], decoding: Held) -> Iterator[Job]:
-        """Yield jobs in order, opened and, where they hold one frame, decoded."""
+    def decoded(self, tasks: list[Task], decoding: Queue) -> Iterator[Job]:
+        """Yield jobs in order: opened, and decoded if they hold one frame."""
         for task in tasks:
             job = Job(task)
             job.attempt(self.open)
@@ -134,7 +141,7 @@ class Conveyor:
         yield from decoding.rest()
 
     def open(self, job: Job) -> None:
-        """Look at a file's header."""
+        """Look at a file's header; refuse what cannot be written, and skip what exists."""
         if job.task.problem:
             raise UserError(job.task.problem)
         wanted = [path for path in (job.task.output, job.task.sheet) if path]
@@ -152,46 +159,36 @@ class Conveyor:
         """Decode a file of one frame."""
         if not job.status and job.scan and job.scan.count == 1:
             frame = next(read_frames(job.scan))
-            job.frame = self.given(frame)
+            job.frame = self.runner.prepare(frame)
             if self.keeps(job.frame):
                 job.status, job.frame = "kept", frame
 
-    def keeps(self, given: Frame) -> bool:
-        """Tell whether a picture, as the model would see it, is to be passed through as it is."""
-        return self.options.keep_coloured and is_coloured(given.pixels)
-
-    def given(self, frame: Frame) -> Frame:
-        """Return a frame as the model should see it: white where it is transparent, wholly or paper."""
-        if frame.alpha is None:
-            return frame
-        top = np.iinfo(frame.pixels.dtype).max
-        if not self.on_paper:
-            return replace(frame, pixels=np.where(frame.alpha[..., None] == 0, top, frame.pixels))
-        share = frame.alpha[..., None] / np.float32(top)
-        return Frame((frame.pixels * share + top * (1 - share)).round().astype(frame.pixels.dtype), None)
+    def keeps(self, seen: Frame) -> bool:
+        """Tell whether a frame, as the model would see it, is to be left as it is."""
+        return self.options.keep_coloured and is_coloured(seen.pixels)
 
     def colour(self, batch: list[Job]) -> None:
-        """Colour jobs of one shape, or write one job of many frames."""
+        """Colour jobs of one shape, or colour and write one job of many frames."""
         if batch[0].status or not batch[0].scan:
             return
         if batch[0].frame is None:
             batch[0].attempt(self.write_many)
             return
-        began = time.monotonic()
+        began = monotonic()
         try:
-            colours = self.painter.paint([job.frame.pixels for job in batch if job.frame])
-        except (RuntimeError, MemoryError):
-            for job in batch:  # one of them, and then it says so
+            colours = self.runner.run([job.frame.pixels for job in batch if job.frame])
+        except Exception:  # of one picture, or of all: each is tried alone, and says so
+            for job in batch:
                 job.attempt(self.colour_one)
             return
         for job, colour in zip(batch, colours, strict=True):
             job.take(colour)
-            job.seconds += (time.monotonic() - began) / len(batch)
+            job.seconds += (monotonic() - began) / len(batch)
 
     def colour_one(self, job: Job) -> None:
         """Colour one job."""
         assert job.frame is not None
-        job.take(self.painter.paint([job.frame.pixels])[0])
+        job.take(self.runner.run([job.frame.pixels])[0])
 
     def write_many(self, job: Job) -> None:
         """Colour and write a file of several frames, one by one."""
@@ -202,22 +199,22 @@ class Conveyor:
         job.status = "done"
 
     def coloured_frames(self, job: Job) -> Iterator[Frame]:
-        """Yield the frames of a file in colour; the first goes onto its sheet."""
+        """Yield the frames of a file in colour; the job keeps the first for its sheet."""
         assert job.scan is not None
         for frame in read_frames(job.scan):
-            given = self.given(frame)
-            keep = self.keeps(given)
-            colour = given.pixels if keep else self.painter.paint([given.pixels])[0]
+            seen = self.runner.prepare(frame)
+            keep = self.keeps(seen)
+            colour = seen.pixels if keep else self.runner.run([seen.pixels])[0]
             if job.task.sheet and job.frame is None:
-                job.frame = given
+                job.frame = seen
                 job.take(colour)
-            yield frame if keep else Frame(colour, given.alpha)
+            yield frame if keep else Frame(colour, seen.alpha)
 
     def write(self, job: Job) -> None:
-        """Write a job of one frame, and forget its pixels."""
+        """Write a job of one frame, and release its pixels."""
         if job.frame and job.scan and job.status in ("", "kept"):
             output = job.task.output
-            self.write_sheet(job)  # first: where it fails there is no result that a next call would skip
+            self.write_sheet(job)  # first: if it fails, there is no result that a next call would skip
             forms = [FORMATS.get(path.suffix.lower()) for path in (job.task.path, output)]
             if job.status == "kept" and forms[0] == forms[1]:
                 with replacing(output) as temporary:
@@ -228,23 +225,23 @@ class Conveyor:
         job.frame = job.given = None
 
     def write_sheet(self, job: Job) -> None:
-        """Write input and result side by side, where a sheet is asked for."""
+        """Write input and result side by side, if a sheet is asked for."""
         if job.task.sheet and job.frame and job.scan:
             given, colour = job.given, job.frame.pixels
             if given is None:  # it was kept
-                given = colour = self.given(job.frame).pixels
+                given = colour = self.runner.prepare(job.frame).pixels
             height, width, _ = colour.shape
             both = np.concatenate([given, colour], 1 - sheet_axis(width, height))
             write_frames(job.task.sheet, [Frame(both, None)], replace(job.scan, count=1, durations=()))
 
 
 def sheet_axis(width: int, height: int) -> int:
-    """Return 0 where input and result go side by side, 1 where they are so wide that one goes below."""
+    """Return 0 if input and result stand side by side, 1 if they are so wide that they are stacked."""
     return int(width > max(height, WIDE))
 
 
 def batches(jobs: Iterable[Job]) -> Iterator[list[Job]]:
-    """Group neighbours of one shape; what needs no network, or many frames, stays alone."""
+    """Group neighbours of one shape; a job that needs no network, or has many frames, stays alone."""
     batch: list[Job] = []
     for job in jobs:
         if batch and not (same_shape(batch[0], job) and len(batch) < BATCH):
@@ -266,8 +263,8 @@ def same_shape(one: Job, other: Job) -> bool:
 def is_coloured(pixels: Pixels) -> bool:
     """Tell a picture with colours from a gray, sepia or yellowed one.
 
-    What counts is how far a and b are, as a root of mean squares, from any smooth function of L, which is all
-    that a tint, a toning or old paper adds.
+    A tint, a toning or old paper makes a and b smooth functions of L. So a and b are fitted by cubic
+    polynomials of L, and the root mean square of what remains is compared with COLOURED.
     """
     step = max(1, max(pixels.shape[:2]) // 1024)
     planes = torch.from_numpy(np.ascontiguousarray(pixels[::step, ::step])).permute(2, 0, 1)[None]

@@ -1,7 +1,9 @@
-"""Run an exported generator on pictures, with what memory there is."""
+"""Run an exported generator on pictures, within the memory that there is."""
 
 import re
 import sys
+import threading
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -9,39 +11,49 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
-from inference.checkpoint import infer, load_exported
+from config import DRAWN_INPUTS, UserError
+from imaging.pixels import Frame
+from inference.checkpoint import Exported, infer, load_exported
 
-Pixels = NDArray[Any]  # (H, W, 3) uint8 or uint16
-NOT_FINITE = "output is not finite"  # in what Colorizer raises
+Pixels = NDArray[Any]  # (H, W, 3) uint8, uint16, or floating point in [0, 1]
+NOT_FINITE = "output is not finite"  # part of what Colorizer raises
 
 
-class Painter:
+class Runner:
     """Colourise pictures of one size in batches.
 
-    Where a GPU's memory does not suffice the batch is halved, then the network goes over to fp16, then the
-    picture is coloured on the CPU. Each of these is said once on stderr.
+    Where a GPU's memory is not enough, the batch is halved, then the network runs in fp16, then the picture
+    is coloured on the CPU. Each of these is said once on stderr. Threads may share a Runner; they take turns.
     """
 
-    def __init__(self, path: Path, device: torch.device, **attributes: Any) -> None:
+    def __init__(
+        self,
+        path: Path,
+        device: torch.device,
+        size: int | None = None,
+        strength: float | None = None,
+        upsampling: str | None = None,
+    ) -> None:
         """Load a generator.
 
         Args:
             path: a generator.ts.
-            attributes: of Colorizer to set, as size=512; None leaves one as exported.
+            size, strength, upsampling: attributes of Colorizer to set; None leaves one as exported.
 
         Raises:
             UserError: no generator.ts that this version reads.
         """
-        self.path = path
-        self.device = device
-        self.attributes = {name: value for name, value in attributes.items() if value is not None}
-        self.most_pixels = sys.maxsize  # of a batch, that has been seen to fit
+        self.path, self.device = path, device
+        settings = {"size": size, "strength": strength, "upsampling": upsampling}
+        self.settings = {name: value for name, value in settings.items() if value is not None}
+        self.max_pixels = sys.maxsize  # of a batch; becomes less where memory runs out
         self.half = False
         self.said: set[str] = set()
+        self.lock = threading.Lock()
         try:
-            self.model, self.metadata = self._load(device)
+            self.model, self.record = self._load(device)
         except Exception as error:
             if device.type == "cpu" or not is_out_of_memory(error):
                 raise
@@ -49,42 +61,65 @@ class Painter:
                 f"the model does not fit into the memory of {device}: colouring on the CPU, which is slower"
             )
             self.device = torch.device("cpu")
-            self.model, self.metadata = self._load(self.device)
+            self.model, self.record = self._load(self.device)
 
-    def _load(self, device: torch.device) -> tuple[nn.Module, dict[str, Any]]:
-        model, metadata = load_exported(self.path, device)
-        for name, value in self.attributes.items():
-            setattr(model, name, value)
-        return model, metadata
+    def _load(self, device: torch.device) -> Exported:
+        exported = load_exported(self.path, device)
+        for name, value in self.settings.items():
+            setattr(exported.module, name, value)
+        return exported
 
-    def paint(self, pictures: list[Pixels]) -> list[Pixels]:
-        """Return the colour versions of pictures of one shape and dtype, in as many steps as memory asks for.
+    def prepare(self, frame: Frame) -> Frame:
+        """Return a frame as the model should see it.
+
+        For a model of line art, transparency is laid over white paper, and is gone. For any other, only what
+        is wholly transparent becomes white, and transparency stays.
+        """
+        if frame.alpha is None:
+            return frame
+        white = np.iinfo(frame.pixels.dtype).max if frame.pixels.dtype.kind == "u" else 1.0
+        if self.record.recipe.input not in DRAWN_INPUTS:
+            return replace(frame, pixels=np.where(frame.alpha[..., None] == 0, white, frame.pixels))
+        share = frame.alpha[..., None] / np.float32(white)
+        pixels = frame.pixels * share + white * (1 - share)
+        pixels = pixels.round() if frame.pixels.dtype.kind == "u" else pixels
+        return Frame(pixels.astype(frame.pixels.dtype), None)
+
+    def colourise(self, frame: Frame) -> Frame:
+        """Return the colour version of one frame. Raises as `run`."""
+        seen = self.prepare(frame)
+        return Frame(self.run([seen.pixels])[0], seen.alpha)
+
+    def run(self, pictures: list[Pixels]) -> list[Pixels]:
+        """Return the colour versions of pictures of one shape and dtype, in batches that fit into memory.
 
         Raises:
-            MemoryError: not even one of them fits into the CPU's memory.
-            RuntimeError: the network failed; says how in a line.
+            UserError: the network's output is not finite.
+            MemoryError: a single picture does not fit into the CPU's memory.
+            RuntimeError: the network failed; the message is one line.
         """
         results: list[Pixels] = []
-        while len(results) < len(pictures):
-            height, width, _ = pictures[0].shape
-            part = pictures[len(results) :][: max(1, self.most_pixels // (height * width))]
-            stacked = part[0][None] if len(part) == 1 else np.stack(part)  # (N, H, W, 3); one is not copied
-            colours = self._attempt(torch.from_numpy(stacked).permute(0, 3, 1, 2))
-            if colours is not None:
-                results += list(colours.permute(0, 2, 3, 1).numpy())
+        with self.lock:
+            while len(results) < len(pictures):
+                height, width, _ = pictures[0].shape
+                part = pictures[len(results) :][: max(1, self.max_pixels // (height * width))]
+                stacked = part[0][None] if len(part) == 1 else np.stack(part)  # (N, H, W, 3)
+                colours = self._attempt(torch.from_numpy(stacked).permute(0, 3, 1, 2))
+                if colours is not None:
+                    results += list(colours.permute(0, 2, 3, 1).numpy())
         return results
 
     def _attempt(self, batch: Tensor) -> Tensor | None:
-        """Colourise (N, 3, H, W) on the CPU to the same; None: did not fit, and less is to be tried."""
+        """Colourise (N, 3, H, W) on the CPU to the same; None: it did not fit, try again with less."""
         try:
             return infer(self.model, batch.to(self.device)).cpu()
         except Exception as error:  # TorchScript's is no RuntimeError
             overflow = self.half and NOT_FINITE in str(error)
             if not overflow and not is_out_of_memory(error):
-                raise RuntimeError(one_line(error)) from error
+                raise _failure(error) from error
         if len(batch) > 1 and not overflow:
             half = len(batch) // 2
-            self.most_pixels = half * batch.size(2) * batch.size(3)
+            self.max_pixels = half * batch.size(2) * batch.size(3)
             self._say(f"out of memory with {len(batch)} pictures at a time: going on with {half}")
             return None
         if self.device.type == "cuda" and not self.half:
@@ -99,13 +134,13 @@ class Painter:
                 return infer(self.on_cpu, batch)
             except Exception as error:
                 if not is_out_of_memory(error):
-                    raise RuntimeError(one_line(error)) from error
+                    raise _failure(error) from error
         raise MemoryError("not enough memory for a picture of this size")
 
     @cached_property
-    def on_cpu(self) -> nn.Module:
+    def on_cpu(self) -> torch.jit.ScriptModule:
         """Return the generator on the CPU, as exported."""
-        return self._load(torch.device("cpu"))[0]
+        return self._load(torch.device("cpu")).module
 
     def _say(self, sentence: str) -> None:
         if sentence not in self.said:
@@ -114,13 +149,19 @@ class Painter:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Tell whether an error of torch's, or of TorchScript's, which has lost its type, is about memory."""
+    """Tell whether an error is about memory; TorchScript's have lost their type, so words decide."""
     words = ("out of memory", "can't allocate memory", "cannot allocate memory", "_alloc_failed")
     return isinstance(error, MemoryError) or any(word in str(error).lower() for word in words)
 
 
+def _failure(error: Exception) -> Exception:
+    """Return what to raise in place of an error of the network."""
+    said = one_line(error)
+    return UserError(said) if NOT_FINITE in said else RuntimeError(said)
+
+
 def one_line(error: Exception) -> str:
-    """Return what an error says in a line: its first, or behind a traceback of TorchScript's the error's."""
+    """Return one line of an error: its first, or the message behind the traces of TorchScript."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     said = [re.match(r"[\w.]*Error: (.+)", line) for line in lines if "TorchScript" in str(error)]
     return next((match[1] for match in said if match), next(iter(lines), type(error).__name__))

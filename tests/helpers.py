@@ -1,18 +1,33 @@
-"""What several test files use."""
+"""What several test files use: small networks, models, runs and pictures, and stand-ins."""
 
+import json
 import runpy
 import sys
+import warnings
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import imagecodecs
+import numpy as np
 import pytest
+import tifffile
 import torch
+from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor, nn
 
-from config import ROOT, Recipe
+from config import ROOT, Recipe, make_recipe
 from imaging import color
-from models import DISCRIMINATORS, GENERATORS, FrozenFeatures, fit_networks
+from imaging.files import read_frames, scan
+from imaging.pixels import Frame
+from inference import checkpoint
+from inference.checkpoint import METADATA, ExportRecord
+from inference.colorizer import Colorizer
+from inference.runner import Pixels, Runner
+from models import DISCRIMINATORS, GENERATORS, FrozenFeatures, UNet, fit_networks
 from runtime import atomic, run_folder
+from runtime.run_folder import RunRecord, write_run
 from training.gan import Batch
 
 CPU = torch.device("cpu")
@@ -99,3 +114,122 @@ def noise_batch(recipe: Recipe, seed: int = 0, images: int = 2) -> Batch:
     noise, shape = torch.Generator().manual_seed(seed), (images, 3, recipe.size, recipe.size)
     source, target = (torch.randint(0, 256, shape, generator=noise, dtype=torch.uint8) for _ in range(2))
     return Batch(color.encode(source, recipe.input), color.encode(target, recipe.output), target)
+
+
+def gray(seed: int, height: int = 40, width: int = 56, dtype: Any = np.uint8) -> NDArray:
+    """Return a smooth gray picture (H, W) with all tones."""
+    rng, top = np.random.default_rng(seed), np.iinfo(dtype).max
+    small = torch.from_numpy(rng.random((1, 1, 6, 6)))
+    values = torch.nn.functional.interpolate(small, (height, width), mode="bilinear")[0, 0].numpy()
+    values = (values - values.min()) / max(float(np.ptp(values)), 1e-9)
+    return (values * top).round().astype(dtype)
+
+
+def save_picture(name: str | Path, values: NDArray, **options: Any) -> Path:
+    """Write a picture of any depth, with its folders."""
+    path = Path(name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".tif":
+        channels = values.shape[2] if values.ndim == 3 else 1
+        extra = {"extrasamples": ["UNASSALPHA"]} if channels in (2, 4) else {}
+        kind = "rgb" if channels > 2 else "minisblack"
+        tifffile.imwrite(path, values, photometric=kind, **extra, **options)
+    elif values.dtype == np.uint16:
+        path.write_bytes(imagecodecs.png_encode(values))
+    else:
+        Image.fromarray(values).save(path, **options)
+    return path
+
+
+def frames_of(name: str | Path) -> list[Frame]:
+    """Return the frames of a file."""
+    return list(read_frames(scan(Path(name))))
+
+
+def frame_of(name: str | Path) -> Frame:
+    """Return the frame of a file that has one."""
+    (frame,) = frames_of(name)
+    return frame
+
+
+def chroma(pixels: Pixels) -> float:
+    """Return how far a picture is from gray, of 255, on average."""
+    return float(np.ptp(pixels.astype(float), axis=2).mean() * 255 / np.iinfo(pixels.dtype).max)
+
+
+def write_model(path: Path, x_kind: str = "L", y_kind: str = "ab", **fields: Any) -> Path:
+    """Write a generator.ts of random weights that works at 32 px; `fields` replace those of tinct.json."""
+    torch.manual_seed(3)
+    generator = UNet(color.CHANNELS[x_kind], color.CHANNELS[y_kind], ngf=4, depth=3, dropout=0.0)
+    record = ExportRecord.create(Recipe("coco", input=x_kind, output=y_kind, size=32), 1, "fp32")
+    told = json.dumps({**asdict(record), **fields})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # TorchScript is deprecated
+        module = torch.jit.script(Colorizer(generator, x_kind, y_kind, 32, 8).eval())
+        module.save(path, _extra_files={METADATA: told})
+    return path
+
+
+class StandInRunner(Runner):
+    """In place of a network: makes pictures red, and fails on pictures whose first value is `bad`."""
+
+    def __init__(self, kind: str = "L", bad: int = -1) -> None:
+        recipe = Recipe("x", input=kind, output="ab" if kind == "L" else "rgb")
+        self.record = ExportRecord.create(recipe, 1, "fp32")
+        self.bad = bad
+        self.calls: list[list[Pixels]] = []
+
+    def run(self, pictures: list[Pixels]) -> list[Pixels]:
+        self.calls.append([picture.copy() for picture in pictures])
+        assert len({(picture.shape, picture.dtype) for picture in pictures}) == 1
+        if any(picture[0, 0, 0] == self.bad for picture in pictures):
+            raise RuntimeError("the network\n  fell over")
+        return [self.coloured(picture) for picture in pictures]
+
+    @staticmethod
+    def coloured(picture: Pixels) -> Pixels:
+        out = picture.copy()
+        out[..., 0] = np.iinfo(out.dtype).max
+        return out
+
+    def sizes(self) -> list[int]:
+        """Return how many pictures each call had."""
+        return [len(call) for call in self.calls]
+
+
+def randomise(network: nn.Module) -> nn.Module:
+    """Give BatchNorms the statistics of a trained network, and attention a weight; returns the network."""
+    noise = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for module in network.modules():
+            if isinstance(module, nn.BatchNorm2d) and module.running_mean is not None:
+                module.running_mean.normal_(0.0, 0.3, generator=noise)
+                module.running_var.uniform_(0.5, 2.0, generator=noise)
+                module.weight.uniform_(0.3, 1.2, generator=noise)
+                module.bias.normal_(0.0, 0.3, generator=noise)
+        for name, parameter in network.named_parameters():
+            if name.endswith("gamma"):
+                parameter.fill_(0.5)
+    return network
+
+
+def small_recipe(name: str, **fields: Any) -> Recipe:
+    """Return a recipe with the smallest networks and images that it allows."""
+    sizes = {"unet32": 32, "nazerigan32": 32, "unet224": 96, "nazerigan224": 160, "cgan": 224}
+    size = sizes.get(name, 64)
+    small = {"size": size, "load_size": size, "ngf": 4, "ndf": 4, "batch_size": 6, "samples": 2, "epochs": 2}
+    if make_recipe(name, {}).generator.startswith("unet") and size == 64:
+        small["depth"] = 4  # 4 px at the bottleneck, where attention works
+    if make_recipe(name, {}).pretrain_epochs:
+        small["pretrain_epochs"] = 1
+    return fit_networks(make_recipe(name, {**small, **fields}))
+
+
+def make_run(folder: Path, name: str, **fields: Any) -> Path:
+    """Write a run of a small version of a recipe with one saved epoch of random weights."""
+    recipe = small_recipe(name, **fields)
+    torch.manual_seed(0)
+    generator = randomise(checkpoint.build_colorizer(recipe).generator)
+    checkpoint.save_generator(folder, 1, recipe, generator)
+    write_run(folder, RunRecord(recipe=recipe, data="demo", fingerprints={}, mean_ab=(0.0, 0.0)))
+    return folder

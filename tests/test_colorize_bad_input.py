@@ -15,10 +15,11 @@ import numpy as np
 import pytest
 import tifffile
 import torch
+from helpers import frame_of, frames_of, gray, write_model
+from helpers import save_picture as save
 from numpy.typing import NDArray
 from PIL import Image
 from test_colorize import call, command_line, records
-from test_pipeline import frame_of, frames_of, gray, save, write_model
 
 from config import ROOT
 from inference.checkpoint import EXPORT_FORMAT

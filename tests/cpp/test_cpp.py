@@ -250,8 +250,8 @@ def test_says_what_it_does(program: Path, model: Path) -> None:
     done = call(program, "--model", model, "--out", "a/b", "one.png", "two.jpg")
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
-    _, metadata = checkpoint.load_exported(model, torch.device("cpu"))
-    assert json.loads(lines[0].removeprefix("model: ")) == metadata
+    _, record = checkpoint.load_exported(model, torch.device("cpu"))
+    assert json.loads(lines[0].removeprefix("model: ")) == json.loads(record.to_json())
     assert re.fullmatch(r"one\.png -> a/b/one\.png 30x40 \d+\.\d{3} s", lines[1])
     assert re.fullmatch(r"two\.jpg -> a/b/two\.png 50x20 \d+\.\d{3} s", lines[2])
     assert re.fullmatch(r"coloured 2 of 2 images in \d+\.\d{3} s", lines[3])

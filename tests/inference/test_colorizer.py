@@ -258,7 +258,7 @@ class Mean(FrozenFeatures):
 def test_a_frozen_extractor_keeps_its_running_statistics(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(models, "DanbooruFeatures", Mean)
     torch.manual_seed(0)
-    generator = models.GENERATORS["unet-ext"](1, 3, 4, depth=3, dropout=0.0)
+    generator = models.GENERATORS["unet-ext"].build(1, 3, 4, depth=3, dropout=0.0)
     before = {key: value.clone() for key, value in generator.extractor.state_dict().items()}
     colorizer, image = Colorizer(generator, "gray", "rgb", 32, 8).eval(), picture(2, 1, 32, 32)
     seen = generator.extractor(color.rgb01(image))[0]

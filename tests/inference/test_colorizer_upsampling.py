@@ -399,7 +399,7 @@ import json, sys
 from pathlib import Path
 import torch
 from torch import Tensor, nn
-from colorizer import Colorizer
+from inference.colorizer import Colorizer
 
 class Gray(nn.Module):
     def forward(self, x: Tensor) -> Tensor:

@@ -1,11 +1,17 @@
 """Files that appear complete or not at all."""
 
 import errno
+import os
+import pickle
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
-from runtime.atomic import replacing
+from config import UserError
+from runtime.atomic import load, replacing, save, write_json
 
 
 def test_a_finished_block_replaces_the_file(tmp_path: Path) -> None:
@@ -55,3 +61,74 @@ def test_a_full_disk_names_the_file(tmp_path: Path) -> None:
     with pytest.raises(OSError, match=r"^image file is truncated$"):
         fail(OSError("image file is truncated"))  # a library's
     assert list(tmp_path.iterdir()) == []
+
+
+PAYLOAD = {"weights": torch.arange(5.0), "nested": {"epoch": 3, "names": ["a", "b"]}}
+NO_CHECKPOINT = r"^x.pt is not a checkpoint of this project, or it is damaged$"
+
+
+def test_a_checkpoint_comes_back(tmp_path: Path) -> None:
+    path = tmp_path / "deep/er/x.pt"
+    save(path, PAYLOAD)
+    back = load(path)
+    assert torch.equal(back["weights"], PAYLOAD["weights"])
+    assert back["nested"] == PAYLOAD["nested"]
+    assert list(path.parent.iterdir()) == [path]
+    with pytest.raises(UserError, match=r"^no checkpoint gone.pt$"):
+        load(Path("gone.pt"))
+
+
+@pytest.mark.parametrize("write", [save, write_json])
+def test_writing_is_whole_or_not_at_all(write: Any) -> None:
+    path = Path("x.file")
+    write(path, {"epoch": 1})
+    before = path.read_bytes()
+    with pytest.raises((TypeError, AttributeError, pickle.PicklingError)):
+        write(path, {"a": list(range(1000)), "b": lambda: None})
+    assert path.read_bytes() == before
+    assert list(Path().iterdir()) == [path]
+
+
+class Bomb:
+    """Touches a file when unpickled."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, ("exploded",)
+
+
+@pytest.mark.parametrize(
+    "name", ["empty", "text", "cut", "list", "zip", "jpeg", "torch bomb", "pickle bomb", "bytes"]
+)
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+def test_what_is_no_checkpoint_is_refused_and_runs_no_code(name: str) -> None:
+    save(Path("whole.pt"), PAYLOAD)
+    torch.save([1, 2], "list.pt")
+    torch.save({"weights": Bomb()}, "bomb.pt")
+    whole, rng = Path("whole.pt").read_bytes(), np.random.default_rng(0)
+    damaged = np.frombuffer(whole, np.uint8).copy()
+    damaged[rng.integers(0, len(whole), 300)] = rng.integers(0, 256, 300)
+    content = {
+        "empty": b"", "text": b"hello", "cut": whole[: len(whole) // 2], "zip": b"PK\x03\x04",
+        "list": Path("list.pt").read_bytes(), "jpeg": b"\xff\xd8\xff\xe0\x00\x10JFIF\x00",
+        "torch bomb": Path("bomb.pt").read_bytes(), "pickle bomb": pickle.dumps({"weights": Bomb()}),
+        "bytes": damaged.tobytes(),
+    }  # fmt: skip
+    Path("x.pt").write_bytes(content[name])
+    with pytest.raises(UserError, match=NO_CHECKPOINT):
+        load(Path("x.pt"))
+    assert not Path("exploded").exists()
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+def test_damaged_bytes_end_in_one_sentence_or_none() -> None:
+    save(Path("x.pt"), PAYLOAD)
+    whole, rng, said = np.frombuffer(Path("x.pt").read_bytes(), np.uint8), np.random.default_rng(0), set()
+    for _ in range(100):
+        damaged = whole.copy()
+        damaged[rng.integers(0, len(whole), 3)] = rng.integers(0, 256, 3)
+        Path("x.pt").write_bytes(damaged.tobytes())
+        try:
+            load(Path("x.pt"))
+        except UserError as error:
+            said.add(str(error))
+    assert said == {NO_CHECKPOINT.strip("^$")}

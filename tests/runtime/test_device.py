@@ -1,0 +1,35 @@
+"""device.py: the device asked for, or a sentence that says why not."""
+
+import pytest
+import torch
+
+from config import UserError
+from runtime.device import pick_device
+
+
+@pytest.mark.parametrize(
+    ("cuda", "mps", "device"), [(True, True, "cuda"), (False, True, "mps"), (False, False, "cpu")]
+)
+def test_auto_takes_the_best(monkeypatch: pytest.MonkeyPatch, cuda: bool, mps: bool, device: str) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: int(cuda))
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+    assert pick_device("auto") == torch.device(device)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("gpu", "no device gpu"),
+        ("cpu:x", "no device cpu:x"),
+        ("", "no device"),
+        ("cuda:2", "cuda:2 .* 2 CUDA devices; use --device cpu"),
+        ("mps", "mps .*; use --device cpu"),
+    ],
+)
+def test_what_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch, name: str, words: str) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    assert pick_device("cuda:1") == torch.device("cuda:1")
+    with pytest.raises(UserError, match=words):
+        pick_device(name)

@@ -1,0 +1,82 @@
+"""run_folder.py: the files of a run, its epochs, its record, and which run is the newest."""
+
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import torch
+
+from config import Recipe, UserError
+from runtime import atomic, run_folder
+from runtime.run_folder import RunRecord, epoch_path, newest_run, read_run, write_run
+
+RUN = Path("runs/x")
+RECORD = RunRecord(recipe=Recipe("x", size=32), data="demo", fingerprints={}, mean_ab=(1.0, 2.0))
+
+
+def test_saved_epochs_are_in_numerical_order() -> None:
+    for epoch in (5, 20, 9999, 12345, 100):
+        atomic.save(epoch_path(RUN, epoch), {})
+    for name in ("state.pt", "epoch_x.pt", "epoch_0007.pt.tmp"):
+        (RUN / "checkpoints" / name).touch()
+    assert run_folder.saved_epochs(RUN) == [5, 20, 100, 9999, 12345]
+    assert epoch_path(RUN, 5) == RUN / "checkpoints/epoch_0005.pt"
+
+
+def test_a_stamp_tells_checkpoints_apart_by_what_is_in_them() -> None:
+    path = epoch_path(RUN, 5)
+    atomic.save(path, {"weights": torch.zeros(4)})
+    first = run_folder.stamp(RUN, 5, "key")
+    assert first.startswith("key ")
+    os.utime(path, (1, 1))  # a copy of the run is scored as the run is
+    assert run_folder.stamp(RUN, 5, "key") == first
+    atomic.save(path, {"weights": torch.tensor([0.0, 0.0, 1.0, 0.0])})  # of the same length
+    assert run_folder.stamp(RUN, 5, "key") != first
+    path.write_bytes(b"hello")
+    with pytest.raises(UserError, match=r"epoch_0005\.pt is not a checkpoint"):
+        run_folder.stamp(RUN, 5, "key")
+
+
+def test_newest_run() -> None:
+    with pytest.raises(UserError, match=r"no run in runs/; train one first"):
+        newest_run(Path("runs"))
+    for i, name in enumerate(["b", "c", "a"]):
+        path = Path("runs", name, "recipe.json")
+        path.parent.mkdir(parents=True)
+        path.touch()
+        os.utime(path, (i, i))
+    Path("runs/empty").mkdir()
+    assert newest_run(Path("runs")) == Path("runs/a")
+
+
+def test_a_record_comes_back_and_one_of_an_older_version_is_filled_in() -> None:
+    write_run(RUN, RECORD)
+    assert read_run(RUN) == RECORD
+    older = asdict(RECORD)
+    for key in ("git", "overrides", "resumed"):
+        del older[key]
+    del older["recipe"]["ema"]
+    atomic.write_json(RUN / "recipe.json", older)
+    assert read_run(RUN) == RECORD
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"recipe": {}}', '{"data": "demo"}', b"\xff\xfe"])
+def test_a_damaged_record_is_refused(content: str | bytes) -> None:
+    RUN.mkdir(parents=True)
+    (RUN / "recipe.json").write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(UserError, match=r"^runs/x/recipe.json is damaged"):
+        read_run(RUN)
+    (RUN / "recipe.json").unlink()
+    with pytest.raises(UserError, match=r"runs/x is not a run folder"):
+        read_run(RUN)
+
+
+def test_a_record_with_unknown_recipe_fields_names_one() -> None:
+    record = asdict(RECORD)
+    record["recipe"]["sharpness"] = 3
+    RUN.mkdir(parents=True)
+    (RUN / "recipe.json").write_text(json.dumps(record))
+    with pytest.raises(UserError, match="sharpness"):
+        read_run(RUN)

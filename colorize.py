@@ -80,28 +80,23 @@ def colorize(image: Any, model: str | Path | None = None, device: str = "auto") 
 def _colorize_file(runner: "Runner", image: str | Path | bytes) -> bytes:
     from imaging.files import FORMATS, read_frames, scan, write_frames
 
+    found = scan(Path("image"), image) if isinstance(image, bytes) else scan(Path(image))
+    suffix = next((suffix for suffix, form in FORMATS.items() if form == found.form), ".png")
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "image") if isinstance(image, bytes) else Path(image)
-        if isinstance(image, bytes):
-            path.write_bytes(image)
-        found = scan(path)
-        suffix = next((suffix for suffix, form in FORMATS.items() if form == found.form), ".png")
-        output = Path(folder, "colour").with_suffix(suffix)
-        write_frames(output, map(runner.colourise, read_frames(found)), found)
-        return output.read_bytes()
+        path = Path(folder, f"colour{suffix}")
+        write_frames(path, map(runner.colourise, read_frames(found)), found)
+        return path.read_bytes()
 
 
 def _colorize_pil(runner: "Runner", image: "Image") -> "Image":
     from PIL import Image
 
-    from imaging.files import to_frame
+    from imaging.decoders import named, to_frame
     from imaging.pixels import to_8_bits
 
-    try:
-        image.load()
-    except Exception as error:  # decoders raise many types
-        raise UserError(f"the image cannot be decoded ({error})") from None
-    colour = runner.colourise(to_frame(image))
+    with named("the PIL image"):
+        frame = to_frame(image)
+    colour = runner.colourise(frame)
     result = Image.fromarray(to_8_bits(colour.pixels))
     if colour.alpha is not None:
         result.putalpha(Image.fromarray(to_8_bits(colour.alpha)))

@@ -43,8 +43,8 @@ def test_every_stage_leaves_its_files(demo: Path) -> None:
 
 
 def test_the_best_epoch_is_exported_and_shown(demo: Path) -> None:
-    _, metadata = checkpoint.load_exported(demo / "generator.ts", torch.device("cpu"))
-    assert metadata["epoch"] == 1
+    _, record = checkpoint.load_exported(demo / "generator.ts", torch.device("cpu"))
+    assert record.epoch == 1
     name = min(path.name for path in (demo / "targets").glob("*.png"))
     sheet, ours = read_image(demo / "contact_sheet.png"), read_image(demo / "outputs/epoch_0001" / name)
     windows = np.lib.stride_tricks.sliding_window_view(sheet, ours.shape)

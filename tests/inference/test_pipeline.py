@@ -277,7 +277,7 @@ def test_what_a_format_cannot_hold_is_known_before_work(
     shape: tuple[int, int], how: dict[str, Any], words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save_picture("x.jpg", gray(0, *shape))
-    monkeypatch.setitem(encoders.LONGEST, "JPEG", 100)  # of 65,500
+    monkeypatch.setitem(encoders.MAX_SIDE, "JPEG", 100)  # of 65,500
     runner = StandInRunner()
     (job,) = run(runner, "x.jpg", **how)
     assert (job.status, runner.calls) == ("failed", [])

@@ -67,10 +67,8 @@ def main(
 
     folder = pick_run(run, RUNS)
     scoring = bool(all_epochs or data or metric or classifier or weights)
-    if report_only:
-        if scoring or epoch or against or force:
-            raise UserError("--report-only writes a report of what is scored already: with it, only --run")
-        return report(folder)
+    if report_only and (scoring or epoch or against or force):
+        raise UserError("--report-only writes a report of what is scored already: with it, only --run")
     if against is not None:
         if scoring:
             raise UserError("--against compares what is scored already: with it, only --epoch and --force")
@@ -82,8 +80,33 @@ def main(
     for name in metric or []:
         if name not in METRICS:
             raise UserError(f"no metric {name}{closest(name, list(METRICS))}")
-    if weights is not None and not Path(weights).is_dir():
+    weights = Path(weights) if weights else None
+    if weights is not None and not weights.is_dir():
         raise UserError(f"no folder {weights}: --weights takes the folder that holds the weight files")
+    if not report_only:
+        score(folder, epoch, all_epochs, data, metric or [], classifier, weights, device)
+    from evaluation.scores import read_scores
+    from reporting.curves import plot_scores
+    from reporting.page import write_report
+
+    report = write_report(folder)
+    scores = read_scores(folder)
+    plot_scores(folder / "curves.png", scores)
+    print(f"scores: {folder / 'scores.csv'}, report: {report}")
+    return scores
+
+
+def score(
+    run: Path,
+    epoch: str | None,
+    all_epochs: bool,
+    data: str | None,
+    required: list[str],
+    classifier: Path | None,
+    weights: Path | None,
+    device: str,
+) -> None:
+    """Score epochs of a run, write the score files and print the scores; takes main's options."""
     import torch
 
     from data import open_split
@@ -95,31 +118,13 @@ def main(
     from runtime.run_folder import read_run
 
     on = pick_device(device)
-    epochs = choose_epochs(folder, epoch, all_epochs)
-    record = read_run(folder)
+    epochs = choose_epochs(run, epoch, all_epochs)
+    record = read_run(run)
     images = open_split(record, data, "test", CACHE)
     scorer = on if on.type == "cuda" else torch.device("cpu")  # MPS has no float64
-    weights = Path(weights) if weights else None
-    metrics = load_metrics(images, record.recipe.size, scorer, metric or [], classifier, weights)
-    scores = evaluate(folder, epochs, images, metrics, on)
-    print(score_table(scores))
-    for note in scores.notes:
-        print(note)
-    return report(folder)
-
-
-def report(run: Path) -> Any:
-    """Draw curves.png and write report.html of a scored run; returns its scores."""
-    from evaluation.scores import read_scores
-    from reporting.curves import plot_scores
-    from reporting.page import write_report
-    from runtime.run_folder import read_run
-
-    read_run(run)
-    scores = read_scores(run)
-    plot_scores(run / "curves.png", scores)
-    print(f"scores: {run / 'scores.csv'}, report: {write_report(run)}")
-    return scores
+    metrics = load_metrics(images, record.recipe.size, scorer, required, classifier, weights)
+    scores = evaluate(run, epochs, images, metrics, on)
+    print("\n".join([score_table(scores), *scores.notes]))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ METRIC's value where it is not available; colorfulness_truth, images, stamp. `Ro
 import csv
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -34,7 +35,7 @@ BASELINES = ("gray", "mean_ab")  # must be beaten: no colour; the mean a and b o
 UPPER_BOUNDS = ("jpeg90", "truth")  # cannot be beaten: the ground truth as a JPEG of quality 90; itself
 FOLDER_METRICS = ("fid", "kid")  # of a whole folder of images, so without an interval
 TRUTH_COLORFULNESS = "colorfulness_truth"  # what colorfulness is compared with
-
+ENDS = ("", "_se", "_low", "_high")  # of the keys in score files that hold a Score
 # libraries that decide what a score is
 LIBRARIES = ("torch", "torchvision", "numpy", "pillow", "scipy", "torchmetrics", "clean-fid")
 
@@ -180,12 +181,11 @@ def make_row(name: str, columns: Mapping[str, Scores], stems: Sequence[str]) -> 
     """Return a row from per-image scores (N,).
 
     Raises:
-        FloatingPointError: a score is not finite; images of 8 bit have none such, so a metric is wrong.
+        FloatingPointError: a score is not finite, which a metric of 8-bit images never is.
     """
     for metric, values in columns.items():
-        broken = np.flatnonzero(~np.isfinite(values))
-        if len(broken):
-            raise FloatingPointError(f"{metric} of {name}/{stems[broken[0]]}.png is {values[broken[0]]}")
+        for i in np.flatnonzero(~np.isfinite(values)):
+            raise FloatingPointError(f"{metric} of {name}/{stems[i]}.png is {values[i]}")
     scores = summarise(columns)
     if TRUTH_COLORFULNESS in scores:  # the same in every row, so its interval says nothing
         scores[TRUTH_COLORFULNESS] = Score(scores[TRUTH_COLORFULNESS].mean)
@@ -234,9 +234,6 @@ def make_score_file(
     return ScoreFile(metric, best, ties, dict(METRICS), protocol, list(notes), rows)
 
 
-ENDS = ("", "_se", "_low", "_high")  # of the keys of a Score's four fields
-
-
 def score_record(name: str, score: Score) -> dict[str, float]:
     """Return a score in the form of the score files."""
     return {f"{name}{end}": value for end, value in zip(ENDS, score, strict=True) if value is not None}
@@ -256,17 +253,19 @@ def parse_row(name: str, record: Mapping[str, Any]) -> Row:
     """Return the row that `row_record` made a record of.
 
     Raises:
-        KeyError, TypeError, ValueError: something is missing, or no number.
+        KeyError, TypeError, ValueError: something is missing, or no finite number.
     """
-    scores, missing = {}, {}
+    row = Row(epoch_number(name), {}, int(record["images"]), stamp=str(record.get("stamp", "")))
     ends = {f"{key}{end}" for key in record for end in ENDS[1:]}
-    for key, value in record.items():
-        if isinstance(value, str) and key != "stamp":
-            missing[key] = value
-        elif key not in {"images", "stamp", *ends}:
-            values = [value, *(record.get(f"{key}{end}") for end in ENDS[1:])]
-            scores[key] = Score(float(value), *(None if v is None else float(v) for v in values[1:]))
-    return Row(epoch_number(name), scores, int(record["images"]), missing, str(record.get("stamp", "")))
+    for key in [key for key in record if key not in {"images", "stamp", *ends}]:
+        if isinstance(record[key], str):
+            row.missing[key] = record[key]
+            continue
+        score = Score(*(record.get(f"{key}{end}") for end in ENDS))
+        if not all(math.isfinite(value) for value in score if value is not None) or score.mean is None:
+            raise ValueError(f"{key} is {score}")
+        row.scores[key] = score
+    return row
 
 
 def read_scores(run: Path) -> ScoreFile:
@@ -339,8 +338,8 @@ def write_scores(run: Path, scores: ScoreFile, per_image: PerImage, stems: Seque
     keys = list(dict.fromkeys(key for record in records.values() for key in record if key != "stamp"))
     lines = []
     for name, record in records.items():
-        cells = [record.get(key, "") for key in keys]
-        lines.append([name, *("" if isinstance(cell, str) else cell for cell in cells), identity])
+        numbers = {key: value for key, value in record.items() if not isinstance(value, str)}
+        lines.append([name, *(numbers.get(key, "") for key in keys), identity])
     write_csv(run / "scores.csv", ["name", *keys, "protocol"], lines)
     metrics = list(dict.fromkeys(metric for columns in per_image.values() for metric in columns))
     empty = [""] * len(stems)
@@ -429,15 +428,12 @@ def best_epoch(run: Path) -> int:
     Raises:
         UserError: there are no scores, or not by that metric, or the epoch was trained again since.
     """
-    again = f"python eval.py --all-epochs --run {quote(str(run))}"
-    if not (run / "scores.json").exists():
-        raise UserError(f"no scores in {run}, so no best epoch; score first: {again}")
     scores = read_scores(run)
-    if scores.metric not in scores.best:
-        reasons = (row.missing[scores.metric] for row in scores.rows.values() if scores.metric in row.missing)
-        reason = next(reasons, "not scored")
-        raise UserError(f"no best epoch by {scores.metric} in {run}: {reason}; score again: {again}")
-    row = scores.rows[scores.best[scores.metric]]
+    metric, again = scores.metric, f"score again: python eval.py --all-epochs --run {quote(str(run))}"
+    if metric not in scores.best:
+        reasons = (row.missing[metric] for row in scores.rows.values() if metric in row.missing)
+        raise UserError(f"no best epoch by {metric} in {run}: {next(reasons, 'not scored')}; {again}")
+    row = scores.rows[scores.best[metric]]
     if row.epoch is None or not is_current(run, row):
-        raise UserError(f"the scores in {run} are older than its checkpoints; score again: {again}")
+        raise UserError(f"the scores in {run} are older than its checkpoints; {again}")
     return row.epoch

@@ -35,7 +35,10 @@ def make_run(
 ) -> Path:
     """Write a run whose epochs 5, 10 ... have about these PSNR; the highest is the best by CIEDE2000, too."""
     run = Path("runs", name)
-    write_run(run, RunRecord(Recipe("x", size=32), "demo", {}, {}, (0.0, 0.0)))
+    write_run(
+        run,
+        RunRecord(recipe=Recipe("x", size=32), data="demo", loading={}, fingerprints={}, mean_ab=(0.0, 0.0)),
+    )
     per_image, rows = {}, {}
     for i, mean in enumerate(psnr_db, 1):
         rng = np.random.default_rng(seed)  # a difficult image is difficult in every epoch

@@ -396,7 +396,7 @@ def test_damaged_per_image_scores_say_so(damage: str) -> None:
 
 
 def save_epochs(*epochs: int) -> None:
-    write_run(RUN, RunRecord(RECIPE, "demo", {}, {}, (0.0, 0.0)))
+    write_run(RUN, RunRecord(recipe=RECIPE, data="demo", loading={}, fingerprints={}, mean_ab=(0.0, 0.0)))
     for epoch in epochs:
         atomic.save(epoch_path(RUN, epoch), {"epoch": epoch})
 

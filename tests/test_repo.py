@@ -23,6 +23,7 @@ FILES = sorted(
     key=lambda path: path.relative_to(ROOT).as_posix(),
 )
 MAX_LINES = 60  # of a function
+HEAVY = {"torch", "torchvision", "numpy", "PIL", "matplotlib", "scipy", "skimage", "cleanfid", "tifffile"}
 
 
 def name_of(path: Path) -> str:
@@ -87,6 +88,25 @@ def in_new_process(code: str, *arguments: str) -> str:
     done = subprocess.run(call, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+HELP = """
+import contextlib, io, runpy, sys
+for name in sys.argv[1:]:
+    before = set(sys.modules)
+    sys.argv = [f"{name}.py", "--help"]
+    with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()):
+        runpy.run_path(sys.argv[0], run_name="__main__")
+    print(name, *{module.partition(".")[0] for module in set(sys.modules) - before})
+"""
+
+
+def test_help_imports_nothing_that_takes_long() -> None:
+    lines = in_new_process(HELP, *STAGES, "main", "tools/bench").splitlines()
+    assert len(lines) == len(STAGES) + 2
+    assert "typer" in lines[0]
+    slow = {*HEAVY, *(name for name in LAYERS if name not in ("config", "runtime", *STAGES))}
+    assert [line for line in lines if slow & set(line.split()[1:])] == []
 
 
 IMPORTS = """

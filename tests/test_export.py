@@ -101,7 +101,7 @@ def test_the_file_equals_eager_and_says_what_it_is(run: Path, epoch: str | None,
 def test_the_best_epoch_is_exported_and_named(
     run: Path, best: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(ValueError, match=r"no scores in .*, so no best epoch"):
+    with pytest.raises(ValueError, match="no scores in "):
         export.main(run=run, epoch="best", device="cpu")
     assert not (run / "generator.ts").exists()
     monkeypatch.setattr(scores, "best_epoch", lambda _: best)

@@ -344,9 +344,10 @@ def change(key: str, value: Any) -> bytes:
 DAMAGED = [
     b"", b"{", b"[]", b"null", b'{"rows": {}}', b"\xff\xfe", change("format", "tinct-scores-0"),
     change("rows", []), change("rows", {"gray": 3}), change("rows", {"gray": {"ssim": 0.5}}),
-    change("rows", {"gray": {"ssim": None, "images": 5}}), change("best", {"psnr_db": "epoch_0010"}),
-    change("best", {"ssim": "epoch_0005"}), change("best", {"psnr_db": 10}), change("metric", ["ssim"]),
-    change("protocol", {}), change("notes", "none"), change("another", 1),
+    change("rows", {"gray": {"ssim": None, "images": 5}}),
+    change("rows", {"gray": {"ssim": math.nan, "images": 5}}), change("metric", ["ssim"]),
+    change("best", {"psnr_db": "epoch_0010"}), change("best", {"ssim": "epoch_0005"}),
+    change("best", {"psnr_db": 10}), change("protocol", {}), change("notes", "none"), change("another", 1),
 ]  # fmt: skip
 
 

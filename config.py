@@ -33,18 +33,13 @@ METRICS = {
 DEGRADATIONS = ("blur", "grain", "fading", "blotches", "stripes", "scratches", "jpeg")
 DRAWN_INPUTS = ("sketch", "line", "gray+line")  # inputs that are, or may be, line art
 CHOICES = {
-    "input": ("L", "gray", "sketch", "line", "gray+line"),
-    "output": ("ab", "rgb", "Lab"),
-    "norm_d": ("batch", "instance", "none"),
-    "fit": ("crop", "squash"),
-    "pair": ("auto", "none", "AB", "BA"),
-    "schedule": ("constant", "linear"),
-    "gan_mode": ("vanilla", "lsgan", "hinge"),
-    "norm_stats": ("running", "batch"),
-    "init": ("normal", "default", "kaiming"),
-    "precision": ("auto", "fp32", "bf16", "fp16"),
+    "input": ("L", "gray", "sketch", "line", "gray+line"), "output": ("ab", "rgb", "Lab"),
+    "fit": ("crop", "squash"), "pair": ("auto", "none", "AB", "BA"),
+    "norm_d": ("batch", "instance", "none"), "norm_stats": ("running", "batch"),
+    "init": ("normal", "default", "kaiming"), "schedule": ("constant", "linear"),
+    "gan_mode": ("vanilla", "lsgan", "hinge"), "precision": ("auto", "fp32", "bf16", "fp16"),
     "metric": tuple(METRICS),
-}
+}  # fmt: skip
 # ranges of numbers; those not named here are at least 0
 BELOW_ONE = {"val_fraction", "dropout", "beta1", "beta2", "ema", "momentum", "label_smoothing", "warmup"}
 UP_TO_ONE = {"flip", "line_share", "label_real", "anime_share"}

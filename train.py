@@ -78,9 +78,7 @@ def main(
         str | None, typer.Option(metavar="AB|BA|none|auto", help="Colour left (AB) or right.")
     ] = None,
     seed: cli.SeedOption = None,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any recipe field.")
-    ] = None,
+    set_: cli.SettingsOption = None,
     weights: cli.WeightsOption = None,
     device: cli.DeviceOption = "auto",
     resume: cli.ResumeOption = False,
@@ -116,7 +114,7 @@ def main(
     given = {key: value for key, value in options.items() if value is not None}
     if resume:
         made, stored, folder = setup.resolve_resumed(recipe, data, run, given)
-        where, weights = stored.data, weights or stored.weights
+        where, weights = stored.data, weights or stored.weights_folder
     else:
         made, where, folder = setup.resolve(recipe, data, run, given, writes=not (dry_run or audited))
     on = pick_device(device)
@@ -129,7 +127,7 @@ def main(
     if dry_run:
         return folder
     state, saved = gan.state(), state_path(folder)
-    restored, weights = resume and saved.exists(), Path(weights) if weights else None
+    restored = resume and saved.exists()
     load_pretrained(gan, made, weights, fresh=not restored)
     if restored:
         state.load_state_dict(atomic.load(saved))

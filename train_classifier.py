@@ -136,7 +136,7 @@ def main(
     batch_size: cli.BatchSizeOption = None,
     limit: cli.LimitOption = None,
     seed: cli.SeedOption = None,
-    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any field.")] = None,
+    set_: cli.SettingsOption = None,
     weights: cli.WeightsOption = None,
     device: cli.DeviceOption = "auto",
     resume: cli.ResumeOption = False,
@@ -166,7 +166,7 @@ def main(
     if resume:
         stored = run_folder.read_classifier_run(folder)
         made, data = setup.resume_recipe(folder, stored, data, given), stored.data
-        weights = weights or (Path(stored.weights) if stored.weights else None)
+        weights = weights or stored.weights_folder
     else:
         made = ClassifierRecipe(**given)
         if data is None:

@@ -45,6 +45,11 @@ class Record:
     weights: str | None = None  # folder of weight files
     resumed: list[dict[str, Any]] = field(default_factory=list)  # data and versions of each resume
 
+    @property
+    def weights_folder(self) -> Path | None:
+        """Folder of the weight files that the run was given."""
+        return Path(self.weights) if self.weights else None
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunRecord(Record):

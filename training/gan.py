@@ -20,19 +20,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+import models
 from config import Recipe
 from dataset.degradations import make_input, seeded
 from imaging import color
-from models import (
-    GENERATORS,
-    INITS,
-    DanbooruFeatures,
-    VGGFeatures,
-    add_spectral_norm,
-    build_discriminator,
-    build_generator,
-    count_parameters,
-)
 from runtime.device import autocast
 from runtime.weights import load_weights
 from training.loop import State
@@ -41,8 +32,8 @@ FORMAT = "tinct-state-2"
 PIXEL = {"G_l1": F.l1_loss, "G_mse": F.mse_loss}  # term -> loss between the generated and the true image
 # term -> its extractor, the file of its weights, and the option that avoids the need for it
 PERCEPTUAL = {
-    "G_perceptual": (VGGFeatures, "vgg16", "--set lambda_perceptual=0"),
-    "G_anime": (DanbooruFeatures, "danbooru", "--set anime_share=0"),
+    "G_perceptual": (models.VGGFeatures, "vgg16", "--set lambda_perceptual=0"),
+    "G_anime": (models.DanbooruFeatures, "danbooru", "--set anime_share=0"),
 }
 
 
@@ -108,8 +99,8 @@ class Gan:
 
     def parameters(self) -> dict[str, int]:
         """Return network -> number of parameters to train."""
-        networks = {"generator": self.generator, "discriminator": self.discriminator}
-        return {name: count_parameters(network) for name, network in networks.items() if network is not None}
+        found = {"generator": self.generator, "discriminator": self.discriminator}
+        return {name: models.count_parameters(part) for name, part in found.items() if part is not None}
 
     def generator_for_use(self) -> nn.Module:
         """Return the averaged generator where averaging is on, else the trained one."""
@@ -119,12 +110,12 @@ class Gan:
 def build_gan(recipe: Recipe, device: torch.device, precision: str) -> Gan:
     """Build and initialise networks and optimisers from the recipe's seed."""
     torch.manual_seed(recipe.seed)
-    generator, discriminator = build_generator(recipe), build_discriminator(recipe)
+    generator, discriminator = models.build_generator(recipe), models.build_discriminator(recipe)
     for network in filter(None, (generator, discriminator)):
-        if recipe.init in INITS:
-            network.apply(INITS[recipe.init])
+        if recipe.init in models.INITS:
+            network.apply(models.INITS[recipe.init])
         if recipe.spectral_norm and network is discriminator:
-            network.apply(add_spectral_norm)
+            network.apply(models.add_spectral_norm)
         network.to(device, memory_format=torch.channels_last)
         if recipe.compile:
             network.compile()
@@ -158,7 +149,7 @@ def load_pretrained(gan: Gan, recipe: Recipe, folder: Path | None, fresh: bool) 
     if fresh and recipe.pretrained:
         name = generator.encoder.name
         generator.encoder.load_pretrained(load_weights(name, folder, "--set pretrained=false"))
-    if fresh and GENERATORS[recipe.generator].extractor:
+    if fresh and models.GENERATORS[recipe.generator].extractor:
         generator.extractor.load_published(load_weights("danbooru", folder, "--set generator=unet-att"))
     device = next(generator.parameters()).device
     for term in [term for term in PERCEPTUAL if term in recipe.term_weights]:

@@ -11,18 +11,8 @@ from config import CACHE, DEMO, ROOT, RUNS, AnyRecipe, Recipe, UserError, make_r
 from data import ImageSet, Loading, load_images
 from dataset.folders import Item
 from models import fit_networks, needs_two_images
-from runtime.run_folder import (
-    CLASSIFIER_RECORD,
-    RECORD,
-    R,
-    Record,
-    RunRecord,
-    library_versions,
-    newest_run,
-    read_run,
-    saved_epochs,
-    state_path,
-)
+from runtime import run_folder
+from runtime.run_folder import R, Record, RunRecord, saved_epochs, state_path
 
 # what a resume may change
 RESUMABLE = {"epochs", "save_every", "log_every", "lr", "lr_d", "precision", "compile"}
@@ -58,15 +48,15 @@ def resolve_resumed(
     Raises:
         UserError: no such run, or what was given is not what it was trained with.
     """
-    folder = Path(run) if run else RUNS / recipe if recipe else newest_run(RUNS)
-    stored = read_run(folder)
+    folder = Path(run) if run else RUNS / recipe if recipe else run_folder.newest_run(RUNS)
+    stored = run_folder.read_run(folder)
     name = {"name": recipe} if recipe else {}
     return fit_networks(resume_recipe(folder, stored, data, {**given, **name})), stored, folder
 
 
 def require_free(folder: Path) -> None:
     """Raise UserError where a folder holds something, so that no new run can be written into it."""
-    if (folder / RECORD).exists() or (folder / CLASSIFIER_RECORD).exists():
+    if (folder / run_folder.RECORD).exists() or (folder / run_folder.CLASSIFIER_RECORD).exists():
         hint = "go on with --resume, or name another folder with --run"
         raise UserError(f"{folder} already holds a run; {hint}")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -134,12 +124,7 @@ def announce(recipe: AnyRecipe, facts: Mapping[str, object], all_fields: bool) -
 
 
 def load_splits(run: Path, items: Mapping[str, list[Item]], loading: Loading) -> dict[str, ImageSet]:
-    """Return the pictures to train and to validate on, decoded; makes the run folder and the cache.
-
-    Raises:
-        UserError: none of a split can be read.
-        OSError: a folder cannot be made.
-    """
+    """Return the pictures to train and to validate on, decoded; makes the run folder and the cache."""
     for place in (run, CACHE):
         place.mkdir(parents=True, exist_ok=True)  # fails now rather than after decoding
     return {name: load_images(items[name], loading, CACHE, name) for name in ("train", "val")}
@@ -150,7 +135,7 @@ def provenance(images: Mapping[str, ImageSet]) -> dict[str, Any]:
     return {
         "images": {name: len(split) for name, split in images.items()},
         "fingerprints": {name: split.key for name, split in images.items()},
-        "versions": library_versions(LIBRARIES),
+        "versions": run_folder.library_versions(LIBRARIES),
         "git": git_hash(),
     }
 

@@ -2,7 +2,8 @@
 
 Pillow refuses large pictures and long PNG texts by limits that hold for the whole program
 (Image.MAX_IMAGE_PIXELS, PngImagePlugin.MAX_TEXT_CHUNK). Raising them would also raise them for a program that
-imports Tinct. `open_image` calls Pillow's plugins without the limits instead, and check_size refuses.
+imports Tinct. `open_image` calls Pillow's plugins without the limits instead, and check_size refuses. Only the
+frames of an animated GIF or PNG stay within Pillow's guard, which checks them while it composes them.
 
 Only calls into the libraries stand inside `guarded`: there everything that is raised is the file's fault, and
 becomes a UserError. Those errors have no file name yet; `named` adds it.
@@ -31,6 +32,10 @@ PNG_NOTES = (b"tEXt", b"zTXt", b"iTXt", b"eXIf", b"pHYs")  # chunks that say som
 TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 MAX_TEXT = 2**24  # bytes of an inflated PNG text or profile
 SRGB = imagecodecs.cms_profile("srgb")
+INTEGERS = (  # fields of a page to which a damaged file can give a tuple or bytes
+    "imagewidth", "imagelength", "tilewidth", "tilelength", "imagedepth", "samplesperpixel", "bitspersample",
+    "photometric",
+)  # fmt: skip
 SPACES = {1: "gray", 3: "rgb", 4: "cmyk"}  # by number of channels
 
 
@@ -299,13 +304,16 @@ def without_pixels(file: IO[bytes]) -> PngImageFile:
 
 
 def tiff_pages(tiff: TiffFile) -> list[TiffPage]:
-    """Return the pages without previews and masks, or all of them where there is nothing else."""
+    """Return the pages but for previews and masks, which stand only where there is nothing else."""
     with guarded():
-        pages = list(tiff.pages)
+        everything = list(tiff.pages)
+        pages = [page for page in everything if not (page.is_reduced or page.is_mask)] or everything
     if not pages:
         raise UserError("it has no pages")
-    pages = [page for page in pages if not (page.is_reduced or page.is_mask)] or pages
     for page in pages:
+        for name in INTEGERS:
+            if not isinstance(getattr(page, name), int):
+                raise UserError(f"damaged image ({name} is no integer)")
         check_size(page.imagewidth, page.imagelength)
         check_size(page.tilewidth or 1, page.tilelength or 1)  # a damaged file's tile can be larger than it
     return pages

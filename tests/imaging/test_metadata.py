@@ -1,10 +1,9 @@
 """metadata.py: what a file says goes along; what would be untrue of the coloured file does not."""
 
 import io
+import signal
 import struct
-import time
 import warnings
-import zlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,14 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 import tifffile
-from PIL import Image, ImageCms, IptcImagePlugin, PngImagePlugin
+from image_samples import RGB, SRGB, chunk, scan_of
+from PIL import Image, IptcImagePlugin, PngImagePlugin
 
 from imaging.decoders import png_chunks
 from imaging.files import read_frames, scan, write_frames
-from imaging.metadata import Notes, append_directories, tiff_tags
+from imaging.metadata import Notes, tiff_tags
 from imaging.pixels import Frame
 
-RGB = (np.add.outer(np.arange(24), 2 * np.arange(32))[..., None] * [2, 1, 3] % 256).astype(np.uint8)
 ARTIST, DATE, ORIENTATION, EXIF, GPS, IFD1 = 315, 306, 274, 0x8769, 0x8825, -1
 XMP = (
     b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6" dc:title="Porch" '
@@ -27,6 +26,11 @@ XMP = (
     b"<xmp:Thumbnails><rdf:Alt><rdf:li>THUMBNAIL</rdf:li></rdf:Alt></xmp:Thumbnails>"
     b"<dc:creator>Ada</dc:creator></rdf:Description></x:xmpmeta>"
 )
+
+PAIRS = [  # every format is read, and written from another and from itself
+    ("x.jpg", "out.png"), ("x.png", "out.jpg"), ("x.webp", "out.tif"), ("x.tif", "out.webp"),
+    ("x.avif", "out.avif"), ("x.tif", "out.tif"), ("x.jpg", "out.jpg"), ("x.png", "out.tif"),
+]  # fmt: skip
 
 
 def full_exif(thumbnail: bool = True) -> bytes:
@@ -59,15 +63,7 @@ def save(name: str, **options: Any) -> None:
     Image.fromarray(RGB).save(name, **options)
 
 
-def test_the_camera_of_these_tests_writes_a_thumbnail() -> None:
-    exif = Image.Exif()
-    exif.load(full_exif())
-    assert exif.get_ifd(IFD1)[514] == 9
-    assert full_exif()[6:][exif.get_ifd(IFD1)[513] :] == b"THUMBNAIL"
-
-
-@pytest.mark.parametrize("target", ["out.jpg", "out.png", "out.webp", "out.tif", "out.avif"])
-@pytest.mark.parametrize("source", ["x.jpg", "x.png", "x.webp", "x.avif", "x.tif"])
+@pytest.mark.parametrize(("source", "target"), PAIRS)
 def test_exif_goes_along_without_what_is_stale(source: str, target: str) -> None:
     save(source, exif=full_exif(thumbnail=source != "x.tif"))
     data = convert(source, target)
@@ -98,8 +94,7 @@ def test_names_that_are_not_english_go_along(target: str, name: bytes) -> None:
     assert name + b"\0" in convert("x.jpg", target)
 
 
-@pytest.mark.parametrize("target", ["out.jpg", "out.png", "out.webp", "out.tif", "out.avif"])
-@pytest.mark.parametrize("source", ["x.jpg", "x.png", "x.webp", "x.avif", "x.tif"])
+@pytest.mark.parametrize(("source", "target"), PAIRS)
 def test_xmp_goes_along_without_what_is_stale(source: str, target: str) -> None:
     if source == "x.png":
         info = PngImagePlugin.PngInfo()
@@ -119,18 +114,18 @@ def test_xmp_goes_along_without_what_is_stale(source: str, target: str) -> None:
     assert xmp.endswith(b"</rdf:Description></x:xmpmeta>")
 
 
-def test_xmp_full_of_traps_costs_no_time() -> None:
-    began = time.monotonic()
+def test_xmp_full_of_traps_does_not_take_for_ever() -> None:
+    signal.alarm(120)  # a pattern that goes back over all it has seen would take hours
     for piece in (b"<xmp:Thumbnails>", b"<tiff:Orientation>", b' tiff:Orientation="', b"</xmp:Thumbnails>"):
-        save("x.jpg", xmp=piece * (60_000 // len(piece)))
-        scan(Path("x.jpg"))
         save("x.webp", xmp=piece * (2_000_000 // len(piece)))
         scan(Path("x.webp"))
-    assert time.monotonic() - began < 5
+    signal.alarm(0)
 
 
-@pytest.mark.parametrize("target", ["out.jpg", "out.png", "out.tif", "out.bmp"])
-@pytest.mark.parametrize("source", ["x.jpg", "x.png", "x.tif", "x.bmp"])
+@pytest.mark.parametrize(
+    ("source", "target"),
+    [("x.jpg", "out.bmp"), ("x.bmp", "out.png"), ("x.png", "out.tif"), ("x.tif", "out.jpg")],
+)
 def test_resolution_goes_along(source: str, target: str) -> None:
     save(source, dpi=(600, 300))
     convert(source, target)
@@ -177,9 +172,7 @@ def test_texts_of_a_png_go_along_wherever_they_stand() -> None:
     info.add_text("Raw profile type exif", "\nexif\n 4\n4d4d\n")
     save("x.png", pnginfo=info)
     data = Path("x.png").read_bytes()
-    late = b"tEXt" + b"Source\0attic"
-    late = struct.pack(">I", len(late) - 4) + late + struct.pack(">I", zlib.crc32(late))
-    Path("x.png").write_bytes(data[:-12] + late + data[-12:])
+    Path("x.png").write_bytes(data[:-12] + chunk(b"tEXt", b"Source\0attic") + data[-12:])
     convert("x.png", "out.png")
     with Image.open("out.png") as image:
         wanted = {"Title": "Veranda", "Description": "é" * 3000, "Author": "日本", "Source": "attic"}
@@ -188,8 +181,8 @@ def test_texts_of_a_png_go_along_wherever_they_stand() -> None:
 
 @pytest.mark.parametrize("source", ["x.jpg", "x.png", "x.gif"])
 @pytest.mark.parametrize("target", ["out.jpg", "out.png", "out.gif", "out.tif"])
-@pytest.mark.parametrize("comment", ["taken in the garden", "Grüße und " * 100 + "Küsse"])
-def test_comments_go_along(source: str, target: str, comment: str) -> None:
+def test_comments_go_along(source: str, target: str) -> None:
+    comment = "Grüße und " * 100 + "Küsse"
     if source == "x.png":
         info = PngImagePlugin.PngInfo()
         info.add_text("Comment", comment)
@@ -220,12 +213,8 @@ def test_tags_of_a_tiff_go_along() -> None:
         convert("x.tif", target)
         with Image.open(target) as image:
             exif = image.getexif()
-            assert [exif[tag] for tag in (ARTIST, 270, DATE, 18246)] == [
-                "Ada",
-                "a porch",
-                "1955:11:05 06:00:00",
-                4,
-            ]
+            found = [exif[tag] for tag in (ARTIST, 270, DATE, 18246)]
+            assert found == ["Ada", "a porch", "1955:11:05 06:00:00", 4]
             assert exif[33432] == "© 1955"
             assert exif[40091] == b"T\0i\0"
 
@@ -242,9 +231,7 @@ def test_a_description_that_lists_axes_is_left_out(kind: str) -> None:
 
 def test_notes_of_pages_stand_on_the_first() -> None:
     notes = Notes(exif=full_exif()[6:], dpi=(300.0, 300.0))
-    save("x.png")
-    found = scan(Path("x.png"))
-    write_frames(Path("x.tif"), [Frame(RGB, None)] * 3, replace(found, count=3, notes=notes))
+    write_frames(Path("x.tif"), [Frame(RGB, None)] * 3, scan_of(3, form="TIFF", notes=notes))
     with tifffile.TiffFile("x.tif") as tiff:
         assert [page.tags.valueof(ARTIST) is not None for page in tiff.pages] == [True, False, False]
         assert all(page.tags.valueof(282) == (300, 1) for page in tiff.pages)
@@ -295,21 +282,15 @@ def test_a_file_without_notes_gets_none() -> None:
     for name in ("x.png", "x.jpg", "x.webp", "x.tif", "x.gif", "x.avif", "x.bmp", "x.ppm"):
         save(name)
         notes = scan(Path(name)).notes
-        assert replace_dpi(notes) == Notes(), name
+        assert replace(notes, dpi=None) == Notes(), name  # BMP, and some JPEGs of Pillow's, have a resolution
         convert(name, "out.png")
         data = Path("out.png").read_bytes()
-        for chunk in (b"tEXt", b"iTXt", b"zTXt", b"eXIf", b"iCCP"):
-            assert chunk not in data
+        assert not any(kind in data for kind in (b"tEXt", b"iTXt", b"zTXt", b"eXIf", b"iCCP"))
     assert tiff_tags(Notes()) == []
 
 
-def replace_dpi(notes: Notes) -> Notes:
-    """Leave out the resolution: BMP, and JPEG with some versions of Pillow, always have one."""
-    return replace(notes, dpi=None)
-
-
 def test_profiles_are_not_kept_because_pixels_are_srgb() -> None:
-    save("x.png", icc_profile=ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    save("x.png", icc_profile=SRGB)
     for target in ("out.png", "out.jpg", "out.tif", "out.webp"):
         convert("x.png", target)
         with Image.open(target) as image:
@@ -318,20 +299,11 @@ def test_profiles_are_not_kept_because_pixels_are_srgb() -> None:
 
 def test_chunks_of_a_cut_png_end() -> None:
     save("x.png", dpi=(300, 300))
-    data = Path("x.png").read_bytes()
-    whole = list(png_chunks(io.BytesIO(data), (b"IHDR", b"pHYs", b"IDAT", b"IEND")))
+    data, kinds = Path("x.png").read_bytes(), (b"IHDR", b"pHYs", b"IDAT", b"IEND")
+    whole = list(png_chunks(io.BytesIO(data), kinds))
     assert [name for name, _ in whole][:2] == [b"IHDR", b"pHYs"]
     for cut in range(len(data)):
-        assert len(list(png_chunks(io.BytesIO(data[:cut]), (b"IHDR", b"pHYs", b"IDAT", b"IEND")))) <= len(
-            whole
-        )
-
-
-def test_directories_of_empty_notes_change_nothing() -> None:
-    tifffile.imwrite("x.tif", RGB, photometric="rgb")
-    before = Path("x.tif").read_bytes()
-    append_directories(Path("x.tif"), Notes())
-    assert Path("x.tif").read_bytes() == before
+        assert len(list(png_chunks(io.BytesIO(data[:cut]), kinds))) <= len(whole)
 
 
 def test_long_notes_do_not_cost_the_picture() -> None:

@@ -1,9 +1,9 @@
 """Encoded images -> frames: Pillow for most formats, libpng and tifffile for more than 8 bits per channel.
 
 Pillow refuses large pictures and long PNG texts by limits that hold for the whole program
-(Image.MAX_IMAGE_PIXELS, PngImagePlugin.MAX_TEXT_CHUNK). Raising them would also raise them for a program that
-imports Tinct. `open_image` calls Pillow's plugins without the limits instead, and check_size refuses. Only the
-frames of an animated GIF or PNG stay within Pillow's guard, which checks them while it composes them.
+(Image.MAX_IMAGE_PIXELS, PngImagePlugin.MAX_TEXT_CHUNK). Raising them would raise them for every program that
+imports Tinct. Therefore `open_image` calls Pillow's plugins without the limits, and check_size refuses. Only
+the frames of an animated GIF or PNG stay within Pillow's guard, as it checks them while it composes them.
 
 Only calls into the libraries stand inside `guarded`: there everything that is raised is the file's fault, and
 becomes a UserError. Those errors have no file name yet; `named` adds it.

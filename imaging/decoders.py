@@ -18,6 +18,7 @@ from typing import IO, BinaryIO
 
 import imagecodecs
 import numpy as np
+from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngImageFile, PngStream, putchunk
 from PIL.TiffImagePlugin import TiffImageFile
@@ -196,15 +197,13 @@ def to_frame(image: Image.Image) -> Frame:
     """
     with guarded():
         image.load()
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        with guarded():
-            values = np.asarray(image)
-        white = 65535 if image.mode.startswith("I;16") or image.format == "PPM" else None  # Pillow scales PGM
-        gray = Frame(to_16_bits(values, white)[..., None], None)
-        frame = _deep_to_srgb(gray, image.info.get("icc_profile"))
-    else:
-        frame = _to_srgb(image)
-    return upright(frame, orientation(image))
+    if image.mode not in ("I", "F") and not image.mode.startswith("I;16"):
+        return upright(_to_srgb(image), orientation(image))
+    with guarded():
+        values = np.asarray(image)
+    white = 65535 if image.mode.startswith("I;16") or image.format == "PPM" else None  # Pillow scales PGM
+    pixels = _deep_to_srgb(to_16_bits(values, white)[..., None], image.info.get("icc_profile"))
+    return upright(Frame(pixels, None), orientation(image))
 
 
 def _to_srgb(image: Image.Image) -> Frame:
@@ -236,14 +235,11 @@ def _apply_profile(values: Depth, profile: object) -> Depth | None:
     """
     if not isinstance(profile, bytes):
         return None
-    space = SPACES[values.shape[2] if values.ndim == 3 else 1]
-    # lcms's fast tables are off by up to 5,000 of 65,535; of 255, by 1 in few pixels, and 20 times as fast
-    flags = imagecodecs.CMS.FLAGS.NOOPTIMIZE if values.dtype == np.uint16 else None
-    given = np.ascontiguousarray(values)
+    options = {"colorspace": SPACES[values.shape[2] if values.ndim == 3 else 1], "outcolorspace": "rgb"}
+    if values.dtype == np.uint16:  # lcms's fast tables are off by up to 5,000 of 65,535, but by 1 of 255
+        options["flags"] = imagecodecs.CMS.FLAGS.NOOPTIMIZE
     try:
-        return imagecodecs.cms_transform(
-            given, profile, SRGB, colorspace=space, outcolorspace="rgb", flags=flags
-        )
+        return imagecodecs.cms_transform(np.ascontiguousarray(values), profile, SRGB, **options)
     except imagecodecs.CmsError:
         return None
 
@@ -251,17 +247,10 @@ def _apply_profile(values: Depth, profile: object) -> Depth | None:
 # more than 8 bits per channel, which Pillow would cut to 8
 
 
-def _deep_to_srgb(frame: Frame, profile: object, premultiplied: bool = False) -> Frame:
-    """Bring gray or RGB (H, W, 1|3) uint16 to sRGB (H, W, 3)."""
-    pixels = np.empty((*frame.pixels.shape[:2], 3), np.uint16)
-    for rows in strips(*pixels.shape[:2]):
-        part = frame.pixels[rows]
-        if premultiplied and frame.alpha is not None:
-            part = part * (65535 / np.maximum(frame.alpha[rows, :, None], 1))
-            part = part.round().clip(0, 65535).astype(np.uint16)
-        managed = _apply_profile(part[..., 0] if part.shape[2] == 1 else part, profile)
-        pixels[rows] = part if managed is None else managed
-    return Frame(pixels, frame.alpha)
+def _deep_to_srgb(pixels: NDArray[np.uint16], profile: object) -> NDArray[np.uint16]:
+    """Bring gray or RGB (H, W, 1|3) to sRGB (H, W, 3)."""
+    managed = _apply_profile(pixels[..., 0] if pixels.shape[2] == 1 else pixels, profile)
+    return np.broadcast_to(pixels, (*pixels.shape[:2], 3)) if managed is None else managed
 
 
 def read_deep_png(image: Png) -> Frame:
@@ -272,8 +261,8 @@ def read_deep_png(image: Png) -> Frame:
     values = values.reshape(*values.shape[:2], -1)  # (H, W, 1-4)
     colours = 1 if values.shape[2] < 3 else 3
     alpha = values[..., colours] if values.shape[2] > colours else None
-    frame = _deep_to_srgb(Frame(values[..., :colours], alpha), image.info.get("icc_profile"))
-    return upright(frame, orientation(without_pixels(image.fp)))
+    pixels = _deep_to_srgb(values[..., :colours], image.info.get("icc_profile"))
+    return upright(Frame(pixels, alpha), orientation(without_pixels(image.fp)))
 
 
 def png_chunks(file: IO[bytes], kinds: tuple[bytes, ...]) -> Iterator[tuple[bytes, bytes]]:
@@ -331,13 +320,10 @@ def check_last_page(tiff: TiffFile) -> None:
         raise UserError("it is cut off, and pages are missing")
 
 
-def is_deep(page: TiffPage) -> bool:
-    """Is it a gray or RGB page of more than 8 bits per channel? Pillow decodes all others."""
-    return page.bitspersample in range(9, 65) and page.photometric <= PHOTOMETRIC.RGB
-
-
-def read_deep_page(page: TiffPage) -> Frame:
-    """Decode a gray or RGB page of more than 8 bits per channel."""
+def read_deep_page(page: TiffPage) -> Frame | None:
+    """Decode a gray or RGB page of more than 8 bits per channel by tifffile; None for all others."""
+    if page.bitspersample not in range(9, 65) or page.photometric > PHOTOMETRIC.RGB:
+        return None
     height, width, samples = page.imagelength, page.imagewidth, page.samplesperpixel
     colours = 3 if page.photometric == PHOTOMETRIC.RGB else 1
     extra = samples - colours
@@ -359,6 +345,9 @@ def read_deep_page(page: TiffPage) -> Frame:
     pixels = to_16_bits(values[..., :colours], white)
     del values  # floats are twice as large
     pixels = ~pixels if page.photometric == PHOTOMETRIC.MINISWHITE else pixels
-    premultiplied = which is not None and kinds[which] == EXTRASAMPLE.ASSOCALPHA
-    frame = _deep_to_srgb(Frame(pixels, alpha), profile, premultiplied)
+    if alpha is not None and kinds[which] == EXTRASAMPLE.ASSOCALPHA:  # it was multiplied into the pixels
+        for rows in strips(height, width):
+            divided = pixels[rows] * (65535 / np.maximum(alpha[rows, :, None], 1))
+            pixels[rows] = divided.round().clip(0, 65535)
+    frame = Frame(_deep_to_srgb(pixels, profile), alpha)
     return upright(frame, turn if isinstance(turn, int) else 1)

@@ -24,21 +24,8 @@ from PIL import Image
 from tifffile import TiffFile, TiffPage
 
 from config import UserError
-from imaging.decoders import (
-    TIFF_STARTS,
-    Png,
-    check_last_page,
-    guarded,
-    hidden,
-    is_deep,
-    named,
-    open_image,
-    read_deep_page,
-    read_deep_png,
-    tiff_pages,
-    to_frame,
-    walk,
-)
+from imaging import decoders
+from imaging.decoders import guarded
 from imaging.encoders import check_side, write
 from imaging.metadata import Scan, info_of, read_notes, read_tiff_notes
 from imaging.pixels import Array, Frame, check_size, flatten
@@ -88,12 +75,12 @@ def find_images(folder: Path, closed: list[OSError] | None = None) -> list[Path]
 @contextmanager
 def _opened(path: Path, content: bytes | None) -> Iterator[Image.Image | TiffFile]:
     """Open a file, or its bytes: a TIFF by tifffile, all else by Pillow; UserErrors name it."""
-    with named(path), ExitStack() as stack:
+    with decoders.named(path), ExitStack() as stack:
         file = stack.enter_context(_open_bytes(path, content))
         with guarded():
-            is_tiff = file.read(4) in TIFF_STARTS
+            is_tiff = file.read(4) in decoders.TIFF_STARTS
             file.seek(0)
-            image = stack.enter_context(TiffFile(file) if is_tiff else open_image(file))
+            image = stack.enter_context(TiffFile(file) if is_tiff else decoders.open_image(file))
         if not is_tiff:
             check_size(*image.size)
         yield image
@@ -138,11 +125,11 @@ def _frames(path: Path, content: bytes | None, count: int) -> Iterator[Frame]:
     """Yield the first frames or pages of a file."""
     with _opened(path, content) as image:
         if isinstance(image, TiffFile):
-            yield from _pages(path, content, tiff_pages(image)[:count])
-        elif isinstance(image, Png) and image.is_deep:
-            yield read_deep_png(image)
+            yield from _pages(path, content, decoders.tiff_pages(image)[:count])
+        elif isinstance(image, decoders.Png) and image.is_deep:
+            yield decoders.read_deep_png(image)
         else:
-            yield from map(to_frame, walk(image, count))
+            yield from map(decoders.to_frame, decoders.walk(image, count))
 
 
 def _pages(path: Path, content: bytes | None, pages: list[TiffPage]) -> Iterator[Frame]:
@@ -150,15 +137,17 @@ def _pages(path: Path, content: bytes | None, pages: list[TiffPage]) -> Iterator
     with ExitStack() as stack:
         image = None
         for page in pages:
-            if is_deep(page):
-                yield read_deep_page(page)
-                continue
-            file = image.fp if image else stack.enter_context(_open_bytes(path, content))
-            with guarded():
-                image = image or open_image(file)  # in a file of its own: each library moves in it
-                image.seek(page.index)
-            check_size(*image.size)
-            yield to_frame(image)
+            frame = decoders.read_deep_page(page)
+            if frame is None:
+                if image is None:
+                    file = stack.enter_context(_open_bytes(path, content))  # each library moves in its own
+                with guarded():
+                    image = image or decoders.open_image(file)
+                    image.seek(page.index)
+                check_size(*image.size)
+                frame = decoders.to_frame(image)
+            yield frame
+            del frame  # before the next one is made
 
 
 def scan(path: Path, content: bytes | None = None) -> Scan:
@@ -180,19 +169,20 @@ def _scan_image(path: Path, image: Image.Image) -> Scan:
     if form == "MPO":  # a phone's; its other pictures are previews, or what the left eye sees
         form = "JPEG"
     with guarded():
-        count = image.n_frames - hidden(image) if form in MOVING else 1
+        count = image.n_frames - decoders.hidden(image) if form in MOVING else 1
     if count == 1:
         return Scan(path, form, 1, image.size, notes=notes)
     loop = info_of(image, "loop", int, 0)
     if form == "GIF":
         loop = loop + 1 if loop else int("loop" not in image.info)  # a GIF counts repetitions
-    durations = tuple(float(info_of(picture, "duration", int | float, 0)) for picture in walk(image, count))
+    pictures = decoders.walk(image, count)
+    durations = tuple(float(info_of(picture, "duration", int | float, 0)) for picture in pictures)
     return Scan(path, form, count, image.size, durations, loop, notes)
 
 
 def _scan_tiff(path: Path, tiff: TiffFile) -> Scan:
-    pages = tiff_pages(tiff)
-    check_last_page(tiff)
+    pages = decoders.tiff_pages(tiff)
+    decoders.check_last_page(tiff)
     size = max(((page.imagewidth, page.imagelength) for page in pages), key=math.prod)
     notes, *others = map(read_tiff_notes, pages)
     return Scan(path, "TIFF", len(pages), size, notes=notes, others=tuple(others))

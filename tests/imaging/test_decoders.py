@@ -324,11 +324,8 @@ def test_a_broken_or_mismatching_profile_is_left_out(profile: bytes) -> None:
         assert np.array_equal(read_one("x.png").pixels, values)
     tifffile.imwrite("x.tif", DEEP[..., 0], photometric="minisblack", iccprofile=SRGB)
     assert np.array_equal(read_one("x.tif").pixels, DEEP[..., :1].repeat(3, 2))
-
-
-def test_an_srgb_profile_changes_nothing() -> None:
     save_png("x.png", RGB, (b"iCCP", b"p\0\0" + zlib.compress(SRGB)))
-    assert np.abs(read_one("x.png").pixels.astype(int) - RGB).max() <= 1
+    assert np.abs(read_one("x.png").pixels.astype(int) - RGB).max() <= 1  # nothing to do
 
 
 # orientation
@@ -496,7 +493,7 @@ def test_a_png_may_have_a_longer_profile_than_pillow_takes() -> None:
         profile = GREEN_CALLED_RED + bytes(1_500_000)
         save_png("x.png", values, (b"iCCP", b"p\0\0" + zlib.compress(profile)))
         pixels = read_one("x.png").pixels.astype(int)
-        assert np.abs(pixels - values[..., [1, 0, 2]]).max() <= 1 + 255 * (values is DEEP)
+        assert np.abs(pixels - values[..., [1, 0, 2]]).max() <= 1
 
 
 # files that cannot be read

@@ -69,6 +69,12 @@ def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
+@pytest.fixture
+def no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spare a test that does not look at them the drawing of losses, half of a tiny run's time."""
+    monkeypatch.setattr("reporting.curves.plot_losses", lambda *_: None)
+
+
 @pytest.fixture(scope="session")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder of 12 training and 4 validation pictures, of several shapes, formats and depths."""

@@ -1,6 +1,5 @@
 """Every recipe, shrunk, from pictures to a reloaded generator.ts; its loss terms all reach their networks."""
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +32,8 @@ def shrunk(name: str) -> dict[str, Any]:
     return fields
 
 
-def some(names: Iterable[str], slow: set[str]) -> list[Any]:
-    """Return names as parameters of a test, those in `slow` marked so."""
-    return [pytest.param(name, marks=pytest.mark.slow) if name in slow else name for name in names]
-
-
-@pytest.mark.parametrize("name", some(RECIPES, RECIPES.keys() - {"unet32"}))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RECIPES)
 def test_from_pictures_to_generator_ts(
     name: str, pictures: Path, weights_folder: Path, tmp_path: Path
 ) -> None:
@@ -59,7 +54,9 @@ def test_from_pictures_to_generator_ts(
         assert int((model(image).int() - eager(image).int()).abs().max()) <= 1
 
 
-@pytest.mark.parametrize("name", some(TRAINED, SLOW))
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in TRAINED]
+)
 def test_every_term_reaches_its_network_and_every_parameter_gets_a_gradient(
     name: str, weights_folder: Path
 ) -> None:

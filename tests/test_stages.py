@@ -23,16 +23,15 @@ def run_process(name: str, *args: object) -> int:
     return subprocess.run([sys.executable, ROOT / f"{name}.py", *map(str, args)], check=False).returncode
 
 
+@pytest.mark.slow  # test_main.py has a run of all stages that is always tested
 @pytest.mark.parametrize(
     ("recipe", "more"),
     [
         ("coco", []),  # its first and its last stage in processes of their own
-        pytest.param("anime", ["--size", "64"], marks=pytest.mark.slow),
-        pytest.param("restore", RESTORE, marks=pytest.mark.slow),
-        pytest.param("nazerigan32", ["--set", "load_size=36"], marks=pytest.mark.slow),
-        pytest.param("manga-att", MANGA, marks=pytest.mark.slow),
+        ("anime", ["--size", "64"]), ("restore", RESTORE), ("nazerigan32", ["--set", "load_size=36"]),
+        ("manga-att", MANGA),
     ],
-)
+)  # fmt: skip
 def test_from_folder_to_coloured_files(
     recipe: str, more: list[str], pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

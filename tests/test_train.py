@@ -20,6 +20,8 @@ from runtime import atomic, run_folder
 from runtime.run_folder import read_run, state_path
 from training import gan
 
+pytestmark = pytest.mark.usefixtures("no_curves")  # but the `trained` run has them
+
 
 def log_of(run: Path) -> list[dict[str, Any]]:
     """Return the records of a run's log, without what depends on the machine."""
@@ -30,12 +32,6 @@ def log_of(run: Path) -> list[dict[str, Any]]:
 
 def files_of(run: Path) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in run.rglob("*")}
-
-
-@pytest.fixture(autouse=True)
-def no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Spare these tests the drawing of losses, half of a tiny run's time; the `trained` run has them."""
-    monkeypatch.setattr("reporting.curves.plot_losses", lambda *_: None)
 
 
 def interrupt_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:

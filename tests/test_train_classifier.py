@@ -31,6 +31,7 @@ from train_classifier import Training, build_training, learning_rate, train_step
 SMALL = "shufflenet_v2_x0_5"
 RECIPE = ClassifierRecipe(network=SMALL, size=32, batch_size=8, epochs=2, lr=0.01)
 TINY = {"network": SMALL, "size": 32, "batch_size": 4, "device": "cpu", "set_": ["log_every=1"]}
+pytestmark = pytest.mark.usefixtures("no_curves")  # but the `trained` run has them
 
 
 def build(precision: str = "fp32", **changes: Any) -> Training:
@@ -61,12 +62,12 @@ def test_the_learning_rate_by_hand() -> None:
     assert all(0 < learning_rate(recipe, 1000, done) <= 0.4 for done in range(1000))
 
 
-@pytest.mark.parametrize("smoothing", [0.0, 0.3])
+@pytest.mark.parametrize("smoothing", [0.3, pytest.param(0.0, marks=pytest.mark.slow)])
 def test_a_step_is_nesterovs_on_the_cross_entropy(smoothing: float) -> None:
     training, (image, label) = build(weight_decay=0.01), batch()
     other = build(weight_decay=0.01).classifier
     optimizer = torch.optim.SGD(other.parameters(), 0.01, 0.9, weight_decay=0.01, nesterov=True)
-    for _ in range(3):
+    for _ in range(2):
         loss = train_step(training, image, label, smoothing)
         wanted = (1 - smoothing) * F.one_hot(label, 3) + smoothing / 3
         expected = -(wanted * other(image).log_softmax(1)).sum(1).mean()
@@ -106,8 +107,9 @@ def test_one_batch_is_learned_by_heart_on_a_gpu(precision: str) -> None:
 
 
 def test_the_seed_decides_the_weights() -> None:
-    assert same_tensors(weights(build()), weights(build()))
-    assert not same_tensors(weights(build()), weights(build(seed=1)))
+    first, again, other = weights(build()), weights(build()), weights(build(seed=1))
+    assert same_tensors(first, again)
+    assert not same_tensors(first, other)
 
 
 # Scores
@@ -185,12 +187,6 @@ def log_of(run: Path) -> list[dict[str, Any]]:
     speed = ("images_per_s", "data_wait_percent", "memory_mb")
     records = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     return [{key: value for key, value in record.items() if key not in speed} for record in records]
-
-
-@pytest.fixture(autouse=True)
-def no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Spare these tests the drawing of losses; the `trained` run has them."""
-    monkeypatch.setattr("reporting.curves.plot_losses", lambda *_: None)
 
 
 def interrupt_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
@@ -281,7 +277,8 @@ def test_the_steps_show_random_cuts_and_flips_with_their_classes(
 @pytest.mark.parametrize(
     ("network", "stop", "settings"),
     [
-        *((SMALL, stop, ["load_size=36"]) for stop in (1, 3)),  # 3 steps an epoch
+        (SMALL, 1, ["load_size=36"]),
+        pytest.param(SMALL, 3, ["load_size=36"], marks=pytest.mark.slow),  # the last step of an epoch
         pytest.param("squeezenet1_1", 2, ["precision=bf16"], marks=pytest.mark.slow),  # with dropout
         ("squeezenet1_1", 4, ["save_every=5", "momentum=0", "precision=fp32"]),
     ],

@@ -132,10 +132,9 @@ def test_help_loads_nothing_heavy(stage: str) -> None:
     assert done.returncode == 0, f"{stage} imports {done.stdout}{done.stderr}"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="asks GCC's OpenMP, which torch uses on Linux")
-@pytest.mark.parametrize(
-    ("policy", "spins"), [(None, "0"), pytest.param("active", "30000000000", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize(("policy", "spins"), [(None, "0"), ("active", "30000000000")])
 def test_openmp_is_told_not_to_spin_before_torch_loads(policy: str | None, spins: str) -> None:
     env = {key: value for key, value in os.environ.items() if key != "OMP_WAIT_POLICY"}
     env |= {"OMP_DISPLAY_ENV": "verbose", **({"OMP_WAIT_POLICY": policy} if policy else {})}

@@ -16,6 +16,8 @@ from runtime import run_folder
 from runtime.run_folder import read_run
 from training import setup
 
+pytestmark = pytest.mark.usefixtures("no_curves")
+
 
 @pytest.fixture
 def run(trained: Path, tmp_path: Path) -> Path:

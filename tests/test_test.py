@@ -30,6 +30,9 @@ def test_renders_every_epoch_with_the_names_of_the_files(run: Path) -> None:
     names = {"b__p12.png", "a__p13.png", "b__p14.png", "a__p15.png"}
     for folder in (run / "inputs", run / "targets", *outputs):
         assert {path.name for path in folder.glob("*.png")} == names
+    written = {path: path.stat().st_mtime_ns for path in (run / "targets").iterdir()}
+    test_stage.main(run=run, device="cpu")
+    assert {path: path.stat().st_mtime_ns for path in (run / "targets").iterdir()} == written  # kept
 
 
 def test_outputs_are_what_the_network_makes_of_the_targets(run: Path) -> None:

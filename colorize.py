@@ -33,77 +33,69 @@ from runtime.cli import DeviceOption, command
 from runtime.run_folder import newest_run
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
+    from numpy.typing import NDArray
+    from PIL.Image import Image as PILImage
 
     from inference.pipeline import Job
     from inference.runner import Runner
 
 JOBS = min(8, len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1)
 UPSAMPLING = ("guided", "bicubic")
-LOADING = threading.Lock()  # so that threads that need the same model load it once
+LOADING = threading.Lock()  # threads that need the same model load it once
 
 
-def colorize(image: Any, model: str | Path | None = None, device: str = "auto") -> Any:
-    """Return the colour version of an image, of the kind that was given; nothing is written.
+def colorize(
+    image: "str | Path | bytes | PILImage | NDArray[Any]",
+    model: str | Path | None = None,
+    device: str = "auto",
+) -> "bytes | PILImage | NDArray[Any]":
+    """Return the colour version of an image, of the kind that was given. Nothing is written.
 
     Args:
-        image: one of
-            - a path (str or Path) or bytes: an image file of any format, animations and pages too;
-            - a PIL image;
-            - an array (H, W) or (H, W, 1|3|4): uint8, uint16, or float32|float64 in [0, 1], sRGB.
+        image: a path or bytes: an image file, also an animation or a document of pages; or a PIL image; or an
+            array (H, W) or (H, W, 1|3|4) in sRGB, uint8, uint16, or float32 or float64 in [0, 1].
         model: a generator.ts; None: that of the newest run. It is loaded once for all calls and threads.
         device: auto, cpu, cuda, cuda:1 or mps.
 
     Returns:
-        - for a path or bytes, the bytes of a file of the same format (PNG where that cannot be written), with
-          depth, transparency, frames and metadata; so nothing is lost, and the caller decides where it goes;
-        - for a PIL image, an upright RGB or RGBA image in sRGB, without metadata; of an animation one frame;
-        - for an array, (H, W, 3) of the same dtype, or (H, W, 4) with its alpha. A model of line art takes
-          what is transparent for white paper, and returns it opaque.
+        - For a path or bytes, the bytes of a file of the same format, or PNG where that cannot be written.
+          So depth, transparency, frames and metadata are kept, and the caller decides where they go.
+        - For a PIL image, an upright RGB or RGBA image in sRGB, of 8 bits and without metadata.
+        - For an array, (H, W, 3) of the same dtype, or (H, W, 4) with its alpha. Where a model of line art
+          has laid transparency over white paper, the result is opaque.
 
     Raises:
-        UserError: an image of another kind, damaged, or that cannot be coloured; no such model or device.
-        OSError: a file that the system refuses.
+        UserError: not such an image, or a damaged one; no such model or device.
     """
     import numpy as np
     from PIL import Image
 
-    if isinstance(image, str | Path | bytes):
-        return _colorize_file(_runner(model, device), image)
-    if isinstance(image, Image.Image):
-        return _colorize_pil(_runner(model, device), image)
-    if isinstance(image, np.ndarray):
-        return _colorize_array(_runner(model, device), image)
-    raise UserError(f"an image is a path, bytes, a PIL image or an array, got {type(image).__name__}")
-
-
-def _colorize_file(runner: "Runner", image: str | Path | bytes) -> bytes:
-    from imaging.files import FORMATS, read_frames, scan, write_frames
-
-    found = scan(Path("image"), image) if isinstance(image, bytes) else scan(Path(image))
-    suffix = next((suffix for suffix, form in FORMATS.items() if form == found.form), ".png")
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, f"colour{suffix}")
-        write_frames(path, map(runner.colourise, read_frames(found)), found)
-        return path.read_bytes()
-
-
-def _colorize_pil(runner: "Runner", image: "Image") -> "Image":
-    from PIL import Image
-
     from imaging.decoders import named, to_frame
+    from imaging.files import FORMATS, read_frames, scan, write_frames
     from imaging.pixels import to_8_bits
 
-    with named("the PIL image"):
-        frame = to_frame(image)
-    colour = runner.colourise(frame)
-    result = Image.fromarray(to_8_bits(colour.pixels))
-    if colour.alpha is not None:
-        result.putalpha(Image.fromarray(to_8_bits(colour.alpha)))
-    return result
+    runner = _runner(model, device)
+    if isinstance(image, str | Path | bytes):
+        found = scan(Path("image"), image) if isinstance(image, bytes) else scan(Path(image))
+        suffix = next((suffix for suffix, form in FORMATS.items() if form == found.form), ".png")
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, f"colour{suffix}")
+            write_frames(path, map(runner.colourise, read_frames(found)), found)
+            return path.read_bytes()
+    if isinstance(image, Image.Image):
+        with named("the PIL image"):
+            frame = to_frame(image)
+        colour = runner.colourise(frame)
+        result = Image.fromarray(to_8_bits(colour.pixels))
+        if colour.alpha is not None:
+            result.putalpha(Image.fromarray(to_8_bits(colour.alpha)))
+        return result
+    if not isinstance(image, np.ndarray):
+        raise UserError(f"an image is a path, bytes, a PIL image or an array, got {type(image).__name__}")
+    return _colorize_array(runner, image)
 
 
-def _colorize_array(runner: "Runner", image: Any) -> Any:
+def _colorize_array(runner: "Runner", image: "NDArray[Any]") -> "NDArray[Any]":
     import numpy as np
 
     from imaging.pixels import Frame
@@ -112,19 +104,18 @@ def _colorize_array(runner: "Runner", image: Any) -> Any:
         raise UserError(f"an array is (H, W) or (H, W, 1, 3 or 4) and not empty, got {image.shape}")
     if image.dtype not in (np.uint8, np.uint16, np.float32, np.float64):
         raise UserError(f"an array is uint8, uint16, float32 or float64, got {image.dtype}")
-    if image.dtype.kind == "f" and not 0 <= image.min() <= image.max() <= 1:  # NaN is not
+    white = 1 if image.dtype.kind == "f" else np.iinfo(image.dtype).max
+    if not 0 <= image.min() <= image.max() <= white:  # also true of NaN
         raise UserError(f"floating point is in [0, 1], got {image.min():.4g} to {image.max():.4g}")
-    layers = np.array(image.reshape(*image.shape[:2], -1))  # a copy, which torch may take as its own
+    layers = np.array(image.reshape(*image.shape[:2], -1))  # a copy: torch needs ordinary strides
     alpha = layers[..., 3] if layers.shape[2] == 4 else None
     colour = runner.colourise(Frame(layers[..., :3], alpha))
     if alpha is None:
         return colour.pixels
-    white = 1 if image.dtype.kind == "f" else np.iinfo(image.dtype).max
     return np.dstack([colour.pixels, np.full_like(alpha, white) if colour.alpha is None else alpha])
 
 
 def _runner(model: str | Path | None, device: str) -> "Runner":
-    """Return the loaded model; a file that was written anew is loaded anew."""
     path = Path(model or newest_run(RUNS) / "generator.ts").absolute()
     with LOADING:
         return _load(path, path.stat().st_mtime_ns if path.is_file() else 0, device)
@@ -158,7 +149,7 @@ def report(jobs: Iterable["Job"], total: int, out: Path) -> list["Job"]:
         sys.stdout.flush()  # to a pipe, too
         if job.bug and not any(other.bug for other in finished):
             tqdm.write(job.bug, file=sys.stderr)  # once: the next ones are often the same
-        job.scan = job.future = None  # the metadata of a file can be larger than its pixels
+        job.scan = None  # the metadata of a file can be larger than its pixels
         finished.append(job)
     counts = Counter(job.status for job in finished)
     done = ", ".join(
@@ -199,7 +190,7 @@ def main(
 ) -> list[Path]:
     """Colourise files; returns the results that now exist. Exits with 1 if some files fail."""
     from imaging.files import FORMS
-    from inference.pipeline import Options, Pipeline
+    from inference.pipeline import Pipeline
     from inference.runner import Runner
     from inference.tasks import plan_tasks
     from runtime.device import pick_device
@@ -213,7 +204,7 @@ def main(
     path = Path(model or newest_run(RUNS) / "generator.ts")
     runner = Runner(path, on, size, strength, upsampling)
     prepare_folder(out)
-    pipeline = Pipeline(runner, Options(overwrite, keep_coloured), jobs)
+    pipeline = Pipeline(runner, jobs, overwrite, keep_coloured)
     finished = report(pipeline.run(tasks), len(tasks), out)
     if any(job.status == "failed" for job in finished):
         raise SystemExit(1)

@@ -56,7 +56,7 @@ def main(
     path = Path(out or folder / f"generator.{format_}")
     if path.is_dir():
         raise UserError(f"{path} is a folder; name a file with --out")
-    record = checkpoint.ExportRecord.create(read_run(folder).recipe, number, precision)
+    record = checkpoint.ExportRecord(read_run(folder).recipe, number, precision)
     trained = checkpoint.load_colorizer(folder, number, torch.device("cpu"))
     exporters.write(path, trained, record, format_, on)
     print(f"wrote {path}, {path.stat().st_size / 1e6:.1f} MB")

@@ -22,22 +22,17 @@ METADATA = "tinct.json"  # the file inside an exported file that holds an Export
 
 @dataclass(frozen=True)
 class ExportRecord:
-    """What an exported file says of itself, as JSON."""
+    """What an exported file says of itself: the content of METADATA."""
 
-    format: int  # EXPORT_FORMAT
-    version: str  # of this project
+    recipe: Recipe
     epoch: int
     precision: str  # of the network: fp32 | fp16 | bf16
-    recipe: Recipe
-    torch: str  # version that wrote the file
-
-    @classmethod
-    def create(cls, recipe: Recipe, epoch: int, precision: str) -> "ExportRecord":
-        """Describe a file that this version writes."""
-        return cls(EXPORT_FORMAT, VERSION, epoch, precision, recipe, torch.__version__)
+    format: int = EXPORT_FORMAT
+    version: str = VERSION  # of this project
+    torch: str = torch.__version__  # that wrote the file
 
     def to_json(self) -> str:
-        """Return the content of METADATA."""
+        """Return the record as JSON."""
         return json.dumps(asdict(self))
 
 
@@ -101,31 +96,24 @@ def load_exported(path: Path, device: torch.device) -> Exported:
         # opened first: where reading is forbidden, torch does not name the file
         with path.open("rb"), warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # that TorchScript is deprecated
-            model = torch.jit.load(path, map_location="cpu", _extra_files=files)
+            module = torch.jit.load(path, map_location="cpu", _extra_files=files)
     except (RuntimeError, ValueError):
         raise UserError(f"{path} is not a TorchScript file, or it is damaged") from None
-    record = _read_record(path, files[METADATA])
-    return Exported(model.eval().to(device), record)
-
-
-def _read_record(path: Path, text: str | bytes) -> ExportRecord:
-    """Return what an exported file says of itself. Raises UserError."""
-    known = {field.name for field in fields(Recipe)}  # a later version of the same format may have more
     try:
-        told = json.loads(text)
-        form, version, recipe = int(told.get("format", 0)), str(told["version"]), told["recipe"]
-        recipe = {key: value for key, value in recipe.items() if key in known}
+        told = json.loads(files[METADATA])
+        form, version, recipe = int(told.get("format", 0)), str(told["version"]), dict(told["recipe"])
     except (ValueError, TypeError, KeyError, AttributeError):
         raise UserError(f"{path} is a TorchScript file, but not one written by export.py") from None
     if form != EXPORT_FORMAT:
         age = f"the newer version {version}" if form > EXPORT_FORMAT else "an older version"
         raise UserError(f"{path} is of {age} of this project; export it again with this one")
+    known = {field.name for field in fields(Recipe)}  # another version of the same format may have more
     try:
-        return ExportRecord(
-            form, version, told["epoch"], told["precision"], Recipe.from_record(recipe), told["torch"]
-        )
+        recipe = Recipe.from_record({key: value for key, value in recipe.items() if key in known})
+        record = ExportRecord(recipe, told["epoch"], told["precision"], form, version, told["torch"])
     except (KeyError, UserError) as error:
-        raise UserError(f"{path} is not a file as export.py writes it: {error}") from None
+        raise UserError(f"{path} is not as export.py writes it: {error}") from None
+    return Exported(module.eval().to(device), record)
 
 
 def infer(model: nn.Module, image: Tensor) -> Tensor:

@@ -31,39 +31,31 @@ class Maps(NamedTuple):
 class Colorizer(nn.Module):
     """Colourise images of any size; export.py writes this module as generator.ts.
 
-    The contract:
-
     - Input: (N, 1|3, H, W), any N, H, W >= 1; uint8 in [0, 255], uint16 in [0, 65535], or floating point in
-      [0, 1] (values outside are clipped). One channel is gray; three are sRGB. A model of input `sketch` sees
-      the colours, any other sees lightness or luma alone.
-    - Output: (N, 3, H, W) of the same dtype and range on the same device. Only the network computes in its
-      own precision, all else in float32, so that 16-bit lightness stays 16-bit lightness.
-    - Device: that of the module (`.to("cuda")`); the image must be there too. `.half()` and
-      `.to(torch.bfloat16)` set the precision of the network.
-    - Batch: images do not influence one another, unless the recipe says norm_stats=batch.
-    - Threads: calls may overlap as long as no attribute is set meanwhile.
-    - Determinism: nothing is random. On a CPU, the same call on one machine with the same number of threads
-      gives the same bits; on CUDA set torch.backends.cudnn.deterministic. allow_tf32 decides about full fp32.
+      [0, 1] (values outside are clipped). One channel is gray; three are sRGB, of which only a model of input
+      `sketch` sees more than lightness or luma.
+    - Output: (N, 3, H, W) of the same dtype and range on the same device, which is the module's. `.half()`
+      and `.to(torch.bfloat16)` set the precision of the network; all else computes in float32.
+    - Images of a batch do not influence one another, unless the recipe says norm_stats=batch. Calls may
+      overlap while no attribute is set. Nothing is random: on a CPU the same call gives the same bits.
     - Memory: beside image and result, a fixed amount per pixel of a strip, and 6 x `size` floats per row.
-    - Raises ValueError (torch.jit.Error from the file) for another shape or dtype, for an attribute out of
-      range, and for an integer image where the network's output is not finite. In floating point, NaN comes
-      out as NaN.
+    - Raises ValueError (torch.jit.Error from the file) for another shape or dtype, an attribute out of range,
+      and an integer image where the network's output is not finite. Floating point passes NaN on.
 
     The network works on a small copy of the image: its short side has `size` px, its long side at most twice
-    that, and it is padded by reflection to the multiple that the network needs. The aspect ratio is kept.
-    The prediction is then enlarged and combined with the full-resolution image:
+    that, and it is padded by reflection to the multiple that the network needs. Its prediction is enlarged
+    and combined with the full-resolution image:
 
-    - output ab: combined with the input's own lightness;
-    - output Lab: the predicted lightness gets the input's fine detail, except where it was repaired;
-    - output rgb from L or gray: combined with the input's own lightness or luma;
-    - output rgb from line art: multiplied by the input's lines where they are darker than in the small copy.
+    - output ab: with the image's own lightness;
+    - output Lab: the predicted lightness gets the image's fine detail, except where it was repaired;
+    - output rgb from L or gray: with the image's own lightness or luma;
+    - output rgb from line art: multiplied by the image's lines where they are darker than in the small copy.
 
     Attributes that a caller may set, on the file too:
         size: int, px, the short side at which the network works; larger sees finer things and costs more.
         strength: float, 1 as predicted, 0 gray, above 1 more colourful; at most 100.
         upsampling: str, "guided" (colours follow the edges of the full-resolution image) or "bicubic".
-        strip: int, px of the full-resolution image processed at a time (16 times as many on a GPU); fewer
-            need less memory, and the result is the same.
+        strip: int, px of the image processed at a time (16 times as many on a GPU); fewer need less memory.
     """
 
     def __init__(
@@ -93,17 +85,7 @@ class Colorizer(nn.Module):
         self.register_buffer("precision", torch.zeros(0), persistent=False)  # its dtype is the network's
 
     def forward(self, image: Tensor) -> Tensor:
-        """Colourise a batch.
-
-        Args:
-            image: (N, 1|3, H, W), uint8, uint16 or floating point in [0, 1]; any N, H, W >= 1.
-
-        Returns:
-            (N, 3, H, W), same dtype and range.
-
-        Raises:
-            ValueError: another shape or dtype, or the network's output is not finite.
-        """
+        """Colourise (N, 1|3, H, W), uint8, uint16 or floating point, to (N, 3, H, W); see the class."""
         check_image(image)
         self.check_settings()
         small = self.shrink(image)  # (N, 3, h, w)
@@ -130,10 +112,7 @@ class Colorizer(nn.Module):
             raise ValueError("upsampling is guided or bicubic")
 
     def visible(self, image: Tensor) -> Tensor:
-        """Return the part of an image that the model may see, (N, 3, H, W) float32 in [0, 1].
-
-        That is RGB for the inputs L and sketch, and luma in all three channels for the others.
-        """
+        """Return what the model may see, (N, 3, H, W) in [0, 1]: RGB for L and sketch, else luma."""
         rgb = color.rgb01(image)
         if self.x_kind == "L" or self.x_kind == "sketch":
             return rgb

@@ -63,8 +63,8 @@ def fold_batch_norm(module: nn.Module) -> nn.Module:
 
 def deployable(colorizer: Colorizer, precision: str) -> Colorizer:
     """Return a copy to export: BatchNorm folded, weights in a precision and in channels_last layout."""
-    folded = fold_batch_norm(copy.deepcopy(colorizer)).to(PRECISIONS[precision])
-    return folded.to(memory_format=torch.channels_last)
+    folded = fold_batch_norm(copy.deepcopy(colorizer))
+    return folded.to(PRECISIONS[precision]).to(memory_format=torch.channels_last)
 
 
 class Traceable(nn.Module):
@@ -214,7 +214,8 @@ def write(path: Path, trained: Colorizer, record: ExportRecord, form: str, on: l
         UserError: a step differs too much, or the format cannot express the network. Nothing is written.
     """
     module = deployable(trained, record.precision)
-    print_header()
+    heads = [f"{batch} x {height} x {width}" for batch, (height, width) in product(BATCHES, SIZES)]
+    print(f"{'levels of 255: max (mean)':<28}" + "  ".join(f"{head:>16}" for head in heads))
     limit = TOLERANCE if record.precision == "fp32" else LEVELS
     compare(f"trained, {record.precision} on cpu", trained, module, torch.device("cpu"), limit)
     with replacing(path) as temporary:
@@ -231,35 +232,22 @@ def devices(name: str) -> list[torch.device]:
     return [torch.device("cpu"), *({pick_device("auto")} - {torch.device("cpu")})]
 
 
-def print_header() -> None:
-    """Print the head of the table of differences."""
-    heads = [f"{batch} x {height} x {width}" for batch, (height, width) in product(BATCHES, SIZES)]
-    print(f"{'levels of 255: max (mean)':<28}" + "  ".join(f"{head:>16}" for head in heads))
-
-
 def compare(name: str, one: Function, other: Function, device: torch.device, limit: float) -> None:
-    """Print one row of the table of differences.
+    """Compare two functions on float images; prints one row of the table of differences.
 
     Raises:
-        UserError: the functions differ by more than `limit` levels, or one gives NaN.
+        UserError: they differ by more than `limit` levels, or one gives NaN.
     """
-    results = differences(one, other, device)
+    noise, results = torch.Generator().manual_seed(0), []
+    for batch, (height, width) in product(BATCHES, SIZES):
+        image = torch.rand((batch, 3, height, width), generator=noise).to(device)
+        error = (one(image) - other(image)).abs().cpu().to(torch.float64) * LEVELS  # MPS has no float64
+        results.append((float(error.max()), float(error.mean())))
     cells = "  ".join(f"{f'{largest:.3f} ({mean:.4f})':>16}" for largest, mean in results)
     print(f"{name:<28}{cells}")
     worst = float(torch.tensor(results)[:, 0].max())  # NaN if any is
     if not worst <= limit:
-        raise UserError(f"{name.strip()}: they differ by {worst:.3g} of 255 levels; nothing was written")
-
-
-def differences(one: Function, other: Function, device: torch.device) -> list[tuple[float, float]]:
-    """Return the largest and the mean difference of two functions, in levels, for each batch and size."""
-    rng = torch.Generator().manual_seed(0)
-    results = []
-    for batch, (height, width) in product(BATCHES, SIZES):
-        image = torch.rand((batch, 3, height, width), generator=rng).to(device)
-        error = (one(image) - other(image)).abs().cpu().to(torch.float64) * LEVELS  # MPS has no float64
-        results.append((float(error.max()), float(error.mean())))
-    return results
+        raise UserError(f"{name}: they differ by {worst:.3g} of 255 levels; nothing was written")
 
 
 def compare_integers(name: str, one: Function, other: Function, device: torch.device) -> None:
@@ -270,4 +258,4 @@ def compare_integers(name: str, one: Function, other: Function, device: torch.de
         first, second = one(image), other(image)
         same = second.dtype == dtype and second.shape == (2, 3, 5, 7)
         if not same or (first.to(torch.int32) - second.to(torch.int32)).abs().max() > limit:
-            raise UserError(f"{name.strip()}: they differ on {dtype} images; nothing was written")
+            raise UserError(f"{name}: they differ on {dtype} images; nothing was written")

@@ -29,14 +29,6 @@ WIDE = 8_000  # px; two pictures of this width side by side are about the widest
 COLOURED = 4.5  # units of Lab; photographs have 5 and more, 29 of 30 old, sepia and yellowed ones less
 
 
-@dataclass(frozen=True)
-class Options:
-    """What to do with files."""
-
-    overwrite: bool = False
-    keep_coloured: bool = False
-
-
 @dataclass
 class Job:
     """A task under way: what was read, and what became of it."""
@@ -49,28 +41,22 @@ class Job:
     scan: Scan | None = None
     frame: Frame | None = None  # of a file with one frame: as read, later in colour
     given: Pixels | None = None  # the input of the network, kept where a sheet will show it
-    future: Future[None] | None = None  # of the step that a thread does
 
-    def attempt(self, step: Callable[..., None], *arguments: Any) -> None:
+    def attempt(self, step: Callable[..., None]) -> None:
         """Do a step of the job; whatever it raises fails this job alone."""
         began = monotonic()
         try:
-            step(self, *arguments)
-        except (UserError, MemoryError) as error:
-            self.fail(str(error) or type(error).__name__)
+            step(self)
         except Exception as error:
+            reason = str(error) or type(error).__name__
             if isinstance(error, OSError) and error.filename:
-                self.fail(f"{error.filename}: {error.strerror}")
-            else:
-                self.fail(f"{type(error).__name__}: {error}")
-                self.bug = traceback.format_exc()
+                reason = f"{error.filename}: {error.strerror}"
+            elif not isinstance(error, UserError | MemoryError):
+                reason, self.bug = f"{type(error).__name__}: {error}", traceback.format_exc()
+            sentence = reason if reason.startswith(str(self.task.path)) else f"{self.task.path}: {reason}"
+            self.status, self.reason = "failed", " ".join(sentence.split())
+            self.frame = self.given = None
         self.seconds += monotonic() - began
-
-    def fail(self, reason: str) -> None:
-        """End as failed, for a reason that will name the file."""
-        sentence = reason if reason.startswith(str(self.task.path)) else f"{self.task.path}: {reason}"
-        self.status, self.reason = "failed", " ".join(sentence.split())
-        self.frame = self.given = None
 
     def take(self, colour: Pixels) -> None:
         """Replace the pixels that were read by their colour version."""
@@ -85,67 +71,64 @@ class Job:
         return {**line, "frames": self.scan.count if self.scan else 0, "seconds": round(self.seconds, 3)}
 
 
-class Queue:
-    """Jobs that threads work on, in order: a limited number of jobs, and of pixels."""
+def in_threads(
+    pool: ThreadPoolExecutor, step: Callable[..., None], jobs: Iterable[Job], limit: int
+) -> Iterator[Job]:
+    """Let threads do a step of each job; yields the jobs in order.
 
-    def __init__(self, pool: ThreadPoolExecutor, limit: int) -> None:
-        self.pool, self.limit = pool, limit
-        self.jobs: deque[Job] = deque()
-
-    def add(self, job: Job, step: Callable[..., None]) -> Iterator[Job]:
-        """Let a thread do a step of a job; yields the finished jobs that had to leave to make room."""
+    At most `limit` jobs, and about QUEUED_PIXELS, are taken from `jobs` and not yet yielded.
+    """
+    queue: deque[tuple[Job, Future[None], int]] = deque()
+    for job in jobs:
         pixels = job.scan.pixels if job.scan else 0
-        while self.jobs and (
-            len(self.jobs) >= self.limit
-            or pixels + sum(other.scan.pixels for other in self.jobs if other.scan) > QUEUED_PIXELS
-        ):
-            yield self.next()
-        job.future = self.pool.submit(job.attempt, step)
-        self.jobs.append(job)
+        while queue and (len(queue) >= limit or pixels + sum(px for *_, px in queue) > QUEUED_PIXELS):
+            yield finished(*queue.popleft())
+        queue.append((job, pool.submit(job.attempt, step), pixels))
+    while queue:
+        yield finished(*queue.popleft())
 
-    def next(self) -> Job:
-        """Return the oldest job when its thread has finished the step."""
-        job = self.jobs.popleft()
-        assert job.future is not None
-        job.future.result()
-        return job
 
-    def rest(self) -> Iterator[Job]:
-        """Yield all remaining jobs."""
-        while self.jobs:
-            yield self.next()
+def finished(job: Job, future: Future[None], _: int) -> Job:
+    """Return a job when its thread has done the step."""
+    future.result()
+    return job
 
 
 class Pipeline:
     """Colourise files: decode in threads, run the network in batches, encode in threads."""
 
-    def __init__(self, runner: Runner, options: Options, jobs: int) -> None:
-        self.runner, self.options, self.jobs = runner, options, jobs
+    def __init__(
+        self, runner: Runner, threads: int, overwrite: bool = False, keep_coloured: bool = False
+    ) -> None:
+        """Set up a pipeline.
 
-    def run(self, tasks: list[Task]) -> Iterator[Job]:
+        Args:
+            threads: that decode, and as many that encode.
+            overwrite: whether results that exist are replaced.
+            keep_coloured: whether pictures that have colours are passed through as they are.
+        """
+        self.runner, self.threads = runner, threads
+        self.overwrite, self.keep_coloured = overwrite, keep_coloured
+
+    def run(self, tasks: Iterable[Task]) -> Iterator[Job]:
         """Yield every task as a finished job, in order."""
-        with ThreadPoolExecutor(self.jobs) as readers, ThreadPoolExecutor(self.jobs) as writers:
-            encoding = Queue(writers, 2 * self.jobs)
-            for batch in batches(self.decoded(tasks, Queue(readers, 2 * self.jobs))):
-                self.colour(batch)
-                for job in batch:
-                    yield from encoding.add(job, self.write)
-            yield from encoding.rest()
+        with ThreadPoolExecutor(self.threads) as readers, ThreadPoolExecutor(self.threads) as writers:
+            read = in_threads(readers, self.read, map(self.open, tasks), 2 * self.threads)
+            coloured = (job for batch in batches(read) for job in self.colour(batch))
+            yield from in_threads(writers, self.write, coloured, 2 * self.threads)
 
-    def decoded(self, tasks: list[Task], decoding: Queue) -> Iterator[Job]:
-        """Yield jobs in order: opened, and decoded if they hold one frame."""
-        for task in tasks:
-            job = Job(task)
-            job.attempt(self.open)
-            yield from decoding.add(job, self.read)
-        yield from decoding.rest()
+    def open(self, task: Task) -> Job:
+        """Return a task as a job that knows its file's header."""
+        job = Job(task)
+        job.attempt(self.look)
+        return job
 
-    def open(self, job: Job) -> None:
-        """Look at a file's header; refuse what cannot be written, and skip what exists."""
+    def look(self, job: Job) -> None:
+        """Read a file's header; refuse what cannot be written, and skip what exists."""
         if job.task.problem:
             raise UserError(job.task.problem)
         wanted = [path for path in (job.task.output, job.task.sheet) if path]
-        if all(path.is_file() for path in wanted) and not self.options.overwrite:
+        if all(path.is_file() for path in wanted) and not self.overwrite:
             job.status = "skipped"
             return
         job.scan = scan(job.task.path)
@@ -165,25 +148,26 @@ class Pipeline:
 
     def keeps(self, seen: Frame) -> bool:
         """Tell whether a frame, as the model would see it, is to be left as it is."""
-        return self.options.keep_coloured and is_coloured(seen.pixels)
+        return self.keep_coloured and is_coloured(seen.pixels)
 
-    def colour(self, batch: list[Job]) -> None:
-        """Colour jobs of one shape, or colour and write one job of many frames."""
+    def colour(self, batch: list[Job]) -> list[Job]:
+        """Colour jobs of one shape, or colour and write one job of many frames; returns the jobs."""
         if batch[0].status or not batch[0].scan:
-            return
+            return batch
         if batch[0].frame is None:
             batch[0].attempt(self.write_many)
-            return
+            return batch
         began = monotonic()
         try:
             colours = self.runner.run([job.frame.pixels for job in batch if job.frame])
         except Exception:  # of one picture, or of all: each is tried alone, and says so
             for job in batch:
                 job.attempt(self.colour_one)
-            return
+            return batch
         for job, colour in zip(batch, colours, strict=True):
             job.take(colour)
             job.seconds += (monotonic() - began) / len(batch)
+        return batch
 
     def colour_one(self, job: Job) -> None:
         """Colour one job."""

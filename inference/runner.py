@@ -81,9 +81,8 @@ class Runner:
         if self.record.recipe.input not in DRAWN_INPUTS:
             return replace(frame, pixels=np.where(frame.alpha[..., None] == 0, white, frame.pixels))
         share = frame.alpha[..., None] / np.float32(white)
-        pixels = frame.pixels * share + white * (1 - share)
-        pixels = pixels.round() if frame.pixels.dtype.kind == "u" else pixels
-        return Frame(pixels.astype(frame.pixels.dtype), None)
+        flat = frame.pixels * share + white * (1 - share)
+        return Frame((flat.round() if white > 1 else flat).astype(frame.pixels.dtype), None)
 
     def colourise(self, frame: Frame) -> Frame:
         """Return the colour version of one frame. Raises as `run`."""

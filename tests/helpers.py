@@ -15,6 +15,7 @@ import tifffile
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from skimage.color import rgb2lab
 from torch import Tensor, nn
 
 from config import ROOT, Recipe, make_recipe
@@ -161,7 +162,7 @@ def write_model(path: Path, x_kind: str = "L", y_kind: str = "ab", **fields: Any
     """Write a generator.ts of random weights that works at 32 px; `fields` replace those of tinct.json."""
     torch.manual_seed(3)
     generator = UNet(color.CHANNELS[x_kind], color.CHANNELS[y_kind], ngf=4, depth=3, dropout=0.0)
-    record = ExportRecord.create(Recipe("coco", input=x_kind, output=y_kind, size=32), 1, "fp32")
+    record = ExportRecord(Recipe("coco", input=x_kind, output=y_kind, size=32), 1, "fp32")
     told = json.dumps({**asdict(record), **fields})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # TorchScript is deprecated
@@ -175,7 +176,7 @@ class StandInRunner(Runner):
 
     def __init__(self, kind: str = "L", bad: int = -1) -> None:
         recipe = Recipe("x", input=kind, output="ab" if kind == "L" else "rgb")
-        self.record = ExportRecord.create(recipe, 1, "fp32")
+        self.record = ExportRecord(recipe, 1, "fp32")
         self.bad = bad
         self.calls: list[list[Pixels]] = []
 
@@ -233,3 +234,47 @@ def make_run(folder: Path, name: str, **fields: Any) -> Path:
     checkpoint.save_generator(folder, 1, recipe, generator)
     write_run(folder, RunRecord(recipe=recipe, data="demo", fingerprints={}, mean_ab=(0.0, 0.0)))
     return folder
+
+
+COLORIZER_KINDS = [  # input and output of all Colorizers that a recipe can ask for
+    ("L", "ab"), ("L", "Lab"), ("L", "rgb"), ("gray", "rgb"), ("line", "rgb"), ("gray+line", "rgb"),
+    ("sketch", "rgb"),
+]  # fmt: skip
+
+
+class Constant(nn.Module):
+    """A generator that predicts one value everywhere, and remembers what it saw."""
+
+    def __init__(self, channels: int, value: float) -> None:
+        super().__init__()
+        self.channels, self.value = channels, value
+        self.seen: list[Tensor] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen.append(x)
+        return x.new_full((x.size(0), self.channels, x.size(2), x.size(3)), self.value)
+
+
+def small_colorizer(x_kind: str, y_kind: str, size: int = 32, dropout: float = 0.5) -> Colorizer:
+    """Return a Colorizer with a small seeded network of strong colours."""
+    torch.manual_seed(3)
+    generator = UNet(color.CHANNELS[x_kind], color.CHANNELS[y_kind], ngf=4, depth=3, dropout=dropout)
+    with torch.no_grad():
+        generator.last[0].weight.mul_(8.0)
+    return Colorizer(generator, x_kind, y_kind, size, 8).eval().requires_grad_(False)
+
+
+def noise_image(*shape: int, dtype: torch.dtype = torch.uint8) -> Tensor:
+    """Return a random image of any dtype."""
+    image = torch.rand(shape, generator=torch.Generator().manual_seed(1))
+    return image.to(dtype) if dtype.is_floating_point else (image * torch.iinfo(dtype).max).to(dtype)
+
+
+def midtones(*shape: int) -> Tensor:
+    """Return a random image of midtones, to which any colour can be added within gamut."""
+    return (110 + 40 * torch.rand(shape, generator=torch.Generator().manual_seed(2))).to(torch.uint8)
+
+
+def lightness(image: Tensor) -> NDArray:
+    """Return L (N, H, W) of an image by scikit-image."""
+    return rgb2lab(color.rgb01(image).permute(0, 2, 3, 1).double().numpy())[..., 0]

@@ -23,7 +23,7 @@ from runtime.run_folder import epoch_path
 
 RUN = Path("runs/x")
 SMALL = Recipe("coco", size=32, ngf=4, depth=3)
-RECORD = ExportRecord.create(SMALL, 3, "fp32")
+RECORD = ExportRecord(SMALL, 3, "fp32")
 
 
 @pytest.mark.parametrize(

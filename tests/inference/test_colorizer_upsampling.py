@@ -1,25 +1,22 @@
 """colorizer.py at full resolution: colours end at edges, lines stay black, strips and sizes do not show."""
 
-import json
 import math
-import subprocess
-import sys
+import weakref
 from collections.abc import Callable
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import COLORIZER_KINDS, Constant, lightness, midtones, noise_image, small_colorizer
 from skimage.color import deltaE_ciede2000, rgb2lab
-from test_colorizer import KINDS, Constant, build, kinds, lightness, moderate, picture
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from config import ROOT
 from imaging import color
 from inference.colorizer import Colorizer, enlarge, local_gain, resample, resize, strips
 
-FACTORS = [4, 8]
 UPSAMPLINGS = ["bicubic", "guided"]
 SIZE = 32  # px, at which the stubs work
 Lab = tuple[int, int, int]
@@ -27,9 +24,10 @@ SKIN, NAVY, LEAF, WALL, BLUE, YELLOW = (
     (72, 16, 20), (22, 4, -28), (45, -35, 35), (85, 2, 10), (30, 20, -50), (85, 0, 70),
 )  # fmt: skip
 PAIRS = {"skin-navy": (SKIN, NAVY), "leaf-wall": (LEAF, WALL), "blue-yellow": (BLUE, YELLOW)}
-GRAY_INPUT = [("L", "ab"), ("L", "Lab"), ("L", "rgb"), ("gray", "rgb")]
-factors = pytest.mark.parametrize("factor", FACTORS)
-gray_input = pytest.mark.parametrize(("x_kind", "y_kind"), GRAY_INPUT)
+factors = pytest.mark.parametrize("factor", [4, 8])
+gray_input = pytest.mark.parametrize(
+    ("x_kind", "y_kind"), [("L", "ab"), ("L", "Lab"), ("L", "rgb"), ("gray", "rgb")]
+)
 
 
 class Fixed(nn.Module):
@@ -63,12 +61,8 @@ class Stub(nn.Module):
         self.change, self.ab = change, ab
 
     def forward(self, x: Tensor) -> Tensor:
-        lightness = self.change((x + 1) * 50)
-        return torch.cat([lightness / 50 - 1, torch.full_like(x, self.ab), torch.full_like(x, -self.ab)], 1)
-
-
-def rgb_of(lab: Lab) -> Tensor:
-    return color.to_uint8(color.lab_to_rgb(torch.tensor(lab).view(1, 3, 1, 1)))
+        changed = self.change((x + 1) * 50)
+        return torch.cat([changed / 50 - 1, torch.full_like(x, self.ab), torch.full_like(x, -self.ab)], 1)
 
 
 def two_colours(left: Lab, right: Lab, factor: int, slant: float = 0.0, ink: int = 0) -> Tensor:
@@ -77,7 +71,8 @@ def two_colours(left: Lab, right: Lab, factor: int, slant: float = 0.0, ink: int
     y, x = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
     at = (SIZE - 3) / 2 * factor + 1 + slant * (y - side / 2)
     beyond = x + 0.5 - at  # px
-    image = torch.where(beyond < 0, rgb_of(left), rgb_of(right))
+    rgb = [color.to_uint8(color.lab_to_rgb(torch.tensor(lab).view(1, 3, 1, 1))) for lab in (left, right)]
+    image = torch.where(beyond < 0, *rgb)
     return torch.where(beyond.abs() < ink / 2, torch.zeros_like(image), image)
 
 
@@ -100,72 +95,52 @@ def ciede2000(a: Tensor, b: Tensor) -> np.ndarray:
     return deltaE_ciede2000(*(rgb2lab(color.rgb01(x)[0].permute(1, 2, 0).double().numpy()) for x in (a, b)))
 
 
-def bleeding(truth: Tensor, x_kind: str, y_kind: str) -> dict[str, tuple[float, float]]:
-    """Return for each upsampling the px per row that are off by more than 5, and the sum of differences."""
-    found = {}
+def bleeding(truth: Tensor, x_kind: str, y_kind: str) -> list[float]:
+    """Return px per row that are off by more than 5, and the sum of differences: bicubic's, then guided's."""
+    found = []
     for upsampling in UPSAMPLINGS:
         off = ciede2000(colourise(truth, x_kind, y_kind, upsampling), truth)
-        found[upsampling] = (float((off > 5).sum(1).mean()), float(off.sum(1).mean()))
-    both = "  ".join(f"{name} {width:5.2f} px, sum {total:6.1f}" for name, (width, total) in found.items())
-    print(f"\n{x_kind} -> {y_kind}, x {truth.size(2) // SIZE}: {both}", end="")
+        found += [float((off > 5).sum(1).mean()), float(off.sum(1).mean())]
     return found
 
 
 @gray_input
 @factors
 @pytest.mark.parametrize("slant", [0.0, 0.3])
-@pytest.mark.parametrize("pair", ["skin-navy", "leaf-wall"])
-def test_colours_end_at_an_edge(pair: str, slant: float, factor: int, x_kind: str, y_kind: str) -> None:
-    found = bleeding(two_colours(*PAIRS[pair], factor, slant), x_kind, y_kind)
-    assert found["guided"][0] <= 1  # px, whatever the factor
-    assert found["bicubic"][0] > 0.7 * factor
-
-
-@gray_input
-@factors
-@pytest.mark.parametrize("slant", [0.0, 0.3])
-def test_colours_end_nearer_at_an_edge_of_complements(
-    slant: float, factor: int, x_kind: str, y_kind: str
-) -> None:
-    found = bleeding(two_colours(BLUE, YELLOW, factor, slant), x_kind, y_kind)
+def test_colours_end_at_an_edge(slant: float, factor: int, x_kind: str, y_kind: str) -> None:
+    for pair in ("skin-navy", "leaf-wall"):
+        bicubic, _, guided, _ = bleeding(two_colours(*PAIRS[pair], factor, slant), x_kind, y_kind)
+        assert guided <= 1  # px, whatever the factor
+        assert bicubic > 0.7 * factor
+    bicubic, plain, guided, total = bleeding(two_colours(BLUE, YELLOW, factor, slant), x_kind, y_kind)
     limit = 0.1 if x_kind == "gray" else 0.8  # what mixes in RGB is a straight line in luma, not in L
-    assert found["guided"][0] < limit * found["bicubic"][0]
-    assert found["guided"][1] < 0.6 * found["bicubic"][1]
+    assert guided < limit * bicubic
+    assert total < 0.6 * plain
 
 
 @gray_input
 @factors
 @pytest.mark.parametrize("pair", PAIRS)
-def test_colours_end_at_broad_ink(pair: str, factor: int, x_kind: str, y_kind: str) -> None:
-    found = bleeding(two_colours(*PAIRS[pair], factor, 0.3, ink=2 * factor), x_kind, y_kind)
-    assert found["guided"][0] < 0.1
-    assert found["bicubic"][0] > 0.2 * factor
-    assert found["guided"][1] < 0.8 * found["bicubic"][1]
+def test_colours_end_at_ink(pair: str, factor: int, x_kind: str, y_kind: str) -> None:
+    broad = two_colours(*PAIRS[pair], factor, 0.3, ink=2 * factor)
+    bicubic, plain, guided, total = bleeding(broad, x_kind, y_kind)
+    assert guided < 0.1
+    assert bicubic > 0.2 * factor
+    assert total < 0.8 * plain
+    # of ink that the small image hardly has, three colours are no straight line over lightness
+    bicubic, plain, guided, total = bleeding(two_colours(*PAIRS[pair], factor, 0.3, ink=3), x_kind, y_kind)
+    assert total <= 1.03 * plain
+    assert guided < 0.9 * bicubic or pair == "leaf-wall"
 
 
 @gray_input
 @factors
-@pytest.mark.parametrize("pair", PAIRS)
-def test_ink_that_the_small_image_hardly_has_is_no_worse(
-    pair: str, factor: int, x_kind: str, y_kind: str
-) -> None:
-    found = bleeding(two_colours(*PAIRS[pair], factor, 0.3, ink=3), x_kind, y_kind)
-    assert found["guided"][1] <= 1.03 * found["bicubic"][1]  # three colours are no line over lightness
-    if pair != "leaf-wall":  # of which fewer differences are large, and more are above 5
-        assert found["guided"][0] < 0.9 * found["bicubic"][0]
-
-
-@gray_input
-@factors
-@pytest.mark.parametrize("slant", [0.0, 0.3])
-def test_an_edge_of_equal_lightness_is_no_worse_than_bicubic(
-    slant: float, factor: int, x_kind: str, y_kind: str
-) -> None:
-    truth = two_colours((60, 45, 20), (60, -35, 25), factor, slant)
-    assert np.ptp(rgb2lab(truth[0].permute(1, 2, 0).numpy())[..., 0]) < 0.3
-    found = bleeding(truth, x_kind, y_kind)
-    assert found["guided"][0] <= found["bicubic"][0]
-    assert found["guided"][1] <= found["bicubic"][1] * 1.001
+def test_an_edge_of_equal_lightness_is_no_worse_than_bicubic(factor: int, x_kind: str, y_kind: str) -> None:
+    truth = two_colours((60, 45, 20), (60, -35, 25), factor, 0.3)
+    assert np.ptp(lightness(truth)) < 0.3
+    bicubic, plain, guided, total = bleeding(truth, x_kind, y_kind)
+    assert guided <= bicubic
+    assert total <= plain * 1.001
 
 
 @pytest.mark.parametrize(("x_kind", "y_kind"), [("L", "ab"), ("gray", "rgb")])
@@ -180,25 +155,20 @@ def test_noise_of_the_guide_stays_out_of_flat_colour(factor: int, x_kind: str, y
     assert torch.equal(guided[..., far], plain[..., far])  # 4 small px off nothing knows of the edge
     near = slice(edge - 3 * factor, edge + 4 * factor)
     leaked, bled = ((image - ab[2])[..., near].square().mean().sqrt() for image in ab[:2])
-    print(f"\n{x_kind} x {factor}: rms of ab at the edge, guided {leaked:.2f}, bicubic {bled:.2f}", end="")
     assert leaked < 0.45 * bled
 
 
 @factors
-@pytest.mark.parametrize("levels", [3.0, 8.0, 20.0])
+@pytest.mark.parametrize("levels", [3.0, 20.0])
 def test_noise_of_guide_and_colour_that_agrees_by_chance_leaks_little(factor: int, levels: float) -> None:
     rng = torch.Generator().manual_seed(0)
     side = SIZE * factor
     gray = (128 + levels * torch.randn(1, 1, side, side, generator=rng)).clamp(0, 255) / 255
     y = (torch.tensor([20.0, 30.0]).view(1, 2, 1, 1) + 3 * torch.randn(1, 2, SIZE, SIZE, generator=rng)) / 110
     colorizer, ab = Colorizer(Fixed(y), "L", "ab", SIZE, 8), {}
-    for name in UPSAMPLINGS:
-        colorizer.upsampling = name
-        ab[name] = color.rgb_to_lab(colorizer(gray))[:, 1:]
-    leaked = float((ab["guided"] - ab["bicubic"]).std())
-    print(f"\nnoise of {levels} levels x {factor}: {leaked:.4f} units of ab leaked", end="")
-    assert leaked < 0.0025 * levels
-    assert leaked > 0
+    for colorizer.upsampling in UPSAMPLINGS:
+        ab[colorizer.upsampling] = color.rgb_to_lab(colorizer(gray))[:, 1:]
+    assert 0 < float((ab["guided"] - ab["bicubic"]).std()) < 0.0025 * levels  # units of ab
 
 
 def test_gain_is_a_weighted_regression_in_windows() -> None:
@@ -221,7 +191,7 @@ def test_gain_is_a_weighted_regression_in_windows() -> None:
 
 
 def test_gain_is_nothing_where_guide_or_colour_is_flat() -> None:
-    texture, flat = picture(1, 1, 20, 20, dtype=torch.float32), torch.full((1, 3, 20, 20), 0.7)
+    texture, flat = noise_image(1, 1, 20, 20, dtype=torch.float32), torch.full((1, 3, 20, 20), 0.7)
     assert local_gain(flat[:, :1], texture.expand(-1, 3, -1, -1)).abs().max() < 1e-3
     assert local_gain(texture, flat).abs().max() < 1e-4
     steep = 5.0 * (texture > 0.5) + torch.zeros(1, 2, 1, 1)
@@ -231,7 +201,7 @@ def test_gain_is_nothing_where_guide_or_colour_is_flat() -> None:
 @pytest.mark.parametrize("shape", [(7, 9), (1, 5), (50, 1)])
 @pytest.mark.parametrize("target", [(56, 72), (61, 5), (64, 300)])
 def test_enlarge_is_bicubic_interpolation_row_by_row(shape: tuple[int, int], target: tuple[int, int]) -> None:
-    maps = picture(2, 5, *shape, dtype=torch.float32)
+    maps = noise_image(2, 5, *shape, dtype=torch.float32)
     expected = F.interpolate(maps, target, mode="bicubic", antialias=True)
     whole = enlarge(maps, 0, target[0], *target)
     edge = 2 * target[0] // shape[0] if shape[0] > 1 else 0  # rows where torch leaves pixels out, not repeats
@@ -242,11 +212,11 @@ def test_enlarge_is_bicubic_interpolation_row_by_row(shape: tuple[int, int], tar
     torch.testing.assert_close(torch.cat(rows, 2), whole, atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("shape", [(16, 20), (30, 33), (40, 50)])
+@pytest.mark.parametrize("shape", [(16, 20), (40, 50)])
 def test_colours_that_are_finer_than_the_picture_are_averaged(shape: tuple[int, int]) -> None:
     gray = torch.full((1, 1, *shape), 120, dtype=torch.uint8)
-    colorizer = Colorizer(nn.Identity(), "L", "ab", SIZE * 2, 8)
-    fine = (picture(1, 2, *colorizer.shrink(gray).shape[2:], dtype=torch.float32) - 0.5) * 0.4
+    seen = Colorizer(nn.Identity(), "L", "ab", SIZE * 2, 8).shrink(gray)
+    fine = (noise_image(1, 2, *seen.shape[2:], dtype=torch.float32) - 0.5) * 0.4
     out = Colorizer(Fixed(fine), "L", "ab", SIZE * 2, 1)(color.rgb01(gray))
     torch.testing.assert_close(color.rgb_to_lab(out)[:, 1:] / 110, resize(fine, *shape), atol=1e-3, rtol=0)
 
@@ -260,13 +230,12 @@ def lines(factor: int, width: int) -> Tensor:
     return (~inked).to(torch.uint8) * 255
 
 
-@pytest.mark.parametrize("x_kind", ["sketch", "line"])
+@pytest.mark.parametrize(("x_kind", "width"), [("sketch", 1), ("line", 2)])
 @factors
-@pytest.mark.parametrize("width", [1, 2])
 @pytest.mark.parametrize("forgets", [False, True])
 @pytest.mark.parametrize("upsampling", UPSAMPLINGS)
 def test_lines_stay_black_and_leave_paint_clean(
-    x_kind: str, factor: int, width: int, forgets: bool, upsampling: str
+    x_kind: str, width: int, factor: int, forgets: bool, upsampling: str
 ) -> None:
     paint, sketch = (0.8, 0.6, 0.4), lines(factor, width)
     colorizer = Colorizer(Paint(paint, forgets), x_kind, "rgb", SIZE, 8)
@@ -275,66 +244,44 @@ def test_lines_stay_black_and_leave_paint_clean(
     off = out - torch.tensor(paint).view(1, 3, 1, 1) * 255
     distant = F.max_pool2d(255.0 - sketch, [1, 10 * factor + 1], 1, [0, 5 * factor]) == 0
     inked, distant = (sketch == 0).expand_as(out), distant.expand_as(out)
-    halo, smudge = float(off[~inked].max()), float(-off[~inked].min())
-    name = f"{x_kind} x {factor}, {width} px, {upsampling}{', forgotten' * forgets}"
-    print(f"\n{name}: ink {out[inked].max():.0f}, halo {halo:.1f}, smudge {smudge:.1f} levels", end="")
     assert out[inked].max() <= 8
     assert off[distant].abs().max() <= 1
     if forgets or upsampling == "guided":  # to bicubic a line is broad and gray
-        assert halo <= 3
-        assert smudge < 15
-
-
-def test_lines_of_a_sketch_stay_dark_and_thin_at_four_times_the_working_size() -> None:
-    sketch = torch.full((1, 3, 128, 128), 255, dtype=torch.uint8)
-    sketch[:, :, 61] = 0
-    out = Colorizer(Constant(3, 0.6), "sketch", "rgb", 32, 8)(sketch).int()  # 0.6 in [-1, 1] is level 204
-    assert out[:, :, 61].max() < 50
-    assert (out[:, :, :55] - 204).abs().max() <= 6
-    assert (out[:, :, 67:] - 204).abs().max() <= 6
-    assert out[:, :, 60].min() > 190
-    assert out[:, :, 62].min() > 190
+        assert off[~inked].max() <= 3  # halo
+        assert off[~inked].min() > -15  # smudge
 
 
 @pytest.mark.parametrize("upsampling", UPSAMPLINGS)
 def test_luma_is_kept_exactly_and_black_stays_black(upsampling: str) -> None:
-    gray = picture(2, 1, 150, 170)
+    gray = noise_image(2, 1, 150, 170)
     gray[:, :, 30:60], gray[:, :, 90:110] = 0, 255
-    y = picture(2, 3, 32, 36, dtype=torch.float32) * 2 - 1  # wild colours
+    y = noise_image(2, 3, 32, 36, dtype=torch.float32) * 2 - 1  # wild colours
     colorizer = Colorizer(Fixed(y[:1]), "gray", "rgb", 32, 4)
     colorizer.upsampling = upsampling
     out = colorizer(gray)
     assert (color.luma(out.float()) - gray).abs().max() <= 1
     assert (out.amax(1).int() - out.amin(1).int()).float().mean() > 50  # and there is colour
-    assert out[:, :, 30:60].max() == 0
-    assert out[:, :, 90:110].min() == 255
-    kept = color.luma(colorizer(color.rgb01(gray))) - gray / 255
-    assert kept.abs().max() < 1e-6
-
-
-def own(lightness_: Tensor) -> Tensor:
-    return lightness_
+    assert (out[:, :, 30:60].max(), out[:, :, 90:110].min()) == (0, 255)
+    assert (color.luma(colorizer(color.rgb01(gray))) - gray / 255).abs().max() < 1e-6
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 32, 32), (1, 3, 150, 97), (1, 1, 97, 200), (1, 3, 20, 25)], ids=str)
 def test_lab_of_a_picture_in_order_keeps_its_full_lightness(shape: tuple[int, ...]) -> None:
-    image = picture(*shape)
-    out = Colorizer(Stub(own), "L", "Lab", 32, 8)(image)
+    image = noise_image(*shape)
+    out = Colorizer(Stub(lambda old: old), "L", "Lab", 32, 8)(image)
     assert np.abs(lightness(out) - lightness(image)).max() < 0.6
     assert (out.amax(1).int() - out.amin(1).int()).float().mean() > 5
 
 
-@pytest.mark.parametrize("side", [64, 250])
-def test_lab_that_is_brightened_keeps_its_detail(side: int) -> None:
-    image = moderate(1, 1, side, side)  # noise that the network cannot see at 64 px
+def test_lab_that_is_brightened_keeps_its_detail() -> None:
+    image = midtones(1, 1, 250, 250)  # noise that the network cannot see at 64 px
     out = Colorizer(Stub(lambda old: old + 20), "L", "Lab", 64, 8)(image)  # fading undone
-    change = lightness(out) - lightness(image)
-    np.testing.assert_allclose(change, 20, atol=0.7)
+    np.testing.assert_allclose(lightness(out) - lightness(image), 20, atol=0.7)
 
 
-@pytest.mark.parametrize("factor", [1, 2, 4])
+@pytest.mark.parametrize("factor", [1, 4])
 @pytest.mark.parametrize("tone", [0, 255])
-def test_lab_that_is_mended_stays_mended(factor: int, tone: int) -> None:
+def test_lab_that_is_repaired_stays_repaired(factor: int, tone: int) -> None:
     size, ground = 96, 120
     clean = torch.full((1, 1, size * factor, size * factor), ground, dtype=torch.uint8)
     torn = clean.clone()
@@ -351,41 +298,38 @@ def test_lab_that_is_mended_stays_mended(factor: int, tone: int) -> None:
 
 
 def test_lab_change_in_one_place_leaves_detail_in_others() -> None:
-    def mend(old: Tensor) -> Tensor:
+    def repair(old: Tensor) -> Tensor:
         new = old.clone()
         new[..., 30:36, 30:36] += 40.0
         return new
 
-    image = moderate(1, 1, 192, 192)
-    out = Colorizer(Stub(mend), "L", "Lab", 96, 8)(image)
+    image = midtones(1, 1, 192, 192)
+    out = Colorizer(Stub(repair), "L", "Lab", 96, 8)(image)
     change = (lightness(out) - lightness(image))[0]
     np.testing.assert_allclose(change[100:, 100:], 0, atol=0.7)
     seen = resample(color.rgb01(image), 96, 96)
-    mended = (color.rgb_to_lab(seen)[:, :1] + 40)[0, 0, 32:34, 32:34].mean()
-    assert abs(lightness(out)[0, 64:68, 64:68].mean() - float(mended)) < 3
+    repaired = (color.rgb_to_lab(seen)[:, :1] + 40)[0, 0, 32:34, 32:34].mean()
+    assert abs(lightness(out)[0, 64:68, 64:68].mean() - float(repaired)) < 3
 
 
 def test_lab_at_its_own_size_is_what_was_predicted() -> None:
-    image, restored = moderate(1, 3, 32, 32), 40 + 20 * torch.rand(1, 1, 32, 32)
+    image, restored = midtones(1, 3, 32, 32), 40 + 20 * torch.rand(1, 1, 32, 32)
     out = Colorizer(Stub(lambda _: restored), "L", "Lab", 32, 8)(image)
     np.testing.assert_allclose(lightness(out)[0], restored[0, 0].numpy(), atol=0.6)
 
 
-@kinds
+@pytest.mark.parametrize(("x_kind", "y_kind"), COLORIZER_KINDS)
 @pytest.mark.parametrize("shape", [(1, 3, 37, 53), (3, 1, 70, 41), (2, 3, 9, 130)], ids=str)
 def test_strips_do_not_show(x_kind: str, y_kind: str, shape: tuple[int, ...]) -> None:
-    colorizer, image = build(x_kind, y_kind), picture(*shape, dtype=torch.float32)
-    with torch.no_grad():
-        colorizer.strip = 10**9
-        whole, levels = colorizer(image), colorizer(color.to_uint8(image))
-        for strip in (1, 7, shape[3], 333, 1000, 3000):
-            colorizer.strip = strip
-            torch.testing.assert_close(colorizer(image), whole, atol=1e-6, rtol=0)
-            assert (colorizer(color.to_uint8(image)).int() - levels.int()).abs().max() <= 1
+    colorizer, image = small_colorizer(x_kind, y_kind), noise_image(*shape, dtype=torch.float32)
+    colorizer.strip = 10**9
+    whole = colorizer(image)
+    for colorizer.strip in (1, 7, shape[3], 1000):
+        torch.testing.assert_close(colorizer(image), whole, atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("shape", [(1, 3, 10, 7), (4, 3, 1, 7), (2, 1, 33, 1)], ids=str)
-@pytest.mark.parametrize("pixels", [-1, 0, 1, 13, 28, 56, 10**9])
+@pytest.mark.parametrize("pixels", [-1, 0, 1, 13, 28, 10**9])
 def test_strips_hold_every_row_once_and_no_more_than_asked(shape: tuple[int, ...], pixels: int) -> None:
     found = strips(torch.zeros(shape), pixels)
     assert [row for top, bottom in found for row in range(top, bottom)] == list(range(shape[2]))
@@ -394,47 +338,35 @@ def test_strips_hold_every_row_once_and_no_more_than_asked(shape: tuple[int, ...
     assert len(found) <= math.ceil(shape[2] / max(1, pixels // row))
 
 
-PEAKS = """
-import json, sys
-from pathlib import Path
-import torch
-from torch import Tensor, nn
-from inference.colorizer import Colorizer
+class Memory(TorchDispatchMode):
+    """Counts the bytes of all tensors that are alive at once."""
 
-class Gray(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return x.expand(-1, 3, -1, -1)
+    def __init__(self) -> None:
+        super().__init__()
+        self.alive: dict[int, int] = {}  # place -> bytes
+        self.peak = 0
 
-def peak():  # bytes; not ru_maxrss, which begins with that of the parent
-    status = Path("/proc/self/status").read_text()
-    return int(status.split("VmHWM:")[1].split()[0]) * 1024
-
-torch.set_num_threads(1)
-colorizer, found = Colorizer(Gray(), "gray", "rgb", 64, 8), {}
-with torch.inference_mode():
-    colorizer(torch.zeros(1, 3, 64, 64, dtype=torch.uint8))
-    for name, height, width, strip in (("strips", 4000, 6000, 2**14), ("whole", 2000, 3000, 2**30)):
-        colorizer.strip = strip
-        image = torch.full((1, 3, height, width), 99, dtype=torch.uint8)
-        before = peak()
-        colorizer(image)
-        found[name] = peak() - before
-        del image
-print(json.dumps(found))
-"""
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, tuple | list) else [result]:
+            if isinstance(tensor, Tensor) and tensor.untyped_storage().data_ptr() not in self.alive:
+                storage = tensor.untyped_storage()
+                self.alive[storage.data_ptr()] = storage.nbytes()
+                weakref.finalize(storage, self.alive.pop, storage.data_ptr(), None)
+        self.peak = max(self.peak, sum(self.alive.values()))
+        return result
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak from Linux's /proc")
-def test_memory_beside_the_result_is_that_of_a_strip() -> None:
-    done = subprocess.run([sys.executable, "-c", PEAKS], cwd=ROOT, capture_output=True, text=True, check=True)
-    found = json.loads(done.stdout)
-    print(
-        f"\n24 Mpx in strips +{found['strips'] / 1e6:.0f} MB, 6 Mpx whole +{found['whole'] / 1e6:.0f} MB",
-        end="",
-    )
-    result, narrow, strip = 3 * 4000 * 6000, 6 * 64 * 4 * 4000, 1000 * 2**14  # bytes
-    assert found["strips"] < result + narrow + strip
-    assert found["whole"] > 1.5 * found["strips"]  # though its picture is four times smaller
+def test_memory_beside_the_result_does_not_grow_with_the_image() -> None:
+    colorizer, peaks = Colorizer(Constant(3, 0.1), "gray", "rgb", 16, 8), {}
+    for side, colorizer.strip in ((400, 2**12), (800, 2**12), (800, 2**30)):
+        image = torch.full((1, 3, side, side), 99, dtype=torch.uint8)
+        with Memory() as memory:
+            colorizer(image)
+        peaks[side, colorizer.strip] = memory.peak
+    image_and_result, rows = 2 * 3 * (800**2 - 400**2), 6 * 16 * 4 * (800 - 400)  # bytes
+    assert peaks[800, 2**12] - peaks[400, 2**12] < image_and_result + rows
+    assert peaks[800, 2**30] > 8 * peaks[800, 2**12]
 
 
 class Tones(nn.Module):
@@ -454,26 +386,22 @@ def scene(side: int) -> Tensor:
 
 
 @pytest.mark.parametrize("upsampling", UPSAMPLINGS)
-def test_colours_do_not_drift_with_the_size_of_the_input(upsampling: str) -> None:
+def test_colours_do_not_drift_with_the_size_of_the_image(upsampling: str) -> None:
     colorizer, seen = Colorizer(Tones(), "L", "ab", SIZE, 8), {}
     colorizer.upsampling = upsampling
-    for side in (256, 512, 1024, 2048):
-        out = color.rgb01(colorizer(scene(side)))
-        seen[side] = resample(out, 256, 256).clamp(0, 1)
+    for side in (256, 512, 1024):
+        seen[side] = resample(color.rgb01(colorizer(scene(side))), 256, 256).clamp(0, 1)
     assert color.rgb_to_lab(seen[256])[:, 1:].std() > 15  # colourful, or it could not drift
-    drift = {side: float(ciede2000(seen[side], seen[256]).mean()) for side in (512, 1024, 2048)}
-    print(f"\n{upsampling}: {drift}", end="")
-    assert max(drift.values()) < 0.3  # 0.17 is that of 8 bits
+    assert max(ciede2000(seen[side], seen[256]).mean() for side in (512, 1024)) < 0.3  # 0.17 is of 8 bits
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize(("x_kind", "y_kind"), KINDS)
+@pytest.mark.parametrize(("x_kind", "y_kind"), COLORIZER_KINDS)
 def test_strips_do_not_show_on_a_gpu(x_kind: str, y_kind: str) -> None:
-    colorizer = build(x_kind, y_kind).cuda()
-    image = picture(2, 3, 150, 97, dtype=torch.float32).cuda()
+    colorizer = small_colorizer(x_kind, y_kind).cuda()
+    image = noise_image(2, 3, 150, 97, dtype=torch.float32).cuda()
     assert len(strips(image, 97 * 2)) == math.ceil(150 / 16)  # sixteen rows at a time
-    with torch.no_grad():
-        whole = colorizer(image)
-        colorizer.strip = 1
-        torch.testing.assert_close(colorizer(image), whole, atol=1e-4, rtol=0)
+    whole = colorizer(image)
+    colorizer.strip = 1
+    torch.testing.assert_close(colorizer(image), whole, atol=1e-4, rtol=0)

@@ -5,8 +5,7 @@ import threading
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, wait
-from dataclasses import replace
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +23,12 @@ from imaging import encoders
 from imaging.files import scan
 from imaging.pixels import Frame
 from inference import pipeline
-from inference.pipeline import Job, Options, Pipeline, is_coloured
+from inference.pipeline import Job, Pipeline, is_coloured
 from inference.runner import Pixels, Runner
 from inference.tasks import Task, plan_tasks
 
-PLAIN, KEEP = Options(), Options(keep_coloured=True)
+PLAIN: dict[str, bool] = {}
+KEEP, AGAIN = {"keep_coloured": True}, {"overwrite": True}
 FILMS = ["x.gif", "x.webp", "x.png", "x.tif"]
 
 
@@ -45,10 +45,12 @@ def no_warnings() -> Iterator[None]:
         yield
 
 
-def run(runner: Runner, *inputs: str, options: Options = PLAIN, jobs: int = 2, **how: Any) -> list[Job]:
+def run(
+    runner: Runner, *inputs: str, options: dict[str, bool] = PLAIN, jobs: int = 2, **how: Any
+) -> list[Job]:
     """Colourise files into out/; returns the jobs."""
     tasks = plan_tasks([Path(name) for name in inputs], Path("out"), **how)
-    finished = list(Pipeline(runner, options, jobs).run(tasks))
+    finished = list(Pipeline(runner, jobs, **options).run(tasks))
     assert [job.task for job in finished] == tasks  # always in order
     assert not [path for path in Path("out").rglob("*") if path.name.endswith(".tmp")]
     return finished
@@ -100,7 +102,7 @@ def test_every_file_ends_in_order_with_a_record() -> None:
         }  # fmt: skip
         assert not job.bug
     assert not Path("out/11.png").exists()
-    assert list(Pipeline(StandInRunner(), PLAIN, 1).run([])) == []
+    assert list(Pipeline(StandInRunner(), 1).run([])) == []
 
 
 class Clock:
@@ -126,7 +128,7 @@ def test_seconds_are_those_of_all_steps_and_a_batch_shares_its_own(monkeypatch: 
     assert [job.seconds for job in done(StandInRunner(), "p", jobs=1)] == [1.0] * 4
     for name in ("scan", "read_frames", "write_frames"):
         monkeypatch.setattr(pipeline, name, clock.slow(getattr(pipeline, name)))
-    (job,) = done(StandInRunner(), "p/0.png", jobs=1, options=Options(overwrite=True))
+    (job,) = done(StandInRunner(), "p/0.png", jobs=1, options=AGAIN)
     assert job.seconds == 4.0
 
 
@@ -142,7 +144,7 @@ def test_what_exists_is_skipped_unless_it_is_to_be_overwritten() -> None:
     assert [job.status for job in run(runner, "a.png", compare=True)] == ["done"]  # its sheet is missing
     assert [job.status for job in run(runner, "a.png", compare=True)] == ["skipped"]
     Path("out/a.png").write_bytes(b"older")
-    done(runner, "a.png", options=Options(overwrite=True))
+    done(runner, "a.png", options=AGAIN)
     assert np.array_equal(frame_of("out/a.png").pixels, runner.coloured(gray_rgb(0)))
 
 
@@ -223,7 +225,7 @@ def test_kept_and_coloured_frames_go_into_one_film(first: int) -> None:
     alpha = np.where(np.arange(128) < 40, 0, 255).astype(np.uint8) + np.zeros((128, 1), np.uint8)
     frames = [np.dstack([pixels, alpha]) for pixels in (scene(0), gray_rgb(1, 128, 128))]
     save_film("x.png", frames[first], frames[1 - first])
-    (job,) = run(StandInRunner("sketch"), "x.png", options=replace(KEEP, overwrite=True))
+    (job,) = run(StandInRunner("sketch"), "x.png", options=KEEP | AGAIN)
     assert job.status == "done"
     found = [frame.pixels[:, 40:] for frame in frames_of("out/x.png")]
     assert np.array_equal(found[first], frames[0][:, 40:, :3])
@@ -357,8 +359,7 @@ def test_pages_that_break_off_fail_alone_and_change_nothing(before: bool) -> Non
         done(StandInRunner(), "b.tif", compare=True)
     content = {path: path.read_bytes() for path in Path().glob("out/b*")}
     assert len(content) == 2 * before
-    options = Options(overwrite=True)
-    jobs = run(StandInRunner(bad=5), "a.tif", "b.tif", "c.tif", compare=True, options=options)
+    jobs = run(StandInRunner(bad=5), "a.tif", "b.tif", "c.tif", compare=True, options=AGAIN)
     assert [job.status for job in jobs] == ["done", "failed", "done"]
     assert {path: path.read_bytes() for path in Path().glob("out/b*")} == content
 
@@ -482,9 +483,8 @@ class Watched:
         self.most, self.lock = 0, threading.Lock()
         self.read, self.write, self.run = pipeline.read_frames, pipeline.write_frames, StandInRunner.run
         self.reading: list[Future[None]] = []
-        self.add_job = pipeline.Queue.add
         self.full_disk = False
-        monkeypatch.setattr(pipeline.Queue, "add", lambda *arguments: self.queue(*arguments))
+        monkeypatch.setattr(pipeline, "ThreadPoolExecutor", self.pool)
         monkeypatch.setattr(pipeline, "read_frames", self.read_frames)
         monkeypatch.setattr(pipeline, "write_frames", self.write_frames)
         monkeypatch.setattr(StandInRunner, "run", lambda runner, pictures: self.coloured(pictures))
@@ -497,10 +497,17 @@ class Watched:
     def alive(self) -> int:
         return sum(one() is not None for one in self.pictures)
 
-    def queue(self, queue: pipeline.Queue, job: Job, step: Callable[..., None]) -> Iterator[Job]:
-        yield from self.add_job(queue, job, step)
-        if step.__name__ == "read" and job.future:
-            self.reading.append(job.future)
+    def pool(self, threads: int) -> ThreadPoolExecutor:
+        made = ThreadPoolExecutor(threads)
+        submit = made.submit
+
+        def noted(function: Callable[..., None], step: Callable[..., None]) -> Future[None]:
+            future = submit(function, step)
+            self.reading += [future] if step.__name__ == "read" else []
+            return future
+
+        made.submit = noted
+        return made
 
     def read_frames(self, *arguments: Any) -> Iterator[Frame]:
         for frame in self.read(*arguments):
@@ -558,4 +565,4 @@ def test_of_many_frames_few_are_in_memory(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_a_file_that_is_named_by_a_task_need_not_be_planned() -> None:
     task = Task(save_picture("x.png", gray(0)), Path("out/x.png"))
-    assert [job.status for job in Pipeline(StandInRunner(), PLAIN, 1).run([task])] == ["done"]
+    assert [job.status for job in Pipeline(StandInRunner(), 1).run([task])] == ["done"]

@@ -1,6 +1,7 @@
 """Two epochs or runs, image by image, and when they are not compared."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 from config import Recipe
+from evaluation import scores
 from evaluation.compare import compare, paired, parse_opponent, scored_epoch, verdict
 from evaluation.scores import (
     Score,
@@ -24,6 +26,14 @@ from runtime.run_folder import RunRecord, epoch_path, stamp, write_run
 
 STEMS = [f"p{i:02d}" for i in range(20)]
 PROTOCOL = {"images": 20, "size": 32, "versions": {"torch": "2.15.0"}, "weights": {"alexnet": "a" * 64}}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_resamples() -> Iterator[None]:
+    """Spare intervals most of their time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scores, "RESAMPLES", 100)
+        yield
 
 
 def make_run(

@@ -1,9 +1,9 @@
 """LPIPS, FID and KID as in torchmetrics and clean-fid, on stand-ins for their networks; what is missing."""
 
+import functools
 import hashlib
 import warnings
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,7 @@ from imaging.pixels import resize
 from runtime import weights
 
 CPU = torch.device("cpu")
-NETS = ("alex", "vgg")
+NETS = ("alex", pytest.param("vgg", marks=pytest.mark.slow))
 SMALL = {name for name in PER_IMAGE if name != "ms_ssim"}  # what images of 32 px have without a network
 
 
@@ -75,9 +75,9 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def lpips(hub: None) -> dict[str, LPIPS]:
-    """Return LPIPS of both networks."""
-    return {net: LPIPS(net, None, CPU, download=False) for net in NETS}
+def lpips(hub: None) -> Callable[[str], LPIPS]:
+    """Return a function that loads LPIPS of a network, once."""
+    return functools.cache(lambda net: LPIPS(net, None, CPU, download=False))
 
 
 @pytest.fixture
@@ -89,42 +89,43 @@ def torchmetrics_lpips(hub: None, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("torchmetrics_lpips")
 @pytest.mark.parametrize("net", NETS)
-def test_lpips_matches_torchmetrics(net: str, lpips: dict[str, LPIPS]) -> None:
+def test_lpips_matches_torchmetrics(net: str, lpips: Callable[[str], LPIPS]) -> None:
     target, output = noise(0, 3, 45, 38), noise(1, 3, 45, 38)
     output[1] = target[1]  # equal
     output[2] = (0.9 * target[2] + 0.1 * output[2]).to(torch.uint8)  # near
     pair = (image / 127.5 - 1 for image in (output, target))
     expected = learned_perceptual_image_patch_similarity(*pair, net_type=net, reduction="none")
-    found = lpips[net](Pictures(target), Pictures(output))
+    found = lpips(net)(Pictures(target), Pictures(output))
     assert (found.shape, found.dtype) == ((3,), torch.float64)
     assert found.tolist() == pytest.approx(expected.tolist(), abs=1e-6)
     assert found[1] == 0 < found[2] < found[0]
 
 
 @pytest.mark.parametrize("net", NETS)
-def test_lpips_works_down_to_the_least_size(net: str, lpips: dict[str, LPIPS]) -> None:
+def test_lpips_works_down_to_the_least_size(net: str, lpips: Callable[[str], LPIPS]) -> None:
     side = DEEP_MIN_SIZE[f"lpips_{net}"]
     pair = [Pictures(noise(seed, 1, side, side)) for seed in range(2)]
-    assert 0 < lpips[net](*pair).item() < 10
+    assert 0 < lpips(net)(*pair).item() < 10
     with pytest.raises(RuntimeError, match="too small"):
-        lpips[net](*(Pictures(noise(seed, 1, side - 1, 64)) for seed in range(2)))
+        lpips(net)(*(Pictures(noise(seed, 1, side - 1, 64)) for seed in range(2)))
 
 
 @pytest.mark.parametrize("net", NETS)
-def test_lpips_of_a_picture_does_not_depend_on_its_neighbours(net: str, lpips: dict[str, LPIPS]) -> None:
+def test_lpips_does_not_depend_on_neighbours(net: str, lpips: Callable[[str], LPIPS]) -> None:
     target, output = noise(0, 3, 40, 40), noise(1, 3, 40, 40)
-    together = lpips[net](Pictures(target), Pictures(output)).tolist()
+    together = lpips(net)(Pictures(target), Pictures(output)).tolist()
     pairs = [(Pictures(t[None]), Pictures(o[None])) for t, o in zip(target, output, strict=True)]
-    alone = [lpips[net](*pair).item() for pair in pairs]
+    alone = [lpips(net)(*pair).item() for pair in pairs]
     assert together == pytest.approx(alone, rel=1e-5)
     assert len(set(together)) == 3
 
 
-def test_what_one_network_has_seen_is_not_taken_for_the_others(lpips: dict[str, LPIPS]) -> None:
+@pytest.mark.slow
+def test_what_one_network_has_seen_is_not_taken_for_the_others(lpips: Callable[[str], LPIPS]) -> None:
     target, output = Pictures(noise(0, 1, 32, 32)), Pictures(noise(1, 1, 32, 32))
-    first, second = (metric(target, output).item() for metric in lpips.values())
+    first, second = (lpips(net)(target, output).item() for net in ("alex", "vgg"))
     assert first != second
-    assert [metric(target, output).item() for metric in lpips.values()] == [first, second]
+    assert [lpips(net)(target, output).item() for net in ("alex", "vgg")] == [first, second]
 
 
 def test_lpips_without_weights_says_where_they_are_published(tmp_path: Path) -> None:
@@ -147,9 +148,9 @@ class Few(nn.Module):
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Return two folders of 40 pictures of one name each; the second's are of weaker colours."""
+    """Return two folders of 16 pictures of one name each; the second's are of weaker colours."""
     root = tmp_path_factory.mktemp("folders")
-    for i in range(40):
+    for i in range(16):
         small = noise(i, 1, 5, 6)[0].permute(1, 2, 0).contiguous().numpy()
         picture = resize(small, 44, 60).astype(float)
         weaker = 0.6 * picture + 0.4 * picture.mean(2, keepdims=True)
@@ -170,7 +171,7 @@ def files(folder: Path) -> list[Path]:
 
 
 def test_fid_and_kid_match_clean_fid(folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(deep_metrics, "FILES", 7)  # of 40
+    monkeypatch.setattr(deep_metrics, "FILES", 7)  # of 16
     options = {"num_workers": 0, "device": CPU, "verbose": False}
     names = [str(folder) for folder in folders]
     model = Few()
@@ -224,7 +225,7 @@ def test_features_without_a_distance_have_none(monkeypatch: pytest.MonkeyPatch) 
 def test_kid_is_the_same_every_time_and_leaves_the_random_state_alone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    few_draws = partial(clean_fid.kernel_distance, num_subsets=3, max_subset_size=20)
+    few_draws = functools.partial(clean_fid.kernel_distance, num_subsets=3, max_subset_size=20)
     monkeypatch.setattr(clean_fid, "kernel_distance", few_draws)
     rng = np.random.default_rng(0)
     targets, outputs = (rng.normal(shift, 1, (60, 4)).astype(np.float32) for shift in (0, 0.1))

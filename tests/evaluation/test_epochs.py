@@ -1,5 +1,6 @@
-"""scores.py: which epochs a stage works on, and which is the best."""
+"""Which epochs a stage works on, and which one is the best."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,7 @@ def test_epochs_that_cannot_be_chosen() -> None:
         choose_epochs(RUN, 7, False)
     with pytest.raises(UserError, match="--all-epochs and --epoch"):
         choose_epochs(RUN, 5, True)
-    with pytest.raises(UserError, match=rf"no scores in runs/x, so no best epoch; .*{AGAIN}"):
+    with pytest.raises(UserError, match=rf"no scores in runs/x: {AGAIN}"):
         choose_epochs(RUN, "best", False)
 
 
@@ -78,6 +79,7 @@ def test_no_best_epoch_by_a_metric_that_is_missing(metric: str, reason: str) -> 
 @pytest.mark.parametrize("change", ["weights", "gone"])
 def test_scores_that_are_older_than_the_best_checkpoint(change: str) -> None:
     write_best("psnr_db")
+    os.utime(epoch_path(RUN, 5), (1, 1))  # as in a copy of the run
     assert best_epoch(RUN) == 5
     if change == "gone":
         epoch_path(RUN, 5).unlink()

@@ -5,7 +5,6 @@ import hashlib
 import itertools
 import json
 import math
-import os
 import re
 from pathlib import Path
 from typing import Any
@@ -25,10 +24,8 @@ from evaluation.scores import (
     Row,
     Score,
     ScoreFile,
-    best_epoch,
     best_epochs,
     bootstrap,
-    choose_epochs,
     describe_protocol,
     differences,
     distance,
@@ -46,7 +43,6 @@ from evaluation.scores import (
     write_scores,
 )
 from runtime import atomic
-from runtime.run_folder import RunRecord, epoch_path, stamp, write_run
 
 RUN = Path("runs/x")
 STEMS = ["a", "b,c", 'd"e', "f g", "ü"]  # names that a CSV has to quote
@@ -394,75 +390,3 @@ def test_damaged_per_image_scores_say_so(damage: str) -> None:
         path.write_bytes(damaged.encode())
     with pytest.raises(ValueError, match=r"scores_per_image\.csv is missing or damaged; score again"):
         read_per_image(RUN, made, ["epoch_0005", "epoch_0010"])
-
-
-def save_epochs(*epochs: int) -> None:
-    write_run(RUN, RunRecord(recipe=RECIPE, data="demo", loading={}, fingerprints={}, mean_ab=(0.0, 0.0)))
-    for epoch in epochs:
-        atomic.save(epoch_path(RUN, epoch), {"epoch": epoch})
-
-
-def score_epochs(metric: str = "ssim") -> None:
-    """Save and score the epochs 5, 10 and 15, of which 10 is the best by SSIM and 5 by PSNR."""
-    save_epochs(5, 10, 15)
-    rows = {"gray": Row(None, {"ssim": Score(0.25), "psnr_db": Score(9.0)}, 1, {"fid": NONE})}
-    for epoch, ssim, psnr_db in ((5, 0.5, 30.0), (10, 0.75, 20.0), (15, 0.6, 10.0)):
-        found = {"ssim": Score(ssim), "psnr_db": Score(psnr_db)}
-        rows[f"epoch_{epoch:04d}"] = Row(epoch, found, 1, {"fid": NONE}, stamp(RUN, epoch, "key"))
-    write_scores(RUN, make_score_file(rows, {}, PROTOCOL, metric, []), {}, [])
-
-
-@pytest.mark.parametrize(
-    ("epoch", "all_epochs", "chosen"),
-    [(None, False, [10]), (5, False, [5]), ("0010", False, [10]), (None, True, [5, 10])],
-)
-def test_epochs_are_chosen(epoch: int | str | None, all_epochs: bool, chosen: list[int]) -> None:
-    save_epochs(10, 5)
-    assert choose_epochs(RUN, epoch, all_epochs) == chosen
-
-
-@pytest.mark.parametrize("epoch", ["0", 0, "-5", "soon", "5.0", "", "Best", " 5"])
-def test_what_is_no_epoch(epoch: str | int) -> None:
-    save_epochs(5)
-    with pytest.raises(ValueError, match=rf"^an epoch is a number from 1, or best; got {epoch}$"):
-        choose_epochs(RUN, epoch, False)
-
-
-def test_epochs_that_cannot_be_chosen() -> None:
-    save_epochs()
-    with pytest.raises(ValueError, match=r"no saved epoch in runs/x; .*--resume --run runs/x"):
-        choose_epochs(RUN, None, False)
-    save_epochs(10, 5)
-    with pytest.raises(ValueError, match=r"epoch 7 is not saved in runs/x; saved: 5 10"):
-        choose_epochs(RUN, 7, False)
-    with pytest.raises(ValueError, match="--all-epochs and --epoch"):
-        choose_epochs(RUN, 5, True)
-    with pytest.raises(ValueError, match=r"no scores in runs/x.* python eval\.py --all-epochs --run runs/x"):
-        choose_epochs(RUN, "best", False)
-
-
-def test_the_best_epoch_is_that_of_the_recipes_metric() -> None:
-    score_epochs()
-    assert choose_epochs(RUN, "best", False) == [10]
-    assert choose_epochs(RUN, None, False) == [15]
-    score_epochs("psnr_db")
-    assert best_epoch(RUN) == 5
-
-
-@pytest.mark.parametrize(("metric", "reason"), [("fid", NONE), ("lpips_alex", "not scored")])
-def test_no_best_epoch_by_a_metric_that_is_missing(metric: str, reason: str) -> None:
-    score_epochs(metric)
-    with pytest.raises(ValueError, match=f"no best epoch by {metric} in runs/x: {reason}; score again: "):
-        best_epoch(RUN)
-
-
-@pytest.mark.parametrize("gone", [False, True])
-def test_scores_that_are_older_than_the_best_checkpoint(gone: bool) -> None:
-    score_epochs()
-    os.utime(epoch_path(RUN, 10), (1, 1))  # as a copy of the run would be
-    assert best_epoch(RUN) == 10
-    atomic.save(epoch_path(RUN, 10), {"epoch": 11})
-    if gone:
-        epoch_path(RUN, 10).unlink()
-    with pytest.raises(ValueError, match="the scores in runs/x are older than its checkpoints"):
-        best_epoch(RUN)

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers import write_model
 
-import export
 from config import DEMO
 from evaluation import metrics
 from evaluation.metrics import PER_IMAGE, Pictures
@@ -61,10 +61,10 @@ def test_pairs_are_as_many_as_asked_for_and_different(pictures: Path) -> None:
 
 
 @pytest.fixture
-def generator(trained: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def generator(monkeypatch: pytest.MonkeyPatch) -> Path:
     """Return a small generator.ts, to be timed on small images."""
     monkeypatch.setattr(bench, "SIDES", (20, 33))
-    return export.main(run=trained, out=Path("generator.ts"), device="cpu")
+    return write_model(Path("generator.ts"))
 
 
 def test_a_generators_last_line_is_one_json_object(

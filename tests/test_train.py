@@ -99,6 +99,15 @@ def test_a_run_that_ended_with_its_first_stage_goes_on_into_the_second(pictures:
     assert not same_tensors(first["discriminator"], untrained)
 
 
+def test_batches_are_degraded_anew_in_every_step_of_the_run(
+    pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, seen = gan.make_batch, []
+    monkeypatch.setattr(gan, "make_batch", lambda *args: seen.append(args[-1]) or real(*args))
+    train.main(recipe="coco", data=str(pictures), epochs=2, **TINY)
+    assert seen == list(range(6))
+
+
 def test_records_are_of_one_stage_each(pictures: Path) -> None:
     settings = ["ngf=4", "ndf=4", *STAGES, "log_every=2"]  # 3 steps an epoch
     run = train.main(recipe="coco", data=str(pictures), epochs=2, **{**TINY, "set_": settings})

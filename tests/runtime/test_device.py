@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from config import UserError
-from runtime.device import pick_device
+from runtime.device import pick_device, pick_precision
 
 
 @pytest.mark.parametrize(
@@ -33,3 +33,18 @@ def test_what_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch, name: str
     assert pick_device("cuda:1") == torch.device("cuda:1")
     with pytest.raises(UserError, match=words):
         pick_device(name)
+
+
+@pytest.mark.parametrize(
+    ("feature", "auto"), [("avx2", "fp32"), ("amx_bf16", "bf16"), ("avx512_bf16", "bf16")]
+)
+def test_precision_is_what_the_hardware_multiplies(
+    monkeypatch: pytest.MonkeyPatch, feature: str, auto: str
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {feature: True})
+    cpu = torch.device("cpu")
+    assert pick_precision("auto", cpu) == auto
+    assert [pick_precision(precision, cpu) for precision in ("fp32", "bf16")] == ["fp32", "bf16"]
+    assert pick_precision("fp16", torch.device("cuda")) == "fp16"
+    with pytest.raises(UserError, match="precision fp16 needs CUDA"):
+        pick_precision("fp16", cpu)

@@ -8,8 +8,8 @@
 #include <ATen/Parallel.h>
 #include <sys/stat.h>
 #include <torch/csrc/jit/python/update_graph_executor_opt.h>
+#include <torch/csrc/jit/serialization/import.h>  // of torch/script.h, which takes longer to compile
 #include <torch/cuda.h>
-#include <torch/script.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -126,7 +126,7 @@ void set_threads(const std::string& text) {
     at::set_num_threads(threads);
 }
 
-// Let waiting threads sleep, as threads.py does, or one busy core slows all of them down, ten times and more.
+// Let waiting threads sleep, as runtime/cli.py does, or one busy core slows all of them down, ten times and more.
 // OpenMP reads this while the program is loaded: it starts itself again.
 void let_threads_sleep(char** argv) {
     if (std::getenv("OMP_WAIT_POLICY") || at::get_num_threads() == 1) return;

@@ -1,7 +1,7 @@
 // PNG and JPEG files <-> (H, W, C) tensors, uint8 or uint16.
 //
-// Reading applies the EXIF orientation and lays transparency over white, as images.py does. A file that
-// cannot be read or written raises std::runtime_error with the cause.
+// Reading applies the EXIF orientation and lays transparency over white, as imaging/ does in Python. A file
+// that cannot be read or written raises std::runtime_error with the cause.
 
 #pragma once
 

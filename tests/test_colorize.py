@@ -167,6 +167,7 @@ def test_metadata_of_finished_files_is_not_held(monkeypatch: pytest.MonkeyPatch)
     assert max(held) < 20  # those under way
 
 
+@pytest.mark.slow
 def test_the_real_command_line(model: Path, scans: Path) -> None:
     listed = "scans/one.png\nscans/missing.png\nscans/album/two.JPG\n"
     done = command_line("-", "--model", model, "--format", "png", "--device", "cpu", input=listed)

@@ -217,6 +217,7 @@ def assert_small_ones_are_done(done: Any, out: Path, reason: str) -> None:
     assert len(done.stderr.splitlines()) == 1 + len(failed)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="no such limit")
 def test_a_limit_of_file_size_in_place_of_a_full_disk(model: Path) -> None:
     save_large_and_small()

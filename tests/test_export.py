@@ -183,7 +183,8 @@ def python(*arguments: Any, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits a file's size as Linux does")
-@pytest.mark.parametrize("form", ["ts", pytest.param("pt2", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["ts", "pt2"])
 def test_a_full_disk_ends_in_a_sentence(form: str, run: Path) -> None:
     before = files(run)
     code = (

@@ -24,7 +24,7 @@ SKIN, NAVY, LEAF, WALL, BLUE, YELLOW = (
     (72, 16, 20), (22, 4, -28), (45, -35, 35), (85, 2, 10), (30, 20, -50), (85, 0, 70),
 )  # fmt: skip
 PAIRS = {"skin-navy": (SKIN, NAVY), "leaf-wall": (LEAF, WALL), "blue-yellow": (BLUE, YELLOW)}
-factors = pytest.mark.parametrize("factor", [4, 8])
+factors = pytest.mark.parametrize("factor", [4, pytest.param(8, marks=pytest.mark.slow)])
 gray_input = pytest.mark.parametrize(
     ("x_kind", "y_kind"), [("L", "ab"), ("L", "Lab"), ("L", "rgb"), ("gray", "rgb")]
 )

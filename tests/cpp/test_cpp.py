@@ -164,8 +164,7 @@ def test_reads_and_colours_files_as_python_does(program: Path, echo: Path, model
         echoed, coloured = (read(Path(folder, f"{path.stem}.png")) for folder in ("echo", "model"))
         np.testing.assert_allclose(echoed, given.astype(int), rtol=0, atol=int(jpeg), err_msg=path.name)
         expected = infer(module, torch.from_numpy(given).permute(2, 0, 1)[None])[0].permute(1, 2, 0)
-        limit = 3 if jpeg else 1
-        np.testing.assert_allclose(coloured, expected.int().numpy(), rtol=0, atol=limit, err_msg=path.name)
+        np.testing.assert_allclose(coloured, expected.int().numpy(), rtol=0, atol=1, err_msg=path.name)
     assert np.ptp(read(Path("model/gray.png")), axis=2).max() > 0  # there is colour
 
 

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from config import RUNS, UserError
+from config import UserError
 from runtime.cli import DeviceOption, command
 from runtime.run_folder import newest_run
 
@@ -40,7 +40,6 @@ if TYPE_CHECKING:
     from inference.runner import Runner
 
 JOBS = min(8, len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1)
-UPSAMPLING = ("guided", "bicubic")
 LOADING = threading.Lock()  # threads that need the same model load it once
 
 
@@ -74,22 +73,22 @@ def colorize(
     from imaging.files import FORMATS, read_frames, scan, write_frames
     from imaging.pixels import to_8_bits
 
-    runner = _runner(model, device)
+    path = Path(model or newest_run() / "generator.ts").absolute()
+    with LOADING:
+        runner = _load(path, path.stat().st_mtime_ns if path.is_file() else 0, device)
     if isinstance(image, str | Path | bytes):
         found = scan(Path("image"), image) if isinstance(image, bytes) else scan(Path(image))
         suffix = next((suffix for suffix, form in FORMATS.items() if form == found.form), ".png")
         with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder, f"colour{suffix}")
-            write_frames(path, map(runner.colourise, read_frames(found)), found)
-            return path.read_bytes()
+            result = Path(folder, f"colour{suffix}")
+            write_frames(result, map(runner.colourise, read_frames(found)), found)
+            return result.read_bytes()
     if isinstance(image, Image.Image):
         with named("the PIL image"):
             frame = to_frame(image)
         colour = runner.colourise(frame)
-        result = Image.fromarray(to_8_bits(colour.pixels))
-        if colour.alpha is not None:
-            result.putalpha(Image.fromarray(to_8_bits(colour.alpha)))
-        return result
+        layers = [colour.pixels] if colour.alpha is None else [colour.pixels, colour.alpha]
+        return Image.fromarray(to_8_bits(np.dstack(layers)))
     if not isinstance(image, np.ndarray):
         raise UserError(f"an image is a path, bytes, a PIL image or an array, got {type(image).__name__}")
     return _colorize_array(runner, image)
@@ -115,28 +114,12 @@ def _colorize_array(runner: "Runner", image: "NDArray[Any]") -> "NDArray[Any]":
     return np.dstack([colour.pixels, np.full_like(alpha, white) if colour.alpha is None else alpha])
 
 
-def _runner(model: str | Path | None, device: str) -> "Runner":
-    path = Path(model or newest_run(RUNS) / "generator.ts").absolute()
-    with LOADING:
-        return _load(path, path.stat().st_mtime_ns if path.is_file() else 0, device)
-
-
 @lru_cache(maxsize=2)
 def _load(path: Path, changed: int, device: str) -> "Runner":
     from inference.runner import Runner
     from runtime.device import pick_device
 
     return Runner(path, pick_device(device))
-
-
-def prepare_folder(out: Path) -> None:
-    """Make the output folder and check that it can be written to. Raises UserError."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=out):
-            pass
-    except OSError as error:
-        raise UserError(f"{out} cannot be written to ({error.strerror}); name another --out") from None
 
 
 def report(jobs: Iterable["Job"], total: int, out: Path) -> list["Job"]:
@@ -152,14 +135,11 @@ def report(jobs: Iterable["Job"], total: int, out: Path) -> list["Job"]:
         job.scan = None  # the metadata of a file can be larger than its pixels
         finished.append(job)
     counts = Counter(job.status for job in finished)
-    done = ", ".join(
-        f"{counts[status]} {status}" for status in ("done", "kept", "skipped", "failed") if counts[status]
-    )
+    statuses = [name for name in ("done", "kept", "skipped", "failed") if counts[name]]
+    done = ", ".join(f"{counts[name]} {name}" for name in statuses)
     files = "1 file" if total == 1 else f"{total} files"
     print(f"{files}: {done}; {time.monotonic() - began:.1f} s, in {out}/", file=sys.stderr)
-    for job in finished:
-        if job.status == "failed":
-            print(f"not done: {job.reason}", file=sys.stderr)
+    sys.stderr.writelines(f"not done: {job.reason}\n" for job in finished if job.status == "failed")
     return finished
 
 
@@ -195,17 +175,20 @@ def main(
     from inference.tasks import plan_tasks
     from runtime.device import pick_device
 
-    for name, value, known in (("format", format_, FORMS), ("upsampling", upsampling, UPSAMPLING)):
+    choices = (("format", format_, FORMS), ("upsampling", upsampling, ("guided", "bicubic")))
+    for name, value, known in choices:
         if value is not None and value not in known:
             raise UserError(f"no {name} {value}: use one of {' '.join(known)}")
     on, out = pick_device(device), Path(out)
     given = [inputs] if isinstance(inputs, str | Path) else inputs
     tasks = plan_tasks([Path(path) for path in given], out, format_, compare, overwrite)
-    path = Path(model or newest_run(RUNS) / "generator.ts")
-    runner = Runner(path, on, size, strength, upsampling)
-    prepare_folder(out)
-    pipeline = Pipeline(runner, jobs, overwrite, keep_coloured)
-    finished = report(pipeline.run(tasks), len(tasks), out)
+    runner = Runner(Path(model or newest_run() / "generator.ts"), on, size, strength, upsampling)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=out).close()
+    except OSError as error:
+        raise UserError(f"{out} cannot be written to ({error.strerror}); name another --out") from None
+    finished = report(Pipeline(runner, jobs, overwrite, keep_coloured).run(tasks), len(tasks), out)
     if any(job.status == "failed" for job in finished):
         raise SystemExit(1)
     return [job.task.output for job in finished]

@@ -19,7 +19,7 @@ from typing import Annotated, Any
 
 import typer
 
-from config import CACHE, METRICS, RUNS, UserError, closest
+from config import CACHE, METRICS, UserError, closest
 from runtime.cli import (
     AllEpochsOption,
     DataOption,
@@ -63,9 +63,9 @@ def main(
 
     With `report_only`, returns the scores that the report was written from.
     """
-    from runtime.run_folder import pick_run
+    from runtime.run_folder import newest_run
 
-    folder = pick_run(run, RUNS)
+    folder = Path(run or newest_run())
     scoring = bool(all_epochs or data or metric or classifier or weights)
     if report_only and (scoring or epoch or against or force):
         raise UserError("--report-only writes a report of what is scored already: with it, only --run")

@@ -18,7 +18,7 @@ from typing import Annotated
 
 import typer
 
-from config import RUNS, UserError
+from config import UserError
 from runtime.cli import DeviceOption, EpochOption, RunOption, command
 
 
@@ -40,7 +40,7 @@ def main(
     from evaluation.scores import choose_epochs, read_scores
     from inference import checkpoint, exporters
     from reporting.summary import why_best
-    from runtime.run_folder import pick_run, read_run
+    from runtime.run_folder import newest_run, read_run
 
     choices = ("precision", precision, exporters.PRECISIONS), ("format", format_, exporters.FORMATS)
     for name, value, known in choices:
@@ -49,7 +49,7 @@ def main(
     if format_ == "onnx":
         exporters.require_onnx()
     on = exporters.devices(device)
-    folder = pick_run(run, RUNS)
+    folder = Path(run or newest_run())
     number = choose_epochs(folder, epoch, all_epochs=False)[0]
     if epoch == "best":
         print(why_best(read_scores(folder)))

@@ -9,7 +9,7 @@ Writes inputs/STEM.png, targets/STEM.png and outputs/epoch_0050/STEM.png into th
 
 from pathlib import Path
 
-from config import CACHE, RUNS
+from config import CACHE
 from runtime.cli import AllEpochsOption, DataOption, DeviceOption, EpochOption, RunOption, command
 
 
@@ -25,10 +25,10 @@ def main(
     from evaluation.render import render_epoch
     from evaluation.scores import choose_epochs
     from runtime.device import pick_device
-    from runtime.run_folder import pick_run, read_run
+    from runtime.run_folder import newest_run, read_run
 
     on = pick_device(device)
-    folder = pick_run(run, RUNS)
+    folder = Path(run or newest_run())
     epochs = choose_epochs(folder, epoch, all_epochs)
     images = open_split(read_run(folder), data, "test", CACHE)
     outputs = [render_epoch(folder, number, images, on) for number in epochs]

@@ -114,7 +114,7 @@ def main(
     given = {key: value for key, value in options.items() if value is not None}
     if resume:
         made, stored, folder = setup.resolve_resumed(recipe, data, run, given)
-        where, weights = stored.data, weights or stored.weights_folder
+        where, weights = stored.data, weights or (stored.weights and Path(stored.weights))
     else:
         made, where, folder = setup.resolve(recipe, data, run, given, writes=not (dry_run or audited))
     on = pick_device(device)

@@ -166,7 +166,7 @@ def main(
     if resume:
         stored = run_folder.read_classifier_run(folder)
         made, data = setup.resume_recipe(folder, stored, data, given), stored.data
-        weights = weights or stored.weights_folder
+        weights = weights or (stored.weights and Path(stored.weights))
     else:
         made = ClassifierRecipe(**given)
         if data is None:

@@ -18,7 +18,7 @@ from config import METRICS, UserError
 from data import ImageSet
 from evaluation.classifier import Classifier, label_ids, load_classifier, pick_checkpoint, topk_correct
 from evaluation.metrics import MIN_SIZE, PER_IMAGE, Metric, Pictures
-from runtime.weights import file_hash, find_weights, load_weights, weights_hash
+from runtime.weights import file_hash, find_weights, load_weights
 
 # metric -> its network, a key of weights.WEIGHTS
 NETWORKS = {"lpips_alex": "alexnet", "lpips_vgg": "vgg16", "fid": "inception", "kid": "inception"}
@@ -242,7 +242,7 @@ def add_metric(metrics: MetricSet, name: str, folder: Path | None, download: boo
     except UserError as error:
         hint = "" if download or folder else f"; or have it downloaded: --metric {name}"
         raise UserError(f"{error}{hint}") from None
-    metrics.weights[NETWORKS[name]] = weights_hash(NETWORKS[name], folder)
+    metrics.weights[NETWORKS[name]] = file_hash(find_weights(NETWORKS[name], folder, download=False))
 
 
 def add_classifier(metrics: MetricSet, images: ImageSet, classifier: Path) -> None:

@@ -1,4 +1,4 @@
 """What every stage needs: run folder, atomic files, device, weight files, the command line.
 
-It imports `config` alone, and torch only where a function needs it.
+`device` and `weights` import torch, the others only where a function needs it.
 """

@@ -31,9 +31,8 @@ def replacing(path: Path) -> Iterator[Path]:
         yield temporary
         os.replace(temporary, path)
     except OSError as error:
-        # a full disk names nothing
-        here = error.filename is None or temporary.is_relative_to(str(error.filename))
-        if error.errno is None or not here:
+        # a library's error has no number; a full disk names no file
+        if error.errno is None or not temporary.is_relative_to(str(error.filename or temporary)):
             raise
         raise OSError(error.errno, error.strerror, str(path)) from error
     finally:

@@ -20,19 +20,16 @@ def pick_device(name: str) -> torch.device:
     if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", name):
         raise UserError(f"no device {name}: use auto, cpu, cuda or mps")
     device = torch.device(name)
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UserError(
-            f"{name} asked for, but torch sees {torch.cuda.device_count()} CUDA devices; use --device cpu"
-        )
-    if device.type == "mps" and not torch.backends.mps.is_available():
-        raise UserError("mps asked for, but torch does not see it on this machine; use --device cpu")
+    kind = device.type.upper()
+    seen = {"CUDA": torch.cuda.device_count(), "MPS": int(torch.backends.mps.is_available())}
+    if (device.index or 0) >= seen.get(kind, 1):
+        raise UserError(f"{name} asked for, but torch sees {seen[kind]} {kind} devices; use --device cpu")
     return device
 
 
 def rng_state() -> dict[str, Any]:
     """Return where torch's random numbers stand, on the CPU and on every GPU, for a state to hold."""
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    return {"rng": torch.get_rng_state(), "cuda_rng": cuda}
+    return {"rng": torch.get_rng_state(), "cuda_rng": torch.cuda.get_rng_state_all()}
 
 
 def restore_rng(state: Mapping[str, Any]) -> None:

@@ -22,7 +22,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
 
-from config import VERSION, AnyRecipe, ClassifierRecipe, Recipe, UserError
+from config import RUNS, VERSION, AnyRecipe, ClassifierRecipe, Recipe, UserError
 from runtime.atomic import write_json
 
 R = TypeVar("R", bound="Record")
@@ -45,23 +45,15 @@ class Record:
     weights: str | None = None  # folder of weight files
     resumed: list[dict[str, Any]] = field(default_factory=list)  # data and versions of each resume
 
-    @property
-    def weights_folder(self) -> Path | None:
-        """Folder of the weight files that the run was given."""
-        return Path(self.weights) if self.weights else None
-
 
 @dataclass(frozen=True, kw_only=True)
 class RunRecord(Record):
     """What recipe.json holds: of a colouriser."""
 
     recipe: Recipe
-    mean_ab: tuple[float, float]  # of the training pictures, in Lab units
+    mean_ab: Sequence[float]  # a and b of the training pictures, in Lab units
     parameters: dict[str, int] = field(default_factory=dict)  # network -> trainable parameters
     overrides: dict[str, Any] | None = None  # recipe fields that the user set; None: not recorded
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "mean_ab", tuple(self.mean_ab))  # JSON has lists alone
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,22 +66,19 @@ class ClassifierRecord(Record):
 
 def read_run(run: Path) -> RunRecord:
     """Return a run's recipe.json. Raises UserError where it is missing or damaged."""
-    path = run / RECORD
-    if not path.is_file():
-        raise UserError(f"{run} is not a run folder: it has no {RECORD}")
-    return _read(path, RunRecord, Recipe)
+    return _read(run / RECORD, RunRecord, Recipe, f"{run} is not a run folder: it has no {RECORD}")
 
 
 def read_classifier_run(run: Path) -> ClassifierRecord:
     """Return a classifier's classifier.json. Raises UserError where it is missing or damaged."""
-    path = run / CLASSIFIER_RECORD
+    missing = f"{run} is not a classifier's run: it has no {CLASSIFIER_RECORD}"
+    missing += "; train one with: python train_classifier.py --data PATH"
+    return _read(run / CLASSIFIER_RECORD, ClassifierRecord, ClassifierRecipe, missing)
+
+
+def _read(path: Path, kind: type[R], recipe: type[AnyRecipe], missing: str) -> R:
     if not path.is_file():
-        hint = "train one with: python train_classifier.py --data PATH"
-        raise UserError(f"{run} is not a classifier's run: it has no {CLASSIFIER_RECORD}; {hint}")
-    return _read(path, ClassifierRecord, ClassifierRecipe)
-
-
-def _read(path: Path, kind: type[R], recipe: type[AnyRecipe]) -> R:
+        raise UserError(missing)
     try:
         payload = json.loads(path.read_text())
         return kind(**{**payload, "recipe": recipe.from_record(payload["recipe"])})
@@ -142,8 +131,7 @@ def saved_epochs(run: Path) -> list[int]:
 def stamp(run: Path, epoch: int, key: str) -> str:
     """Return a text that tells whether rendered pictures are still those of this checkpoint and data set.
 
-    Raises:
-        UserError: the checkpoint is damaged.
+    Raises UserError where the checkpoint is damaged.
     """
     path = epoch_path(run, epoch)
     try:
@@ -154,14 +142,9 @@ def stamp(run: Path, epoch: int, key: str) -> str:
     return f"{key} {hashlib.sha256(repr(parts).encode()).hexdigest()[:16]}"
 
 
-def pick_run(run: Path | str | None, runs: Path) -> Path:
-    """Return the run asked for, else the newest_run."""
-    return newest_run(runs) if run is None else Path(run)
-
-
-def newest_run(runs: Path) -> Path:
+def newest_run() -> Path:
     """Return the run folder that was last trained. Raises UserError where there is none."""
-    found = sorted(runs.glob(f"*/{RECORD}"), key=lambda path: path.stat().st_mtime)
+    found = sorted(RUNS.glob(f"*/{RECORD}"), key=lambda path: path.stat().st_mtime)
     if not found:
-        raise UserError(f"no run in {runs}/; train one first: python train.py --recipe demo")
+        raise UserError(f"no run in {RUNS}/; train one first: python train.py --recipe demo")
     return found[-1].parent

@@ -6,14 +6,12 @@ both cases their SHA-256 must begin as their name or, behind a #, their address 
 """
 
 import hashlib
-import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
 
 from config import UserError
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 # name -> where it is published; torchvision's own addresses, which a test compares with it
 WEIGHTS = {
@@ -30,7 +28,7 @@ WEIGHTS = {
 
 def load_weights(
     name: str, folder: Path | None, without: str = "", download: bool = True
-) -> dict[str, "Tensor"]:
+) -> dict[str, Tensor]:
     """Return a file of pretrained weights by name, from a folder or through torch.hub's cache.
 
     Args:
@@ -39,27 +37,16 @@ def load_weights(
         download: False: a file that is not there already is missing.
 
     Raises:
-        UserError: the file is missing and cannot be downloaded, or it is not the published one; the
-            message says where to get it.
+        UserError: the file is missing and cannot be downloaded, or it is not the published one.
     """
-    import torch
-
-    path = find_weights(name, folder, without, download)
-    return torch.load(path, map_location="cpu", weights_only=True)
-
-
-def weights_hash(name: str, folder: Path | None) -> str:
-    """Return the SHA-256 of the file that load_weights reads. Raises UserError where it is not there."""
-    return file_hash(find_weights(name, folder, download=False))
+    return torch.load(find_weights(name, folder, without, download), map_location="cpu", weights_only=True)
 
 
 def find_weights(name: str, folder: Path | None, without: str = "", download: bool = True) -> Path:
     """Return the path of the file that load_weights reads, checked; arguments and errors are the same."""
-    import torch
-
     url, _, digest = weights_url(name).partition("#")
     file = url.rsplit("/", 1)[1]
-    digest = digest or _hash_of(file)
+    digest = digest or file.rpartition("-")[2].partition(".")[0]
     hint = f"it is published at {url}; put it into a folder and name that with --weights DIR"
     hint += f", or do without: {without}" if without else ""
     path = (folder or Path(torch.hub.get_dir(), "checkpoints")) / file
@@ -85,14 +72,6 @@ def weights_url(name: str) -> str:
     if name not in models.list_models(module=models):
         raise UserError(f"no published weights are known for {name}")
     return models.get_model_weights(name).DEFAULT.url
-
-
-def _hash_of(file: str) -> str:
-    """Return the start of the SHA-256 in a name such as vgg16-397923af.pth."""
-    found = re.search(r"-([0-9a-f]{8,})\.", file)
-    if found is None:
-        raise ValueError(f"{file} carries no hash in its name")
-    return found[1]
 
 
 def file_hash(path: Path) -> str:

@@ -48,7 +48,7 @@ def resolve_resumed(
     Raises:
         UserError: no such run, or what was given is not what it was trained with.
     """
-    folder = Path(run) if run else RUNS / recipe if recipe else run_folder.newest_run(RUNS)
+    folder = Path(run) if run else RUNS / recipe if recipe else run_folder.newest_run()
     stored = run_folder.read_run(folder)
     name = {"name": recipe} if recipe else {}
     return fit_networks(resume_recipe(folder, stored, data, {**given, **name})), stored, folder

@@ -1,6 +1,5 @@
 """run_folder.py: the files of a run, its epochs, its record, and which run is the newest."""
 
-import json
 import os
 from dataclasses import asdict
 from pathlib import Path
@@ -13,7 +12,7 @@ from runtime import atomic, run_folder
 from runtime.run_folder import RunRecord, epoch_path, newest_run, read_run, write_run
 
 RUN = Path("runs/x")
-RECORD = RunRecord(recipe=Recipe("x", size=32), data="demo", fingerprints={}, mean_ab=(1.0, 2.0))
+RECORD = RunRecord(recipe=Recipe("x", size=32), data="demo", fingerprints={}, mean_ab=[1.0, 2.0])
 
 
 def test_saved_epochs_are_in_numerical_order() -> None:
@@ -41,14 +40,14 @@ def test_a_stamp_tells_checkpoints_apart_by_what_is_in_them() -> None:
 
 def test_newest_run() -> None:
     with pytest.raises(UserError, match=r"no run in runs/; train one first"):
-        newest_run(Path("runs"))
+        newest_run()
     for i, name in enumerate(["b", "c", "a"]):
         path = Path("runs", name, "recipe.json")
         path.parent.mkdir(parents=True)
         path.touch()
         os.utime(path, (i, i))
     Path("runs/empty").mkdir()
-    assert newest_run(Path("runs")) == Path("runs/a")
+    assert newest_run() == Path("runs/a")
 
 
 def test_a_record_comes_back_and_one_of_an_older_version_is_filled_in() -> None:
@@ -62,21 +61,16 @@ def test_a_record_comes_back_and_one_of_an_older_version_is_filled_in() -> None:
     assert read_run(RUN) == RECORD
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"recipe": {}}', '{"data": "demo"}', b"\xff\xfe"])
-def test_a_damaged_record_is_refused(content: str | bytes) -> None:
-    RUN.mkdir(parents=True)
-    (RUN / "recipe.json").write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(UserError, match=r"^runs/x/recipe.json is damaged"):
-        read_run(RUN)
-    (RUN / "recipe.json").unlink()
+def test_a_missing_or_damaged_record_is_refused() -> None:
     with pytest.raises(UserError, match=r"runs/x is not a run folder"):
         read_run(RUN)
-
-
-def test_a_record_with_unknown_recipe_fields_names_one() -> None:
+    RUN.mkdir(parents=True)
+    for content in (b"", b"{", b"[]", b'{"recipe": {}}', b'{"data": "demo"}', b"\xff\xfe"):
+        (RUN / "recipe.json").write_bytes(content)
+        with pytest.raises(UserError, match=r"^runs/x/recipe.json is damaged"):
+            read_run(RUN)
     record = asdict(RECORD)
     record["recipe"]["sharpness"] = 3
-    RUN.mkdir(parents=True)
-    (RUN / "recipe.json").write_text(json.dumps(record))
+    atomic.write_json(RUN / "recipe.json", record)
     with pytest.raises(UserError, match="sharpness"):
         read_run(RUN)

@@ -71,20 +71,17 @@ class AnyRecipe:
             require(isinstance(value, kind), key, self, kind.__name__)
             if key in CHOICES:
                 require(value in CHOICES[key], key, self, f"one of {' '.join(CHOICES[key])}")
+            if key in BELOW_ONE:
+                require(0 <= value < 1, key, self, "in [0, 1)")
+            if key in UP_TO_ONE:
+                require(0 <= value <= 1, key, self, "in [0, 1]")
+            if key in POSITIVE:
+                require(0 < value < math.inf, key, self, "greater than 0")
             if kind in (int, float):
-                self._check_range(key, value)
+                require(0 <= value < math.inf, key, self, "at least 0")
         if self.load_size == 0:
             object.__setattr__(self, "load_size", self.size)
         require(self.load_size >= self.size, "load_size", self, f"at least size ({self.size})")
-
-    def _check_range(self, key: str, value: float) -> None:
-        if key in BELOW_ONE:
-            require(0 <= value < 1, key, self, "in [0, 1)")
-        if key in UP_TO_ONE:
-            require(0 <= value <= 1, key, self, "in [0, 1]")
-        if key in POSITIVE:
-            require(0 < value < math.inf, key, self, "greater than 0")
-        require(0 <= value < math.inf, key, self, "at least 0")
 
     @classmethod
     def from_record(cls: type[R], record: Mapping[str, Any]) -> R:
@@ -257,6 +254,16 @@ def require(ok: bool, key: str, recipe: AnyRecipe, wanted: str) -> None:
 
 # Each published system: what it changes of the defaults above. L and ab are scaled to [-1, 1] in all of them.
 # fmt: off
+_URESNET = dict(
+    flip=0.5, min_colorfulness=10.0, generator="resunet", discriminator="patch15", pretrained=True,
+    epochs=120, pretrain_epochs=20, batch_size=4)
+_MANGA = dict(
+    input="gray", output="rgb", discriminator="patch15-bias", dropout=0.5,
+    lambda_gan=0.01, lambda_l1=1.0, lambda_perceptual=0.1)
+# All of the framework's were published with 5 epochs by default, batches of 100, a constant learning rate,
+# random crops of varying scale, ab in [0, 1]; with a discriminator, its loss not halved.
+_FRAMEWORK = dict(size=224, load_size=256, flip=0.5)
+_MSE = dict(discriminator="none", lambda_l1=0.0, lambda_mse=1.0, lr=1e-3, beta1=0.9, schedule="linear")
 RECIPES: dict[str, dict[str, Any]] = {
     # The embedded scenes; minutes on two CPU cores.
     "demo": dict(
@@ -268,52 +275,23 @@ RECIPES: dict[str, dict[str, Any]] = {
         system="photo in Lab, pix2pix", flip=0.5,
         generator="unet", discriminator="patch30", dropout=0.5, epochs=950, save_every=25),
     # Published: fastai's decoder; its code detached the generated image, so no GAN gradient reached G.
-    "coco-resnet": dict(
-        system="photo, U-ResNet, COCO", flip=0.5, min_colorfulness=10.0,
-        generator="resunet", discriminator="patch15", pretrained=True,
-        epochs=120, pretrain_epochs=20, batch_size=4),
+    "coco-resnet": dict(_URESNET, system="photo, U-ResNet, COCO"),
     # The same system on group portraits; its pictures were resized to the square, ours are cropped.
-    "groups": dict(
-        system="photo, U-ResNet, portraits", flip=0.5, min_colorfulness=10.0,
-        generator="resunet", discriminator="patch15", pretrained=True,
-        epochs=120, pretrain_epochs=20, batch_size=4),
+    "groups": dict(_URESNET, system="photo, U-ResNet, portraits"),
     # Published: 150 epochs, a checkpoint every 10, no augmentation; its resume began at epoch 1 again.
     "anime": dict(
         system="anime sketch, pix2pix", input="sketch", output="rgb",
         generator="unet-reflect", discriminator="patch26", dropout=0.5, epochs=150, save_every=10),
     # Published with anime_share 0, 0.1 and 1; the best pictures came from 0 with both additions.
-    "manga": dict(
-        system="manga page", input="gray", output="rgb",
-        generator="unet-bn", discriminator="patch15-bias", dropout=0.5,
-        lambda_gan=0.01, lambda_l1=1.0, lambda_perceptual=0.1),
+    "manga": dict(_MANGA, system="manga page", generator="unet-bn"),
     # Published: attention over the single pixel of the bottleneck, which --set attention=32 mends.
-    "manga-att": dict(
-        system="manga page, attention", input="gray", output="rgb",
-        generator="unet-att", discriminator="patch15-bias", dropout=0.5,
-        lambda_gan=0.01, lambda_l1=1.0, lambda_perceptual=0.1),
+    "manga-att": dict(_MANGA, system="manga page, attention", generator="unet-att"),
     # Published: the code computed the Danbooru term without gradient; here it reaches the generator.
-    "manga-ext": dict(
-        system="manga page, extractor", input="gray", output="rgb",
-        generator="unet-ext", discriminator="patch15-bias", dropout=0.5,
-        lambda_gan=0.01, lambda_l1=1.0, lambda_perceptual=0.1, anime_share=0.1),
-    "manga-att-ext": dict(
-        system="manga page, both", input="gray", output="rgb",
-        generator="unet-att-ext", discriminator="patch15-bias", dropout=0.5,
-        lambda_gan=0.01, lambda_l1=1.0, lambda_perceptual=0.1, anime_share=0.1),
-    # Published, and so for all of the framework's: 5 epochs by default, batches of 100, a constant learning
-    # rate, random crops of varying scale, ab in [0, 1]; with a discriminator, its loss not halved.
-    "places-resnet": dict(
-        system="framework, ResNet", size=224, load_size=256, flip=0.5,
-        generator="resnet", discriminator="none", lambda_l1=0.0, lambda_mse=1.0,
-        lr=1e-3, beta1=0.9, schedule="linear"),
-    "unet32": dict(
-        system="framework, U-Net 32 px", size=32, flip=0.5,
-        generator="unet32", discriminator="none", lambda_l1=0.0, lambda_mse=1.0,
-        lr=1e-3, beta1=0.9, schedule="linear"),
-    "unet224": dict(
-        system="framework, U-Net 224 px", size=224, load_size=256, flip=0.5,
-        generator="unet224", discriminator="none", lambda_l1=0.0, lambda_mse=1.0,
-        lr=1e-3, beta1=0.9, schedule="linear"),
+    "manga-ext": dict(_MANGA, system="manga page, extractor", generator="unet-ext", anime_share=0.1),
+    "manga-att-ext": dict(_MANGA, system="manga page, both", generator="unet-att-ext", anime_share=0.1),
+    "places-resnet": dict(_FRAMEWORK, **_MSE, system="framework, ResNet", generator="resnet"),
+    "unet32": dict(_MSE, system="framework, U-Net 32 px", size=32, flip=0.5, generator="unet32"),
+    "unet224": dict(_FRAMEWORK, **_MSE, system="framework, U-Net 224 px", generator="unet224"),
     # Published: L1 on the discriminator's output and two sigmoids; the paper it names puts L1 on the image.
     # With 2e-4 for both, 2 epochs of 5,000 CIFAR-10 pictures scored below one mean colour; so they beat it.
     "nazerigan32": dict(
@@ -321,18 +299,16 @@ RECIPES: dict[str, dict[str, Any]] = {
         generator="unet32", discriminator="image32", label_real=0.9,
         lr=1e-3, lr_d=1e-5, schedule="linear", ema=0.99),
     "nazerigan224": dict(
-        system="framework, GAN 224 px", size=224, load_size=256, flip=0.5,
+        _FRAMEWORK, system="framework, GAN 224 px",
         generator="unet224", discriminator="image224", label_real=0.9),
     # Published: G saw 100 x gray, here L as everywhere; a last BatchNorm was counted but never called.
     "cgan": dict(
-        system="framework, conditional GAN", output="rgb", size=224, load_size=256, flip=0.5,
+        _FRAMEWORK, system="framework, conditional GAN", output="rgb",
         generator="convgen", discriminator="image-rgb", init="kaiming", label_real=0.9),
     # Named by the U-ResNet's authors as future work: a degraded input, L restored beside ab. A U-Net of
     # pix2pix checkers the lightness, as nothing but transposed convolutions reaches its full resolution.
     "restore": dict(
-        system="old photo, restored", output="Lab", flip=0.5, min_colorfulness=10.0,
-        generator="resunet", discriminator="patch15", pretrained=True,
-        epochs=120, pretrain_epochs=20, batch_size=4,
+        _URESNET, system="old photo, restored", output="Lab",
         scratches_p=0.5, stripes_p=0.2, blotches_p=0.4, fading_p=0.5, blur_p=0.3, grain_p=0.5, jpeg_p=0.3),
 }
 # fmt: on
@@ -345,19 +321,15 @@ def closest(name: str, names: Sequence[str]) -> str:
 
 
 def make_recipe(name: str, overrides: Mapping[str, Any]) -> Recipe:
-    """Build a recipe by name. `overrides` maps field names to values; None values are left out.
+    """Build a recipe by name. `overrides` maps fields, as from parse_settings, to values; None is left out.
 
     Raises:
-        UserError: unknown recipe or field (naming the closest), or a value out of range.
+        UserError: an unknown recipe (naming the closest), or a value out of range.
     """
     if name not in RECIPES:
         raise UserError(f"no recipe {name}{closest(name, list(RECIPES))}")
-    given = {key: value for key, value in overrides.items() if value is not None}
-    kinds = field_types(Recipe)
-    for key in given:
-        _require_field(key, kinds)
     values = {key: value for key, value in RECIPES[name].items() if key != "system"}
-    return Recipe(name=name, **{**values, **given})
+    return Recipe(name=name, **values | {key: value for key, value in overrides.items() if value is not None})
 
 
 def parse_settings(settings: Sequence[str], recipe: type[AnyRecipe] = Recipe) -> dict[str, Any]:
@@ -366,29 +338,18 @@ def parse_settings(settings: Sequence[str], recipe: type[AnyRecipe] = Recipe) ->
     Raises:
         UserError: no "=", an unknown field (naming the closest), or text that is not of the field's type.
     """
-    kinds, values = field_types(recipe), {}
+    truth = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+    kinds = {key: kind for key, kind in get_type_hints(recipe).items() if key != "name"}
+    values: dict[str, Any] = {}
     for setting in settings:
         key, equals, text = setting.partition("=")
         if not equals:
             raise UserError(f"--set takes key=value, got {setting!r}")
-        _require_field(key, kinds)
-        values[key] = _parse(key, text, kinds[key])
+        if key not in kinds:
+            raise UserError(f"no recipe field {key}{closest(key, list(kinds))}")
+        kind = kinds[key]
+        try:
+            values[key] = truth[text.lower()] if kind is bool else kind(text)
+        except (ValueError, KeyError):
+            raise UserError(f"{key} takes a value of type {kind.__name__}, got {text!r}") from None
     return values
-
-
-def field_types(recipe: type[AnyRecipe]) -> dict[str, type]:
-    """Return field -> type of what can be set in a recipe: everything but its name."""
-    return {key: kind for key, kind in get_type_hints(recipe).items() if key != "name"}
-
-
-def _require_field(key: str, known: Mapping[str, type]) -> None:
-    if key not in known:
-        raise UserError(f"no recipe field {key}{closest(key, list(known))}")
-
-
-def _parse(key: str, text: str, kind: type) -> Any:
-    truth = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
-    try:
-        return truth[text.lower()] if kind is bool else kind(text)
-    except (ValueError, KeyError):
-        raise UserError(f"{key} takes a value of type {kind.__name__}, got {text!r}") from None

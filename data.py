@@ -45,14 +45,6 @@ class Loading:
     sketch: bool  # keep a sketch beside each colour image
     min_colorfulness: float = 0.0
 
-    @classmethod
-    def from_record(cls, record: dict[str, Any]) -> "Loading":
-        """Build it from what recipe.json holds. Raises UserError where that has other fields."""
-        try:
-            return cls(**record)
-        except TypeError as error:
-            raise UserError(f"recipe.json is damaged, or of another version ({error})") from None
-
 
 @dataclass(frozen=True)
 class ImageSet:
@@ -139,8 +131,7 @@ def steps_per_epoch(images: int, batch_size: int) -> int:
 def decode(item: Item, loading: Loading) -> Array:
     """Read one item as (H, W, 3) uint8, or (H, W, 6) where its sketch follows the colour.
 
-    Raises:
-        UserError: a file that cannot be read, or a pair of odd width; names the file.
+    Raises UserError, which names the file, where it cannot be read, or is a pair of odd width.
     """
     if isinstance(item.target, int):
         colour, sketch = scenes.draw(item.target, loading.load_size)
@@ -148,11 +139,10 @@ def decode(item: Item, loading: Loading) -> Array:
     colour = read_picture(item.target)
     sketch = None if item.source is None else read_picture(item.source)
     if sketch is None and loading.pair != "none":
-        half, odd = divmod(colour.shape[1], 2)
-        if odd or not half:
-            width = colour.shape[1]
+        width = colour.shape[1]
+        if width % 2:
             raise UserError(f"{item.target}: a pair needs an even width, this one is {width} px wide")
-        left, right = colour[:, :half], colour[:, half:]
+        left, right = np.split(colour, 2, 1)
         colour, sketch = (left, right) if loading.pair == "AB" else (right, left)
     colour = fit_image(colour, loading.load_size, loading.fit)
     if not loading.sketch:
@@ -180,15 +170,13 @@ def fit_image(image: Array, load_size: int, fit: str) -> Array:
 def find_loading(recipe: Recipe, items: Sequence[Item]) -> Loading:
     """Return how a recipe loads items; pair=auto is settled by looking at them.
 
-    Raises:
-        UserError: pairs are asked for and there are none, or the images disagree.
+    Raises UserError where pairs are asked for and there are none, or where the images disagree.
     """
-    if recipe.pair in ("AB", "BA") and (isinstance(items[0].target, int) or items[0].source):
-        raise UserError(f"--pair {recipe.pair}, but this data holds no pairs side by side; leave it out")
-    pair = recipe.pair
+    pair, sketch = recipe.pair, recipe.input in DRAWN_INPUTS
+    if pair in ("AB", "BA") and (isinstance(items[0].target, int) or items[0].source):
+        raise UserError(f"--pair {pair}, but this data holds no pairs side by side; leave it out")
     if pair == "auto":  # drawings come as pairs, photographs do not
         pair = "none" if recipe.input == "L" else find_pair(items)
-    sketch = recipe.input in DRAWN_INPUTS
     return Loading(recipe.load_size, recipe.fit, pair, sketch, recipe.min_colorfulness)
 
 
@@ -198,15 +186,17 @@ def open_split(record: RunRecord, data: str | None, split: str, cache: Path) -> 
     if data:  # limits of the training do not apply
         recipe = replace(recipe, limit=0, min_colorfulness=0.0)
     items = list_items(str(data or record.data), recipe, cache)[split]
-    loading = find_loading(recipe, items) if data else Loading.from_record(record.loading)
-    return load_images(items, loading, cache, split)
+    try:
+        loading = None if data else Loading(**record.loading)
+    except TypeError as error:
+        raise UserError(f"recipe.json is damaged, or of another version ({error})") from None
+    return load_images(items, loading or find_loading(recipe, items), cache, split)
 
 
 def load_images(items: Sequence[Item], loading: Loading, cache: Path, label: str) -> ImageSet:
     """Return a decoded split, from the cache if it is there. Files that cannot be read are listed in `bad`.
 
-    Raises:
-        UserError: not one image can be used.
+    Raises UserError where not one image can be used.
     """
     key = fingerprint(items, loading)
     folder = cache / key
@@ -238,26 +228,25 @@ def _fill_cache(folder: Path, items: Sequence[Item], loading: Loading, label: st
     """Decode all items into a new cache folder, which appears complete or not at all."""
     partial = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
     partial.mkdir(parents=True, exist_ok=True)
-    kept: list[tuple[Item, list[int]]] = []  # with offset, height, width
-    bad: list[str] = []
-    gray, offset = 0, 0
+    meta: dict[str, Any] = {"stems": [], "labels": [], "index": [], "bad": [], "gray": 0}  # of an ImageSet
+    offset = 0
     try:
         with open(partial / "pixels.bin", "wb") as file:
             for item, picture in _decode_all(items, loading, label):
                 if isinstance(picture, UserError):
-                    bad.append(str(picture))
+                    meta["bad"].append(str(picture))
                 elif loading.min_colorfulness and colorfulness(picture[..., :3]) < loading.min_colorfulness:
-                    gray += 1
+                    meta["gray"] += 1
                 else:
                     file.write(np.ascontiguousarray(picture).data)
-                    kept.append((item, [offset, *picture.shape[:2]]))
+                    meta["stems"].append(item.stem)
+                    meta["labels"].append(item.label)
+                    meta["index"].append([offset, *picture.shape[:2]])
                     offset += picture.size
         if not offset:
-            first = f"the first: {bad[0]}" if bad else "all are below min_colorfulness"
+            first = f"the first: {meta['bad'][0]}" if meta["bad"] else "all are below min_colorfulness"
             raise UserError(f"none of the {len(items)} {label} images can be used; {first}")
-        stems, labels = [item.stem for item, _ in kept], [item.label for item, _ in kept]
-        meta = {"stems": stems, "labels": labels, "index": [place for _, place in kept]}
-        (partial / "meta.json").write_text(json.dumps({**meta, "bad": bad, "gray": gray}))
+        (partial / "meta.json").write_text(json.dumps(meta))
         if not folder.is_dir():  # another process may have been faster
             os.replace(partial, folder)
     finally:

@@ -35,11 +35,8 @@ def down(
     A convolution whose output is not batch-normalised before the LeakyReLU should have a bias.
     """
     conv = nn.Conv2d(in_channels, out_channels, kernel, stride, padding, bias=bias, padding_mode=padding_mode)
-    build_norm, act = NORMS[norm], nn.LeakyReLU(slope)
-    if build_norm is None:
-        return nn.Sequential(conv, act)
-    layers = [conv, build_norm(out_channels), act]
-    return nn.Sequential(conv, act, layers[1]) if norm_last else nn.Sequential(*layers)
+    norms, act = [NORMS[norm](out_channels)] if NORMS[norm] else [], nn.LeakyReLU(slope)
+    return nn.Sequential(conv, act, *norms) if norm_last else nn.Sequential(conv, *norms, act)
 
 
 def up(
@@ -51,10 +48,9 @@ def up(
     Dropout before or after the ReLU is the same function, so one order serves all systems.
     """
     conv = nn.ConvTranspose2d(in_channels, out_channels, kernel, stride, 1, output_padding, bias=bias)
-    layers: list[nn.Module] = [conv, nn.BatchNorm2d(out_channels), nn.ReLU()]
-    if norm_last:
-        layers[1:] = reversed(layers[1:])
-    return nn.Sequential(*layers, *([nn.Dropout(dropout)] if dropout > 0 else []))
+    norm, act = nn.BatchNorm2d(out_channels), nn.ReLU()
+    drop = [nn.Dropout(dropout)] if dropout > 0 else []
+    return nn.Sequential(conv, *((act, norm) if norm_last else (norm, act)), *drop)
 
 
 class SelfAttention(nn.Module):
@@ -119,9 +115,8 @@ class PixelShuffleUp(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
-        self.layers = nn.Sequential(
-            nn.Conv2d(in_channels, 4 * out_channels, 1), nn.ReLU(), nn.PixelShuffle(2)
-        )
+        conv = nn.Conv2d(in_channels, 4 * out_channels, 1)
+        self.layers = nn.Sequential(conv, nn.ReLU(), nn.PixelShuffle(2))
         self.icnr_()
 
     def icnr_(self) -> None:
@@ -140,17 +135,12 @@ def init_normal(module: nn.Module) -> None:
 
     Source: arXiv 1611.07004, section 6.2, and its public code.
     """
-    if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
-        nn.init.normal_(module.weight, 0.0, 0.02)
-    elif isinstance(module, nn.BatchNorm2d):
-        nn.init.normal_(module.weight, 1.0, 0.02)
+    if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.BatchNorm2d):
+        nn.init.normal_(module.weight, float(isinstance(module, nn.BatchNorm2d)), 0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
     elif isinstance(module, PixelShuffleUp):  # comes after its own convolution
         module.icnr_()
-        return
-    else:
-        return
-    if module.bias is not None:
-        nn.init.zeros_(module.bias)
 
 
 def init_kaiming(module: nn.Module) -> None:
@@ -216,8 +206,7 @@ class VGGFeatures(FrozenFeatures):
 
     def load_published(self, state: Mapping[str, Tensor]) -> None:
         """Take the layers that are used from torchvision's state dict."""
-        names = self.body.state_dict()
-        self.body.load_state_dict({name: state[f"features.{name}"] for name in names})
+        self.body.load_state_dict({name: state[f"features.{name}"] for name in self.body.state_dict()})
 
 
 class DanbooruFeatures(FrozenFeatures):
@@ -232,14 +221,12 @@ class DanbooruFeatures(FrozenFeatures):
         resnet = torchvision.models.resnet50()
         body = nn.Sequential(*list(resnet.children())[:-2])
         super().__init__(body, (0.7137, 0.6628, 0.6519), (0.2970, 0.3017, 0.2979))
-        self.head = nn.Sequential(nn.BatchNorm1d(4096), nn.Linear(4096, self.WIDTH), nn.ReLU())
-        self.head.requires_grad_(False)
-        self.train(False)
+        head = nn.Sequential(nn.BatchNorm1d(4096), nn.Linear(4096, self.WIDTH), nn.ReLU())
+        self.head = head.eval().requires_grad_(False)
 
     def forward(self, rgb01: Tensor) -> list[Tensor]:
         """Map (N, 1|3, H, W) in [0, 1] to one tensor (N, 512)."""
-        side = self.SIZE
-        x = F.interpolate(rgb01.to(torch.float32), [side, side], mode="bilinear", antialias=True)
+        x = F.interpolate(rgb01.float(), [self.SIZE, self.SIZE], mode="bilinear", antialias=True)
         x = self.body(self.normalise(x.to(rgb01.dtype)))  # (N, 2048, 12, 12)
         return [self.head(torch.cat([x.amax((2, 3)), x.mean((2, 3))], 1))]  # (N, 512)
 
@@ -260,12 +247,11 @@ class UNet(nn.Module):
     """pix2pix's U-Net: `depth` halvings down to the bottleneck, as many doublings, skips by concatenation.
 
     Args:
-        attention_depth: halvings before the self-attention; 0 = all of them, the bottleneck.
+        attention, attention_depth: self-attention after so many halvings; 0 = at the bottleneck.
         bias: none | ends (the first, the innermost and the last convolution) | all.
         norm_all: BatchNorm after every convolution but the last; else not after the first and innermost.
         padding_mode: of the encoder's convolutions, zeros or reflect.
         bottleneck_slope: of the LeakyReLU after the innermost convolution; 0 makes it a ReLU.
-        attention: add self-attention.
         extractor: join the features of a frozen Danbooru ResNet-50 to the bottleneck.
 
     Source: arXiv 1611.07004, section 6.1.1; attention and extractor from the manga system.
@@ -314,9 +300,7 @@ class UNet(nn.Module):
             x = torch.cat([x, seen.to(x.dtype).expand(-1, -1, x.size(2), x.size(3))], 1)
         x = self.attention(x)  # (N, 8 ngf [+ 512], H / 2^depth, W / 2^depth)
         for block in self.decoder:
-            x = block(x)  # (N, ngf 2^i, H / 2^i, W / 2^i)
-            if len(skips) > 0:
-                x = torch.cat([x, skips.pop()], 1)  # (N, 2 ngf 2^i, H / 2^i, W / 2^i)
+            x = torch.cat([block(x), skips.pop()], 1)  # (N, 2 ngf 2^i, H / 2^i, W / 2^i)
         return self.last(x)  # (N, out, H, W)
 
 
@@ -347,11 +331,9 @@ class NormLastUNet(nn.Module):
         for block in self.encoder:
             x = block(x)
             skips.append(x)
-        skips.pop()
-        for block in self.decoder:
-            x = block(x)
-            if len(skips) > 0:
-                x = torch.cat([x, skips.pop()], 1)
+        x = skips.pop()
+        for i, block in enumerate(self.decoder):
+            x = block(x if i == 0 else torch.cat([x, skips.pop()], 1))
         return self.last(x)  # (N, out, H, W)
 
 
@@ -427,12 +409,10 @@ class ResUNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map x (N, in, H, W) to (N, out, H, W), unbounded; H and W are multiples of 32."""
         skips = self.encoder(x)  # 1/2, 1/4, 1/8, 1/16, 1/32
-        skips.insert(0, x)
         y = skips.pop()  # (N, 512, H/32, W/32)
         for enlarge, join in zip(self.ups, self.joins):  # noqa: B905  scripts cannot say strict
             y = join(torch.cat([enlarge(y), skips.pop()], 1))  # (N, ngf 2^i, H / 2^i, W / 2^i)
-        y = self.ups[4](y)  # (N, ngf, H, W)
-        return self.last(torch.cat([y, skips.pop()], 1))  # (N, out, H, W)
+        return self.last(torch.cat([self.ups[4](y), x], 1))  # (N, ngf + in, H, W) -> (N, out, H, W)
 
 
 class Discriminator(nn.Module):
@@ -476,9 +456,7 @@ def image_discriminator(
 ) -> Discriminator:  # fmt: skip
     """Build one that sees the image as a whole, or nearly: 1 logit at 32 px, 3 x 3 at 224 (after 7, 6, 5 px).
 
-    Args:
-        last: px, side of the last convolution's kernel.
-
+    `last` is the side of the last convolution's kernel, in px.
     Source: Nazeri et al., arXiv 1803.05400, as built by the framework of colourisers.
     """
     widths = [min(ndf * 2**i, ndf * 8) for i in range(len(strides))]
@@ -522,6 +500,7 @@ class Network:
 _manga = partial(UNet, bias="all", norm_all=True)
 _reflect = partial(UNet, bias="ends", padding_mode="reflect", bottleneck_slope=0.0)
 _deep = (2, 2, 2, 2, 2, 1, 1)
+_patch26 = partial(patch_discriminator, bias="none", padding=0, padding_mode="reflect")
 
 # U-Nets of pix2pix: build(in_channels, out_channels, ngf, depth=, dropout=, attention_depth=).
 # All others: build(in_channels, out_channels, ngf).
@@ -543,9 +522,7 @@ GENERATORS: dict[str, Network] = {
 # build(x_channels, y_channels, ndf, norm); patches are named by the side of their logits at 256 px
 DISCRIMINATORS: dict[str, Network] = {
     "patch30": Network(patch_discriminator, smallest=24),
-    "patch26": Network(
-        partial(patch_discriminator, bias="none", padding=0, padding_mode="reflect"), smallest=52
-    ),
+    "patch26": Network(_patch26, smallest=52),
     "patch15": Network(partial(patch_discriminator, strides=(2, 2, 2)), smallest=32),
     "patch15-bias": Network(partial(patch_discriminator, strides=(2, 2, 2), bias="all"), smallest=32),
     "image32": Network(image_discriminator, smallest=32),
@@ -647,8 +624,7 @@ def recipe_table() -> str:
         with torch.device("meta"):  # counts without drawing weights
             count = f"{count_parameters(build_generator(recipe)):,}"
         terms = [f"{weight:g} {term[2:]}" for term, weight in recipe.term_weights.items() if term[0] == "G"]
-        maps = f"{recipe.input} -> {recipe.output}"
-        cells = (recipe.generator, count, recipe.discriminator, " + ".join(terms), str(recipe.size))
-        rows.append((name, recipe.system, maps, *cells))
+        start = (name, recipe.system, f"{recipe.input} -> {recipe.output}", recipe.generator, count)
+        rows.append((*start, recipe.discriminator, " + ".join(terms), str(recipe.size)))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows)

@@ -137,17 +137,11 @@ def seeded(device: torch.device | str, *numbers: int) -> torch.Generator:
     return torch.Generator(device).manual_seed(seed)
 
 
-def is_changed(recipe: Recipe) -> bool:
-    """Return whether the network's input can differ from the source images of the data set."""
-    return recipe.input == "gray+line" or bool(recipe.degradations)
-
-
 def make_input(source: Tensor, target: Tensor, recipe: Recipe, rng: torch.Generator) -> Tensor:
     """Return the network's input for a batch: line art or gray (by `line_share`), then degraded.
 
     Args:
         source, target: (N, 3, H, W) uint8, line art (where there is any) and colour.
-        recipe: uses input, line_share and the degradations.
         rng: on the batch's device.
 
     Returns:
@@ -172,10 +166,8 @@ def make_fixed_input(source: Tensor, target: Tensor, recipe: Recipe, ids: list[i
 
     So the images that are looked at or scored have the same inputs every time.
     """
-    if not is_changed(recipe):
+    if recipe.input != "gray+line" and not recipe.degradations:
         return source
-    rows = [
-        make_input(source[i : i + 1], target[i : i + 1], recipe, seeded("cpu", recipe.seed, number))
-        for i, number in enumerate(ids)
-    ]
+    images = zip(source.split(1), target.split(1), ids, strict=True)
+    rows = (make_input(x, y, recipe, seeded("cpu", recipe.seed, number)) for x, y, number in images)
     return torch.cat([row if row.dtype == torch.uint8 else color.to_uint8(row) for row in rows])

@@ -11,6 +11,7 @@ import hashlib
 import math
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from dataset.sources import Blob, Entry, find_named, open_archive, open_named
 from imaging.files import find_images, read_image
 from imaging.pixels import Array
 
-SALT = 42  # of the hash that decides which images are held out
+SALT = "42"  # of the hash that decides which images are held out
 PAIR_FOLDERS = (("targets", "inputs"), ("color", "sketch"))  # (colour, sketch)
 
 Picture = Path | int | Blob | Entry  # file, number of a demo scene, image in an archive or data set
@@ -50,8 +51,7 @@ def list_items(data: str, recipe: AnyRecipe, cache: Path) -> dict[str, list[Item
 
     Args:
         data: folder, .tar or .npz file, demo, or name of a torchvision data set.
-        recipe: uses val_fraction and limit, but not seed: runs with other seeds, and classifiers, hold out
-            the same images.
+        recipe: uses val_fraction and limit, not seed: runs of other seeds hold out the same images.
         cache: folder to which a data set by name is downloaded.
 
     Raises:
@@ -64,8 +64,8 @@ def list_items(data: str, recipe: AnyRecipe, cache: Path) -> dict[str, list[Item
     where = {split: f"{data}/{split}" if len(parts) > 1 else data for split in parts}
     splits = {split: find_items(part, where[split]) for split, part in parts.items() if part}
     if "val" not in splits:
-        splits["train"], splits["val"] = hold_out(splits["train"], recipe.val_fraction, SALT)
-    splits = {split: pick(items, recipe.limit, SALT) for split, items in splits.items()}
+        splits["train"], splits["val"] = hold_out(splits["train"], recipe.val_fraction)
+    splits = {split: pick(items, recipe.limit) for split, items in splits.items()}
     return {"test": splits["val"], **splits}
 
 
@@ -91,17 +91,17 @@ def open_tree(data: str, cache: Path) -> Tree:
     )
 
 
-def share(item: Item, salt: object) -> float:
+def share(item: Item, salt: str) -> float:
     """Return a number in [0, 1) that depends on an item's name and the salt alone."""
     digest = hashlib.sha256(f"{salt}/{item.name}".encode()).digest()
     return int.from_bytes(digest[:8], "big") / 2**64
 
 
-def hold_out(items: list[Item], val_fraction: float, seed: int) -> tuple[list[Item], list[Item]]:
+def hold_out(items: list[Item], val_fraction: float) -> tuple[list[Item], list[Item]]:
     """Return train and val. Val gets the items whose share is below val_fraction, but at least one."""
     if len(items) < 2:
         raise UserError(f"{len(items)} image is too few: one is needed to train and one to validate")
-    shares = [share(item, seed) for item in items]
+    shares = [share(item, SALT) for item in items]
     limit = max(val_fraction, math.nextafter(min(shares), 1.0))  # at least one is held out
     val = [item for item, place in zip(items, shares, strict=True) if place < limit]
     train = [item for item, place in zip(items, shares, strict=True) if place >= limit]
@@ -110,19 +110,18 @@ def hold_out(items: list[Item], val_fraction: float, seed: int) -> tuple[list[It
     return train, val
 
 
-def pick(items: list[Item], limit: int, seed: int) -> list[Item]:
+def pick(items: list[Item], limit: int) -> list[Item]:
     """Return at most `limit` items, chosen by a hash of their names, in order; 0 = all."""
     if not limit or len(items) <= limit:
         return items
-    chosen = {item.stem for item in sorted(items, key=lambda item: share(item, f"limit/{seed}"))[:limit]}
+    chosen = {item.stem for item in sorted(items, key=lambda item: share(item, f"limit/{SALT}"))[:limit]}
     return [item for item in items if item.stem in chosen]
 
 
 def find_items(tree: Tree, where: str) -> list[Item]:
     """Return the items of a split: pairs by stem if it has two such folders, else single images.
 
-    Raises:
-        UserError: images without a partner.
+    Raises UserError where an image has no partner.
     """
     for colour, sketch in PAIR_FOLDERS:
         halves = _below(tree, colour), _below(tree, sketch)
@@ -148,8 +147,8 @@ def unique_stems(names: list[str]) -> list[str]:
     flat = [name.replace("/", "__") for name in names]
     stems = [str(Path(name).with_suffix("")) for name in flat]
     with_ending = ["_".join(name.rsplit(".", 1)) for name in flat]
-    hashes = [hashlib.sha256(name.encode()).hexdigest()[:8] for name in names]
-    with_hash = [f"{name}_{digest}" for name, digest in zip(flat, hashes, strict=True)]
+    digests = (hashlib.sha256(name.encode()).hexdigest() for name in names)
+    with_hash = [f"{name}_{digest[:8]}" for name, digest in zip(flat, digests, strict=True)]
     for others in (with_ending, with_hash):
         count = Counter(stems)
         stems = [stem if count[stem] == 1 else other for stem, other in zip(stems, others, strict=True)]
@@ -160,19 +159,14 @@ def find_pair(items: Sequence[Item]) -> str:
     """Return whether images are pairs side by side: "AB" (colour left), "BA" (colour right) or "none".
 
     Looks at the first eight. A pair is about twice as wide as tall, and exactly one of its halves is gray.
-
-    Raises:
-        UserError: they disagree.
+    Raises UserError where they disagree.
     """
     found: Counter[str] = Counter()
     for item in items[:8]:
         if isinstance(item.target, int) or item.source is not None:
             return "none"
-        try:
-            image = read_picture(item.target)
-        except UserError:  # load_images will list it
-            continue
-        found.update(_pair_kind(image))
+        with suppress(UserError):  # load_images will list it
+            found.update(_pair_kind(read_picture(item.target)))
     if len(found) > 1:
         counts = ", ".join(f"{number} {kind}" for kind, number in found.most_common())
         raise UserError(f"pairs or pictures? the first images look like {counts}; say --pair AB, BA or none")
@@ -184,8 +178,7 @@ def _pair_kind(image: Array) -> list[str]:
     height, width = image.shape[:2]
     if not 1.8 <= width / height <= 2.2:
         return ["none"]
-    channels = image.astype(np.int16)
-    spread = channels.max(2) - channels.min(2)
+    spread = np.ptp(image, 2)
     halves = spread[:, : width // 2], spread[:, width // 2 :]
     gray = tuple(bool(half.mean() < 4) for half in halves)  # of 255 levels; JPEG's chroma noise is below
     return {(True, True): [], (False, True): ["AB"], (True, False): ["BA"]}.get(gray, ["none"])

@@ -32,10 +32,7 @@ from imaging.pixels import Array, flatten
 # our split -> its names in torchvision's data sets; the first that a data set knows is used
 TRAIN, VAL = ("train", "train-standard", "trainval"), ("val", "valid", "validation")
 SPLITS = {"train": TRAIN, "val": VAL, "test": ("test",)}
-# what numpy and zipfile raise on a damaged .npz
-UNREADABLE = (
-    zipfile.BadZipFile, zlib.error, LookupError, TypeError, ValueError, OSError, EOFError, RuntimeError,
-)  # fmt: skip
+BASES = {"DatasetFolder", "ImageFolder", "VisionDataset", "wrap_dataset_for_transforms_v2"}  # no data sets
 
 
 @dataclass(frozen=True)
@@ -78,11 +75,7 @@ class Entry:
 
 
 def open_archive(path: Path) -> dict[str, Blob]:
-    """Return the images of a .tar or .npz file by name.
-
-    Raises:
-        UserError: another kind of file, damaged, or without images.
-    """
+    """Return the images of a .tar or .npz file by name. Raises UserError where it is neither, or damaged."""
     read = {".tar": _read_tar, ".npz": _read_npz}.get(path.suffix.lower())
     if read is None:
         raise UserError(f"{path} is neither a folder nor a .tar or .npz file; unpack it and name its folder")
@@ -100,7 +93,7 @@ def _read_tar(path: Path) -> dict[str, Blob]:
     """Index an uncompressed tar. A single folder at the top that is no split is left out of the names."""
     try:
         with tarfile.open(path, "r:") as archive:
-            members = [(member.name.removeprefix("./"), member) for member in archive if member.isfile()]
+            files = [member for member in archive if member.isfile()]
             end = archive.offset
     except (tarfile.TarError, EOFError, OSError, ValueError) as error:
         raise UserError(str(error)) from None
@@ -108,17 +101,12 @@ def _read_tar(path: Path) -> dict[str, Blob]:
     rest = data[end : end + 512]  # zeros, or nothing where the closing blocks are missing
     if 0 < len(rest) < 512 or rest.any():  # tarfile takes a damaged header for the end
         raise UserError("it is cut short or damaged behind its last whole file")
-    shown = [
-        (name, member)
-        for name, member in members
-        if Path(name).suffix.lower() in EXTENSIONS and not re.search(r"(^|/)\.", name)
-    ]
-    tops = {name.split("/", 1)[0] if "/" in name else "" for name, _ in shown}
+    spans = {file.name.removeprefix("./"): (file.offset_data, file.offset_data + file.size) for file in files}
+    images = (name for name in spans if Path(name).suffix.lower() in EXTENSIONS)
+    shown = sorted(name for name in images if not re.search(r"(^|/)\.", name))
+    tops = {name.split("/", 1)[0] if "/" in name else "" for name in shown}
     cut = len(f"{tops.pop()}/") if len(tops) == 1 and not tops & {"", *SPLITS} else 0
-    return {
-        name[cut:]: Blob(path, name, member.offset_data, member.offset_data + member.size, data)
-        for name, member in sorted(shown, key=lambda pair: pair[0])
-    }
+    return {name[cut:]: Blob(path, name, *spans[name], data) for name in shown}
 
 
 def _read_npz(path: Path) -> dict[str, Blob]:
@@ -149,7 +137,8 @@ def _load_arrays(path: Path) -> dict[str, NDArray[Any]]:
         if isinstance(packed, np.lib.npyio.NpzFile):
             with packed:
                 return {name: packed[name] for name in packed.files}
-    except UNREADABLE as error:
+    except (zipfile.BadZipFile, zlib.error, LookupError, TypeError, ValueError, OSError, EOFError,
+            RuntimeError) as error:  # fmt: skip
         raise UserError(str(error)) from None
     raise UserError("it holds one array, not several by name")
 
@@ -159,12 +148,12 @@ def _class_names(arrays: dict[str, NDArray[Any]], count: int) -> list[str]:
     if "labels" not in arrays:
         return [""] * count
     labels, classes = arrays["labels"], arrays.get("classes")
-    if classes is None:
-        return [_folder_name(label) for label in labels]
-    numbers = classes.ndim == 1 and labels.dtype.kind in "iu"
-    within = numbers and bool(((labels >= 0) & (labels < len(classes))).all())
-    _require(within, "labels are not indices of classes")
-    return [_folder_name(classes[label]) for label in labels]
+    if classes is not None:
+        numbers = classes.ndim == 1 and labels.dtype.kind in "iu"
+        within = numbers and bool(((labels >= 0) & (labels < len(classes))).all())
+        _require(within, "labels are not indices of classes")
+        labels = classes[labels]
+    return [_folder_name(label) for label in labels]
 
 
 def _require(ok: bool, reason: str) -> None:
@@ -182,17 +171,14 @@ def find_named(name: str) -> str | None:
     """Return torchvision's spelling of a data set's name, None where it has no such data set."""
     import torchvision  # takes a second, and only data sets by name need it
 
-    plain = {re.sub("[-_]", "", known.lower()): known for known in torchvision.datasets.__all__}
-    for known in ("datasetfolder", "imagefolder", "visiondataset", "wrapdatasetfortransformsv2"):
-        plain.pop(known, None)  # base classes
+    plain = {re.sub("[-_]", "", known.lower()): known for known in {*torchvision.datasets.__all__} - BASES}
     return plain.get(re.sub("[-_]", "", name.lower()))
 
 
 def open_named(name: str, folder: Path) -> dict[str, Entry]:
     """Return the images of a torchvision data set by name; it is downloaded into `folder` if need be.
 
-    Raises:
-        UserError: it needs more than a name, or it is not there and cannot be downloaded.
+    Raises UserError where it needs more than a name, or is not there and cannot be downloaded.
     """
     import torchvision
 
@@ -234,9 +220,7 @@ def _build(known: str, build: Callable[..., Any], options: dict[str, Any]) -> An
     """Return a data set, downloaded if need be; None where it has no such split."""
     loads = "download" in inspect.signature(build).parameters
     reasons: list[Exception] = []
-    for choice in (
-        [{"download": True}, {"download": False}] if loads else [{}]
-    ):  # a download keeps what is there
+    for choice in [{"download": True}, {"download": False}] if loads else [{}]:  # a download keeps files
         try:
             return build(**options, **choice)
         except (ImportError, NotImplementedError) as error:
@@ -255,13 +239,10 @@ def _build(known: str, build: Callable[..., Any], options: dict[str, Any]) -> An
 
 def _labels(dataset: Any) -> list[str]:
     """Return the class name of each image, empty where the data set does not list them."""
-    values = next(
-        (getattr(dataset, key) for key in ("targets", "labels", "_labels") if hasattr(dataset, key)), None
-    )
-    if values is None and hasattr(dataset, "_samples"):
-        values = [label for _, label in dataset._samples]
-    numbers = (int, np.integer, torch.Tensor)
-    whole = [value for value in ([] if values is None else values) if isinstance(value, numbers)]
+    listed = [getattr(dataset, key, None) for key in ("targets", "labels", "_labels")]
+    listed.append([label for _, label in getattr(dataset, "_samples", [])])
+    values = next(value for value in listed if value is not None)
+    whole = [value for value in values if isinstance(value, int | np.integer | torch.Tensor)]
     if len(whole) != len(dataset):  # no labels, or something else: some data sets list annotation files there
         return [""] * len(dataset)
     classes = getattr(dataset, "classes", None)

@@ -242,7 +242,6 @@ def test_without_degradations_the_input_is_the_source(kind: str) -> None:
     plain = recipe(input=kind, **dict.fromkeys(NAMES, 1.0))  # strengths without probabilities
     assert make_input(source, target, plain, seeded("cpu", 0)) is source
     assert make_fixed_input(source, target, plain, [0, 1, 2]) is source
-    assert not degradations.is_changed(plain)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -257,7 +256,6 @@ def test_probability_1_changes_every_input_and_no_target(name: str, kind: str) -
     assert hit(out, color.luma(color.rgb01(source))).all()
     assert torch.equal(source, before[0])
     assert torch.equal(target, before[1])
-    assert degradations.is_changed(certain)
     assert color.encode(out, kind).shape == (4, color.CHANNELS[kind], 96, 96)
 
 
@@ -311,7 +309,6 @@ def test_line_art_and_gray_mix_per_picture(share: float, degraded: bool) -> None
     is_line = out.amax((1, 2, 3)) == 0
     assert (is_line | (out.amin((1, 2, 3)) == out.max())).all()  # wholly the one or the other
     assert abs(float(is_line.float().mean()) - share) < 4 * math.sqrt(share * (1 - share) / 400) + 1e-9
-    assert degradations.is_changed(mixed)
     assert lines.max() == 0
     assert target.min() == 255
 

@@ -12,6 +12,7 @@ from PIL import Image
 from config import DEMO, Recipe, UserError
 from dataset import scenes
 from dataset.folders import (
+    SALT,
     Item,
     find_items,
     find_pair,
@@ -187,18 +188,18 @@ def test_limit_leaves_the_split_alone() -> None:
     splits = listed()
     for split, items in listed(limit=9).items():
         assert set(items) <= set(splits[split])
-    shares = [share(item, 42) for item in splits["train"] + splits["val"]]
-    limited = [share(item, 42) for item in listed(limit=20)["train"]]
+    shares = [share(item, SALT) for item in splits["train"] + splits["val"]]
+    limited = [share(item, SALT) for item in listed(limit=20)["train"]]
     assert max(limited) > max(shares) - 0.2  # chosen by a hash of its own, not the lowest of the split's
 
 
 def test_hold_out_at_the_edges() -> None:
     items = [Item(str(i), i, name=str(i)) for i in range(40)]
-    lowest = min(items, key=lambda item: share(item, 0))
-    assert hold_out(items, 0.0, 0)[1] == [lowest]
-    train, val = hold_out(items, 0.5, 0)
-    assert all(share(item, 0) < 0.5 for item in val)
-    assert all(0.5 <= share(item, 0) < 1 for item in train)
+    lowest = min(items, key=lambda item: share(item, SALT))
+    assert hold_out(items, 0.0)[1] == [lowest]
+    train, val = hold_out(items, 0.5)
+    assert all(share(item, SALT) < 0.5 for item in val)
+    assert all(0.5 <= share(item, SALT) < 1 for item in train)
 
 
 def test_demo() -> None:

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import groupby, islice
 from time import monotonic
 from typing import Any
 
@@ -42,8 +43,8 @@ class Job:
     frame: Frame | None = None  # of a file with one frame: as read, later in colour
     given: Pixels | None = None  # the input of the network, kept where a sheet will show it
 
-    def attempt(self, step: Callable[..., None]) -> None:
-        """Do a step of the job; whatever it raises fails this job alone."""
+    def attempt(self, step: Callable[["Job"], None]) -> "Job":
+        """Do a step of the job, whose error fails this job alone; returns the job."""
         began = monotonic()
         try:
             step(self)
@@ -57,10 +58,10 @@ class Job:
             self.status, self.reason = "failed", " ".join(sentence.split())
             self.frame = self.given = None
         self.seconds += monotonic() - began
+        return self
 
     def take(self, colour: Pixels) -> None:
         """Replace the pixels that were read by their colour version."""
-        assert self.frame is not None
         self.given = self.frame.pixels if self.task.sheet else None
         self.frame = Frame(colour, self.frame.alpha)
 
@@ -72,56 +73,38 @@ class Job:
 
 
 def in_threads(
-    pool: ThreadPoolExecutor, step: Callable[..., None], jobs: Iterable[Job], limit: int
+    pool: ThreadPoolExecutor, step: Callable[[Job], None], jobs: Iterable[Job], limit: int
 ) -> Iterator[Job]:
     """Let threads do a step of each job; yields the jobs in order.
 
     At most `limit` jobs, and about QUEUED_PIXELS, are taken from `jobs` and not yet yielded.
     """
-    queue: deque[tuple[Job, Future[None], int]] = deque()
+    queue: deque[tuple[Future[Job], int]] = deque()
     for job in jobs:
         pixels = job.scan.pixels if job.scan else 0
-        while queue and (len(queue) >= limit or pixels + sum(px for *_, px in queue) > QUEUED_PIXELS):
-            yield finished(*queue.popleft())
-        queue.append((job, pool.submit(job.attempt, step), pixels))
+        while queue and (len(queue) >= limit or pixels + sum(px for _, px in queue) > QUEUED_PIXELS):
+            yield queue.popleft()[0].result()
+        queue.append((pool.submit(job.attempt, step), pixels))
     while queue:
-        yield finished(*queue.popleft())
+        yield queue.popleft()[0].result()
 
 
-def finished(job: Job, future: Future[None], _: int) -> Job:
-    """Return a job when its thread has done the step."""
-    future.result()
-    return job
-
-
+@dataclass
 class Pipeline:
     """Colourise files: decode in threads, run the network in batches, encode in threads."""
 
-    def __init__(
-        self, runner: Runner, threads: int, overwrite: bool = False, keep_coloured: bool = False
-    ) -> None:
-        """Set up a pipeline.
-
-        Args:
-            threads: that decode, and as many that encode.
-            overwrite: whether results that exist are replaced.
-            keep_coloured: whether pictures that have colours are passed through as they are.
-        """
-        self.runner, self.threads = runner, threads
-        self.overwrite, self.keep_coloured = overwrite, keep_coloured
+    runner: Runner
+    threads: int  # that decode, and as many that encode
+    overwrite: bool = False  # results that exist
+    keep_coloured: bool = False  # pictures that have colours are passed through as they are
 
     def run(self, tasks: Iterable[Task]) -> Iterator[Job]:
         """Yield every task as a finished job, in order."""
         with ThreadPoolExecutor(self.threads) as readers, ThreadPoolExecutor(self.threads) as writers:
-            read = in_threads(readers, self.read, map(self.open, tasks), 2 * self.threads)
+            opened = (Job(task).attempt(self.look) for task in tasks)
+            read = in_threads(readers, self.read, opened, 2 * self.threads)
             coloured = (job for batch in batches(read) for job in self.colour(batch))
             yield from in_threads(writers, self.write, coloured, 2 * self.threads)
-
-    def open(self, task: Task) -> Job:
-        """Return a task as a job that knows its file's header."""
-        job = Job(task)
-        job.attempt(self.look)
-        return job
 
     def look(self, job: Job) -> None:
         """Read a file's header; refuse what cannot be written, and skip what exists."""
@@ -140,43 +123,30 @@ class Pipeline:
 
     def read(self, job: Job) -> None:
         """Decode a file of one frame."""
-        if not job.status and job.scan and job.scan.count == 1:
+        if not job.status and job.scan.count == 1:
             frame = next(read_frames(job.scan))
             job.frame = self.runner.prepare(frame)
-            if self.keeps(job.frame):
+            if self.keep_coloured and is_coloured(job.frame.pixels):
                 job.status, job.frame = "kept", frame
-
-    def keeps(self, seen: Frame) -> bool:
-        """Tell whether a frame, as the model would see it, is to be left as it is."""
-        return self.keep_coloured and is_coloured(seen.pixels)
 
     def colour(self, batch: list[Job]) -> list[Job]:
         """Colour jobs of one shape, or colour and write one job of many frames; returns the jobs."""
-        if batch[0].status or not batch[0].scan:
+        if batch[0].status:
             return batch
         if batch[0].frame is None:
-            batch[0].attempt(self.write_many)
-            return batch
+            return [batch[0].attempt(self.write_many)]
         began = monotonic()
         try:
-            colours = self.runner.run([job.frame.pixels for job in batch if job.frame])
+            colours = self.runner.run([job.frame.pixels for job in batch])
         except Exception:  # of one picture, or of all: each is tried alone, and says so
-            for job in batch:
-                job.attempt(self.colour_one)
-            return batch
+            return [job.attempt(lambda job: job.take(*self.runner.run([job.frame.pixels]))) for job in batch]
         for job, colour in zip(batch, colours, strict=True):
             job.take(colour)
             job.seconds += (monotonic() - began) / len(batch)
         return batch
 
-    def colour_one(self, job: Job) -> None:
-        """Colour one job."""
-        assert job.frame is not None
-        job.take(self.runner.run([job.frame.pixels])[0])
-
     def write_many(self, job: Job) -> None:
         """Colour and write a file of several frames, one by one."""
-        assert job.scan is not None
         write_frames(job.task.output, self.coloured_frames(job), job.scan)
         self.write_sheet(job)
         job.frame = job.given = None
@@ -184,10 +154,9 @@ class Pipeline:
 
     def coloured_frames(self, job: Job) -> Iterator[Frame]:
         """Yield the frames of a file in colour; the job keeps the first for its sheet."""
-        assert job.scan is not None
         for frame in read_frames(job.scan):
             seen = self.runner.prepare(frame)
-            keep = self.keeps(seen)
+            keep = self.keep_coloured and is_coloured(seen.pixels)
             colour = seen.pixels if keep else self.runner.run([seen.pixels])[0]
             if job.task.sheet and job.frame is None:
                 job.frame = seen
@@ -196,7 +165,7 @@ class Pipeline:
 
     def write(self, job: Job) -> None:
         """Write a job of one frame, and release its pixels."""
-        if job.frame and job.scan and job.status in ("", "kept"):
+        if job.frame:
             output = job.task.output
             self.write_sheet(job)  # first: if it fails, there is no result that a next call would skip
             forms = [FORMATS.get(path.suffix.lower()) for path in (job.task.path, output)]
@@ -210,7 +179,7 @@ class Pipeline:
 
     def write_sheet(self, job: Job) -> None:
         """Write input and result side by side, if a sheet is asked for."""
-        if job.task.sheet and job.frame and job.scan:
+        if job.task.sheet:
             given, colour = job.given, job.frame.pixels
             if given is None:  # it was kept
                 given = colour = self.runner.prepare(job.frame).pixels
@@ -225,23 +194,17 @@ def sheet_axis(width: int, height: int) -> int:
 
 
 def batches(jobs: Iterable[Job]) -> Iterator[list[Job]]:
-    """Group neighbours of one shape; a job that needs no network, or has many frames, stays alone."""
-    batch: list[Job] = []
-    for job in jobs:
-        if batch and not (same_shape(batch[0], job) and len(batch) < BATCH):
+    """Group neighbours of one shape and dtype."""
+    for _, group in groupby(jobs, batch_key):
+        while batch := list(islice(group, BATCH)):
             yield batch
-            batch = []
-        batch.append(job)
-    if batch:
-        yield batch
 
 
-def same_shape(one: Job, other: Job) -> bool:
-    """Tell whether two jobs can be coloured in one batch."""
-    if one.status or other.status or one.frame is None or other.frame is None:
-        return False
-    a, b = one.frame.pixels, other.frame.pixels
-    return a.shape == b.shape and a.dtype == b.dtype and BATCH * a.shape[0] * a.shape[1] <= BATCH_PIXELS
+def batch_key(job: Job) -> object:
+    """Return what the jobs of a batch share; none that is large, needs no network or has many frames does."""
+    if job.status or job.frame is None or BATCH * job.frame.pixels[..., 0].size > BATCH_PIXELS:
+        return object()
+    return job.frame.pixels.shape, job.frame.pixels.dtype
 
 
 def is_coloured(pixels: Pixels) -> bool:

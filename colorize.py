@@ -182,7 +182,8 @@ def main(
     on, out = pick_device(device), Path(out)
     given = [inputs] if isinstance(inputs, str | Path) else inputs
     tasks = plan_tasks([Path(path) for path in given], out, format_, compare, overwrite)
-    runner = Runner(Path(model or newest_run() / "generator.ts"), on, size, strength, upsampling)
+    settings = {"size": size, "strength": strength, "upsampling": upsampling}
+    runner = Runner(Path(model or newest_run() / "generator.ts"), on, **settings)
     try:
         out.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=out).close()

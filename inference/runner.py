@@ -15,7 +15,7 @@ from torch import Tensor
 
 from config import DRAWN_INPUTS, UserError
 from imaging.pixels import Frame
-from inference.checkpoint import Exported, infer, load_exported
+from inference.checkpoint import infer, load_exported
 
 Pixels = NDArray[Any]  # (H, W, 3) uint8, uint16, or floating point in [0, 1]
 NOT_FINITE = "output is not finite"  # part of what Colorizer raises
@@ -28,32 +28,19 @@ class Runner:
     is coloured on the CPU. Each of these is said once on stderr. Threads may share a Runner; they take turns.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        device: torch.device,
-        size: int | None = None,
-        strength: float | None = None,
-        upsampling: str | None = None,
-    ) -> None:
-        """Load a generator.
-
-        Args:
-            path: a generator.ts.
-            size, strength, upsampling: attributes of Colorizer to set; None leaves one as exported.
+    def __init__(self, path: Path, device: torch.device, **settings: float | str | None) -> None:
+        """Load a generator.ts and set attributes of Colorizer; None leaves one as exported.
 
         Raises:
             UserError: no generator.ts that this version reads.
         """
-        self.path, self.device = path, device
-        settings = {"size": size, "strength": strength, "upsampling": upsampling}
-        self.settings = {name: value for name, value in settings.items() if value is not None}
+        self.path, self.device, self.settings = path, device, settings
         self.max_pixels = sys.maxsize  # of a batch; becomes less where memory runs out
         self.half = False
         self.said: set[str] = set()
         self.lock = threading.Lock()
         try:
-            self.model, self.record = self._load(device)
+            self.model, self.record = load_exported(path, device)
         except Exception as error:
             if device.type == "cpu" or not is_out_of_memory(error):
                 raise
@@ -61,13 +48,10 @@ class Runner:
                 f"the model does not fit into the memory of {device}: colouring on the CPU, which is slower"
             )
             self.device = torch.device("cpu")
-            self.model, self.record = self._load(self.device)
-
-    def _load(self, device: torch.device) -> Exported:
-        exported = load_exported(self.path, device)
-        for name, value in self.settings.items():
-            setattr(exported.module, name, value)
-        return exported
+            self.model, self.record = load_exported(path, self.device)
+        for name, value in settings.items():
+            if value is not None:
+                setattr(self.model, name, value)
 
     def prepare(self, frame: Frame) -> Frame:
         """Return a frame as the model should see it.
@@ -113,9 +97,10 @@ class Runner:
         try:
             return infer(self.model, batch.to(self.device)).cpu()
         except Exception as error:  # TorchScript's is no RuntimeError
-            overflow = self.half and NOT_FINITE in str(error)
+            not_finite = NOT_FINITE in str(error)
+            overflow = self.half and not_finite
             if not overflow and not is_out_of_memory(error):
-                raise _failure(error) from error
+                raise (UserError if not_finite else RuntimeError)(one_line(error)) from error
         if len(batch) > 1 and not overflow:
             half = len(batch) // 2
             self.max_pixels = half * batch.size(2) * batch.size(3)
@@ -126,20 +111,16 @@ class Runner:
             self.half = True
             self._say("out of memory with one picture: going on in fp16")
             return None
-        if self.device.type != "cpu":
-            why = "overflows in fp16" if overflow else f"does not fit into the memory of {self.device}"
-            self._say(f"a picture {why}: colouring it on the CPU, which is slower")
-            try:
-                return infer(self.on_cpu, batch)
-            except Exception as error:
-                if not is_out_of_memory(error):
-                    raise _failure(error) from error
-        raise MemoryError("not enough memory for a picture of this size")
+        if self.device.type == "cpu":
+            raise MemoryError("not enough memory for a picture of this size")
+        why = "overflows in fp16" if overflow else f"does not fit into the memory of {self.device}"
+        self._say(f"a picture {why}: colouring it on the CPU, which is slower")
+        return torch.cat([self.on_cpu._attempt(picture) for picture in batch.split(1)])
 
     @cached_property
-    def on_cpu(self) -> torch.jit.ScriptModule:
-        """Return the generator on the CPU, as exported."""
-        return self._load(torch.device("cpu")).module
+    def on_cpu(self) -> "Runner":
+        """Return a Runner of the same generator on the CPU, in the precision that was exported."""
+        return Runner(self.path, torch.device("cpu"), **self.settings)
 
     def _say(self, sentence: str) -> None:
         if sentence not in self.said:
@@ -151,12 +132,6 @@ def is_out_of_memory(error: Exception) -> bool:
     """Tell whether an error is about memory; TorchScript's have lost their type, so words decide."""
     words = ("out of memory", "can't allocate memory", "cannot allocate memory", "_alloc_failed")
     return isinstance(error, MemoryError) or any(word in str(error).lower() for word in words)
-
-
-def _failure(error: Exception) -> Exception:
-    """Return what to raise in place of an error of the network."""
-    said = one_line(error)
-    return UserError(said) if NOT_FINITE in said else RuntimeError(said)
 
 
 def one_line(error: Exception) -> str:

@@ -137,7 +137,7 @@ def test_a_bug_shows_its_traceback_once_and_stops_no_other_file(
             _, _ = [1]
         job.status = "done"
 
-    monkeypatch.setattr(runner, "Runner", lambda *_: StandInRunner())
+    monkeypatch.setattr(runner, "Runner", lambda *_, **__: StandInRunner())
     monkeypatch.setattr(pipeline.Pipeline, "write", write)
     for name in ("bad", "good", "worse"):
         save_picture(f"a/{name}.png", gray(0))
@@ -158,7 +158,7 @@ def test_metadata_of_finished_files_is_not_held(monkeypatch: pytest.MonkeyPatch)
         return found
 
     monkeypatch.setattr(pipeline, "scan", watched)
-    monkeypatch.setattr(runner, "Runner", lambda *_: StandInRunner())
+    monkeypatch.setattr(runner, "Runner", lambda *_, **__: StandInRunner())
     for i in range(40):
         save_picture(f"p/{i:02}.png", gray(0))
     held: list[int] = []
@@ -276,7 +276,7 @@ def test_an_interrupted_call_leaves_whole_files(
 
     for i in range(6):
         save_picture(f"p/{i}.png", gray(i, 40 + i))
-    monkeypatch.setattr(runner, "Runner", lambda *_: Interrupted())
+    monkeypatch.setattr(runner, "Runner", lambda *_, **__: Interrupted())
     assert call("p", "--model", "any.ts", monkeypatch=monkeypatch) == cli.INTERRUPTED
     assert "interrupted" in capsys.readouterr().err
     assert sorted(path.name for path in Path("out").iterdir()) == ["0.png", "1.png", "2.png"]

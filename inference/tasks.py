@@ -119,21 +119,16 @@ def is_inside(path: Path, folder: Path) -> bool:
 def matching_files(pattern: Path) -> Iterator[tuple[Path, Path, str]]:
     """Yield the files that a pattern matches, with their folders below its fixed part."""
     fixed = Path(*list(takewhile(lambda part: not has_magic(part), pattern.parts)))
-    try:  # Path's ** follows no links, which can lead round in circles
+    try:  # Path's ** follows no links, which can lead round in circles; its * does
         rest = pattern.relative_to(fixed) / ("*" if pattern.name == "**" else "")
         matches = sorted(fixed.glob(str(rest)))
     except ValueError as error:
         raise UserError(f"no pattern {pattern}: {error}") from None
     shown = [m for m in matches if not any(part.startswith(".") for part in m.relative_to(fixed).parts)]
-    files = [match for match in shown if not match.is_dir() and not through_link(match, fixed)]
+    files = [match for match in shown if not match.is_dir()]
     if not files:
         raise UserError(f"no file matches {pattern}")
     yield from ((path, path.relative_to(fixed), "") for path in files)
-
-
-def through_link(path: Path, fixed: Path) -> bool:
-    """Tell whether a folder between `fixed` and a file is a link, which can lead round in a circle."""
-    return any(parent.is_symlink() for parent in path.parents if parent != fixed and fixed in parent.parents)
 
 
 def listed_files() -> Iterator[tuple[Path, Path, str]]:

@@ -45,20 +45,14 @@ class Exported(NamedTuple):
 
 def build_colorizer(recipe: Recipe) -> Colorizer:
     """Build the untrained Colorizer of a recipe that went through models.fit_networks."""
-    least = GENERATORS[recipe.generator].smallest
-    generator = build_generator(recipe)
+    generator, least = build_generator(recipe), GENERATORS[recipe.generator].smallest
     return Colorizer(generator, recipe.input, recipe.output, recipe.size, 2**recipe.depth, least)
 
 
 def save_generator(run: Path, epoch: int, recipe: Recipe, generator: nn.Module) -> None:
     """Write the generator of one epoch, with the recipe that rebuilds it."""
-    payload = {
-        "format": FORMAT,
-        "epoch": epoch,
-        "recipe": asdict(recipe),
-        "generator": generator.state_dict(),
-    }
-    save(epoch_path(run, epoch), payload)
+    origin = {"format": FORMAT, "epoch": epoch, "recipe": asdict(recipe)}
+    save(epoch_path(run, epoch), {**origin, "generator": generator.state_dict()})
 
 
 def load_colorizer(run: Path, epoch: int, device: torch.device) -> Colorizer:
@@ -91,7 +85,7 @@ def load_exported(path: Path, device: torch.device) -> Exported:
     """
     if not path.is_file():
         raise UserError(f"no model {path}; write one with: python export.py")
-    files = {METADATA: ""}
+    files = {METADATA: "{}"}
     try:
         # opened first: where reading is forbidden, torch does not name the file
         with path.open("rb"), warnings.catch_warnings():
@@ -99,20 +93,19 @@ def load_exported(path: Path, device: torch.device) -> Exported:
             module = torch.jit.load(path, map_location="cpu", _extra_files=files)
     except (RuntimeError, ValueError):
         raise UserError(f"{path} is not a TorchScript file, or it is damaged") from None
+    known = {field.name for field in fields(Recipe)}  # another version of the same format may have more
     try:
         told = json.loads(files[METADATA])
-        form, version, recipe = int(told.get("format", 0)), str(told["version"]), dict(told["recipe"])
-    except (ValueError, TypeError, KeyError, AttributeError):
-        raise UserError(f"{path} is a TorchScript file, but not one written by export.py") from None
+        form, version = told.get("format", 0), told["version"]
+        if form == EXPORT_FORMAT:
+            recipe = Recipe.from_record({key: value for key, value in told["recipe"].items() if key in known})
+            record = ExportRecord(recipe, told["epoch"], told["precision"], form, version, told["torch"])
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        foreign = f"{path} is a TorchScript file, but not one written by export.py"
+        raise UserError(f"{foreign} ({error!r})") from None
     if form != EXPORT_FORMAT:
         age = f"the newer version {version}" if form > EXPORT_FORMAT else "an older version"
         raise UserError(f"{path} is of {age} of this project; export it again with this one")
-    known = {field.name for field in fields(Recipe)}  # another version of the same format may have more
-    try:
-        recipe = Recipe.from_record({key: value for key, value in recipe.items() if key in known})
-        record = ExportRecord(recipe, told["epoch"], told["precision"], form, version, told["torch"])
-    except (KeyError, UserError) as error:
-        raise UserError(f"{path} is not as export.py writes it: {error}") from None
     return Exported(module.eval().to(device), record)
 
 

@@ -34,12 +34,13 @@ def main(
     format_: Annotated[str, typer.Option("--format", metavar="ts|onnx|pt2", help="What to write.")] = "ts",
     device: DeviceOption = "auto",
 ) -> Path:
-    """Export one saved epoch; returns the file. The differences are checked on `device`; auto: on all."""
+    """Export one saved epoch; returns the file. The differences are checked on the CPU and on `device`."""
     import torch
 
     from evaluation.scores import choose_epochs, read_scores
     from inference import checkpoint, exporters
     from reporting.summary import why_best
+    from runtime.device import pick_device
     from runtime.run_folder import newest_run, read_run
 
     choices = ("precision", precision, exporters.PRECISIONS), ("format", format_, exporters.FORMATS)
@@ -48,7 +49,8 @@ def main(
             raise UserError(f"no {name} {value}: use one of {' '.join(known)}")
     if format_ == "onnx":
         exporters.require_onnx()
-    on = exporters.devices(device)
+    cpu = torch.device("cpu")
+    devices = list(dict.fromkeys([cpu, pick_device(device)]))
     folder = Path(run or newest_run())
     number = choose_epochs(folder, epoch, all_epochs=False)[0]
     if epoch == "best":
@@ -57,8 +59,7 @@ def main(
     if path.is_dir():
         raise UserError(f"{path} is a folder; name a file with --out")
     record = checkpoint.ExportRecord(read_run(folder).recipe, number, precision)
-    trained = checkpoint.load_colorizer(folder, number, torch.device("cpu"))
-    exporters.write(path, trained, record, format_, on)
+    exporters.write(path, checkpoint.load_colorizer(folder, number, cpu), record, format_, devices)
     print(f"wrote {path}, {path.stat().st_size / 1e6:.1f} MB")
     if format_ == "ts":
         print(f"use it with: python colorize.py photo.jpg --model {path}")

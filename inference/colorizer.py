@@ -21,8 +21,8 @@ STRIP = 2**18  # px processed at a time: they fit into a CPU's caches. 4 times a
 class Maps(NamedTuple):
     """What a prediction says of the full-resolution image; all (N, C, h, w) float32, of one h and w."""
 
-    colours: Tensor  # C = 2: ab/110. C = 3: RGB - guide in [-1, 1], or for line art RGB in [0, 1]
     gain: Tensor  # C like colours: how much they change per unit of the guide; 0 where upsampling is bicubic
+    colours: Tensor  # C = 2: ab/110. C = 3: RGB - guide in [-1, 1], or for line art RGB in [0, 1]
     guide: Tensor  # C = 1: lightness L/100 or luma of the small image, in [0, 1]
     detail: Tensor  # output Lab: C = 1, in [0, 1], the share of the input's detail to keep. Else C = 0
     seen: Tensor  # output Lab: C = 1, the L/100 that the network saw. Else C = 0
@@ -61,22 +61,13 @@ class Colorizer(nn.Module):
     def __init__(
         self, generator: nn.Module, x_kind: str, y_kind: str, size: int, multiple: int, least: int = 1
     ) -> None:
-        """Wrap a generator.
+        """Wrap a generator, which maps x (N, Cx, H, W) to y (N, Cy, H, W), both in [-1, 1]; see color.encode.
 
-        Args:
-            generator: maps (N, Cx, H, W) to (N, Cy, H, W), both in [-1, 1].
-            x_kind, y_kind: input and output of the generator; see color.encode.
-            size: px, short side at which the network works.
-            multiple: px, the network takes sides that are multiples of this.
-            least: px, the shortest side that the network takes.
+        Its sides are multiples of `multiple` px, and at least `least`.
         """
         super().__init__()
-        self.generator = generator
-        self.x_kind = x_kind
-        self.y_kind = y_kind
-        self.size = size
-        self.multiple = multiple
-        self.least = least
+        self.generator, self.x_kind, self.y_kind = generator, x_kind, y_kind
+        self.size, self.multiple, self.least = size, multiple, least
         self.strength = 1.0
         self.upsampling = "guided"
         self.strip = STRIP
@@ -93,12 +84,11 @@ class Colorizer(nn.Module):
         height, width = image.size(2), image.size(3)
         if not image.is_floating_point() and not bool(torch.isfinite(y).all()):
             raise ValueError("the network's output is not finite: use another precision, or another epoch")
-        maps = self.prepare(small, y, min(height, y.size(2)), min(width, y.size(3)))
-        packed = pack(maps)  # once, for all strips
+        packed = self.prepare(small, y, min(height, y.size(2)), min(width, y.size(3)))  # (N, M, h, w)
         out = torch.empty([image.size(0), 3, height, width], dtype=image.dtype, device=image.device)
         for top, bottom in strips(image, self.strip):
-            large = unpack(enlarge(packed, top, bottom - top, height, width), maps)
-            rgb = self.join(image[:, :, top:bottom], large)
+            maps = self.unpack(enlarge(packed, top, bottom - top, height, width))
+            rgb = self.join(image[:, :, top:bottom], maps)
             out[:, :, top:bottom] = color.to_dtype(rgb, image.dtype)
         return out
 
@@ -148,8 +138,8 @@ class Colorizer(nn.Module):
         left = (columns.size(0) - width) // 2
         return y[:, :, top : top + height, left : left + width].to(torch.float32)
 
-    def prepare(self, small: Tensor, y: Tensor, rows: int, columns: int) -> Maps:
-        """Turn a prediction into maps of rows x columns px.
+    def prepare(self, small: Tensor, y: Tensor, rows: int, columns: int) -> Tensor:
+        """Turn a prediction into Maps of rows x columns px, packed into one tensor to be enlarged together.
 
         Args:
             small: (N, 3, h, w) in [0, 1], the image that the network saw.
@@ -175,13 +165,18 @@ class Colorizer(nn.Module):
             repaired = change - F.avg_pool2d(change, 17, 1, 8, count_include_pad=False)
             detail, seen = torch.exp(-(repaired**2)), guide
             guide = restored
-        n, extra = colours.size(1), detail.size(1)
-        resized = resize(torch.cat([colours, guide, detail, seen], 1), rows, columns)
-        colours, guide, detail, seen = resized.split([n, 1, extra, extra], 1)
-        gain = torch.zeros_like(colours)
+        n = colours.size(1)
+        maps = resize(torch.cat([colours, guide, detail, seen], 1), rows, columns)
+        gain = torch.zeros_like(maps[:, :n])
         if self.upsampling == "guided":
-            gain = local_gain(guide, colours)
-        return Maps(colours, gain, guide, detail, seen)
+            gain = local_gain(maps[:, n : n + 1], maps[:, :n])
+        return torch.cat([gain, maps], 1)
+
+    def unpack(self, packed: Tensor) -> Maps:
+        """Return the maps in the channels of a tensor (N, M, H, W) that `prepare` has made."""
+        n, extra = 3 if self.guide_is_luma else 2, int(self.y_kind == "Lab")
+        gain, colours, guide, detail, seen = packed.split([n, n, 1, extra, extra], 1)
+        return Maps(gain, colours, guide, detail, seen)
 
     def join(self, image: Tensor, maps: Maps) -> Tensor:
         """Combine an image (N, 1|3, H, W) with maps enlarged to H x W: (N, 3, H, W) in [0, 1]."""
@@ -196,18 +191,6 @@ class Colorizer(nn.Module):
         if self.guide_is_luma:
             return color.clip_gamut(colours + guide, guide)
         return color.join_lab(guide * 100.0, colours)
-
-
-def pack(maps: Maps) -> Tensor:
-    """Return all maps as channels of one tensor, to be enlarged together."""
-    return torch.cat([maps.colours, maps.gain, maps.guide, maps.detail, maps.seen], 1)
-
-
-def unpack(packed: Tensor, like: Maps) -> Maps:
-    """Return the maps in a tensor (N, M, H, W) that was made by `pack`; channels are counted in `like`."""
-    n, extra = like.colours.size(1), like.detail.size(1)
-    colours, gain, guide, detail, seen = packed.split([n, n, 1, extra, extra], 1)
-    return Maps(colours, gain, guide, detail, seen)
 
 
 def check_image(image: Tensor) -> None:

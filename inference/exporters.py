@@ -13,21 +13,17 @@ from collections.abc import Callable
 from functools import partial
 from itertools import pairwise, product
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from config import UserError
 from imaging import color
 from inference.checkpoint import METADATA, ExportRecord, infer, load_exported
-from inference.colorizer import Colorizer, enlarge, pack, resize, unpack
+from inference.colorizer import Colorizer, enlarge, resize
 from runtime.atomic import replacing
-from runtime.device import pick_device
-
-if TYPE_CHECKING:
-    from torch.export import ExportedProgram
 
 FORMATS = ("ts", "onnx", "pt2")
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -55,8 +51,7 @@ def fold_batch_norm(module: nn.Module) -> nn.Module:
             conv, norm = children[first], children.get(second)
             convolves = isinstance(conv, nn.Conv2d | nn.ConvTranspose2d)
             if convolves and isinstance(norm, nn.BatchNorm2d) and norm.running_mean is not None:
-                transposed = isinstance(conv, nn.ConvTranspose2d)
-                setattr(parent, first, fuse_conv_bn_eval(conv, norm, transpose=transposed))
+                setattr(parent, first, fuse_conv_bn_eval(conv, norm, isinstance(conv, nn.ConvTranspose2d)))
                 setattr(parent, second, nn.Identity())
     return module
 
@@ -88,9 +83,8 @@ class Traceable(nn.Module):
         small = resize(c.visible(image), _length(rows), _length(columns)).clamp(0.0, 1.0)
         y = self.predict(color.encode(small, c.x_kind), rows, columns)
         sides = _length(torch.minimum(height, rows)), _length(torch.minimum(width, columns))
-        maps = c.prepare(small, y, *sides)
-        large = enlarge(pack(maps), 0, image.size(2), image.size(2), image.size(3))
-        return c.join(image, unpack(large, maps))
+        packed = enlarge(c.prepare(small, y, *sides), 0, image.size(2), image.size(2), image.size(3))
+        return c.join(image, c.unpack(packed))
 
     def predict(self, x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
         """Run the generator on x (N, C, rows, columns), padded by reflection."""
@@ -117,13 +111,9 @@ def _length(value: Tensor) -> int:
     return number
 
 
-def trace(colorizer: Colorizer) -> "ExportedProgram":
+def trace(colorizer: Colorizer) -> ExportedProgram:
     """Return a Colorizer on the CPU as a program of torch.export, for any batch, height and width."""
-    import torch.export
-
-    free = torch.export.Dim.DYNAMIC
-    example = torch.rand(2, 3, 90, 140)
-    sizes = ({0: free, 2: free, 3: free},)
+    example, sizes = torch.rand(2, 3, 90, 140), ({0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC},)
     return torch.export.export(Traceable(colorizer), (example,), dynamic_shapes=sizes, strict=False)
 
 
@@ -139,8 +129,6 @@ def write_pt2(path: Path, colorizer: Colorizer, record: ExportRecord) -> None:
 
 def load_pt2(path: Path) -> Function:
     """Return the file of write_pt2 as a function of (N, 3, H, W) float32."""
-    import torch.export
-
     with open(path, "rb") as file:
         return torch.export.load(file).module()
 
@@ -158,7 +146,6 @@ def write_onnx(path: Path, colorizer: Colorizer, record: ExportRecord) -> None:
         trace(colorizer), (), dynamo=True, opset_version=OPSET, verbose=False,
         input_names=["image"], output_names=["colour"],
     )  # fmt: skip
-    assert program is not None
     program.model.metadata_props[METADATA] = record.to_json()
     program.save(path, external_data=False)
 
@@ -172,11 +159,7 @@ def load_onnx(path: Path) -> Function:
 
 
 def write_traced(path: Path, module: Colorizer, record: ExportRecord, form: str) -> None:
-    """Write ONNX or pt2, load it again, and compare it with the eager module on the CPU.
-
-    Raises:
-        UserError: the format cannot express this network, or the difference is too large.
-    """
+    """Write ONNX or pt2, load it again, and compare it with the eager module on the CPU."""
     write, load = {"onnx": (write_onnx, load_onnx), "pt2": (write_pt2, load_pt2)}[form]
     try:
         write(path, module, record)
@@ -185,9 +168,8 @@ def write_traced(path: Path, module: Colorizer, record: ExportRecord, form: str)
         raise
     except Exception as error:  # exporters and runtimes raise many types for what they do not support
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise UserError(
-            f"{form} cannot express this network ({reason}); nothing was written; --format ts can"
-        ) from error
+        words = f"{form} cannot express this network ({reason})"
+        raise UserError(f"{words}; nothing was written; --format ts can") from error
     compare(f"eager, {form} on cpu", module, loaded, torch.device("cpu"), TOLERANCE)
 
 
@@ -214,8 +196,8 @@ def write(path: Path, trained: Colorizer, record: ExportRecord, form: str, on: l
         UserError: a step differs too much, or the format cannot express the network. Nothing is written.
     """
     module = deployable(trained, record.precision)
-    heads = [f"{batch} x {height} x {width}" for batch, (height, width) in product(BATCHES, SIZES)]
-    print(f"{'levels of 255: max (mean)':<28}" + "  ".join(f"{head:>16}" for head in heads))
+    heads = [f"{f'{n} x {height} x {width}':>16}" for n, (height, width) in product(BATCHES, SIZES)]
+    print(f"{'levels of 255: max (mean)':<28}" + "  ".join(heads))
     limit = TOLERANCE if record.precision == "fp32" else LEVELS
     compare(f"trained, {record.precision} on cpu", trained, module, torch.device("cpu"), limit)
     with replacing(path) as temporary:
@@ -225,37 +207,24 @@ def write(path: Path, trained: Colorizer, record: ExportRecord, form: str, on: l
             write_traced(temporary, module, record, form)
 
 
-def devices(name: str) -> list[torch.device]:
-    """Return the device of a name; for auto, the CPU and the accelerator if there is one."""
-    if name != "auto":
-        return [pick_device(name)]
-    return [torch.device("cpu"), *({pick_device("auto")} - {torch.device("cpu")})]
-
-
 def compare(name: str, one: Function, other: Function, device: torch.device, limit: float) -> None:
-    """Compare two functions on float images; prints one row of the table of differences.
-
-    Raises:
-        UserError: they differ by more than `limit` levels, or one gives NaN.
-    """
-    noise, results = torch.Generator().manual_seed(0), []
+    """Print a row of differences on float images; UserError if any is above `limit` levels, or NaN."""
+    noise, errors = torch.Generator().manual_seed(0), []
     for batch, (height, width) in product(BATCHES, SIZES):
         image = torch.rand((batch, 3, height, width), generator=noise).to(device)
-        error = (one(image) - other(image)).abs().cpu().to(torch.float64) * LEVELS  # MPS has no float64
-        results.append((float(error.max()), float(error.mean())))
-    cells = "  ".join(f"{f'{largest:.3f} ({mean:.4f})':>16}" for largest, mean in results)
-    print(f"{name:<28}{cells}")
-    worst = float(torch.tensor(results)[:, 0].max())  # NaN if any is
+        errors.append((one(image) - other(image)).abs().cpu().double() * LEVELS)  # MPS has no float64
+    cells = [f"{f'{error.max():.3f} ({error.mean():.4f})':>16}" for error in errors]
+    print(f"{name:<28}" + "  ".join(cells))
+    worst = float(torch.stack([error.max() for error in errors]).max())  # NaN if any is
     if not worst <= limit:
         raise UserError(f"{name}: they differ by {worst:.3g} of 255 levels; nothing was written")
 
 
 def compare_integers(name: str, one: Function, other: Function, device: torch.device) -> None:
     """Raise UserError unless two functions agree within a level of uint8 on gray integer images."""
-    ramp = torch.linspace(0.0, 1.0, 70).view(2, 1, 5, 7)
-    for dtype, high, limit in ((torch.uint8, 255, 1), (torch.uint16, 65535, 257)):
-        image = (ramp * high).to(dtype).to(device)
+    ramp = torch.linspace(0.0, 255.0, 70).view(2, 1, 5, 7)
+    for dtype, level in ((torch.uint8, 1), (torch.uint16, 257)):
+        image = (ramp * level).to(dtype).to(device)
         first, second = one(image), other(image)
-        same = second.dtype == dtype and second.shape == (2, 3, 5, 7)
-        if not same or (first.to(torch.int32) - second.to(torch.int32)).abs().max() > limit:
+        if second.dtype != dtype or (first.int() - second.int()).abs().max() > level:
             raise UserError(f"{name}: they differ on {dtype} images; nothing was written")

@@ -17,6 +17,7 @@ from evaluation import scores
 from inference import checkpoint, exporters
 from inference.checkpoint import load_exported
 from reporting import summary
+from runtime import device
 from runtime.atomic import load, save
 from runtime.cli import command
 from runtime.run_folder import epoch_path, read_run
@@ -128,10 +129,10 @@ def test_the_table_has_a_row_per_comparison_and_a_column_per_shape(
 ) -> None:
     monkeypatch.setattr(exporters, "SIZES", ((37, 61), (19, 34)))
     monkeypatch.setattr(exporters, "BATCHES", (1, 3))
-    monkeypatch.setattr(exporters, "devices", lambda name: [CPU, torch.device("cpu:0")])
+    monkeypatch.setattr(device, "pick_device", lambda name: torch.device("cpu:0"))
     path = export.main(run=run, out=run / "x.ts")
     *table, wrote, use = capsys.readouterr().out.splitlines()
-    names = [f"eager, {kind} on {device}" for device in ("cpu", "cpu:0") for kind in ("scripted", "reloaded")]
+    names = [f"eager, {kind} on {on}" for on in ("cpu", "cpu:0") for kind in ("scripted", "reloaded")]
     expected = ["levels of 255: max (mean)", "trained, fp32 on cpu", *names]
     assert [line[:28].strip() for line in table] == expected
     heads = [table[0][28 + 18 * i :][:16].strip() for i in range(4)]

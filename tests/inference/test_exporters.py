@@ -201,14 +201,6 @@ def test_the_table_shows_the_largest_and_the_mean_difference_of_each_shape(
         assert float(cells[2 * i + 1].strip("()")) == pytest.approx(1 / (3 * height * width), abs=1e-4)
 
 
-def test_auto_compares_on_the_cpu_and_on_the_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
-    for found in ("cpu", "cuda", "mps"):
-        there = torch.device(found)
-        monkeypatch.setattr(exporters, "pick_device", lambda name, there=there: there)
-        assert exporters.devices("auto") == ([CPU] if found == "cpu" else [CPU, there])
-        assert exporters.devices("asked") == [there]
-
-
 # what is written
 
 
@@ -364,7 +356,7 @@ def test_a_gpu_has_rows_of_its_own(
 ) -> None:
     trained = checkpoint.load_colorizer(runs("coco"), 1, CPU)
     record = ExportRecord(Recipe("x"), 1, precision)
-    exporters.write(tmp_path / "x.ts", trained, record, "ts", exporters.devices("auto"))
+    exporters.write(tmp_path / "x.ts", trained, record, "ts", [CPU, torch.device("cuda")])
     assert "eager, reloaded on cuda" in capsys.readouterr().out
     image: Any = torch.randint(0, 256, (2, 3, 70, 50), dtype=torch.uint8)
     on_gpu = load_exported(tmp_path / "x.ts", torch.device("cuda")).module(image.cuda())

@@ -18,13 +18,9 @@ CHANNELS = {"L": 1, "gray": 1, "line": 1, "gray+line": 1, "sketch": 3, "ab": 2, 
 
 
 def rgb01(image: Tensor) -> Tensor:
-    """Return an image as float32 RGB in [0, 1].
+    """Return an image (N, 1|3, H, W) as float32 RGB (N, 3, H, W) in [0, 1]; one channel is repeated.
 
-    Args:
-        image: (N, 1|3, H, W), uint8 in [0, 255], uint16 in [0, 65535] or floating point in [0, 1].
-
-    Returns:
-        (N, 3, H, W); one channel is repeated.
+    uint8 is in [0, 255], uint16 in [0, 65535], and floating point is clipped to [0, 1].
     """
     if image.dtype == torch.uint8:
         rgb = image.to(torch.float32) / 255.0
@@ -32,20 +28,19 @@ def rgb01(image: Tensor) -> Tensor:
         rgb = image.to(torch.float32) / 65535.0
     else:
         rgb = image.to(torch.float32).clamp(0.0, 1.0)
-    return rgb.expand(-1, 3, -1, -1)  # (N, 3, H, W)
+    return rgb.expand(-1, 3, -1, -1)
 
 
 def to_uint8(rgb: Tensor) -> Tensor:
     """Return RGB, clipped to [0, 1], as uint8, rounded to nearest."""
-    return (rgb.clamp(0.0, 1.0) * 255.0).round().to(torch.uint8)
+    return to_dtype(rgb, torch.uint8)
 
 
 def to_dtype(rgb: Tensor, dtype: torch.dtype) -> Tensor:
     """Return RGB in [0, 1] in a dtype that rgb01 takes; uint8 and uint16 are rounded to nearest."""
-    if dtype == torch.uint8:
-        return to_uint8(rgb)
-    if dtype == torch.uint16:
-        return (rgb.clamp(0.0, 1.0) * 65535.0).round().to(dtype)
+    if dtype == torch.uint8 or dtype == torch.uint16:
+        white = 255.0 if dtype == torch.uint8 else 65535.0
+        return (rgb.clamp(0.0, 1.0) * white).round().to(dtype)
     return rgb.to(dtype)
 
 
@@ -56,21 +51,10 @@ def linear_rgb(rgb: Tensor) -> Tensor:
     return upper.add_(0.055).div_(1.055).log_().mul_(2.4).exp_().add_(line)
 
 
-def gamma_rgb(linear: Tensor) -> Tensor:
-    """Return sRGB of linear RGB, both in [0, 1]."""
-    return torch.where(
-        linear > 0.0031308, 1.055 * linear.clamp(min=1e-6) ** (1.0 / 2.4) - 0.055, linear * 12.92
-    )
-
-
 def rgb_to_lab(rgb: Tensor) -> Tensor:
-    """Convert sRGB to CIELAB (D65, 2 degrees).
+    """Convert sRGB (N, 3, H, W) in [0, 1] to CIELAB (D65, 2 degrees).
 
-    Args:
-        rgb: (N, 3, H, W) float, in [0, 1].
-
-    Returns:
-        (N, 3, H, W) float32, L in [0, 100], a and b in [-108, 99].
+    Returns float32 of the same shape, L in [0, 100], a and b in [-108, 99].
     """
     r, g, b = linear_rgb(rgb.to(torch.float32)).unbind(1)
     x = (0.412453 * r + 0.357580 * g + 0.180423 * b) / 0.95047
@@ -95,13 +79,9 @@ def _lab_root(xyz: Tensor) -> Tensor:
 
 
 def lab_to_rgb(lab: Tensor) -> Tensor:
-    """Convert CIELAB to sRGB; colours outside sRGB are desaturated at the same L until they fit.
+    """Convert CIELAB (N, 3, H, W), L in [0, 100], to float32 sRGB of the same shape in [0, 1].
 
-    Args:
-        lab: (N, 3, H, W) float, L in [0, 100].
-
-    Returns:
-        (N, 3, H, W) float32 in [0, 1].
+    Colours outside sRGB are desaturated at the same L until they fit.
     """
     lightness, a, b = lab.to(torch.float32).unbind(1)
     fy = (lightness + 16.0) / 116.0
@@ -112,18 +92,15 @@ def lab_to_rgb(lab: Tensor) -> Tensor:
     red = 3.240457143 * x - 1.537140042 * y - 0.498532607 * z
     green = -0.969265039 * x + 1.876009528 * y + 0.041556363 * z
     blue = 0.055642126 * x - 0.204024787 * y + 1.057225293 * z
-    return gamma_rgb(clip_gamut(torch.stack([red, green, blue], 1), y.unsqueeze(1)))
+    linear = clip_gamut(torch.stack([red, green, blue], 1), y.unsqueeze(1))
+    curve = 1.055 * linear.clamp(min=1e-6) ** (1.0 / 2.4) - 0.055
+    return torch.where(linear > 0.0031308, curve, linear * 12.92)
 
 
 def clip_gamut(linear: Tensor, luminance: Tensor) -> Tensor:
-    """Desaturate colours outside the gamut: along the line to the gray of their luminance, which keeps L.
+    """Bring linear RGB (N, 3, H, W) of any range into [0, 1]; `luminance` is its Y (N, 1, H, W).
 
-    Args:
-        linear: (N, 3, H, W) linear RGB, any range.
-        luminance: (N, 1, H, W), Y of the same colours.
-
-    Returns:
-        (N, 3, H, W) in [0, 1].
+    Colours outside the gamut move straight towards the gray of their luminance, which keeps L.
     """
     gray = luminance.clamp(0.0, 1.0)
     offset = linear - gray
@@ -138,15 +115,10 @@ def luma(rgb: Tensor) -> Tensor:
 
 
 def encode(image: Tensor, kind: str) -> Tensor:
-    """Return an image as a network tensor.
+    """Return an image, as rgb01 takes it, as a network tensor: float32 in [-1, 1].
 
-    Args:
-        image: (N, 1|3, H, W), uint8 or float in [0, 1].
-        kind: L -> (N, 1, H, W) = L/50 - 1; ab -> (N, 2, H, W) = ab/110; Lab -> (N, 3, H, W), both;
-            gray, line, gray+line -> (N, 1, H, W), luma; sketch, rgb -> (N, 3, H, W).
-
-    Returns:
-        float32 in [-1, 1].
+    L -> (N, 1, H, W) = L/50 - 1; ab -> (N, 2, H, W) = ab/110; Lab -> (N, 3, H, W), both;
+    gray, line, gray+line -> (N, 1, H, W), luma; sketch, rgb -> (N, 3, H, W).
     """
     rgb = rgb01(image)
     if kind == "L" or kind == "ab" or kind == "Lab":  # a script cannot look into a tuple of strings
@@ -160,11 +132,9 @@ def encode(image: Tensor, kind: str) -> Tensor:
 
 
 def decode(y: Tensor, kind: str, lightness: Tensor) -> Tensor:
-    """Return a network's output as RGB in [0, 1] (N, 3, H, W); differentiable.
+    """Return a network's output (N, 2|3, H, W) in [-1, 1] as RGB (N, 3, H, W) in [0, 1]; differentiable.
 
-    Args:
-        y: (N, 2|3, H, W) in [-1, 1], of kind ab, rgb or Lab.
-        lightness: (N, 1, H, W), L in [0, 100], for ab.
+    Its kind is ab, rgb or Lab; only ab needs the lightness (N, 1, H, W) in [0, 100].
     """
     y = y.to(torch.float32)
     if kind == "rgb":
@@ -206,26 +176,17 @@ def gaussian_blur(image: Tensor, sigma: float) -> Tensor:
     return planes.view(image.shape).to(torch.float32)
 
 
-def line_art(image: Tensor, sigma: float = 0.7, threshold: float = 0.95, softness: float = 0.08) -> Tensor:
-    """Return line art of colour images: black lines on white.
+def line_art(image: Tensor) -> Tensor:
+    """Return line art of colour images (N, 3, H, W): black lines on white, gray, as uint8 of the same shape.
 
     A difference of Gaussians with a soft threshold, per colour channel and relative to the local brightness:
     plain XDoG fills dark areas with black, and lines of the gray image miss edges between colours of equal
     lightness. Source: Winnemoeller et al. 2012, eq. 2-5, divided by the wider Gaussian.
-
-    Args:
-        image: (N, 3, H, W) uint8, or float in [0, 1].
-        sigma: px, about the width of a line.
-        threshold: of the finer over the wider Gaussian; at or above it the result is white.
-        softness: how far below the threshold white turns to black.
-
-    Returns:
-        (N, 3, H, W) uint8, gray.
     """
     rgb = rgb01(image)
-    fine = gaussian_blur(rgb, sigma)
-    wide = gaussian_blur(rgb, 3.0 * sigma)
+    fine = gaussian_blur(rgb, 0.7)  # about the width of a line
+    wide = gaussian_blur(rgb, 3.0 * 0.7)
     # 0.06 suppresses noise in dark areas
     ratio = ((fine + 0.06) / (wide + 0.06)).amin(1, keepdim=True)  # (N, 1, H, W)
-    ink = torch.tanh(((threshold - ratio) / softness).clamp(min=0.0))
+    ink = torch.tanh(((0.95 - ratio) / 0.08).clamp(min=0.0))  # from 0.95 on, the result is white
     return to_uint8(1.0 - ink).expand(-1, 3, -1, -1)

@@ -1,12 +1,9 @@
-"""Encoded images -> frames: Pillow for most formats, libpng and tifffile for more than 8 bits per channel.
+"""Encoded images -> frames: by Pillow; above 8 bits per channel, which it would cut, by libpng and tifffile.
 
 Pillow refuses large pictures and long PNG texts by limits that hold for the whole program
 (Image.MAX_IMAGE_PIXELS, PngImagePlugin.MAX_TEXT_CHUNK). Raising them would raise them for every program that
 imports Tinct. Therefore `open_image` calls Pillow's plugins without the limits, and check_size refuses. Only
 the frames of an animated GIF or PNG stay within Pillow's guard, as it checks them while it composes them.
-
-Only calls into the libraries stand inside `guarded`: there everything that is raised is the file's fault, and
-becomes a UserError. Those errors have no file name yet; `named` adds it.
 """
 
 import io
@@ -37,7 +34,6 @@ INTEGERS = (  # fields of a page to which a damaged file can give a tuple or byt
     "imagewidth", "imagelength", "tilewidth", "tilelength", "imagedepth", "samplesperpixel", "bitspersample",
     "photometric",
 )  # fmt: skip
-SPACES = {1: "gray", 3: "rgb", 4: "cmyk"}  # by number of channels
 
 
 @contextmanager
@@ -45,7 +41,7 @@ def guarded() -> Iterator[None]:
     """Turn whatever a library raises about a bad file into a UserError without the file's name.
 
     A damaged header ends in IndexError, struct.error, SyntaxError, zlib.error, OverflowError and many more,
-    so every exception is caught. Therefore none of our own code may stand inside.
+    so every exception is caught. Therefore none of our own code may stand inside. `named` adds the name.
     """
     try:
         yield
@@ -58,8 +54,7 @@ def guarded() -> Iterator[None]:
     except Image.DecompressionBombError as error:
         raise UserError(f"more pixels than Pillow reads in this format ({error})") from error
     except Exception as error:
-        cause = error.strerror if isinstance(error, OSError) else None
-        raise UserError(cause or f"damaged image ({error})") from error
+        raise UserError(getattr(error, "strerror", None) or f"damaged image ({error})") from error
 
 
 @contextmanager
@@ -71,14 +66,10 @@ def named(name: object) -> Iterator[None]:
         raise UserError(f"{name}: {error}") from error
 
 
-# Pillow without the limits that hold for the whole program
-
-
 def open_image(file: BinaryIO) -> Image.Image:
     """Open an image as Image.open does, without its guard against large pictures; pixels come with load().
 
-    Raises:
-        UnidentifiedImageError: no plugin knows the format. Plugins raise almost anything; use `guarded`.
+    Raises UnidentifiedImageError where no plugin knows the format; plugins raise almost anything.
     """
     Image.preinit()  # the common formats are tried first
     Image.init()
@@ -145,7 +136,6 @@ class _Tiff(TiffImageFile):
     """Pillow's TIFF reader; its load_prepare checks the size where there is no picture yet."""
 
     def load_prepare(self) -> None:
-        """Make an empty picture, into which the pixels are decoded."""
         if self._im is None:
             self.im = Image.core.new(self.mode, self._tile_size)
         super().load_prepare()
@@ -155,7 +145,6 @@ class _WebpBytes(io.BytesIO):
     """A WebP that gives all its bytes or at most 16; Pillow checks the size if it gets 30 at once."""
 
     def read(self, size: int = -1) -> bytes:
-        """Read at most 16 bytes, or all that are left."""
         return super().read(min(size, 16))
 
 
@@ -220,11 +209,10 @@ def _to_srgb(image: Image.Image) -> Frame:
             if alpha is not None:
                 part = part.convert(f"{mode}A")
                 alpha[rows] = part.getchannel("A")
-            part = part if part.mode == mode else part.convert(mode)
-            values = np.asarray(part) if profile else None
-        managed = None if values is None else _apply_profile(values, profile)
+            part = part.convert(mode)
+        managed = _apply_profile(np.asarray(part), profile) if profile else None
         with guarded():
-            pixels[rows] = managed if managed is not None else part if mode == "RGB" else part.convert("RGB")
+            pixels[rows] = part.convert("RGB") if managed is None else managed
     return Frame(pixels, alpha)
 
 
@@ -235,16 +223,14 @@ def _apply_profile(values: Depth, profile: object) -> Depth | None:
     """
     if not isinstance(profile, bytes):
         return None
-    options = {"colorspace": SPACES[values.shape[2] if values.ndim == 3 else 1], "outcolorspace": "rgb"}
+    space = {1: "gray", 3: "rgb", 4: "cmyk"}[values.shape[2] if values.ndim == 3 else 1]
+    options = {"colorspace": space, "outcolorspace": "rgb"}
     if values.dtype == np.uint16:  # lcms's fast tables are off by up to 5,000 of 65,535, but by 1 of 255
         options["flags"] = imagecodecs.CMS.FLAGS.NOOPTIMIZE
     try:
         return imagecodecs.cms_transform(np.ascontiguousarray(values), profile, SRGB, **options)
     except imagecodecs.CmsError:
         return None
-
-
-# more than 8 bits per channel, which Pillow would cut to 8
 
 
 def _deep_to_srgb(pixels: NDArray[np.uint16], profile: object) -> NDArray[np.uint16]:
@@ -278,13 +264,11 @@ def png_chunks(file: IO[bytes], kinds: tuple[bytes, ...]) -> Iterator[tuple[byte
 
 def without_pixels(file: IO[bytes]) -> PngImageFile:
     """Return a loaded picture of 1 x 1 px with all notes of a PNG, also those that stand after its pixels."""
-    copy = io.BytesIO(PNG_START)
-    copy.seek(0, io.SEEK_END)
-    putchunk(copy, b"IHDR", struct.pack(">IIBBBBB", 1, 1, 8, 0, 0, 0, 0))
-    for name, contents in png_chunks(file, PNG_NOTES):
-        putchunk(copy, name, contents)
-    putchunk(copy, b"IDAT", zlib.compress(b"\0\0"))
-    putchunk(copy, b"IEND")
+    header, pixel = struct.pack(">IIBBBBB", 1, 1, 8, 0, 0, 0, 0), zlib.compress(b"\0\0")
+    copy = io.BytesIO()
+    copy.write(PNG_START)
+    for chunk in [(b"IHDR", header), *png_chunks(file, PNG_NOTES), (b"IDAT", pixel), (b"IEND",)]:
+        putchunk(copy, *chunk)
     copy.seek(0)
     with guarded():
         image = Png(copy)
@@ -310,13 +294,10 @@ def tiff_pages(tiff: TiffFile) -> list[TiffPage]:
 
 def check_last_page(tiff: TiffFile) -> None:
     """Raise UserError where a page should follow the last: that a file is cut off, tifffile logs only."""
-    form, file = tiff.tiff, tiff.filehandle
     with guarded():
-        file.seek(tiff.pages[-1].offset)
-        (tags,) = struct.unpack(form.tagnoformat, file.read(form.tagnosize))
-        file.seek(tags * form.tagsize, io.SEEK_CUR)
-        pointer = file.read(form.offsetsize)
-    if int.from_bytes(pointer, "little" if form.byteorder == "<" else "big") >= file.size:
+        tiff.filehandle.seek(tiff.pages.next_page_offset)
+        pointer = tiff.filehandle.read(tiff.tiff.offsetsize)
+    if int.from_bytes(pointer, "little" if tiff.byteorder == "<" else "big") >= tiff.filehandle.size:
         raise UserError("it is cut off, and pages are missing")
 
 
@@ -331,13 +312,9 @@ def read_deep_page(page: TiffPage) -> Frame | None:
     if page.imagedepth > 1 or not 0 <= extra <= colours or kind not in "uif":
         raise UserError(f"a kind of image that cannot be read ({samples} samples of {page.dtype} per pixel)")
     with guarded():
-        values = page.asarray()
         profile, turn = page.iccprofile, page.tags.valueof(ExifTags.Base.Orientation, 1)
-    if values.size != height * width * samples:
-        raise UserError(f"damaged image ({values.size} values for {width} x {height} pixels)")
-    planar = page.planarconfig == 2 and values.ndim == 3
-    values = np.moveaxis(values.reshape(samples, height, width), 0, -1) if planar else values
-    values = values.reshape(height, width, samples)
+        values = page.asarray().reshape(page.shaped)  # (planes, 1, H, W, samples); one of them is 1
+        values = np.moveaxis(values[:, 0], 0, 2).reshape(height, width, samples)
     white = 2**page.bitspersample - 1 if kind == "u" and page.bitspersample <= 16 else None
     kinds = (page.extrasamples or (EXTRASAMPLE.UNASSALPHA,) * extra)[:extra]
     which = next((i for i, meaning in enumerate(kinds) if meaning), None)  # 0 may mean anything
@@ -349,5 +326,4 @@ def read_deep_page(page: TiffPage) -> Frame | None:
         for rows in strips(height, width):
             divided = pixels[rows] * (65535 / np.maximum(alpha[rows, :, None], 1))
             pixels[rows] = divided.round().clip(0, 65535)
-    frame = Frame(_deep_to_srgb(pixels, profile), alpha)
-    return upright(frame, turn if isinstance(turn, int) else 1)
+    return upright(Frame(_deep_to_srgb(pixels, profile), alpha), turn)

@@ -9,8 +9,10 @@ import io
 import math
 import struct
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from fractions import Fraction
-from itertools import chain, count, repeat
+from functools import partial
+from itertools import chain, count, islice, repeat
 from pathlib import Path
 
 import imagecodecs
@@ -25,7 +27,6 @@ from imaging.metadata import Notes, Scan, append_directories, png_notes, save_op
 from imaging.pixels import Depth, Frame, flatten, to_8_bits
 
 MAX_SIDE = {"JPEG": 65_500, "WEBP": 16_383, "GIF": 65_535}  # px
-WITH_ALPHA = ("WEBP", "AVIF")  # of the formats that Pillow writes here
 PALETTE_PIXELS = 2**22  # of a frame, by which its GIF palette is chosen; Pillow copies them three times
 QUALITY = {
     "JPEG": {"quality": 95, "subsampling": 0},
@@ -34,42 +35,33 @@ QUALITY = {
 }
 
 
-class Outgoing(Iterator[Frame]):
-    """The frames for one file. Each is checked when a writer asks for it, and so is their number."""
-
-    def __init__(self, frames: Iterable[Frame], form: str, scan: Scan) -> None:
-        self.form, self.scan = form, scan  # Pillow's name of the format; what is known of the input
-        self.number = 0  # of frames so far
-        self._frames, self._kind = iter(frames), None
-
-    def __next__(self) -> Frame:
-        frame = next(self._frames, None)
-        self.number += frame is not None
-        if self.number > self.scan.count or (frame is None and self.number < self.scan.count):
-            raise UserError(f"got {self.number} of the {self.scan.count} frames of {self.scan.path}")
-        if frame is None:
-            raise StopIteration
-        check_side(max(frame.pixels.shape), self.form, self.scan)
-        kind = frame.pixels.shape, frame.pixels.dtype
-        if kind != (self._kind or kind) and self.form != "TIFF":
-            raise UserError(f"{self.scan.path}: its frames differ in size, and only the pages of a tif may")
-        self._kind = kind
-        return frame
-
-    @property
-    def duration(self) -> float:
-        """Return for how long the last frame is shown, in ms."""
-        return self.scan.durations[self.number - 1] if self.number <= len(self.scan.durations) else 0.0
-
-
 def write(path: Path, form: str, frames: Iterable[Frame], scan: Scan) -> None:
     """Write frames and the metadata of their input in a format, by Pillow's name of it.
 
-    Raises:
-        UserError: the format cannot hold a frame, or their number is not that of the scan.
+    Raises UserError where the format cannot hold a frame, or their number is not that of the scan.
     """
+    checked = _checked(frames, form, scan)
+    scan = replace(scan, durations=scan.durations or (0.0,) * scan.count)
     writers = {"PNG": _write_png, "GIF": _write_gif, "TIFF": _write_tiff}
-    writers.get(form, _write_by_pillow)(path, Outgoing(frames, form, scan))
+    writers.get(form, partial(_write_by_pillow, form=form))(path, checked, scan)
+    next(checked, None)  # where there is one more, it is refused
+
+
+def _checked(frames: Iterable[Frame], form: str, scan: Scan) -> Iterator[Frame]:
+    """Yield frames; each is checked when a writer asks for it, and so is their number."""
+    number, kind = 0, None
+    for frame in frames:
+        number += 1
+        if number > scan.count:
+            break
+        check_side(max(frame.pixels.shape), form, scan)
+        kind = kind or (frame.pixels.shape, frame.pixels.dtype)
+        if kind != (frame.pixels.shape, frame.pixels.dtype) and form != "TIFF":
+            raise UserError(f"{scan.path}: its frames differ in size, and only the pages of a tif may")
+        yield frame
+        del frame  # before the next one is made
+    if number != scan.count:
+        raise UserError(f"got {number} of the {scan.count} frames of {scan.path}")
 
 
 def check_side(side: int, form: str, scan: Scan) -> None:
@@ -88,25 +80,23 @@ def _layers(frame: Frame, always: bool = False) -> Depth:
     return layers
 
 
-def _write_png(path: Path, frames: Outgoing) -> None:
+def _write_png(path: Path, frames: Iterator[Frame], scan: Scan) -> None:
     """Encode each frame by libpng, and join the parts."""
-    scan, serials = frames.scan, count()
-    moving = scan.count > 1
+    serials, moving = count(), scan.count > 1
     with path.open("wb") as file:
         file.write(PNG_START)
-        for frame in frames:
-            picture = io.BytesIO(imagecodecs.png_encode(_layers(frame, always=moving), level=1))
-            del frame  # before the next one is made
+        for index, duration in enumerate(scan.durations):
+            picture = io.BytesIO(imagecodecs.png_encode(_layers(next(frames), always=moving), level=1))
             ((_, header),) = png_chunks(picture, (b"IHDR",))
-            if frames.number == 1:
+            if index == 0:
                 animation = [(b"acTL", struct.pack(">II", scan.count, scan.loop))] * moving
                 for chunk in [(b"IHDR", header), *png_notes(scan.notes), *animation]:
                     putchunk(file, *chunk)
             if moving:
                 place = struct.pack(">I8sII", next(serials), header[:8], 0, 0)  # all of the canvas
-                putchunk(file, b"fcTL", place, struct.pack(">HHBB", *_ratio(frames.duration), 0, 0))
+                putchunk(file, b"fcTL", place, struct.pack(">HHBB", *_ratio(duration), 0, 0))
             for _, contents in png_chunks(picture, (b"IDAT",)):
-                if frames.number == 1:
+                if index == 0:
                     putchunk(file, b"IDAT", contents)
                 else:
                     putchunk(file, b"fdAT", struct.pack(">I", next(serials)), contents)
@@ -119,16 +109,15 @@ def _ratio(ms: float) -> tuple[int, int]:
     return Fraction(seconds).limit_denominator(int(65535 / max(1, seconds))).as_integer_ratio()
 
 
-def _write_gif(path: Path, frames: Outgoing) -> None:
+def _write_gif(path: Path, frames: Iterator[Frame], scan: Scan) -> None:
     """Write whole frames of 256 colours each; Pillow would write differences, and hold all frames for it."""
     with path.open("wb") as file:
-        for frame in frames:
-            image = _to_palette(frame)
-            del frame  # before the next one is made
-            if frames.number == 1:
-                file.write(_gif_head(image.size, frames.scan))
+        for index, duration in enumerate(scan.durations):
+            image = _to_palette(next(frames))
+            if index == 0:
+                file.write(_gif_head(image.size, scan))
             options = {"disposal": 2, "include_color_table": True}  # 2: the next frame starts from nothing
-            options["duration"] = min(10 * round(frames.duration / 10), 655_350)
+            options["duration"] = min(10 * round(duration / 10), 655_350)
             options["transparency"] = image.info.get("transparency")
             file.writelines(GifImagePlugin.getdata(image, (0, 0), **options))
         file.write(b";")
@@ -139,8 +128,7 @@ def _gif_head(size: tuple[int, int], scan: Scan) -> bytes:
     if scan.count > 1 and scan.loop != 1:
         repetitions = min(max(scan.loop - 1, 0), 65535)
         head += b"!\xff\x0bNETSCAPE2.0\x03\x01" + struct.pack("<HB", repetitions, 0)
-    comment = scan.notes.comment
-    if comment:
+    if comment := scan.notes.comment:
         parts = (comment[i : i + 255] for i in range(0, len(comment), 255))
         head += b"!\xfe" + b"".join(bytes([len(part)]) + part for part in parts) + b"\0"
     return head
@@ -163,39 +151,36 @@ def _to_palette(frame: Frame) -> Image.Image:
     return image
 
 
-def _write_tiff(path: Path, frames: Outgoing) -> None:
-    scan = frames.scan
+def _write_tiff(path: Path, frames: Iterator[Frame], scan: Scan) -> None:
     options = {"compression": "zlib", "compressionargs": {"level": 1}, "predictor": True}
     options |= {"photometric": "rgb", "metadata": None, "software": False}
     pages = chain([scan.notes], scan.others, repeat(Notes(dpi=scan.notes.dpi)))
     big = 8 * scan.count * scan.pixels > 2**32  # bytes of RGBA with 16 bits
     with TiffWriter(path, bigtiff=big, byteorder="<") as writer:
-        for frame in frames:
-            alpha, notes = [] if frame.alpha is None else ["UNASSALPHA"], next(pages)
-            options |= {"extratags": tiff_tags(notes, first=frames.number == 1), "extrasamples": alpha}
+        for index, notes in enumerate(islice(pages, scan.count)):
+            layers = _layers(next(frames))
+            options |= {"extratags": tiff_tags(notes, first=index == 0)}
+            options |= {"extrasamples": ["UNASSALPHA"] * (layers.shape[2] == 4)}
             options |= {"resolution": notes.dpi, "resolutionunit": "INCH" if notes.dpi else None}
-            writer.write(_layers(frame), **options)
-            del frame  # before the next one is made
+            writer.write(layers, **options)
+            del layers  # before the next frame is made
     append_directories(path, scan.notes)
 
 
-def _write_by_pillow(path: Path, frames: Outgoing) -> None:
-    form, scan = frames.form, frames.scan
+def _write_by_pillow(path: Path, frames: Iterator[Frame], scan: Scan, form: str) -> None:
     options = QUALITY.get(form, {}) | save_options(scan.notes, form)
     if scan.count == 1:
-        (image,) = (_to_image(frame, form) for frame in frames)
         encoded = io.BytesIO()  # when Pillow writes to a file itself, it takes a full disk for success
-        image.save(encoded, form, **options)
+        _to_image(next(frames), form).save(encoded, form, **options)
         path.write_bytes(encoded.getvalue())
-        return
-    durations = [round(ms) for ms in scan.durations] or [0] * scan.count
-    _Film(frames).save(path, form, save_all=True, duration=durations, loop=scan.loop, **options)
-    next(frames, None)  # where there is one more, it is refused
+    else:
+        options |= {"duration": [round(ms) for ms in scan.durations], "loop": scan.loop}
+        _Film(frames, scan.count).save(path, form, save_all=True, **options)
 
 
 def _to_image(frame: Frame, form: str) -> Image.Image:
     """Return 8 bits per channel, with transparency where a format has it."""
-    if frame.alpha is None or form not in WITH_ALPHA:
+    if frame.alpha is None or form not in ("WEBP", "AVIF"):
         return Image.fromarray(flatten(frame))
     image = Image.fromarray(to_8_bits(frame.pixels))
     image.putalpha(Image.fromarray(to_8_bits(frame.alpha)))
@@ -205,16 +190,17 @@ def _to_image(frame: Frame, form: str) -> Image.Image:
 class _Film(Image.Image):
     """An animation whose frames are made when one of Pillow's writers asks for them."""
 
-    def __init__(self, frames: Outgoing) -> None:
+    def __init__(self, frames: Iterator[Frame], count: int) -> None:
         super().__init__()
-        self.n_frames, self.is_animated = frames.scan.count, True
-        self._frames = frames
+        self.n_frames, self.is_animated = count, True
+        self._frames, self._made = frames, 0
         self.seek(0)
 
     def seek(self, frame: int) -> None:
         """Go on to the next frame; in the end, Pillow also asks for the first again."""
         if frame >= self.n_frames:
             raise EOFError
-        if frame == self._frames.number:
+        if frame == self._made:
+            self._made += 1
             image = _to_image(next(self._frames), "WEBP").convert("RGBA")  # AVIF wants all frames of one mode
             self.im, self._mode, self._size = image.im, image.mode, image.size

@@ -7,7 +7,8 @@
     write_frames(Path("out/film.gif"), frames, found)          # whole, or not at all
 
 Reading applies the EXIF orientation and the ICC profile, and brings every mode (palette, CMYK, 1 bit, float)
-to sRGB with 8 or 16 bits per channel. All three functions take bytes instead of a file, too.
+to sRGB with 8 or 16 bits per channel. Instead of a file, `read_image` and `scan` take its bytes as `content`;
+the path then only says what to call it. A UserError names the file.
 """
 
 import io
@@ -15,7 +16,7 @@ import math
 import os
 import stat
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
@@ -31,28 +32,21 @@ from imaging.metadata import Scan, info_of, read_notes, read_tiff_notes
 from imaging.pixels import Array, Frame, check_size, flatten
 from runtime.atomic import replacing
 
-EXTENSIONS = frozenset(
-    ".jpg .jpeg .jpe .jfif .mpo .png .apng .webp .avif .tif .tiff .gif .bmp .pbm .pgm .ppm .jp2 .tga".split()
-)
-
 FORMS = ("png", "jpg", "webp", "tif")  # what a user can ask for
 FORMATS = {  # endings that can be written, and Pillow's names of their formats
     **{".jpg": "JPEG", ".jpeg": "JPEG", ".jpe": "JPEG", ".jfif": "JPEG", ".png": "PNG", ".apng": "PNG"},
     **{".webp": "WEBP", ".tif": "TIFF", ".tiff": "TIFF", ".gif": "GIF", ".bmp": "BMP", ".ppm": "PPM"},
     ".avif": "AVIF",
 }
+EXTENSIONS = frozenset([*FORMATS, ".mpo", ".pbm", ".pgm", ".jp2", ".tga"])  # that are found in folders
 MOVING = ("GIF", "PNG", "WEBP", "AVIF")  # formats that hold an animation; a TIFF holds pages
 
 
 def find_images(folder: Path, closed: list[OSError] | None = None) -> list[Path]:
     """Return all image files below a folder, sorted; hidden files and folders are left out.
 
-    Args:
-        closed: gets an error for each folder below that cannot be read, with its name; None: it is raised.
-
-    Raises:
-        UserError: no such folder, or no image in it.
-        OSError: it, or one below it, cannot be read.
+    Raises UserError where there is no such folder or no image in it, and OSError where it cannot be read.
+    Errors of folders below it are put into `closed`, with their names, or else raised.
     """
 
     def refused(error: OSError) -> None:
@@ -75,15 +69,15 @@ def find_images(folder: Path, closed: list[OSError] | None = None) -> list[Path]
 @contextmanager
 def _opened(path: Path, content: bytes | None) -> Iterator[Image.Image | TiffFile]:
     """Open a file, or its bytes: a TIFF by tifffile, all else by Pillow; UserErrors name it."""
-    with decoders.named(path), ExitStack() as stack:
-        file = stack.enter_context(_open_bytes(path, content))
+    with decoders.named(path), _open_bytes(path, content) as file:
         with guarded():
             is_tiff = file.read(4) in decoders.TIFF_STARTS
             file.seek(0)
-            image = stack.enter_context(TiffFile(file) if is_tiff else decoders.open_image(file))
-        if not is_tiff:
-            check_size(*image.size)
-        yield image
+            image = TiffFile(file) if is_tiff else decoders.open_image(file)
+        with image:
+            if not is_tiff:
+                check_size(*image.size)
+            yield image
 
 
 def _open_bytes(path: Path, content: bytes | None) -> BinaryIO:
@@ -93,54 +87,41 @@ def _open_bytes(path: Path, content: bytes | None) -> BinaryIO:
         if not stat.S_ISREG(path.stat().st_mode):  # to open a pipe would be to wait for ever
             raise UserError("not an image that can be read")
         return path.open("rb")
-    except FileNotFoundError:
-        raise UserError("no such file") from None
     except OSError as error:
-        raise UserError(error.strerror or str(error)) from error
+        missing = isinstance(error, FileNotFoundError)
+        raise UserError("no such file" if missing else str(error.strerror)) from error
 
 
 def read_image(path: Path, content: bytes | None = None) -> Array:
     """Read the first frame or page as sRGB (H, W, 3) uint8, transparency laid over white.
 
-    Args:
-        content: the file's bytes, where `path` only says what to call it.
-
-    Raises:
-        UserError: missing, unreadable, truncated, too large to be safe, or not an image; names the file.
+    Raises UserError where it is missing, truncated, damaged, too large to be safe, or not an image.
     """
-    with closing(_frames(path, content, 1)) as frames:
+    with closing(read_frames(Scan(path, content=content))) as frames:
         return flatten(next(frames))
 
 
 def read_frames(scan: Scan) -> Iterator[Frame]:
     """Yield a file's frames or pages, one at a time.
 
-    Raises:
-        UserError: damaged or truncated, or a kind of image that cannot be read; names the file.
+    Raises UserError where one is damaged or truncated, or a kind of image that cannot be read.
     """
-    return _frames(scan.path, scan.content, scan.count)
-
-
-def _frames(path: Path, content: bytes | None, count: int) -> Iterator[Frame]:
-    """Yield the first frames or pages of a file."""
-    with _opened(path, content) as image:
+    with _opened(scan.path, scan.content) as image:
         if isinstance(image, TiffFile):
-            yield from _pages(path, content, decoders.tiff_pages(image)[:count])
+            yield from _pages(scan, decoders.tiff_pages(image)[: scan.count])
         elif isinstance(image, decoders.Png) and image.is_deep:
             yield decoders.read_deep_png(image)
         else:
-            yield from map(decoders.to_frame, decoders.walk(image, count))
+            yield from map(decoders.to_frame, decoders.walk(image, scan.count))
 
 
-def _pages(path: Path, content: bytes | None, pages: list[TiffPage]) -> Iterator[Frame]:
+def _pages(scan: Scan, pages: list[TiffPage]) -> Iterator[Frame]:
     """Yield the pages of a TIFF: those of more than 8 bits per channel by tifffile, else by Pillow."""
-    with ExitStack() as stack:
+    with _open_bytes(scan.path, scan.content) as file:  # each library moves in its own
         image = None
         for page in pages:
             frame = decoders.read_deep_page(page)
             if frame is None:
-                if image is None:
-                    file = stack.enter_context(_open_bytes(path, content))  # each library moves in its own
                 with guarded():
                     image = image or decoders.open_image(file)
                     image.seek(page.index)
@@ -153,11 +134,7 @@ def _pages(path: Path, content: bytes | None, pages: list[TiffPage]) -> Iterator
 def scan(path: Path, content: bytes | None = None) -> Scan:
     """Look into a file; only an animation is decoded, as its durations are not known otherwise.
 
-    Args:
-        content: the file's bytes, where `path` only says what to call it.
-
-    Raises:
-        UserError: missing, unreadable, too large or not an image; names the file.
+    Raises UserError where it is missing, unreadable, too large to be safe, or not an image.
     """
     with _opened(path, content) as image:
         found = _scan_tiff(path, image) if isinstance(image, TiffFile) else _scan_image(path, image)
@@ -165,9 +142,8 @@ def scan(path: Path, content: bytes | None = None) -> Scan:
 
 
 def _scan_image(path: Path, image: Image.Image) -> Scan:
-    notes, form = read_notes(image), str(image.format)
-    if form == "MPO":  # a phone's; its other pictures are previews, or what the left eye sees
-        form = "JPEG"
+    # a phone's MPO: its other pictures are previews, or what the left eye sees
+    notes, form = read_notes(image), "JPEG" if image.format == "MPO" else str(image.format)
     with guarded():
         count = image.n_frames - decoders.hidden(image) if form in MOVING else 1
     if count == 1:
@@ -190,25 +166,12 @@ def _scan_tiff(path: Path, tiff: TiffFile) -> Scan:
 
 def write_image(path: Path, image: Array) -> None:
     """Write (H, W, 3) uint8 in the format of the name's ending, complete or not at all."""
-    height, width, _ = image.shape
-    write_frames(path, [Frame(image, None)], Scan(path, "", 1, (width, height)))
+    write_frames(path, [Frame(image, None)], Scan(path, size=image.shape[1::-1]))
 
 
 def output_suffix(suffix: str, form: str | None = None) -> str:
-    """Return the ending of a result: as asked, else that of the input where it can be coloured, else .png.
-
-    Args:
-        suffix: of the input; its spelling is kept.
-        form: one of FORMS.
-
-    Raises:
-        UserError: form is not one of FORMS.
-    """
-    if form is None:
-        return suffix if suffix.lower() in FORMATS else ".png"
-    if form not in FORMS:
-        raise UserError(f"no image format {form!r}: use one of {' '.join(FORMS)}")
-    return f".{form}"
+    """Return a result's ending: as asked by one of FORMS, else the input's if it can be written, or .png."""
+    return f".{form}" if form else suffix if suffix.lower() in FORMATS else ".png"
 
 
 def check_frames(scan: Scan, path: Path) -> None:

@@ -59,12 +59,12 @@ class Notes:
 
 @dataclass(frozen=True)
 class Scan:
-    """What is known of a file before its pixels are read."""
+    """What is known of a file before its pixels are read; by default, that it has one frame."""
 
     path: Path
-    form: str  # Pillow's name of the format
-    count: int  # frames of an animation, or pages of a TIFF
-    size: tuple[int, int]  # width and height in px as stored, of the largest page
+    form: str = ""  # Pillow's name of the format
+    count: int = 1  # frames of an animation, or pages of a TIFF
+    size: tuple[int, int] = (1, 1)  # width and height in px as stored, of the largest page
     durations: tuple[float, ...] = ()  # ms, of each frame of an animation; else empty
     loop: int = 0  # how often an animation is played; 0: without end
     notes: Notes = Notes()
@@ -90,7 +90,12 @@ def read_notes(image: Image.Image) -> Notes:
     with guarded():
         text = {key: str(value) for key, value in getattr(image, "text", {}).items()}
     comment = info_of(image, "comment", str | bytes, "")
-    text.setdefault(COMMENT, comment if isinstance(comment, str) else _decode(comment))
+    if isinstance(comment, bytes):
+        try:
+            comment = comment.decode()
+        except UnicodeDecodeError:
+            comment = comment.decode("latin-1")
+    text.setdefault(COMMENT, comment)
     again = ("Raw profile", "XML:com.adobe.xmp")  # EXIF and XMP as texts
     kept = tuple((key, value) for key, value in text.items() if value and not key.startswith(again))
     dpi = info_of(image, "dpi", tuple, (0, 0))
@@ -117,19 +122,13 @@ def save_options(notes: Notes, form: str) -> dict[str, Any]:
     options: dict[str, Any] = {"dpi": notes.dpi, "xmp": notes.xmp, "exif": notes.exif}
     if form == "JPEG":
         options |= {"exif": notes.exif and b"Exif\0\0" + notes.exif, "comment": notes.comment}
-        options["extra"] = notes.iptc
         options = {key: value for key, value in options.items() if key == "dpi" or len(value) < MAX_SEGMENT}
-        options["extra"] = _iptc_segment(options.get("extra", b""))
+        if 0 < len(notes.iptc) < MAX_SEGMENT:
+            padded = notes.iptc + b"\0" * (len(notes.iptc) % 2)
+            resource = struct.pack(">4sHHI", b"8BIM", IPTC_IN_JPEG, 0, len(notes.iptc)) + padded
+            content = b"Photoshop 3.0\0" + resource
+            options["extra"] = struct.pack(">HH", 0xFFED, 2 + len(content)) + content
     return {key: value for key, value in options.items() if value}
-
-
-def _iptc_segment(iptc: bytes) -> bytes:
-    """Return IPTC as a segment of a JPEG; empty where there is none."""
-    if not iptc:
-        return b""
-    resource = struct.pack(">4sHHI", b"8BIM", IPTC_IN_JPEG, 0, len(iptc)) + iptc + b"\0" * (len(iptc) % 2)
-    content = b"Photoshop 3.0\0" + resource
-    return struct.pack(">HH", 0xFFED, 2 + len(content)) + content
 
 
 def png_notes(notes: Notes) -> list[tuple[bytes, bytes]]:
@@ -151,17 +150,15 @@ def tiff_tags(notes: Notes, first: bool = True) -> list[tuple[int, int, int, Any
     values |= {tag: value for tag, value in ((XMP, notes.xmp), (IPTC, notes.iptc)) if value}
     if notes.comment:
         values.setdefault(Base.ImageDescription, notes.comment.decode("latin-1"))
-    fitting = {tag: v for tag, v in values.items() if isinstance(v, str | bytes) or v in range(2**16)}
-    tags = [_tiff_tag(tag, value) for tag, value in fitting.items()]
+    tags = []
+    for tag, value in values.items():
+        if isinstance(value, str | bytes):
+            content = value if isinstance(value, bytes) else _raw(value).encode()
+            tags.append((tag, ASCII if isinstance(value, str) else BYTE, len(content), content, True))
+        elif value in range(2**16):
+            tags.append((tag, SHORT, 1, int(value), True))
     # tifffile refuses tags that point to directories: unused tags beside them keep the place
     return tags + [(group - 1, LONG, 1, 0, True) for group in _directories(exif) if first]
-
-
-def _tiff_tag(tag: int, value: int | str | bytes) -> tuple[int, int, int, Any, bool]:
-    if isinstance(value, int):
-        return tag, SHORT, 1, value, True
-    content = _raw(value).encode() if isinstance(value, str) else value
-    return tag, ASCII if isinstance(value, str) else BYTE, len(content), content, True
 
 
 def append_directories(path: Path, notes: Notes) -> None:
@@ -174,8 +171,7 @@ def append_directories(path: Path, notes: Notes) -> None:
             offset = file.seek(0, io.SEEK_END)
             start = b"II+\0" + bytes(12) if big else b"II*\0" + bytes(4)
             directory = ImageFileDirectory_v2(start, group=group)
-            for tag, value in values.items():
-                directory[tag] = _raw(value)
+            directory.update(values)
             file.write(directory.tobytes(offset))
             file.seek(tiff.pages.first.tags[group - 1].offset)
             file.write(struct.pack("<HHQQ" if big else "<HHII", group, LONG8 if big else LONG, 1, offset))
@@ -185,7 +181,7 @@ def _directories(exif: Image.Exif) -> dict[int, dict[int, Any]]:
     """Return the EXIF and GPS directories that are not empty, without stale tags."""
     found = {}
     for group in (IFD.Exif, IFD.GPSInfo):
-        values = {tag: value for tag, value in exif.get_ifd(group).items() if tag not in STALE}
+        values = {tag: _raw(value) for tag, value in exif.get_ifd(group).items() if tag not in STALE}
         if values:
             found[group] = values
     return found
@@ -204,17 +200,12 @@ def _tiff_exif(page: TiffPage) -> Image.Exif:
 
 def _clean_exif(read: Callable[[], Image.Exif]) -> bytes:
     """Return EXIF with descriptive tags alone; nothing where it cannot be read, or not be written again."""
-    try:  # Pillow's parser raises almost anything
-        exif = read()
-        values = {tag: exif[tag] for tag in DESCRIPTIVE if tag in exif}
+    try:  # Pillow's parser raises almost anything, and its writer where a tag is of an unusual type
+        exif, clean = read(), Image.Exif()
         directories = _directories(exif)
-    except Exception:
-        return b""
-    clean = Image.Exif()
-    clean.update({tag: _raw(value) for tag, value in values.items()})
-    for group, entries in directories.items():
-        clean.get_ifd(group).update({tag: _raw(value) for tag, value in entries.items()})
-    try:  # a tag of another type than its number promises
+        clean.update({tag: _raw(exif[tag]) for tag in DESCRIPTIVE if tag in exif})
+        for group, entries in directories.items():
+            clean.get_ifd(group).update(entries)
         return clean.tobytes()[len(b"Exif\0\0") :] if clean or directories else b""
     except Exception:
         return b""
@@ -242,10 +233,3 @@ def _clean_dpi(across: float, down: float) -> tuple[float, float] | None:
     """Return a resolution rounded so that every format can hold it, None where it makes no sense."""
     across, down = round(float(across), 2), round(float(down), 2)
     return (across, down) if 1 <= across < 2**16 and 1 <= down < 2**16 else None
-
-
-def _decode(comment: bytes) -> str:
-    try:
-        return comment.decode()
-    except UnicodeDecodeError:
-        return comment.decode("latin-1")

@@ -84,15 +84,10 @@ def to_8_bits(array: Depth) -> Array:
 
 
 def to_16_bits(values: NDArray, white: float | None = None) -> NDArray[np.uint16]:
-    """Return numbers of any dtype scaled to [0, 65535], rounded and clipped.
+    """Return numbers of any dtype, (H, W) or (H, W, C), scaled to [0, 65535], rounded and clipped.
 
-    Args:
-        values: (H, W) or (H, W, C).
-        white: the number that becomes 65535. None: the smallest of 1 (floats only), 255 and 65535 that no
-            value exceeds, or else the largest value.
-
-    Raises:
-        UserError: NaN or infinite values; without the file's name.
+    `white` becomes 65535. None: the smallest of 1 (floats only), 255 and 65535 that no value exceeds, or else
+    the largest value. Raises UserError, without the file's name, where a value is NaN or infinite.
     """
     if values.dtype.kind == "u" and values.dtype.itemsize == 2 and white == 65535:
         return values.astype(np.uint16, copy=False)

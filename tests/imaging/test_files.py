@@ -2,7 +2,6 @@
 
 import errno
 import os
-import re
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,13 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 import tifffile
-from image_samples import ALPHA, DEEP, DEEP_ALPHA, RGB, SMOOTH, read_all, read_one, save_png, scan_of
+from image_samples import ALPHA, DEEP, RGB, SMOOTH, read_all, read_one, scan_of
 from numpy.typing import NDArray
 from PIL import Image
 
 from config import UserError
 from imaging.files import (
-    EXTENSIONS,
     FORMATS,
     FORMS,
     check_frames,
@@ -78,8 +76,6 @@ def test_a_folder_that_cannot_be_read_is_no_empty_one(monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("ending", ["png", "bmp", "tif", "ppm", "gif", "webp", "jpg", "jp2", "avif"])
 def test_training_and_colouring_read_the_same(ending: str) -> None:
-    assert f".{ending}" in EXTENSIONS
-    assert set(FORMATS) <= EXTENSIONS  # what can be written is found in folders
     Image.fromarray(np.dstack([SMOOTH, ALPHA]) if ending in ("png", "tif") else SMOOTH).save(f"x.{ending}")
     path, data = Path(f"x.{ending}"), Path(f"x.{ending}").read_bytes()
     frame = read_one(path)
@@ -89,23 +85,6 @@ def test_training_and_colouring_read_the_same(ending: str) -> None:
     assert np.array_equal(read_image(Path("set.tar:x"), data), flatten(frame))
     (again,) = read_all("photo from a stream", data)
     assert np.array_equal(again.pixels, frame.pixels)
-
-
-def test_bytes_that_are_no_image_are_called_by_the_name_given() -> None:
-    save_png("x.png", RGB)  # which is not what is read
-    data = Path("x.png").read_bytes()
-    with pytest.raises(UserError, match=r"^set\.tar:x\.png: damaged image \("):
-        read_image(Path("set.tar:x.png"), data[: len(data) // 2])
-    with pytest.raises(UserError, match=r"^x\.png: not an image"):
-        read_image(Path("x.png"), b"a text")
-
-
-def test_a_file_that_goes_while_it_is_read_is_named() -> None:
-    save_png("x.png", RGB)
-    found = scan(Path("x.png"))
-    Path("x.png").unlink()
-    with pytest.raises(UserError, match=r"^x.png: no such file$"):
-        next(read_frames(found))
 
 
 # animations and pages
@@ -129,9 +108,7 @@ def test_every_frame_is_as_a_viewer_shows_it(ending: str) -> None:
     first, *rest = film()
     options = {"lossless": True} if ending == "webp" else {}
     first.save(f"x.{ending}", save_all=True, append_images=rest, duration=list(DURATIONS), loop=3, **options)
-    found = scan(Path(f"x.{ending}"))
-    assert (found.count, found.durations) == (5, DURATIONS)
-    assert found.loop == {"gif": 4, "avif": 0}.get(ending, 3)  # a GIF counts repetitions; AVIF tells nobody
+    assert scan(Path(f"x.{ending}")).durations == DURATIONS
     frames = read_all(f"x.{ending}")
     for frame, expected in zip(frames, film(), strict=True):
         error = np.abs(frame.pixels.astype(int) - np.asarray(expected))
@@ -140,9 +117,8 @@ def test_every_frame_is_as_a_viewer_shows_it(ending: str) -> None:
     assert np.array_equal(read_image(Path(f"x.{ending}")), flatten(frames[0]))
 
 
-@pytest.mark.parametrize("source", ["gif", "webp", "png"])
 @pytest.mark.parametrize("target", ["gif", "webp", "png", "avif", "tif"])
-@pytest.mark.parametrize("loop", [0, 1, 3])
+@pytest.mark.parametrize(("source", "loop"), [("gif", 0), ("gif", 1), ("gif", 3), ("webp", 1), ("png", 3)])
 def test_an_animation_becomes_another(source: str, target: str, loop: int) -> None:
     first, *rest = film()
     repeat = {} if (source, loop) == ("gif", 1) else {"loop": loop - 1 if source == "gif" and loop else loop}
@@ -264,24 +240,11 @@ def test_reading_holds_no_frame_that_was_taken(name: str) -> None:
 # names
 
 
-@pytest.mark.parametrize(
-    ("suffix", "form", "expected"),
-    [
-        *((suffix, None, suffix) for suffix in (".JPG", ".jpeg", ".Tiff", ".gif", ".webp", ".avif", ".ppm")),
-        *((suffix, None, ".png") for suffix in (".pgm", ".pbm", ".jp2", ".xyz", "")),
-        (".JPG", "jpg", ".jpg"),
-        (".jp2", "webp", ".webp"),
-        (".gif", "png", ".png"),
-    ],
-)
-def test_output_suffix(suffix: str, form: str | None, expected: str) -> None:
-    assert output_suffix(suffix, form) == expected
-
-
-def test_output_suffix_refuses_what_cannot_be_asked_for() -> None:
+def test_output_suffix() -> None:
+    assert [output_suffix(suffix) for suffix in (".JPG", ".Tiff", ".avif")] == [".JPG", ".Tiff", ".avif"]
+    assert {output_suffix(suffix) for suffix in (".pgm", ".jp2", ".xyz", "")} == {".png"}
+    assert [output_suffix(".JPG", form) for form in FORMS] == [".png", ".jpg", ".webp", ".tif"]
     assert all(f".{form}" in FORMATS for form in FORMS)
-    with pytest.raises(UserError, match="no image format 'psd': use one of png jpg webp tif"):
-        output_suffix(".png", "psd")
 
 
 @pytest.mark.parametrize(
@@ -307,18 +270,12 @@ def test_what_a_format_cannot_hold_is_known_before_work(
     assert not Path(target).exists()
 
 
-@pytest.mark.parametrize(
-    ("fields", "target"),
-    [
-        ({"form": "GIF", "count": 12}, "x.tif"),
-        ({"form": "GIF", "count": 12}, "x.WEBP"),
-        ({"form": "TIFF", "count": 3}, "x.TIFF"),
-        ({"form": "TIFF", "count": 1}, "x.jpg"),
-        ({"size": (20, 70_000)}, "x.png"),
-    ],
-)
-def test_what_a_format_can_hold(fields: dict[str, Any], target: str) -> None:
-    check_frames(scan_of(**fields), Path(target))
+def test_what_a_format_can_hold() -> None:
+    for target in ("x.tif", "x.WEBP"):
+        check_frames(scan_of(12, form="GIF"), Path(target))
+    check_frames(scan_of(3, form="TIFF"), Path("x.TIFF"))
+    check_frames(scan_of(1, form="TIFF"), Path("x.jpg"))
+    check_frames(scan_of(size=(20, 70_000)), Path("x.png"))
 
 
 # writing, whole or not at all
@@ -329,30 +286,6 @@ def test_write_image_round_trip(name: str) -> None:
     write_image(Path(name), RGB)
     assert np.array_equal(read_image(Path(name)), RGB)
     assert [path.name for path in Path(name).parent.iterdir()] == [Path(name).name]
-
-
-@pytest.mark.parametrize("ending", [".xyz", "", ".psd"])  # Pillow reads .psd but cannot write it
-def test_write_image_refuses_unknown_endings(ending: str) -> None:
-    with pytest.raises(UserError, match=f"^x{re.escape(ending)}: no image format .*{ending!r}"):
-        write_image(Path(f"x{ending}"), RGB)
-    assert list(Path().iterdir()) == []
-
-
-@pytest.mark.parametrize("ending", ["png", "tif"])
-@pytest.mark.parametrize("deep", [False, True])
-@pytest.mark.parametrize("alpha", [False, True])
-@pytest.mark.parametrize("contiguous", [False, True])
-def test_png_and_tiff_are_exact(ending: str, deep: bool, alpha: bool, contiguous: bool) -> None:
-    pixels, cover = (DEEP, DEEP_ALPHA) if deep else (RGB, ALPHA)
-    if not contiguous:
-        pixels = np.ascontiguousarray(pixels.transpose(2, 0, 1)).transpose(1, 2, 0)  # as torch gives it
-    path = Path(f"deep/er/x.{ending}")
-    write_frames(path, [Frame(pixels, cover if alpha else None)], scan_of())
-    frame = read_one(path)
-    assert frame.pixels.dtype == pixels.dtype
-    assert np.array_equal(frame.pixels, pixels)
-    assert frame.alpha is None if not alpha else np.array_equal(frame.alpha, cover)
-    assert list(path.parent.iterdir()) == [path]
 
 
 @pytest.mark.parametrize("ending", ["png", "tif", "gif", "webp", "avif"])
@@ -377,11 +310,11 @@ def test_nothing_is_left_when_the_frames_break_off(ending: str) -> None:
     assert list(Path().iterdir()) == [path]
 
 
-@pytest.mark.parametrize("ending", ["png", "jpg", "webp", "tif", "gif", "bmp", "avif", "ppm"])
-@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize(
+    ("ending", "count"),
+    [("jpg", 1), ("webp", 1), ("png", 3), ("tif", 3), ("gif", 3), ("webp", 3)],
+)
 def test_a_full_disk_names_the_file_and_leaves_nothing(ending: str, count: int) -> None:
-    if count > 1 and ending in ("jpg", "bmp", "ppm"):
-        return
     resource = pytest.importorskip("resource")
     frame = Frame(np.random.default_rng(0).integers(0, 256, (100, 100, 3)).astype(np.uint8), None)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)

@@ -5,8 +5,6 @@ import itertools
 import os
 import signal
 import struct
-import subprocess
-import sys
 import warnings
 import zlib
 from collections.abc import Callable, Iterator
@@ -35,7 +33,7 @@ from image_samples import (
 from numpy.typing import NDArray
 from PIL import GifImagePlugin, Image, ImageCms
 
-from config import ROOT, UserError
+from config import UserError
 from imaging import decoders, pixels
 from imaging.decoders import to_frame
 from imaging.files import read_frames, read_image, scan, write_frames
@@ -65,13 +63,15 @@ def no_warnings() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("colours", [1, 3])
-@pytest.mark.parametrize("alpha", [False, True])
-def test_16_bit_png_is_read_exactly(colours: int, alpha: bool) -> None:
-    parts = [DEEP[..., :colours]] + [DEEP_ALPHA[..., None]] * alpha
-    save_png("x.png", np.concatenate(parts, 2).squeeze())
-    frame = read_one("x.png")
-    assert np.array_equal(frame.pixels, np.broadcast_to(DEEP[..., :colours], DEEP.shape))
-    assert frame.alpha is None if not alpha else np.array_equal(frame.alpha, DEEP_ALPHA)
+def test_16_bit_png_is_read_exactly(colours: int) -> None:
+    for alpha in ([], [DEEP_ALPHA[..., None]]):
+        save_png("x.png", np.concatenate([DEEP[..., :colours], *alpha], 2).squeeze())
+        frame = read_one("x.png")
+        assert np.array_equal(frame.pixels, np.broadcast_to(DEEP[..., :colours], DEEP.shape))
+        assert np.array_equal(frame.alpha, DEEP_ALPHA) if alpha else frame.alpha is None
+    save_png("x.png", DEEP, (b"tRNS", struct.pack(">3H", *DEEP[3, 4])))  # a transparent colour
+    hit = (DEEP == DEEP[3, 4]).all(2)
+    assert np.array_equal(read_one("x.png").alpha, np.where(hit, 0, 65535))
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,6 @@ def test_multiplied_alpha_of_a_16_bit_tiff_is_divided_out() -> None:
         (np.array([[0, 0.4, 1.0]], np.float32), [0, 26214, 65535]),
         (np.array([[-3.0, 102.0, 255.0]], np.float32), [0, 26214, 65535]),
         (np.array([[0, 0.5, 1.0]], np.float16), [0, 32768, 65535]),
-        (np.array([[0, 1 / 3, 1.0]], np.float64), [0, 21845, 65535]),
         (np.zeros((1, 3), np.float32), [0, 0, 0]),
     ],
     ids=lambda value: f"{value.dtype}-{value.max():.0f}" if isinstance(value, np.ndarray) else "",
@@ -151,13 +150,6 @@ def test_12_bits_fill_the_whole_range() -> None:
     assert read_one("x.tif").pixels[0, :, 0].tolist() == [0, round(0x800 * 65535 / 4095), 65535, 0]
 
 
-def test_float_rgb_is_read_for_training_and_keeps_what_8_bits_would_lose() -> None:
-    values = np.linspace(0, 1, 24 * 32 * 3, dtype=np.float32).reshape(24, 32, 3)
-    tifffile.imwrite("x.tif", values, photometric="rgb")
-    assert np.array_equal(read_one("x.tif").pixels, (values.astype(np.float64) * 65535).round())
-    assert np.abs(read_image(Path("x.tif")) - values * 255).max() < 0.51
-
-
 @pytest.mark.parametrize("name", ["x.png", "x.tif", "x.pgm"])
 def test_dark_16_bit_gray_stays_dark_and_exact(name: str) -> None:
     values = np.arange(200, dtype=np.uint16).reshape(10, 20)  # of 65535, not of 255
@@ -166,12 +158,6 @@ def test_dark_16_bit_gray_stays_dark_and_exact(name: str) -> None:
     assert frame.pixels.dtype == np.uint16
     assert np.array_equal(frame.pixels, values[..., None].repeat(3, 2))
     assert read_image(Path(name)).max() <= 1
-
-
-def test_a_transparent_colour_of_a_16_bit_png() -> None:
-    save_png("x.png", DEEP, (b"tRNS", struct.pack(">3H", *DEEP[3, 4])))
-    hit = (DEEP == DEEP[3, 4]).all(2)
-    assert np.array_equal(read_one("x.png").alpha, np.where(hit, 0, 65535))
 
 
 # modes of 8 bits
@@ -187,7 +173,6 @@ CMYK_RED, GRAY = Image.new("CMYK", (4, 4), (0, 255, 255, 0)), Image.new("L", (4,
         (CLEAR, "x.png", {}, (255, 0, 0), 77),
         (CLEAR, "x.tif", {}, (255, 0, 0), 77),
         (CLEAR, "x.webp", {"lossless": True}, (255, 0, 0), 77),
-        (Image.new("RGBA", (4, 4), (255, 0, 0, 0)), "x.png", {}, (255, 0, 0), 0),
         (Image.new("LA", (4, 4), (90, 51)), "x.png", {}, (90, 90, 90), 51),
         (Image.new("LA", (4, 4), (90, 51)), "x.tif", {}, (90, 90, 90), 51),
         (PALETTE, "x.png", {"transparency": 0}, (255, 0, 0), 0),
@@ -197,8 +182,6 @@ CMYK_RED, GRAY = Image.new("CMYK", (4, 4), (0, 255, 255, 0)), Image.new("L", (4,
         (GRAY, "x.png", {"transparency": 91}, (90, 90, 90), 255),
         (Image.new("1", (4, 4), 1), "x.png", {}, (255, 255, 255), None),
         (Image.new("1", (4, 4), 0), "x.tif", {"compression": "group4"}, (0, 0, 0), None),
-        (Image.new("1", (4, 4), 1), "x.bmp", {}, (255, 255, 255), None),
-        (GRAY, "x.pgm", {}, (90, 90, 90), None),
         (GRAY, "x.jp2", {}, (90, 90, 90), None),
         (CMYK_RED, "x.tif", {}, (255, 0, 0), None),
         (CMYK_RED, "x.jpg", {"quality": 100}, (255, 0, 0), None),
@@ -357,8 +340,7 @@ def test_orientation(turn: int, name: str) -> None:
         assert image.getexif().get(274, 1) == 1
 
 
-@pytest.mark.parametrize("turn", [3, 5, 8])
-@pytest.mark.parametrize("mode", ["L", "P", "RGB", "RGBA", "CMYK"])
+@pytest.mark.parametrize(("mode", "turn"), [("L", 3), ("P", 5), ("RGBA", 8), ("CMYK", 5)])
 def test_tiffs_that_pillow_would_map_into_memory_are_turned(mode: str, turn: int) -> None:
     image = Image.fromarray(RGB).convert(mode)
     image.save("x.tif")  # not compressed
@@ -375,29 +357,7 @@ def test_an_image_in_memory_is_turned_and_converted() -> None:
     assert np.abs(pixels.astype(int) - np.rot90(RGB, -1)[..., [1, 0, 2]]).max() <= 1
 
 
-@pytest.mark.parametrize("name", ["x.png", "x.webp", "x.jpg"])
-def test_a_broken_exif_block_says_nothing(name: str) -> None:
-    Image.fromarray(RGB).save(name, exif=b"Exif\0\0this is no TIFF header")
-    assert read_image(Path(name)).shape == RGB.shape
-
-
 # limits that hold for the whole program
-
-
-def test_importing_changes_nothing_for_the_rest_of_the_program() -> None:
-    code = """
-import logging, warnings
-import torch, typer, tqdm, tifffile, imagecodecs
-from PIL import Image, ImageFile, PngImagePlugin
-def state():
-    loggers = [logging.getLogger(name) for name in ("", "PIL", "tifffile")]
-    return (Image.MAX_IMAGE_PIXELS, PngImagePlugin.MAX_TEXT_CHUNK, ImageFile.LOAD_TRUNCATED_IMAGES,
-        list(warnings.filters), [(one.level, one.filters, one.handlers, one.disabled) for one in loggers])
-before = state()
-import colorize, imaging.files
-assert state() == before, (before, state())
-"""
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=120)
 
 
 FORMATS = ["x.png", "x.jpg", "x.webp", "x.tif", "lzw.tif", "x.gif", "x.bmp", "x.avif", "x.jp2", "x.ppm"]
@@ -448,17 +408,13 @@ def test_a_decompression_bomb_is_refused_before_it_goes_off(bits: int, colour: i
         with pytest.raises(UserError, match=r"^set.tar:x.png: more than 500 million pixels"):
             read(Path("set.tar:x.png"), data)
     assert scan(Path("x.png"), png_header(22_300, 22_300, bits, colour)).size == (22_300, 22_300)
-
-
-def test_a_tiff_that_promises_too_much_is_refused() -> None:
-    for page in (RGB, DEEP):
-        tifffile.imwrite("x.tif", page, photometric="rgb")
-        with tifffile.TiffFile("x.tif", mode="r+") as tiff:
-            tiff.pages[0].tags[256].overwrite(60_000)
-            tiff.pages[0].tags[257].overwrite(60_000)
-        for read in (scan, read_image):
-            with pytest.raises(UserError, match=r"^x.tif: more than 500 million pixels"):
-                read(Path("x.tif"))
+    tifffile.imwrite("x.tif", RGB.astype(f"u{max(1, bits // 8)}"), photometric="rgb")
+    with tifffile.TiffFile("x.tif", mode="r+") as tiff:
+        for tag in (256, 257):
+            tiff.pages[0].tags[tag].overwrite(60_000)
+    for read in (scan, read_image):
+        with pytest.raises(UserError, match=r"^x.tif: more than 500 million pixels"):
+            read(Path("x.tif"))
 
 
 def test_a_frame_that_grows_is_checked_too(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -474,8 +430,7 @@ def test_a_frame_that_grows_is_checked_too(monkeypatch: pytest.MonkeyPatch) -> N
         scan(Path("x.gif"))
 
 
-@pytest.mark.parametrize("kind", [b"zTXt", b"iTXt"])
-@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize(("kind", "late"), [(b"zTXt", False), (b"iTXt", True)])
 def test_a_png_may_have_longer_texts_than_pillow_takes(kind: bytes, late: bool) -> None:
     for size, fits in ((1_200_000, True), (17_000_000, False)):
         text = zlib.compress(b"a" * size)
@@ -503,19 +458,15 @@ def test_a_png_may_have_a_longer_profile_than_pillow_takes() -> None:
 
 
 @pytest.mark.parametrize("name", ["x.png", "x.tif", "film.gif", "deep.png", "deep.tif"])
-@pytest.mark.parametrize("bug", [AttributeError, TypeError, ValueError, IndexError])
-def test_a_bug_of_ours_is_not_called_damage(
-    name: str, bug: type[Exception], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_bug_of_ours_is_not_called_damage(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object) -> Frame:
-        raise bug("ours")
+        raise IndexError("ours")  # as Pillow's plugins raise it
 
     data = encoded(name)
     monkeypatch.setattr(decoders, "upright", broken)
     for read in (read_image, read_all):
-        with pytest.raises(bug, match=r"^ours$") as raised:
+        with pytest.raises(IndexError, match=r"^ours$"):
             read(Path(name), data)
-        assert raised.type is bug
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -545,17 +496,16 @@ def test_damaged_bytes_end_in_a_sentence_or_a_picture(name: str) -> None:
 
 
 @pytest.mark.parametrize("tag", [256, 257, 258, 262, 274, 277, 282, 296, 322, 338])
-@pytest.mark.parametrize("dtype", ["s", "B", "d"])
-def test_tags_of_a_strange_type_end_in_a_sentence_or_a_picture(tag: int, dtype: str) -> None:
-    value = {"s": b"7 ", "B": b"\1\2\3", "d": (2.0, 3.0)}[dtype]
-    size = {"s": 3, "B": 3, "d": 2}[dtype]
+@pytest.mark.parametrize("wrong", [("s", 3, b"7 "), ("B", 3, b"\1\2\3"), ("d", 2, (2.0, 3.0))])
+def test_tags_of_a_strange_type_end_in_a_sentence_or_a_picture(tag: int, wrong: tuple[str, int, Any]) -> None:
+    dtype, _, value = wrong
     for values in (RGB, DEEP):
         options = {"tile": (16, 16), "resolution": (300, 300), "resolutionunit": 2, "metadata": None}
         extra = [] if tag == 274 else [(274, "H", 1, 6, True)]
         layers = np.dstack([values, values[..., 0]])
         tifffile.imwrite("x.tif", layers, photometric="rgb", extrasamples=[2], extratags=extra, **options)
         if tag == 274:
-            tifffile.imwrite("x.tif", layers, photometric="rgb", extratags=[(274, dtype, size, value, True)])
+            tifffile.imwrite("x.tif", layers, photometric="rgb", extratags=[(274, *wrong, True)])
         else:
             with tifffile.TiffFile("x.tif", mode="r+") as tiff:
                 tiff.pages[0].tags[tag].overwrite(value, dtype=dtype)
@@ -601,16 +551,6 @@ def test_places_where_no_file_is() -> None:
     signal.alarm(0)
 
 
-@pytest.mark.parametrize("shape", [(4, 4), (4, 4, 3)])
-def test_values_that_are_not_finite_are_refused(shape: tuple[int, ...]) -> None:
-    values = np.full(shape, 0.5, np.float32)
-    values[2, 1] = np.nan
-    tifffile.imwrite("x.tif", values, photometric="rgb" if len(shape) == 3 else "minisblack")
-    for read in (read_all, read_image):
-        with pytest.raises(UserError, match=r"^x.tif: .*NaN or infinite"):
-            read(Path("x.tif"))
-
-
 @pytest.mark.parametrize(
     ("values", "options"),
     [
@@ -619,12 +559,13 @@ def test_values_that_are_not_finite_are_refused(shape: tuple[int, ...]) -> None:
         (np.zeros((4, 4), np.complex64), {"photometric": "minisblack"}),
         (np.zeros((3, 4, 4), np.uint16), {"photometric": "minisblack", "volumetric": True}),
         (np.zeros((4, 4, 3), np.uint16), {"photometric": "cielab"}),
+        (np.full((4, 4, 3), np.nan, np.float32), {"photometric": "rgb"}),
     ],
-    ids=["bands", "inks", "complex", "volume", "lab"],
+    ids=["bands", "inks", "complex", "volume", "lab", "nan"],
 )
 def test_kinds_that_are_no_pictures(values: NDArray, options: dict[str, Any]) -> None:
     tifffile.imwrite("x.tif", values, **options)
-    with pytest.raises(UserError, match=r"^x.tif: (a kind of image that cannot be read|not an image)"):
+    with pytest.raises(UserError, match=r"^x.tif: (a kind of image that|not an image|it holds NaN)"):
         read_all("x.tif")
 
 

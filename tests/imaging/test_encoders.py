@@ -2,7 +2,6 @@
 
 import tracemalloc
 import weakref
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,29 +24,18 @@ def write(name: str, *frames: Frame, **fields: Any) -> None:
     write_frames(Path(name), iter(frames), scan_of(len(frames), **fields))
 
 
-class Tracked:
-    """Frames that are made one by one, and how many of them were alive each time."""
-
-    def __init__(self, count: int) -> None:
-        self.count, self.made, self.alive = count, [], []
-
-    def make(self, number: int) -> Frame:
-        """Make a frame of its own pixels."""
-        pixels = np.roll(RGB, number, 1)
-        self.alive.append(sum(one() is not None for one in self.made))
-        self.made.append(weakref.ref(pixels))
-        return Frame(pixels, None)
-
-    def __iter__(self) -> Iterator[Frame]:
-        return map(self.make, range(self.count))
-
-
 @pytest.mark.parametrize("ending", ["tif", "png", "gif", "webp", "avif"])
 def test_no_frame_is_kept(ending: str) -> None:
-    frames = Tracked(50)
-    write_frames(Path(f"x.{ending}"), frames, scan_of(50))
-    assert frames.alive == [0] * 50
-    assert scan(Path(f"x.{ending}")).count == 50
+    made: list[weakref.ref[NDArray]] = []
+
+    def make(number: int) -> Frame:
+        assert not any(one() is not None for one in made)
+        pixels = np.roll(RGB, number, 1)
+        made.append(weakref.ref(pixels))
+        return Frame(pixels, None)
+
+    write_frames(Path(f"x.{ending}"), map(make, range(10)), scan_of(10))
+    assert scan(Path(f"x.{ending}")).count == len(made) == 10
 
 
 @pytest.mark.parametrize("ending", ["tif", "png"])
@@ -63,13 +51,14 @@ def test_memory_does_not_grow_with_the_number_of_frames(ending: str) -> None:
         return top
 
     peak(2)  # what is loaded once
-    assert peak(50) < peak(5) + 200 * 300 * 3
+    assert peak(12) < peak(4) + 200 * 300 * 3
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 @pytest.mark.parametrize("alpha", [False, True])
 def test_png_as_libpng_and_pillow_read_it(dtype: type, alpha: bool) -> None:
     pixels, cover = (RGB, ALPHA) if dtype == np.uint8 else (DEEP, DEEP_ALPHA)
+    pixels = np.ascontiguousarray(pixels.transpose(2, 0, 1)).transpose(1, 2, 0)  # as torch gives it
     write("x.png", Frame(pixels, cover if alpha else None))
     data = Path("x.png").read_bytes()
     assert (data[24], data[25]) == (8 * np.dtype(dtype).itemsize, 6 if alpha else 2)  # bits, kind of colour
@@ -106,6 +95,7 @@ def test_an_animation_may_become_transparent_later() -> None:
 @pytest.mark.parametrize("alpha", [False, True])
 def test_tiff_as_tifffile_and_pillow_read_it(dtype: type, alpha: bool) -> None:
     pixels, cover = (RGB, ALPHA) if dtype == np.uint8 else (DEEP, DEEP_ALPHA)
+    pixels = np.ascontiguousarray(pixels.transpose(2, 0, 1)).transpose(1, 2, 0)  # as torch gives it
     frames = [Frame(pixels, cover if alpha else None), Frame(pixels[:5, :7], None)]
     write("x.tif", *frames, notes=Notes(dpi=(300.0, 240.0)))
     with tifffile.TiffFile("x.tif") as tiff:
@@ -154,12 +144,11 @@ def test_transparency_is_laid_over_white_where_a_format_has_none(ending: str, dt
         assert np.abs(frame.pixels[:, left : left + 16].astype(int) - colour).max() <= 3
 
 
-@pytest.mark.parametrize("ending", ["bmp", "ppm", "gif"])
-def test_16_bits_are_rounded_to_8(ending: str) -> None:
+def test_16_bits_are_rounded_to_8() -> None:
     gray = np.array([[0, 128, 129, 257, 385, 386, 65406, 65407, 65535]], np.uint16)
-    write(f"x.{ending}", Frame(gray[..., None].repeat(3, 2), None), size=(9, 1))
-    frame = read_one(f"x.{ending}")
-    assert frame.pixels[0, :, 0].tolist() == [0, 0, 1, 1, 1, 2, 254, 255, 255]
+    for ending in ("bmp", "ppm", "gif"):
+        write(f"x.{ending}", Frame(gray[..., None].repeat(3, 2), None), size=(9, 1))
+        assert read_one(f"x.{ending}").pixels[0, :, 0].tolist() == [0, 0, 1, 1, 1, 2, 254, 255, 255]
 
 
 @pytest.mark.parametrize("ending", ["webp", "avif"])
@@ -174,14 +163,6 @@ def test_webp_and_avif_are_close_and_keep_alpha(ending: str, dtype: type) -> Non
     assert np.abs(frame.pixels.astype(int) - SMOOTH)[opaque].mean() < 2.5
 
 
-def test_a_gif_of_colours_that_are_close_is_exact() -> None:
-    colours = np.random.default_rng(0).integers(90, 97, (24, 32, 3)).astype(np.uint8)
-    colours[..., 1:] //= 2  # so that they are fewer than 256
-    write("x.gif", Frame(colours, None))
-    frame = read_one("x.gif")
-    assert np.array_equal(frame.pixels, colours)
-
-
 def few_colours(count: int) -> NDArray[np.uint8]:
     """Return a picture of so many colours."""
     palette = np.unique(np.random.default_rng(0).integers(0, 256**3, 2 * count))[:count]
@@ -190,10 +171,13 @@ def few_colours(count: int) -> NDArray[np.uint8]:
 
 
 def test_a_gif_of_few_colours_is_exact() -> None:
-    write("x.gif", Frame(few_colours(200), None))
-    frame = read_one("x.gif")
-    assert np.array_equal(frame.pixels, few_colours(200))
-    assert frame.alpha is None
+    close = np.random.default_rng(0).integers(90, 97, (24, 32, 3)).astype(np.uint8)
+    close[..., 1:] //= 2  # so that they are fewer than 256
+    for pixels in (close, few_colours(200)):
+        write("x.gif", Frame(pixels, None))
+        frame = read_one("x.gif")
+        assert np.array_equal(frame.pixels, pixels)
+        assert frame.alpha is None
     write("x.gif", Frame(few_colours(200), ALPHA))
     frame = read_one("x.gif")
     assert np.array_equal(frame.alpha, np.where(ALPHA < 128, 0, 255))

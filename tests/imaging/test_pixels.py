@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from image_samples import RGB
+from numpy.typing import NDArray
 from PIL import Image
 
 from imaging import pixels
@@ -37,13 +38,10 @@ def test_16_bits_become_the_nearest_8() -> None:
     [
         ([0, 7, 65535], 65535, [0, 7, 65535]),
         ([0, 1023], 1023, [0, 65535]),
-        ([0, 255], None, [0, 65535]),
         ([0, 256], None, [0, 256]),
-        ([0, 65536, 131072], None, [0, 32768, 65535]),
         ([-5, 10], None, [0, 2570]),
         ([0.0, 0.5], None, [0, 32768]),
         ([0.0, 1.5], None, [0, 386]),
-        ([0.0, 300.0], None, [0, 300]),
     ],
 )
 def test_numbers_of_any_kind_become_16_bits(
@@ -52,10 +50,7 @@ def test_numbers_of_any_kind_become_16_bits(
     out = to_16_bits(np.array([values]), white)
     assert out.tolist() == [expected]
     assert out.dtype == np.uint16
-
-
-def test_numbers_of_the_other_byte_order_are_read() -> None:
-    assert to_16_bits(np.array([[1, 258]], ">u2"), 65535).tolist() == [[1, 258]]
+    assert to_16_bits(np.array([[1, 258]], ">u2"), 65535).tolist() == [[1, 258]]  # of the other byte order
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -99,40 +94,30 @@ def test_contact_sheet_places_every_image() -> None:
     assert sheet[26:, :GAP].min() == 255
 
 
-@pytest.mark.parametrize(
-    ("rows", "expected"),
-    [
-        ([[90, 90, 90], [200, 200, 200]], 0.0),
-        ([[255, 0, 0], [255, 0, 0]], 0.3 * np.hypot(255, 127.5)),
-        # rg = 100, -100 (std 100, mean 0); yb = 50, 50 (std 0, mean 50)
-        ([[100, 0, 0], [0, 100, 0]], 100 + 0.3 * 50),
-        # rg = 0, 60 (std 30, mean 30); yb = -80, 30 (std 55, mean -25)
-        ([[0, 0, 80], [60, 0, 0]], np.hypot(30, 55) + 0.3 * np.hypot(30, 25)),
-    ],
-)
-def test_colorfulness_by_hand(rows: list[list[int]], expected: float) -> None:
-    image = np.array(rows, np.uint8)[:, None].repeat(5, 1)
-    assert colorfulness(image) == pytest.approx(expected, abs=1e-9)
-
-
-def test_colorfulness_of_noise_is_that_of_its_formula() -> None:
-    red, green, blue = (np.random.default_rng(i).integers(0, 256, (40, 50)).astype(float) for i in range(3))
+def formula(image: NDArray) -> float:
+    """Return colourfulness as its authors write it, in float64."""
+    red, green, blue = image.astype(float).transpose(2, 0, 1)
     rg, yb = red - green, 0.5 * (red + green) - blue
-    expected = np.sqrt(rg.var() + yb.var()) + 0.3 * np.sqrt(rg.mean() ** 2 + yb.mean() ** 2)
-    image = np.stack([red, green, blue], 2).astype(np.uint8)
-    assert colorfulness(image) == pytest.approx(expected, rel=1e-9)
+    return float(np.sqrt(rg.var() + yb.var()) + 0.3 * np.sqrt(rg.mean() ** 2 + yb.mean() ** 2))
 
 
-@pytest.mark.parametrize("colour", [[255, 255, 0], [0, 0, 255], [255, 0, 255], [255, 250, 0], [194, 0, 97]])
-def test_colorfulness_of_a_large_flat_image_neither_overflows_nor_is_nan(colour: list[int]) -> None:
-    image = np.broadcast_to(np.array(colour, np.uint8), (1999, 1501, 3))
-    red, green, blue = colour
-    expected = 0.3 * np.hypot(red - green, (red + green) / 2 - blue)
-    assert colorfulness(image) == pytest.approx(expected, abs=1e-2)  # a spread of nothing, but for rounding
+NOISE = np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8)
+OPPOSITES = np.zeros((240, 200, 3), np.uint8)
+OPPOSITES[:120, :, :2], OPPOSITES[120:, :, 2] = 255, 255  # yellow and blue: yb = 255, -255
 
 
-def test_colorfulness_of_a_large_image_of_opposites_does_not_overflow() -> None:
-    image = np.zeros((1200, 1000, 3), np.uint8)
-    image[:600, :, :2], image[600:, :, 2] = 255, 255  # yellow and blue: yb = 255, -255
-    assert colorfulness(image) == pytest.approx(255.0)
-    assert colorfulness(image[::2, ::-1]) == pytest.approx(255.0)  # views, as ImageSet cuts them
+@pytest.mark.parametrize(
+    "image",
+    [
+        NOISE,
+        np.array([[[100, 0, 0], [0, 100, 0]]], np.uint8),
+        np.array([[[90, 90, 90], [200, 200, 200]]], np.uint8),
+        OPPOSITES,  # a sum that 32 bits cannot hold
+        OPPOSITES[::2, ::-1],  # a view, as ImageSet cuts them
+        np.full((401, 301, 3), (255, 250, 0), np.uint8),  # whose spread is nothing, but for rounding
+        np.full((401, 301, 3), (194, 0, 97), np.uint8),
+    ],
+    ids=["noise", "two", "gray", "opposites", "view", "flat", "red"],
+)
+def test_colorfulness_is_that_of_its_formula(image: NDArray) -> None:
+    assert colorfulness(image) == pytest.approx(formula(image), abs=1e-9 if image.std((0, 1)).any() else 1e-2)

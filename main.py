@@ -7,49 +7,36 @@ If the run exists, its training goes on where it stopped. Every option means the
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from config import DEMO, RUNS
-from runtime.cli import (
-    DataOption,
-    DeviceOption,
-    EpochsOption,
-    RecipeOption,
-    RunOption,
-    WeightsOption,
-    command,
-)
-
-if TYPE_CHECKING:
-    from imaging.pixels import Array
+from runtime import cli
 
 PHOTO = "rocket.jpg"  # a real photograph inside scikit-image
 ROWS = 5  # test images on the contact sheet
 
 
-def write_example(folder: Path, kind: str) -> "tuple[Path, Array]":
-    """Write the photograph as a network input of `kind`; returns the file, and the photograph in colour."""
+def write_example(path: Path, kind: str) -> Path:
+    """Write the photograph as a network input of `kind`; returns the file that holds it in colour."""
     import skimage
     import torch
 
     from imaging import color
     from imaging.files import read_image, write_image
 
-    photo = read_image(Path(skimage.__file__).parent / "data" / PHOTO)
-    tensor = torch.from_numpy(photo).permute(2, 0, 1)[None]  # (1, 3, H, W)
+    photo = Path(skimage.__file__).parent / "data" / PHOTO
+    tensor = torch.from_numpy(read_image(photo)).permute(2, 0, 1)[None]  # (1, 3, H, W)
     shown = color.line_art(tensor) if kind in ("sketch", "line") else color.show_input(tensor, kind)
-    path = folder / "photograph.png"
     write_image(path, shown[0].permute(1, 2, 0).numpy())
-    return path, photo
+    return photo
 
 
 def main(
-    recipe: RecipeOption = None,
-    data: DataOption = None,
-    run: RunOption = None,
-    epochs: EpochsOption = None,
-    weights: WeightsOption = None,
-    device: DeviceOption = "auto",
+    recipe: cli.RecipeOption = None,
+    data: cli.DataOption = None,
+    run: cli.RunOption = None,
+    epochs: cli.EpochsOption = None,
+    weights: cli.WeightsOption = None,
+    device: cli.DeviceOption = "auto",
 ) -> Path:
     """Run every stage; returns the contact sheet."""
     import colorize
@@ -64,23 +51,22 @@ def main(
     from runtime.run_folder import outputs_path, read_run
 
     folder = Path(run or RUNS / (recipe or DEMO))
+    common = {"run": folder, "device": device}
     resume = (folder / "recipe.json").exists()
-    train.main(
-        recipe=recipe, data=data, run=folder, epochs=epochs, weights=weights, device=device, resume=resume
-    )
-    test.main(run=folder, all_epochs=True, device=device)
-    scoring.main(run=folder, all_epochs=True, weights=weights, device=device)
-    model = export.main(run=folder, epoch="best", device=device)
-    example, photo = write_example(folder, read_run(folder).recipe.input)
+    train.main(recipe=recipe, data=data, epochs=epochs, weights=weights, resume=resume, **common)
+    test.main(all_epochs=True, **common)
+    scoring.main(all_epochs=True, weights=weights, **common)
+    model = export.main(epoch="best", **common)
+    example = folder / "photograph.png"
+    photo = write_example(example, read_run(folder).recipe.input)
     coloured = colorize.main([example], model=model, out=folder / "colorized", device=device)[0]
     folders = (folder / "inputs", outputs_path(folder, best_epoch(folder)), folder / "targets")
     names = [path.name for path in find_images(folder / "targets")]
     rows = [[read_image(where / names[i]) for where in folders] for i in evenly_spaced(len(names), ROWS)]
+    shown = [read_image(path) for path in (example, coloured, photo)]
     width = rows[0][0].shape[1]
-    height = round(width * photo.shape[0] / photo.shape[1])
-    rows.append(
-        [resize(image, height, width) for image in (read_image(example), read_image(coloured), photo)]
-    )
+    height = round(width * shown[0].shape[0] / shown[0].shape[1])
+    rows.append([resize(image, height, width) for image in shown])
     sheet = folder / "contact_sheet.png"
     write_image(sheet, contact_sheet(rows, ["input", "ours", "truth"]))
     print(f"\npicture  {sheet}\nreport   {folder / 'report.html'}\nmodel    {model}")
@@ -88,4 +74,4 @@ def main(
 
 
 if __name__ == "__main__":
-    command(main)
+    cli.command(main)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from config import CACHE, RUNS, Recipe, parse_settings
+from config import CACHE, DEMO, RUNS, Recipe, UserError, make_recipe
 from runtime import cli
 
 if TYPE_CHECKING:
@@ -99,53 +99,53 @@ def main(
     from data import find_loading, load_images, mean_ab, steps_per_epoch, training_batches
     from dataset.folders import list_items, pick
     from inference.checkpoint import save_generator
+    from models import fit_networks
     from reporting.curves import plot_losses
-    from runtime import atomic
+    from runtime import atomic, run_folder
     from runtime.device import pick_device, pick_precision
-    from runtime.run_folder import RunRecord, state_path, write_run
     from training import setup
     from training.gan import build_gan, load_pretrained, make_batch, schedule, train_step
     from training.loop import fit
 
-    options = {
-        "epochs": epochs, "size": size, "batch_size": batch_size, "limit": limit, "save_every": save_every,
-        "gan_mode": gan_mode, "pair": pair, "seed": seed, **parse_settings(set_ or []),
-    }  # fmt: skip
-    given = {key: value for key, value in options.items() if value is not None}
+    given = setup.given_fields(
+        Recipe, set_, epochs=epochs, size=size, batch_size=batch_size, limit=limit, save_every=save_every,
+        gan_mode=gan_mode, pair=pair, seed=seed,
+    )  # fmt: skip
     if resume:
-        made, stored, folder = setup.resolve_resumed(recipe, data, run, given)
-        where, weights = stored.data, weights or (stored.weights and Path(stored.weights))
+        folder = Path(run) if run else RUNS / recipe if recipe else run_folder.newest_run(RUNS)
+        plan = setup.go_on(folder, run_folder.read_run(folder), recipe, data, given, weights)
     else:
-        made, where, folder = setup.resolve(recipe, data, run, given, writes=not (dry_run or audited))
-    on = pick_device(device)
+        made = fit_networks(make_recipe(recipe or DEMO, given))
+        if data is None and made.name != DEMO:
+            raise UserError(f"recipe {made.name} needs --data PATH (or --data {DEMO})")
+        plan = setup.Setup(Path(run or RUNS / made.name), made, str(data or DEMO), given, weights)
+        if not (dry_run or audited):
+            setup.require_free(plan.folder)
+    made, folder, on = plan.recipe, plan.folder, pick_device(device)
     precision = pick_precision(made.precision, on)
-    items = list_items(where, made, CACHE)
+    items = list_items(plan.data, made, CACHE)
     loading = find_loading(made, items["train"])
     gan = build_gan(made, on, precision)
-    facts = setup.describe(made, where, items, loading, gan.parameters())
-    setup.announce(made, {"run": folder, **facts, "device": f"{on}, {precision}"}, dry_run)
+    facts = setup.describe(made, plan.data, items, loading, gan.parameters())
+    plan.announce({**facts, "device": f"{on}, {precision}"}, dry_run)
     if dry_run:
         return folder
-    state, saved = gan.state(), state_path(folder)
-    restored = resume and saved.exists()
-    load_pretrained(gan, made, weights, fresh=not restored)
-    if restored:
-        state.load_state_dict(atomic.load(saved))
+    state = gan.state()
+    load_pretrained(gan, made, plan.weights, fresh=not plan.has_state)
+    if plan.has_state:
+        state.load_state_dict(atomic.load(run_folder.state_path(folder)))
     if audited:
         few = pick(items["train"], 4 * made.batch_size, made.seed)
         print_audit(gan, made, load_images(few, loading, CACHE, "train"), on)
         return folder
 
-    images = setup.load_splits(folder, items, loading)
+    images = plan.load_splits(items, loading)
     setup.require_batch(made, len(images["train"]))
     if resume:
-        overrides = None if stored.overrides is None else {**stored.overrides, **given}
-        record = setup.resumed(stored, made, images, overrides=overrides)
+        plan.record_resume(images)
     else:
-        shared = setup.record_fields(made, where, loading, images, weights)
         mean, sizes = mean_ab(images["train"], made.size), gan.parameters()
-        record = RunRecord(**shared, mean_ab=mean, parameters=sizes, overrides=given)
-    write_run(folder, record)
+        plan.record(run_folder.RunRecord, loading, images, mean_ab=mean, parameters=sizes, overrides=given)
     steps = steps_per_epoch(len(images["train"]), made.batch_size)
 
     def batches(epoch: int, start: int) -> Iterator[tuple[Tensor, Tensor]]:

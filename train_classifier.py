@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from config import CACHE, RUNS, ClassifierRecipe, UserError, parse_settings
+from config import CACHE, RUNS, ClassifierRecipe, UserError
 from runtime import cli
 
 if TYPE_CHECKING:
@@ -157,53 +157,48 @@ def main(
     from training import setup
     from training.loop import State, fit
 
-    options = {
-        "network": network, "pretrained": pretrained or None, "size": size, "epochs": epochs, "seed": seed,
-        "batch_size": batch_size, "limit": limit, **parse_settings(set_ or [], ClassifierRecipe),
-    }  # fmt: skip
-    given = {key: value for key, value in options.items() if value is not None}
-    folder, stored = Path(run or RUNS / "classifier"), None
+    given = setup.given_fields(
+        ClassifierRecipe, set_, network=network, pretrained=pretrained or None, size=size, epochs=epochs,
+        seed=seed, batch_size=batch_size, limit=limit,
+    )  # fmt: skip
+    folder = Path(run or RUNS / "classifier")
     if resume:
-        stored = run_folder.read_classifier_run(folder)
-        made, data = setup.resume_recipe(folder, stored, data, given), stored.data
-        weights = weights or (stored.weights and Path(stored.weights))
+        plan = setup.go_on(folder, run_folder.read_classifier_run(folder), None, data, given, weights)
+    elif data is None:
+        raise UserError("a classifier needs --data PATH|NAME: a folder of pictures per class, or cifar10")
     else:
-        made = ClassifierRecipe(**given)
-        if data is None:
-            raise UserError("a classifier needs --data PATH|NAME: a folder of pictures per class, or cifar10")
+        plan = setup.Setup(folder, ClassifierRecipe(**given), data, given, weights)
         if not dry_run:
             setup.require_free(folder)
-    items = list_items(data, made, CACHE)
-    classes = classifiers.find_classes(items, data, stored and stored.classes)
-    on = pick_device(device)
+    made, data, on = plan.recipe, plan.data, pick_device(device)
     precision = pick_precision(made.precision, on)
+    items = list_items(data, made, CACHE)
+    classes = classifiers.find_classes(items, data, plan.stored and plan.stored.classes)
     training = build_training(made, classes, on, precision)
     classifier, start = training.classifier, "published weights" if made.pretrained else "scratch"
     count = f"{len(items['train'])} to train, {len(items['val'])} to validate, {len(classes)} classes"
     layout = f"{made.network} at {made.size} px, {count_parameters(classifier):,} parameters, from {start}"
-    facts = {"run": folder, "data": f"{data}: {count}", "network": layout, "epochs": made.epochs}
-    setup.announce(made, {**facts, "device": f"{on}, {precision}"}, dry_run)
+    facts = {"data": f"{data}: {count}", "network": layout, "epochs": made.epochs}
+    plan.announce({**facts, "device": f"{on}, {precision}"}, dry_run)
     if dry_run:
         return folder
 
     parts = {"network": classifier.network, "optimizer": training.optimizer, "scaler": training.scaler}
-    state, saved = State(FORMAT, parts, on), run_folder.state_path(folder)
-    if stored and saved.exists():
-        state.load_state_dict(atomic.load(saved))
+    state = State(FORMAT, parts, on)
+    if plan.has_state:
+        state.load_state_dict(atomic.load(run_folder.state_path(folder)))
     elif made.pretrained:
-        published = load_weights(made.network, weights, "leave out --pretrained")
+        published = load_weights(made.network, plan.weights, "leave out --pretrained")
         classifiers.load_pretrained(classifier, published)
 
     loading = Loading(made.load_size, made.fit, "none", False)
-    images = setup.load_splits(folder, items, loading)
+    images = plan.load_splits(items, loading)
     if len(images["train"]) < 2:
         raise UserError(f"only one training picture of {data} can be read: {images['train'].bad[0]}")
-    if stored:
-        record = setup.resumed(stored, made, images)
+    if resume:
+        plan.record_resume(images)
     else:
-        shared = setup.record_fields(made, data, loading, images, weights)
-        record = run_folder.ClassifierRecord(**shared, classes=classes)
-    run_folder.write_run(folder, record)
+        plan.record(run_folder.ClassifierRecord, loading, images, classes=classes)
     labels = {n: torch.tensor(classifiers.label_ids(split.labels, classes)) for n, split in images.items()}
     steps = made.epochs * steps_per_epoch(len(images["train"]), made.batch_size)
 

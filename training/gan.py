@@ -38,10 +38,9 @@ PERCEPTUAL = {
 
 
 def gan_loss(logits: Tensor, real: bool, gan_mode: str, label_real: float = 1.0) -> Tensor:
-    """Return the adversarial loss of logits against the label `real`, a float32 scalar.
+    """Return the adversarial loss of logits, of any shape, against the label `real`: a float32 scalar.
 
     Args:
-        logits: the discriminator's, of any shape.
         gan_mode: vanilla (BCE with logits) | lsgan (MSE) | hinge (the discriminator's half; no labels).
         label_real: the label of a real image; below 1 it is smoothed.
     """
@@ -111,6 +110,7 @@ def build_gan(recipe: Recipe, device: torch.device, precision: str) -> Gan:
     """Build and initialise networks and optimisers from the recipe's seed."""
     torch.manual_seed(recipe.seed)
     generator, discriminator = models.build_generator(recipe), models.build_discriminator(recipe)
+    optimizers: dict[nn.Module | None, torch.optim.Adam] = {}
     for network in filter(None, (generator, discriminator)):
         if recipe.init in models.INITS:
             network.apply(models.INITS[recipe.init])
@@ -119,20 +119,15 @@ def build_gan(recipe: Recipe, device: torch.device, precision: str) -> Gan:
         network.to(device, memory_format=torch.channels_last)
         if recipe.compile:
             network.compile()
+        trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+        betas, fused = (recipe.beta1, recipe.beta2), device.type in ("cpu", "cuda")
+        optimizers[network] = torch.optim.Adam(trained, recipe.lr, betas, fused=fused)
     ema = None
     if recipe.ema > 0:
         ema = AveragedModel(generator, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema), use_buffers=True)
-    optimizer_g = build_optimizer(generator, recipe, device)
-    optimizer_d = None if discriminator is None else build_optimizer(discriminator, recipe, device)
+    optimizer_g, optimizer_d = optimizers[generator], optimizers.get(discriminator)
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
     return Gan(generator, discriminator, optimizer_g, optimizer_d, ema, scaler, autocast(device, precision))
-
-
-def build_optimizer(network: nn.Module, recipe: Recipe, device: torch.device) -> torch.optim.Adam:
-    """Return Adam over what is trained of a network."""
-    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    fused = device.type in ("cpu", "cuda")
-    return torch.optim.Adam(trained, recipe.lr, (recipe.beta1, recipe.beta2), fused=fused)
 
 
 def load_pretrained(gan: Gan, recipe: Recipe, folder: Path | None, fresh: bool) -> None:
@@ -283,15 +278,11 @@ def audit(gan: Gan, batch: Batch, recipe: Recipe) -> dict[str, Audited]:
 
     def norms(name: str, value: Tensor) -> list[float]:
         network = gan.generator if name.startswith("G_") else gan.discriminator
+        weights = [weight for weight in network.parameters() if weight.requires_grad and weight.dim() > 1]
         if not value.requires_grad:
             return [0.0, 0.0]
-        found = torch.autograd.grad(value, end_weights(network), retain_graph=True, allow_unused=True)
+        ends = weights[-1], weights[0]
+        found = torch.autograd.grad(value, ends, retain_graph=True, allow_unused=True)
         return [0.0 if grad is None else float(grad.norm()) for grad in found]
 
     return {name: Audited(float(value.detach()), *norms(name, value)) for name, value in terms.items()}
-
-
-def end_weights(network: nn.Module) -> list[nn.Parameter]:
-    """Return the trained weights of a network's last and first layer."""
-    weights = [p for p in network.parameters() if p.requires_grad and p.dim() > 1]
-    return [weights[-1], weights[0]]

@@ -28,6 +28,7 @@ from runtime.atomic import replacing
 from runtime.device import restore_rng, rng_state
 from runtime.run_folder import read_records, state_path
 
+Save = Callable[[int, list[dict[str, Any]]], None]  # finished epoch, records of the log
 REMEDY = "train with a smaller learning rate (--set lr=...) or with --set precision=fp32"
 
 
@@ -147,10 +148,9 @@ def noted_signals() -> Iterator[list[int]]:
             raise KeyboardInterrupt
         caught.append(number)
 
-    if threading.current_thread() is not threading.main_thread():
-        yield caught  # only the main thread may set handlers
-        return
-    previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    in_main = threading.current_thread() is threading.main_thread()  # no other thread may set handlers
+    numbers = (signal.SIGINT, signal.SIGTERM) if in_main else ()
+    previous = {number: signal.signal(number, note) for number in numbers}
     try:
         yield caught
     finally:
@@ -158,18 +158,13 @@ def noted_signals() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-Batches = Callable[[int, int], Iterator[Any]]
-Step = Callable[[Any], Mapping[str, Tensor]]
-Save = Callable[[int, list[dict[str, Any]]], None]
-
-
 def fit(
     run: Path,
     recipe: AnyRecipe,
     state: State,
     images: Mapping[str, ImageSet],
-    batches: Batches,
-    step: Step,
+    batches: Callable[[int, int], Iterator[Any]],
+    step: Callable[[Any], Mapping[str, Tensor]],
     save: Save,
     command: str,
     last_of_stage: int = 0,
@@ -181,7 +176,7 @@ def fit(
         images: split -> its pictures; "train" is trained on.
         batches: epoch and first step -> the batches of that epoch from there on.
         step: updates the networks on a batch; returns its loss terms, detached scalars on the device.
-        save: finished epoch and records of the log -> writes what is for use, before state.pt.
+        save: writes what is for use, before state.pt.
         command: what the user runs to resume.
         last_of_stage: epoch after which the loss terms change, so that no record is of both; 0 = none.
 
@@ -210,7 +205,11 @@ def fit(
                 _finish_epoch(run, recipe, log, save, last_of_stage)
         if caught:
             _save_state(run, log)
-    _print_left_out(images)
+    for name, split in images.items():
+        for sentence in split.bad:
+            print(f"skipped {sentence}")
+        if split.gray:
+            print(f"left {split.gray} near-gray pictures out of {name} (min_colorfulness)")
     if state.epoch <= recipe.epochs:
         print(f"stopped in epoch {state.epoch}; go on with: {command} --resume --run {quote(str(run))}")
         raise SystemExit(128 + caught[0])
@@ -236,11 +235,3 @@ def _save_state(run: Path, log: Log) -> None:
     log.state.check_finite()
     atomic.save(state_path(run), log.state.state_dict())
     log.clear()  # what saving took is no training time
-
-
-def _print_left_out(images: Mapping[str, ImageSet]) -> None:
-    for name, split in images.items():
-        for sentence in split.bad:
-            print(f"skipped {sentence}")
-        if split.gray:
-            print(f"left {split.gray} near-gray pictures out of {name} (min_colorfulness)")

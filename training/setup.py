@@ -3,55 +3,74 @@
 import shutil
 import subprocess
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from config import CACHE, DEMO, ROOT, RUNS, AnyRecipe, Recipe, UserError, make_recipe
+from config import CACHE, DEMO, ROOT, AnyRecipe, Recipe, UserError, parse_settings
 from data import ImageSet, Loading, load_images
 from dataset.folders import Item
 from models import fit_networks, needs_two_images
 from runtime import run_folder
-from runtime.run_folder import R, Record, RunRecord, saved_epochs, state_path
+from runtime.run_folder import Record, saved_epochs, state_path
 
 # what a resume may change
 RESUMABLE = {"epochs", "save_every", "log_every", "lr", "lr_d", "precision", "compile"}
 LIBRARIES = ("torch", "torchvision", "numpy", "pillow", "scikit-image")
 
 
-def resolve(
-    recipe: str | None, data: str | None, run: Path | None, given: Mapping[str, Any], writes: bool = True
-) -> tuple[Recipe, str, Path]:
-    """Settle recipe, data and folder of a new run.
+@dataclass(frozen=True)
+class Setup:
+    """What is settled of a run that begins or goes on."""
 
-    Args:
-        given: recipe fields that the user set.
-        writes: the folder must be free.
+    folder: Path
+    recipe: Any  # Recipe | ClassifierRecipe
+    data: str  # path or name
+    given: Mapping[str, Any]  # recipe fields that the user set
+    weights: Path | None  # folder of weight files
+    stored: Any = None  # RunRecord | ClassifierRecord of a run that goes on
 
-    Raises:
-        UserError: what was given does not fit together, or the folder is taken.
-    """
-    made = fit_networks(make_recipe(recipe or DEMO, given))
-    if data is None and made.name != DEMO:
-        raise UserError(f"recipe {made.name} needs --data PATH (or --data {DEMO})")
-    folder = Path(run or RUNS / made.name)
-    if writes:
-        require_free(folder)
-    return made, str(data or DEMO), folder
+    @property
+    def has_state(self) -> bool:
+        """Whether the run goes on from a state.pt."""
+        return self.stored is not None and state_path(self.folder).exists()
+
+    def announce(self, facts: Mapping[str, object], all_fields: bool) -> None:
+        """Print what is resolved, one line each."""
+        lines = [f"{name:<14} {value}" for name, value in {"run": self.folder, **facts}.items()]
+        lines += [f"  {key} = {value}" for key, value in asdict(self.recipe).items() if all_fields]
+        print("\n".join(lines), flush=True)
+
+    def load_splits(self, items: Mapping[str, list[Item]], loading: Loading) -> dict[str, ImageSet]:
+        """Return the pictures to train and to validate on, decoded; makes the run folder and the cache."""
+        for place in (self.folder, CACHE):
+            place.mkdir(parents=True, exist_ok=True)  # fails now rather than after decoding
+        return {name: load_images(items[name], loading, CACHE, name) for name in ("train", "val")}
+
+    def record(
+        self, kind: type[Record], loading: Loading, images: Mapping[str, ImageSet], **own: Any
+    ) -> None:
+        """Write the record of a new run; `own` has the fields of its kind beside those of Record."""
+        weights = str(self.weights.resolve()) if self.weights else None
+        shared = {"recipe": self.recipe, "data": remembered(self.data), "weights": weights}
+        made = kind(**shared, **own, **provenance(images), loading=asdict(loading))
+        run_folder.write_run(self.folder, made)
+
+    def record_resume(self, images: Mapping[str, ImageSet]) -> None:
+        """Add a resume to the record; says so where the pictures are not those that the run began with."""
+        found = provenance(images)
+        if self.stored.fingerprints != found["fingerprints"]:
+            print("the images have changed since this run began: it goes on with those there are now")
+        changes = {"recipe": self.recipe, "resumed": [*self.stored.resumed, found]}
+        if getattr(self.stored, "overrides", None) is not None:
+            changes["overrides"] = {**self.stored.overrides, **self.given}
+        run_folder.write_run(self.folder, replace(self.stored, **changes))
 
 
-def resolve_resumed(
-    recipe: str | None, data: str | None, run: Path | None, given: Mapping[str, Any]
-) -> tuple[Recipe, RunRecord, Path]:
-    """Settle the recipe of a run that goes on; returns what is stored of it and its folder, too.
-
-    Raises:
-        UserError: no such run, or what was given is not what it was trained with.
-    """
-    folder = Path(run) if run else RUNS / recipe if recipe else run_folder.newest_run()
-    stored = run_folder.read_run(folder)
-    name = {"name": recipe} if recipe else {}
-    return fit_networks(resume_recipe(folder, stored, data, {**given, **name})), stored, folder
+def given_fields(recipe: type[AnyRecipe], settings: list[str] | None, **options: Any) -> dict[str, Any]:
+    """Return the fields of a recipe that the user set, by options of their names or by --set."""
+    found = {**options, **parse_settings(settings or [], recipe)}
+    return {key: value for key, value in found.items() if value is not None}
 
 
 def require_free(folder: Path) -> None:
@@ -63,24 +82,31 @@ def require_free(folder: Path) -> None:
         raise UserError(f"{folder} is not empty and not a run; name another folder with --run")
 
 
-def resume_recipe(folder: Path, stored: Record, data: str | None, given: Mapping[str, Any]) -> Any:
-    """Return the recipe with which a run goes on: the stored one, with what a resume may change.
+def go_on(
+    run: Path, stored: Record, name: str | None, data: str | None, given: dict[str, Any], weights: Path | None
+) -> Setup:
+    """Settle a run that goes on: as it is stored, but for what a resume may change.
+
+    Args:
+        name, data: of recipe and data, where the user gave them: they must be those of the run.
 
     Raises:
         UserError: something else was given than the run was trained with, or its state is missing.
     """
     asked = {"data": (stored.data, remembered(data or stored.data))}
     asked |= {key: (getattr(stored.recipe, key), value) for key, value in given.items()}
+    asked |= {"recipe": (stored.recipe.name, name)} if name else {}
     for key, (before, now) in asked.items():
         if key not in RESUMABLE and now != before:
-            key = "recipe" if key == "name" else key
-            raise UserError(f"{folder} was trained with {key} {before}; a resume cannot make it {now}")
-    done = saved_epochs(folder)
-    if done and not state_path(folder).exists():
-        raise UserError(f"{state_path(folder)} is missing: {folder} can be used, but not trained on")
+            raise UserError(f"{run} was trained with {key} {before}; a resume cannot make it {now}")
+    done = saved_epochs(run)
+    if done and not state_path(run).exists():
+        raise UserError(f"{state_path(run)} is missing: {run} can be used, but not trained on")
     if done and given.get("epochs", done[-1]) < done[-1]:
-        raise UserError(f"{folder} has {done[-1]} epochs already; --epochs {given['epochs']} would be fewer")
-    return replace(stored.recipe, **given)
+        raise UserError(f"{run} has {done[-1]} epochs already; --epochs {given['epochs']} would be fewer")
+    recipe = replace(stored.recipe, **given)
+    recipe = fit_networks(recipe) if isinstance(recipe, Recipe) else recipe
+    return Setup(run, recipe, stored.data, given, weights or stored.weights_folder, stored)
 
 
 def remembered(data: str) -> str:
@@ -103,63 +129,30 @@ def describe(
         kind = "sketch and colour files" if items["train"][0].source else "pictures, lines drawn from them"
     classes = len({item.label for item in items["train"]} - {""})
     kind += f", {classes} classes" if classes > 1 else ""
-    alone = f", the first {recipe.pretrain_epochs} without the discriminator"
-    facts = {
+    alone = (
+        f", the first {recipe.pretrain_epochs} without the discriminator" if recipe.pretrain_epochs else ""
+    )
+    discriminator = "none: the generator learns alone"
+    if "discriminator" in sizes:
+        discriminator = f"{recipe.discriminator}, {sizes['discriminator']:,} parameters"
+    return {
         "data": f"{data}: {len(items['train'])} to train, {len(items['val'])} to validate ({kind})",
         "recipe": f"{recipe.name}, {recipe.input} -> {recipe.output} at {recipe.size} px",
-        "epochs": f"{recipe.epochs}{alone if recipe.pretrain_epochs else ''}",
+        "epochs": f"{recipe.epochs}{alone}",
         "generator": f"{recipe.generator}, {sizes['generator']:,} parameters to train",
-        "discriminator": "none: the generator learns alone",
+        "discriminator": discriminator,
     }
-    if "discriminator" in sizes:
-        facts["discriminator"] = f"{recipe.discriminator}, {sizes['discriminator']:,} parameters"
-    return facts
-
-
-def announce(recipe: AnyRecipe, facts: Mapping[str, object], all_fields: bool) -> None:
-    """Print what is resolved, one line each."""
-    print("\n".join(f"{name:<14} {value}" for name, value in facts.items()), flush=True)
-    if all_fields:
-        print("\n".join(f"  {key} = {value}" for key, value in asdict(recipe).items()))
-
-
-def load_splits(run: Path, items: Mapping[str, list[Item]], loading: Loading) -> dict[str, ImageSet]:
-    """Return the pictures to train and to validate on, decoded; makes the run folder and the cache."""
-    for place in (run, CACHE):
-        place.mkdir(parents=True, exist_ok=True)  # fails now rather than after decoding
-    return {name: load_images(items[name], loading, CACHE, name) for name in ("train", "val")}
 
 
 def provenance(images: Mapping[str, ImageSet]) -> dict[str, Any]:
-    """Return with what a run was begun or resumed: pictures, versions, commit."""
+    """Return with what a run was begun or resumed: pictures, versions, commit of this code."""
+    commit = None
+    if (ROOT / ".git").exists() and shutil.which("git"):
+        call = ["git", "rev-parse", "HEAD"]
+        commit = subprocess.run(call, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
     return {
         "images": {name: len(split) for name, split in images.items()},
         "fingerprints": {name: split.key for name, split in images.items()},
         "versions": run_folder.library_versions(LIBRARIES),
-        "git": git_hash(),
+        "git": commit or None,
     }
-
-
-def git_hash() -> str | None:
-    """Return the commit of this code, None where it is no git checkout."""
-    if not (ROOT / ".git").exists() or shutil.which("git") is None:
-        return None
-    done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
-    return done.stdout.strip() or None
-
-
-def record_fields(
-    recipe: AnyRecipe, data: str, loading: Loading, images: Mapping[str, ImageSet], weights: Path | None
-) -> dict[str, Any]:
-    """Return what the record of every new run says."""
-    folder = str(weights.resolve()) if weights else None
-    shared = {"recipe": recipe, "data": remembered(data), "loading": asdict(loading), "weights": folder}
-    return {**shared, **provenance(images)}
-
-
-def resumed(stored: R, recipe: AnyRecipe, images: Mapping[str, ImageSet], **changes: Any) -> R:
-    """Return the record of a run that goes on; says so where its pictures are not those it began with."""
-    made_with = provenance(images)
-    if stored.fingerprints != made_with["fingerprints"]:
-        print("the images have changed since this run began: it goes on with those there are now")
-    return replace(stored, recipe=recipe, resumed=[*stored.resumed, made_with], **changes)

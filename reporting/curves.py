@@ -27,15 +27,10 @@ INK = "#010203"  # axes, text and dashed lines: near black in a PNG, replaced by
 OURS = "#c8501e"  # contrast of 4.5 : 1 to both white and black
 STYLE: dict[str, Any] = {
     **{key: INK for key in ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")},
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.linewidth": 0.6,
-    "xtick.major.width": 0.6,
-    "ytick.major.width": 0.6,
-    "font.size": 9,
-    "svg.fonttype": "none",
-    "svg.hashsalt": "tinct",
-}
+    "axes.spines.top": False, "axes.spines.right": False, "font.size": 9,
+    "axes.linewidth": 0.6, "xtick.major.width": 0.6, "ytick.major.width": 0.6,
+    "svg.fonttype": "none", "svg.hashsalt": "tinct",
+}  # fmt: skip
 PANEL = (3.4, 2.3)  # inches, width and height of an SVG drawing
 MAX_POINTS = 200  # of a loss curve in an SVG: a page of long curves would be large, and no screen shows more
 MAX_STRETCH = 3  # dashed lines may make the y axis that many times as long as our curve needs
@@ -60,9 +55,9 @@ def plot_losses(path: Path, records: Sequence[Mapping[str, float]]) -> None:
     """Draw every loss term of log.jsonl over the steps into a PNG file: one panel per term."""
     names = loss_names(records)
     with _figure(4 * len(names), 3.2) as figure:
-        for axis, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
-            draw_losses(axis, records, name)
-            axis.set_title(name)
+        for i, name in enumerate(names, 1):
+            axis = figure.add_subplot(1, len(names), i, title=name)
+            draw_losses(axis, records, name, len(records))
         _write(figure, path)
 
 
@@ -71,13 +66,10 @@ def plot_scores(path: Path, scores: ScoreFile) -> None:
     columns = min(4, len(scores.best))
     lines = -(-len(scores.best) // columns)
     with _figure(4 * columns, 3 * lines) as figure:
-        axes = list(figure.subplots(lines, columns, squeeze=False).flat)
-        for axis, metric in zip(axes, scores.best, strict=False):
+        for i, metric in enumerate(scores.best, 1):
+            axis = figure.add_subplot(lines, columns, i, title=metric)
             means = {epoch: Score(row.scores[metric].mean) for epoch, row in epoch_rows(scores).items()}
             draw_scores(axis, means, references(scores, metric))
-            axis.set_title(metric)
-        for axis in axes[len(scores.best) :]:
-            axis.remove()
         _write(figure, path)
 
 
@@ -99,22 +91,16 @@ def score_svg(
         return _svg(figure, f"score-{metric}", label)
 
 
-def draw_losses(
-    axis: "Axes", records: Sequence[Mapping[str, float]], name: str, max_points: int | None = None
-) -> None:
-    """Draw one loss term, raw and as a moving average over a tenth of its records.
-
-    Args:
-        max_points: draw at most that many points of each line, evenly spaced.
-    """
+def draw_losses(axis: "Axes", records: Sequence[Mapping[str, float]], name: str, max_points: int) -> None:
+    """Draw one loss term, raw and averaged over a tenth of its records; at most max_points of each line."""
     values = np.array([record[name] for record in records if name in record])
     steps = np.array([record["steps"] for record in records if name in record])
     window = max(1, len(values) // 10)
     smooth = np.convolve(values, np.ones(window) / window, "valid")
-    raw, mean = (evenly_spaced(len(points), max_points or len(points)) for points in (values, smooth))
+    raw, mean = (evenly_spaced(len(points), max_points) for points in (values, smooth))
     axis.plot(steps[raw], values[raw], color=INK, alpha=0.3, linewidth=0.8, label="raw")
-    label = f"mean of {window}"
-    axis.plot(steps[window - 1 :][mean], smooth[mean], color=OURS, linewidth=1.4, label=label)
+    ends = steps[window - 1 :]  # of the windows
+    axis.plot(ends[mean], smooth[mean], color=OURS, linewidth=1.4, label=f"mean of {window}")
     axis.set_xlabel("step")
     axis.xaxis.get_major_locator().set_params(nbins=6)
     axis.legend(fontsize="small", frameon=False)
@@ -130,9 +116,7 @@ def draw_scores(
         references: label -> a value that does not depend on the epoch, drawn as a dashed line.
         best: the epoch to mark.
     """
-    known = {
-        epoch: (s.low, s.high) for epoch, s in scores.items() if s.low is not None and s.high is not None
-    }
+    known = {epoch: (score.low, score.high) for epoch, score in scores.items() if score.low is not None}
     if known:
         low, high = zip(*known.values(), strict=True)
         axis.fill_between([*known], low, high, color=OURS, alpha=0.2, linewidth=0)

@@ -80,25 +80,15 @@ class Selection(NamedTuple):
 
     signs: dict[str, int]  # metric of single images -> factor that makes the best score the smallest
     metric: str  # by which images are ranked
-    best: int  # epoch by whose scores they are ranked
     epochs: list[int]
     start: int  # index of the epoch that is shown first
     stems: list[str]  # best first
-    total: int  # images that these were selected from
-    rendered: list[int]  # epochs whose images exist and are those that were scored
+    text: str  # what is shown, and what cannot be
 
 
 def evenly(things: Sequence[Any], most: int) -> list[Any]:
     """Return at most `most` of the things, evenly spaced, both ends among them."""
     return [things[i] for i in evenly_spaced(len(things), most)]
-
-
-def rank_stems(run: Path, stems: Sequence[str], values: NDArray[np.float64]) -> list[str]:
-    """Return the names of images whose input and ground truth exist, the smallest of values (N,) first."""
-    there = {path.stem for path in (run / "targets").glob("*.png")}
-    there &= {path.stem for path in (run / "inputs").glob("*.png")}
-    ranked = sorted(zip(values.tolist(), stems, strict=True))
-    return [stem for _, stem in ranked if stem in there]
 
 
 def is_rendered(run: Path, epoch: int, row: Row, stems: Sequence[str]) -> bool:
@@ -158,14 +148,27 @@ def select(run: Path, scores: ScoreFile, per_image: PerImage, stems: Sequence[st
     signs = {metric: sign for metric, sign in signs.items() if metric in per_image[max(rows)]}
     metric = scores.metric if scores.metric in signs else next(iter(signs))
     best = summary.best_epoch(scores, metric) or max(rows)
-    ranked = rank_stems(run, stems, signs[metric] * per_image[best][metric])
+    there = [{path.stem for path in (run / name).glob("*.png")} for name in ("targets", "inputs")]
+    ranked = sorted(zip((signs[metric] * per_image[best][metric]).tolist(), stems, strict=True))
+    ranked = [stem for _, stem in ranked if stem in there[0] & there[1]]
     chosen = evenly(ranked, MAX_IMAGES)
     rendered = [epoch for epoch, row in rows.items() if is_rendered(run, epoch, row, chosen)]
     if not chosen or not rendered:
         return None
     epochs = spread_epochs(rendered, best)
     start = epochs.index(best) if best in epochs else len(epochs) - 1
-    return Selection(signs, metric, best, epochs, start, chosen, len(ranked), rendered)
+    count = f"{len(chosen)} pictures,"
+    if len(chosen) < len(ranked):
+        count = f"{len(chosen)} of {len(ranked):,} pictures, evenly"
+    text = f"{count} from best to worst by {title(metric)} at epoch {best}"
+    if len(epochs) < len(rendered):
+        text += f"; {len(epochs)} of {len(rendered)} epochs"
+    text += "."
+    lost = [epoch for epoch in rows if epoch not in rendered]
+    if lost:
+        text += f" Epoch{'s' * (len(lost) > 1)} {summary.listed(lost)}: the pictures are gone, or not those "
+        text += f"scored; {summary.score_command(run)} renders them."
+    return Selection(signs, metric, epochs, start, chosen, text)
 
 
 def make_gallery(run: Path, scores: ScoreFile) -> Gallery:
@@ -186,46 +189,22 @@ def make_gallery(run: Path, scores: ScoreFile) -> Gallery:
         uris = [picture.uri if n != chosen.start else None for n, picture in enumerate(ours)]  # on the card
         records.append({"stem": stem, "scores": values, "ours": uris})
         cards.append(Card(stem, given, ours[chosen.start], truth))
-    metrics = {
-        metric: {
-            "title": title(metric),
-            "sign": sign,
-            "decimals": summary.decimals(scores, metric),
-            "means": [mean_text(scores, metric, rows[epoch]) for epoch in chosen.epochs],
-        }
-        for metric, sign in chosen.signs.items()
-    }
+    metrics = {}
+    for metric, sign in chosen.signs.items():
+        means = [mean_text(scores, metric, rows[epoch]) for epoch in chosen.epochs]
+        digits = summary.decimals(scores, metric)
+        metrics[metric] = {"title": title(metric), "sign": sign, "decimals": digits, "means": means}
     data = {"epochs": chosen.epochs, "start": chosen.start, "metrics": metrics, "pictures": records}
-    epoch = chosen.epochs[chosen.start]
-    return Gallery(gallery_words(run, scores, chosen), epoch, chosen.metric, cards, data)
+    return Gallery(chosen.text, chosen.epochs[chosen.start], chosen.metric, cards, data)
 
 
-def gallery_words(run: Path, scores: ScoreFile, chosen: Selection) -> str:
-    """Return which images and epochs the gallery shows, and which it cannot show."""
-    count, by = len(chosen.stems), f"by {title(chosen.metric)} at epoch {chosen.best}"
-    images = (
-        f"{count:,} of {chosen.total:,} pictures, evenly" if count < chosen.total else f"{count} pictures,"
-    )
-    text = f"{images} from best to worst {by}"
-    if len(chosen.epochs) < len(chosen.rendered):
-        text += f"; {len(chosen.epochs)} of {len(chosen.rendered)} epochs"
-    lost = [epoch for epoch in epoch_rows(scores) if epoch not in chosen.rendered]
-    if not lost:
-        return f"{text}."
-    which, command = f"Epoch{'s' * (len(lost) > 1)} {summary.listed(lost)}", summary.score_command(run)
-    return f"{text}. {which}: the pictures are gone, or not those scored; {command} renders them."
-
-
-def score_curve(scores: ScoreFile, metric: str) -> Drawing | None:
-    """Return one metric over the epochs; None where no epoch has it."""
+def score_curve(scores: ScoreFile, metric: str) -> Drawing:
+    """Return one metric over the epochs that have it."""
     ours = {epoch: row for epoch, row in epoch_rows(scores).items() if metric in row.scores}
-    if not ours:
-        return None
     others = {title(name): mean for name, mean in summary.references(scores, metric).items()}
     best = summary.best_epoch(scores, metric)
-    spoken = [
-        f"epoch {epoch} {mean_text(scores, metric, ours[epoch])}" for epoch in evenly([*ours], MAX_SPOKEN)
-    ]
+    shown = evenly([*ours], MAX_SPOKEN)
+    spoken = [f"epoch {epoch} {mean_text(scores, metric, ours[epoch])}" for epoch in shown]
     spoken += [f"{name} {summary.number_text(scores, metric, mean)}" for name, mean in others.items()]
     spoken += [f"best is epoch {best}"] if best is not None else []
     label = f"{title(metric)} by epoch, {summary.better(scores, metric)}: {', '.join(spoken)}"
@@ -241,25 +220,19 @@ def write_report(run: Path) -> Path:
     import jinja2  # needed here alone
 
     record, scores = read_run(run), read_scores(run)
-    records = read_records(run / "log.jsonl")
-    rows = summary.all_rows(scores)
-    curves = {metric: score_curve(scores, metric) for metric in scores.directions}
+    records, rows = read_records(run / "log.jsonl"), summary.all_rows(scores)
+    metrics = [m for m in scores.directions if any(m in row.scores for row in rows.values())]
+    drawn = [m for m in metrics if any(m in row.scores for row in epoch_rows(scores).values())]
+    curves = {metric: score_curve(scores, metric) for metric in drawn}
+    losses = {name: loss_svg(records, name) for name in loss_names(records)}
+    said = {"run": run, "record": record, "scores": scores, "rows": rows, "metrics": metrics}
+    shown = {"curves": curves, "losses": losses, "gallery": make_gallery(run, scores)}
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(
         loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    text = environment.get_template("page.html").render(
-        summary=summary,
-        run=run,
-        record=record,
-        scores=scores,
-        rows=rows,
-        metrics=[m for m in scores.directions if any(m in row.scores for row in rows.values())],
-        folder_metrics=FOLDER_METRICS,
-        curves={metric: drawing for metric, drawing in curves.items() if drawing is not None},
-        losses={name: loss_svg(records, name) for name in loss_names(records)},
-        gallery=make_gallery(run, scores),
-    )
+    page = environment.get_template("page.html")
+    text = page.render(summary=summary, folder_metrics=FOLDER_METRICS, **said, **shown)
     with replacing(run / "report.html") as temporary:
         temporary.write_text(text, encoding="utf-8", errors="replace")  # a file name may hold any bytes
     return run / "report.html"

@@ -22,10 +22,8 @@ NAMES = {
     "gray": "gray", "mean_ab": "mean ab", "jpeg90": "JPEG 90", "truth": "truth",
 }  # fmt: skip
 BETTER = {
-    "higher": "higher is better",
-    "lower": "lower is better",
-    "closest to the truth": "best near the truth",
-}
+    "higher": "higher is better", "lower": "lower is better", "closest to the truth": "best near the truth",
+}  # fmt: skip
 INPUTS = {"L": "lightness", "line": "line art", "gray+line": "gray or line art", "sketch": "sketches"}
 OUTPUTS = {"ab": "colour (a and b of Lab)", "rgb": "RGB", "Lab": "lightness and colour (Lab)"}
 
@@ -65,9 +63,10 @@ def better(scores: ScoreFile, metric: str) -> str:
 
 def all_rows(scores: ScoreFile) -> dict[str, Row]:
     """Return baselines, epochs, upper bounds and, if its colourfulness is known, the ground truth."""
-    baselines = {name: row for name, row in scores.rows.items() if name in BASELINES}
-    epochs = {name: row for name, row in scores.rows.items() if row.epoch is not None}
-    bounds = {name: row for name, row in scores.rows.items() if name not in baselines | epochs}
+    baselines, epochs, bounds = {}, {}, {}
+    for name, row in scores.rows.items():
+        kind = baselines if name in BASELINES else bounds if row.epoch is None else epochs
+        kind[name] = row
     first = next(iter(scores.rows.values()))
     if TRUTH_COLORFULNESS in first.scores:
         truth = bounds.get("truth", Row(None, {}, first.images))
@@ -105,7 +104,7 @@ def mean_text(scores: ScoreFile, metric: str, row: Row) -> str:
 def interval_text(scores: ScoreFile, metric: str, row: Row) -> str:
     """Return the 95 % interval of a row's mean, as "11.90 to 12.80"; empty where there is none."""
     score = row.scores.get(metric)
-    if score is None or score.low is None or score.high is None:
+    if score is None or score.low is None:
         return ""
     return f"{number_text(scores, metric, score.low)} to {number_text(scores, metric, score.high)}"
 
@@ -122,12 +121,8 @@ def score_table(scores: ScoreFile) -> str:
     metrics = [metric for metric in scores.directions if any(metric in row.scores for row in rows.values())]
     lines = [" " * 11 + "".join(f"{name.replace('colorfulness', 'colorful'):>15}" for name in metrics)]
     for name, row in rows.items():
-        cells = (
-            f"{row.scores[m].mean:.4g}{'*' if scores.best.get(m) == name else ' '}"
-            if m in row.scores
-            else "- "
-            for m in metrics
-        )
+        stars = {metric: "*" if scores.best.get(metric) == name else " " for metric in metrics}
+        cells = (f"{row.scores[m].mean:.4g}{stars[m]}" if m in row.scores else "- " for m in metrics)
         lines.append(f"{name:<11}" + "".join(f"{cell:>15}" for cell in cells))
     truth = references(scores, "colorfulness").get("truth")
     images = f"{next(iter(rows.values())).images} images"
@@ -162,10 +157,8 @@ def best_words(scores: ScoreFile) -> tuple[str, list[str]]:
     by_others = "; ".join(f"epoch {n} ({', '.join(names)})" for n, names in sorted(others.items()))
     rest = [f"Best by other metrics: {by_others}."] if by_others else []
     if epoch is None:
-        why = why_not(scores, metric) or "not computed"
-        return "No epoch is named best", [
-            f"The recipe chooses by {title(metric)}, which is {why.rstrip('.')}.", *rest
-        ]  # fmt: skip
+        why = (why_not(scores, metric) or "not computed").rstrip(".")
+        return "No epoch is named best", [f"The recipe chooses by {title(metric)}, which is {why}.", *rest]
     row = ours[epoch]
     headline = f"Epoch {epoch} is best" if len(ours) > 1 else f"Epoch {epoch}, the only one scored"
     interval = interval_text(scores, metric, row)
@@ -176,16 +169,12 @@ def best_words(scores: ScoreFile) -> tuple[str, list[str]]:
 
 def comparisons(scores: ScoreFile, metric: str, best: int) -> list[str]:
     """Return how the best epoch compares with the baselines, the last epoch and the epochs tied with it."""
-    ours, sentences = epoch_rows(scores), []
-    for word in ("better", "worse"):
-        names = [
-            f"{title(name)} ({mean_text(scores, metric, row)})"
-            for name, row in scores.rows.items()
-            if name in BASELINES and metric in row.scores
-            and (distance(metric, ours[best]) < distance(metric, row)) == (word == "better")
-        ]  # fmt: skip
-        if names:
-            sentences.append(f"It is {word} than {listed(names)}.")
+    ours, beside = epoch_rows(scores), {"better": [], "worse": []}
+    for name, row in scores.rows.items():
+        if name in BASELINES and metric in row.scores:
+            word = "better" if distance(metric, ours[best]) < distance(metric, row) else "worse"
+            beside[word].append(f"{title(name)} ({mean_text(scores, metric, row)})")
+    sentences = [f"It is {word} than {listed(names)}." for word, names in beside.items() if names]
     last = max(ours)
     if last != best and metric in ours[last].scores:
         sentences.append(f"The last epoch, {last}, has {mean_text(scores, metric, ours[last])}.")
@@ -204,10 +193,8 @@ def missing_words(scores: ScoreFile) -> list[str]:
                 lacking.setdefault(row.missing[metric], {}).setdefault(metric, []).append(title(name))
     sentences = []
     for reason, metrics in lacking.items():
-        names = [
-            title(metric) + ("" if len(rows) == len(scores.rows) else f" of {listed(rows)}")
-            for metric, rows in metrics.items()
-        ]
+        everywhere = len(scores.rows)
+        names = [title(m) + (f" of {listed(r)}" if len(r) < everywhere else "") for m, r in metrics.items()]
         sentences.append(f"{listed(names)} {'are' if len(names) > 1 else 'is'} {reason.rstrip('.')}.")
     return sentences
 
@@ -264,7 +251,7 @@ def commands(run: Path, record: RunRecord) -> str:
     for key, value in settings(record).items():
         options.append(f"--set {quote(f'{key}={str(value).lower() if isinstance(value, bool) else value}')}")
     train = [f"python train.py --recipe {quote(record.recipe.name)}", *options, f"--run {quote(str(run))}"]
-    made_with = [f"Tinct {tinct}"] * bool(tinct) + [f"Python {python}"] * bool(python)
-    made_with += [f"commit {record.git}"] * bool(record.git)
+    known = (("Tinct", tinct), ("Python", python), ("commit", record.git))
+    made_with = [f"{name} {version}" for name, version in known if version]
     lines = [f"# {', '.join(made_with)}"] * bool(made_with) + [f"pip install {pins}"] * bool(pins)
     return "\n".join([*lines, " \\\n    ".join(train), score_command(run)])

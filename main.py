@@ -11,9 +11,6 @@ from pathlib import Path
 from config import DEMO, RUNS
 from runtime import cli
 
-PHOTO = "rocket.jpg"  # a real photograph inside scikit-image
-ROWS = 5  # test images on the contact sheet
-
 
 def write_example(path: Path, kind: str) -> Path:
     """Write the photograph as a network input of `kind`; returns the file that holds it in colour."""
@@ -23,7 +20,7 @@ def write_example(path: Path, kind: str) -> Path:
     from imaging import color
     from imaging.files import read_image, write_image
 
-    photo = Path(skimage.__file__).parent / "data" / PHOTO
+    photo = Path(skimage.__file__).parent / "data" / "rocket.jpg"  # a real photograph
     tensor = torch.from_numpy(read_image(photo)).permute(2, 0, 1)[None]  # (1, 3, H, W)
     shown = color.line_art(tensor) if kind in ("sketch", "line") else color.show_input(tensor, kind)
     write_image(path, shown[0].permute(1, 2, 0).numpy())
@@ -62,7 +59,7 @@ def main(
     coloured = colorize.main([example], model=model, out=folder / "colorized", device=device)[0]
     folders = (folder / "inputs", outputs_path(folder, best_epoch(folder)), folder / "targets")
     names = [path.name for path in find_images(folder / "targets")]
-    rows = [[read_image(where / names[i]) for where in folders] for i in evenly_spaced(len(names), ROWS)]
+    rows = [[read_image(where / names[i]) for where in folders] for i in evenly_spaced(len(names), 5)]
     shown = [read_image(path) for path in (example, coloured, photo)]
     width = rows[0][0].shape[1]
     height = round(width * shown[0].shape[0] / shown[0].shape[1])

@@ -13,7 +13,6 @@ Every save_every epochs the run folder gets a generator, a resumable state, a sa
 
 from collections.abc import Iterator
 from pathlib import Path
-from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -101,6 +100,7 @@ def main(
     from inference.checkpoint import save_generator
     from models import fit_networks
     from reporting.curves import plot_losses
+    from reporting.summary import score_command
     from runtime import atomic, run_folder
     from runtime.device import pick_device, pick_precision
     from training import setup
@@ -157,13 +157,12 @@ def main(
         return train_step(gan, batch, made, adversarial=schedule(gan, made, state, steps))
 
     def save(epoch: int, records: list[dict[str, Any]]) -> None:
-        save_generator(folder, epoch, made, gan.generator_for_use())
+        save_generator(folder, epoch, made, gan.ema.module if gan.ema else gan.generator)
         save_samples(folder, made, epoch, images["val"], on)
         plot_losses(folder / "losses.png", records)
 
     fit(folder, made, state, images, batches, step, save, "python train.py", made.pretrain_epochs)
-    name = quote(str(folder))
-    print(f"trained {made.epochs} epochs; see which is best: python eval.py --all-epochs --run {name}")
+    print(f"trained {made.epochs} epochs; see which is best: {score_command(folder)}")
     return folder
 
 

@@ -35,6 +35,7 @@ class Training:
     """The classifier under training, and what trains it."""
 
     classifier: "Classifier"
+    loss: "torch.nn.CrossEntropyLoss"  # with smoothed labels
     optimizer: "torch.optim.SGD"
     scaler: "torch.amp.GradScaler"
     amp: "torch.autocast"  # in which the network computes
@@ -56,8 +57,9 @@ def build_training(
         classifier.parameters(), recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay,
         nesterov=recipe.momentum > 0, fused=device.type in ("cpu", "cuda"),
     )  # fmt: skip
+    loss = torch.nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
-    return Training(classifier, optimizer, scaler, autocast(device, precision))
+    return Training(classifier, loss, optimizer, scaler, autocast(device, precision))
 
 
 def learning_rate(recipe: ClassifierRecipe, steps: int, done: int) -> float:
@@ -68,24 +70,16 @@ def learning_rate(recipe: ClassifierRecipe, steps: int, done: int) -> float:
     return recipe.lr * (1 + math.cos(math.pi * (progress - recipe.warmup) / (1 - recipe.warmup))) / 2
 
 
-def train_step(
-    training: Training, image: "torch.Tensor", label: "torch.Tensor", smoothing: float
-) -> "torch.Tensor":
-    """Update the classifier on one batch.
+def train_step(training: Training, image: "torch.Tensor", label: "torch.Tensor") -> "torch.Tensor":
+    """Update the classifier on one batch; returns the loss, a detached scalar on the device.
 
     Args:
         image: (N, 3, S, S) uint8, on the device.
         label: (N,) int64, on the device.
-        smoothing: share of the target that is spread over all classes.
-
-    Returns:
-        the loss, a detached scalar on the device.
     """
-    import torch.nn.functional as F
-
     with training.amp:
         logits = training.classifier(image)  # (N, C)
-    loss = F.cross_entropy(logits, label, label_smoothing=smoothing)
+    loss = training.loss(logits, label)
     training.scaler.scale(loss).backward()
     training.scaler.step(training.optimizer)
     training.optimizer.zero_grad()
@@ -98,7 +92,6 @@ def validate(
 ) -> "Accuracy":
     """Return the scores of the pictures' centre squares, in full precision, as eval.py asks."""
     import torch
-    import torch.nn.functional as F
 
     from evaluation.classifier import Accuracy, topk_correct
     from evaluation.scores import wilson
@@ -106,12 +99,11 @@ def validate(
     count, device, sums = len(images), classifier.mean.device, []
     classifier.eval()
     with torch.no_grad():
-        for start in range(0, count, recipe.batch_size):
-            ids = list(range(start, min(start + recipe.batch_size, count)))
-            image = images.gather(ids, recipe.load_size)[1].to(device, non_blocking=True)
+        for ids in torch.arange(count).split(recipe.batch_size):
+            image = images.gather(ids.tolist(), recipe.load_size)[1].to(device, non_blocking=True)
             label = labels[ids].to(device, non_blocking=True)
             logits = classifier(image)  # (N, C)
-            loss = F.cross_entropy(logits, label, reduction="sum")
+            loss = torch.nn.functional.cross_entropy(logits, label, reduction="sum")
             sums.append(torch.stack([loss, *(topk_correct(logits, label, k).sum() for k in (1, 5))]))
     classifier.train()
     loss, *correct = torch.stack(sums).sum(0).tolist()
@@ -176,10 +168,10 @@ def main(
     classes = classifiers.find_classes(items, data, plan.stored and plan.stored.classes)
     training = build_training(made, classes, on, precision)
     classifier, start = training.classifier, "published weights" if made.pretrained else "scratch"
-    count = f"{len(items['train'])} to train, {len(items['val'])} to validate, {len(classes)} classes"
+    count = f"{data}: {len(items['train'])} to train, {len(items['val'])} to validate, {len(classes)} classes"
     layout = f"{made.network} at {made.size} px, {count_parameters(classifier):,} parameters, from {start}"
-    facts = {"data": f"{data}: {count}", "network": layout, "epochs": made.epochs}
-    plan.announce({**facts, "device": f"{on}, {precision}"}, dry_run)
+    facts = {"data": count, "network": layout, "epochs": made.epochs, "device": f"{on}, {precision}"}
+    plan.announce(facts, dry_run)
     if dry_run:
         return folder
 
@@ -210,7 +202,7 @@ def main(
     def step(batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
         training.optimizer.param_groups[0]["lr"] = learning_rate(made, steps, state.steps)
         image, label = (part.to(on, non_blocking=True) for part in batch)
-        return {"C_loss": train_step(training, image, label, made.label_smoothing)}
+        return {"C_loss": train_step(training, image, label)}
 
     def save(epoch: int, records: list[dict[str, Any]]) -> None:
         scores = validate(classifier, made, images["val"], labels["val"], epoch)

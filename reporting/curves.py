@@ -10,24 +10,23 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from data import evenly_spaced
 from evaluation.scores import Score, ScoreFile
 from reporting.summary import epoch_rows, references
 from runtime.atomic import replacing
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
 INK = "#010203"  # axes, text and dashed lines: near black in a PNG, replaced by `currentColor` in an SVG
 OURS = "#c8501e"  # contrast of 4.5 : 1 to both white and black
 STYLE: dict[str, Any] = {
     **{key: INK for key in ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")},
-    "axes.spines.top": False, "axes.spines.right": False, "font.size": 9,
+    "axes.spines.top": False, "axes.spines.right": False, "font.size": 9, "savefig.dpi": 90,
     "axes.linewidth": 0.6, "xtick.major.width": 0.6, "ytick.major.width": 0.6,
     "svg.fonttype": "none", "svg.hashsalt": "tinct",
 }  # fmt: skip
@@ -54,23 +53,23 @@ def loss_names(records: Sequence[Mapping[str, float]]) -> list[str]:
 def plot_losses(path: Path, records: Sequence[Mapping[str, float]]) -> None:
     """Draw every loss term of log.jsonl over the steps into a PNG file: one panel per term."""
     names = loss_names(records)
-    with _figure(4 * len(names), 3.2) as figure:
+    with _figure(4 * len(names), 3.2) as figure, replacing(path) as temporary:
         for i, name in enumerate(names, 1):
             axis = figure.add_subplot(1, len(names), i, title=name)
             draw_losses(axis, records, name, len(records))
-        _write(figure, path)
+        figure.savefig(temporary, format="png")
 
 
 def plot_scores(path: Path, scores: ScoreFile) -> None:
     """Draw every metric that all epochs have over the epochs into a PNG file: one panel per metric."""
     columns = min(4, len(scores.best))
     lines = -(-len(scores.best) // columns)
-    with _figure(4 * columns, 3 * lines) as figure:
+    with _figure(4 * columns, 3 * lines) as figure, replacing(path) as temporary:
         for i, metric in enumerate(scores.best, 1):
             axis = figure.add_subplot(lines, columns, i, title=metric)
             means = {epoch: Score(row.scores[metric].mean) for epoch, row in epoch_rows(scores).items()}
             draw_scores(axis, means, references(scores, metric))
-        _write(figure, path)
+        figure.savefig(temporary, format="png")
 
 
 def loss_svg(records: Sequence[Mapping[str, float]], name: str) -> Drawing:
@@ -91,7 +90,7 @@ def score_svg(
         return _svg(figure, f"score-{metric}", label)
 
 
-def draw_losses(axis: "Axes", records: Sequence[Mapping[str, float]], name: str, max_points: int) -> None:
+def draw_losses(axis: Axes, records: Sequence[Mapping[str, float]], name: str, max_points: int) -> None:
     """Draw one loss term, raw and averaged over a tenth of its records; at most max_points of each line."""
     values = np.array([record[name] for record in records if name in record])
     steps = np.array([record["steps"] for record in records if name in record])
@@ -107,7 +106,7 @@ def draw_losses(axis: "Axes", records: Sequence[Mapping[str, float]], name: str,
 
 
 def draw_scores(
-    axis: "Axes", scores: Mapping[int, Score], references: Mapping[str, float], best: int | None = None
+    axis: Axes, scores: Mapping[int, Score], references: Mapping[str, float], best: int | None = None
 ) -> None:
     """Draw the scores of epochs with their intervals.
 
@@ -152,7 +151,7 @@ def _y_limits(ours: Sequence[float], references: Sequence[float]) -> tuple[float
     return low - margin, high + margin
 
 
-def _label_references(axis: "Axes", references: Mapping[str, float]) -> None:
+def _label_references(axis: Axes, references: Mapping[str, float]) -> None:
     """Write the label of each dashed line at its right end; with its value if it lies outside the axis."""
     low, high = axis.get_ylim()
     lowest = -LABEL_HEIGHT * sum(value < low for value in references.values())
@@ -167,27 +166,18 @@ def _label_references(axis: "Axes", references: Mapping[str, float]) -> None:
 
 
 @contextmanager
-def _figure(width: float, height: float) -> "Iterator[Figure]":
+def _figure(width: float, height: float) -> Iterator[Figure]:
     """Yield an empty figure of this size in inches. Our style holds within the block alone."""
-    import matplotlib  # half a second, which programs that draw nothing save
-    from matplotlib.figure import Figure
-
-    with matplotlib.rc_context(STYLE):
+    with rc_context(STYLE):
         yield Figure(figsize=(width, height), layout="constrained")
 
 
-def _write(figure: "Figure", path: Path) -> None:
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=90)
-
-
-def _svg(figure: "Figure", name: str, label: str) -> Drawing:
+def _svg(figure: Figure, name: str, label: str) -> Drawing:
     """Return a figure as SVG without fonts, ink colour, date and addresses; `name` starts every id."""
     file = io.StringIO()
     figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
     text = file.getvalue()
-    box = re.search(r'viewBox="([^"]*)"', text)
-    assert box is not None
+    view_box = re.findall(r'viewBox="([^"]*)"', text)[0]
     text = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", text, flags=re.S)
     text = text[text.index(">", text.index("<svg")) + 1 : text.rindex("</svg>")]
     used = set(re.findall(r'(?:href="#|url\(#)([^")]+)', text))
@@ -195,4 +185,4 @@ def _svg(figure: "Figure", name: str, label: str) -> Drawing:
     text = re.sub(r'(id="|href="#|url\(#)', rf"\g<1>{name}-", text)
     text = re.sub(r"font-family: [^;\"]*; |transform=\"rotate\(-0 [^\"]*\"", "", text)
     text = re.sub(r"\n\s*", "\n", text.replace(INK, "currentColor").replace("xlink:href", "href"))
-    return Drawing(label, box[1], text.strip())
+    return Drawing(label, view_box, text.strip())

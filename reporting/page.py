@@ -10,11 +10,11 @@ the Jinja2 template that makes HTML of it. Images are inside the file, which loa
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jinja2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -39,8 +39,6 @@ SMALL = 64  # px; images up to this size are lossless at the first step, and sho
 SIGNS = {"higher": -1, "lower": 1}  # factor that makes the best score the smallest
 MAX_SPOKEN = 12  # epochs that the label of a curve names
 
-PerImage = Mapping[int, Mapping[str, NDArray[np.float64]]]  # epoch -> metric -> (N,)
-
 
 class Picture(NamedTuple):
     """An encoded image."""
@@ -57,38 +55,28 @@ class Card(NamedTuple):
     input: Picture
     ours: Picture
     truth: Picture
-
-    @property
-    def is_small(self) -> bool:
-        """Whether it is shown without smoothing."""
-        return max(self.input.width, self.input.height) <= SMALL
+    is_small: bool  # so it is shown without smoothing
 
 
-@dataclass(frozen=True)
-class Gallery:
+class Gallery(NamedTuple):
     """Images of several epochs, each beside its input and the ground truth."""
 
     text: str  # what is shown, and what cannot be
-    epoch: int = 0  # whose images the cards show
-    metric: str = ""  # by which the cards are ranked
-    cards: Sequence[Card] = ()
-    data: Mapping[str, Any] = field(default_factory=lambda: {"metrics": {}, "pictures": []})  # for the script
-
-
-class Selection(NamedTuple):
-    """What the gallery shows."""
-
-    signs: dict[str, int]  # metric of single images -> factor that makes the best score the smallest
-    metric: str  # by which images are ranked
-    epochs: list[int]
-    start: int  # index of the epoch that is shown first
-    stems: list[str]  # best first
-    text: str  # what is shown, and what cannot be
+    epoch: int  # whose images the cards show
+    metric: str  # by which the cards are ranked
+    cards: list[Card]
+    data: dict[str, Any]  # for the script
 
 
 def evenly(things: Sequence[Any], most: int) -> list[Any]:
     """Return at most `most` of the things, evenly spaced, both ends among them."""
     return [things[i] for i in evenly_spaced(len(things), most)]
+
+
+def rank_stems(run: Path, stems: Sequence[str], values: NDArray[np.float64]) -> list[str]:
+    """Return the names of images whose input and ground truth exist, the smallest of values (N,) first."""
+    inputs, targets = ({path.stem for path in (run / n).glob("*.png")} for n in ("inputs", "targets"))
+    return [stem for _, stem in sorted(zip(values.tolist(), stems, strict=True)) if stem in inputs & targets]
 
 
 def is_rendered(run: Path, epoch: int, row: Row, stems: Sequence[str]) -> bool:
@@ -108,11 +96,7 @@ def spread_epochs(epochs: Sequence[int], best: int) -> list[int]:
 
 
 def encode(path: Path, side: int, quality: int) -> Picture:
-    """Return an image file as WebP in a data URI, its longer side at most `side` px.
-
-    Raises:
-        UserError: the file is damaged.
-    """
+    """Return a file as WebP in a data URI, its longer side at most `side` px; UserError if it is damaged."""
     try:
         image = read_image(path)
     except UserError as error:
@@ -141,61 +125,48 @@ def encode_all(folders: Sequence[Path], stems: Sequence[str]) -> list[list[Pictu
     return pictures
 
 
-def select(run: Path, scores: ScoreFile, per_image: PerImage, stems: Sequence[str]) -> Selection | None:
-    """Select epochs and images for the gallery; None where no image belongs to the scores."""
-    rows = epoch_rows(scores)
+def make_gallery(run: Path, scores: ScoreFile) -> Gallery:
+    """Return the gallery of a run; without cards where no image belongs to the scores."""
+    rows, command = epoch_rows(scores), summary.score_command(run)
+    names = {epoch: outputs_path(run, epoch).name for epoch in rows}
+    found, stems = read_per_image(run, scores, [*names.values()])
+    per_image = {epoch: found[name] for epoch, name in names.items()}
     signs = {m: SIGNS[kind] for m, kind in scores.directions.items() if kind in SIGNS}
     signs = {metric: sign for metric, sign in signs.items() if metric in per_image[max(rows)]}
     metric = scores.metric if scores.metric in signs else next(iter(signs))
     best = summary.best_epoch(scores, metric) or max(rows)
-    there = [{path.stem for path in (run / name).glob("*.png")} for name in ("targets", "inputs")]
-    ranked = sorted(zip((signs[metric] * per_image[best][metric]).tolist(), stems, strict=True))
-    ranked = [stem for _, stem in ranked if stem in there[0] & there[1]]
+    ranked = rank_stems(run, stems, signs[metric] * per_image[best][metric])
     chosen = evenly(ranked, MAX_IMAGES)
     rendered = [epoch for epoch, row in rows.items() if is_rendered(run, epoch, row, chosen)]
     if not chosen or not rendered:
-        return None
+        text = f"No picture belongs to these scores; render and score them with: {command}"
+        return Gallery(text, 0, "", [], {"metrics": {}, "pictures": []})
     epochs = spread_epochs(rendered, best)
     start = epochs.index(best) if best in epochs else len(epochs) - 1
-    count = f"{len(chosen)} pictures,"
-    if len(chosen) < len(ranked):
-        count = f"{len(chosen)} of {len(ranked):,} pictures, evenly"
-    text = f"{count} from best to worst by {title(metric)} at epoch {best}"
-    if len(epochs) < len(rendered):
-        text += f"; {len(epochs)} of {len(rendered)} epochs"
-    text += "."
+
+    count = f"{len(chosen)} of {len(ranked):,} pictures, evenly"
+    text = count if len(chosen) < len(ranked) else f"{len(chosen)} pictures,"
+    text += f" from best to worst by {title(metric)} at epoch {best}"
+    text += f"; {len(epochs)} of {len(rendered)} epochs." if len(epochs) < len(rendered) else "."
     lost = [epoch for epoch in rows if epoch not in rendered]
     if lost:
-        text += f" Epoch{'s' * (len(lost) > 1)} {summary.listed(lost)}: the pictures are gone, or not those "
-        text += f"scored; {summary.score_command(run)} renders them."
-    return Selection(signs, metric, epochs, start, chosen, text)
+        text += f" Epoch{'s' * (len(lost) > 1)} {summary.listed(lost)}: "
+        text += f"the pictures are gone, or not those scored; {command} renders them."
 
-
-def make_gallery(run: Path, scores: ScoreFile) -> Gallery:
-    """Return the gallery of a run; without cards where no image belongs to the scores."""
-    rows = epoch_rows(scores)
-    names = {epoch: outputs_path(run, epoch).name for epoch in rows}
-    found, stems = read_per_image(run, scores, [*names.values()])
-    per_image = {epoch: found[name] for epoch, name in names.items()}
-    chosen = select(run, scores, per_image, stems)
-    if chosen is None:
-        command = summary.score_command(run)
-        return Gallery(f"No picture belongs to these scores; render and score them with: {command}")
-    folders = [run / "inputs", run / "targets", *(outputs_path(run, epoch) for epoch in chosen.epochs)]
     cards, records = [], []
-    for stem, (given, truth, *ours) in zip(chosen.stems, encode_all(folders, chosen.stems), strict=True):
+    folders = [run / "inputs", run / "targets", *(outputs_path(run, epoch) for epoch in epochs)]
+    for stem, (given, truth, *ours) in zip(chosen, encode_all(folders, chosen), strict=True):
         i = stems.index(stem)
-        values = {m: [float(per_image[epoch][m][i]) for epoch in chosen.epochs] for m in chosen.signs}
-        uris = [picture.uri if n != chosen.start else None for n, picture in enumerate(ours)]  # on the card
+        values = {m: [float(per_image[epoch][m][i]) for epoch in epochs] for m in signs}
+        uris = [picture.uri if n != start else None for n, picture in enumerate(ours)]  # on the card
         records.append({"stem": stem, "scores": values, "ours": uris})
-        cards.append(Card(stem, given, ours[chosen.start], truth))
+        cards.append(Card(stem, given, ours[start], truth, max(given.width, given.height) <= SMALL))
     metrics = {}
-    for metric, sign in chosen.signs.items():
-        means = [mean_text(scores, metric, rows[epoch]) for epoch in chosen.epochs]
-        digits = summary.decimals(scores, metric)
-        metrics[metric] = {"title": title(metric), "sign": sign, "decimals": digits, "means": means}
-    data = {"epochs": chosen.epochs, "start": chosen.start, "metrics": metrics, "pictures": records}
-    return Gallery(chosen.text, chosen.epochs[chosen.start], chosen.metric, cards, data)
+    for m, sign in signs.items():
+        means, decimals = [mean_text(scores, m, rows[n]) for n in epochs], summary.decimals(scores, m)
+        metrics[m] = {"title": title(m), "sign": sign, "decimals": decimals, "means": means}
+    data = {"epochs": epochs, "start": start, "metrics": metrics, "pictures": records}
+    return Gallery(text, epochs[start], metric, cards, data)
 
 
 def score_curve(scores: ScoreFile, metric: str) -> Drawing:
@@ -212,13 +183,7 @@ def score_curve(scores: ScoreFile, metric: str) -> Drawing:
 
 
 def write_report(run: Path) -> Path:
-    """Write report.html into a run folder that has been scored; returns its path.
-
-    Raises:
-        UserError: no run folder, or its scores are missing or damaged.
-    """
-    import jinja2  # needed here alone
-
+    """Write a scored run's report.html; returns its path. Raises UserError where scores are damaged."""
     record, scores = read_run(run), read_scores(run)
     records, rows = read_records(run / "log.jsonl"), summary.all_rows(scores)
     metrics = [m for m in scores.directions if any(m in row.scores for row in rows.values())]

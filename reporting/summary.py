@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from shlex import quote
-from typing import Any
 
 from config import RECIPES, Recipe, make_recipe
 from evaluation.scores import BASELINES, TRUTH_COLORFULNESS, Row, ScoreFile, distance, epoch_number
@@ -20,6 +19,7 @@ NAMES = {
     "s0_psnr_db": "gray PSNR (dB)", "s0_ssim": "gray SSIM", "lpips_alex": "LPIPS AlexNet",
     "lpips_vgg": "LPIPS VGG-16", "top1": "top-1", "top5": "top-5", "fid": "FID", "kid": "KID",
     "gray": "gray", "mean_ab": "mean ab", "jpeg90": "JPEG 90", "truth": "truth",
+    "G_l1": "L1", "G_mse": "MSE", "G_perceptual": "VGG-16 features", "G_anime": "Danbooru features",
 }  # fmt: skip
 BETTER = {
     "higher": "higher is better", "lower": "lower is better", "closest to the truth": "best near the truth",
@@ -191,9 +191,8 @@ def missing_words(scores: ScoreFile) -> list[str]:
         for metric in scores.directions:
             if metric in row.missing:
                 lacking.setdefault(row.missing[metric], {}).setdefault(metric, []).append(title(name))
-    sentences = []
+    sentences, everywhere = [], len(scores.rows)
     for reason, metrics in lacking.items():
-        everywhere = len(scores.rows)
         names = [title(m) + (f" of {listed(r)}" if len(r) < everywhere else "") for m, r in metrics.items()]
         sentences.append(f"{listed(names)} {'are' if len(names) > 1 else 'is'} {reason.rstrip('.')}.")
     return sentences
@@ -206,11 +205,8 @@ def recipe_words(record: RunRecord) -> list[str]:
     maps = f"{INPUTS.get(r.input, r.input)} to {OUTPUTS.get(r.output, r.output)} at {r.size} px"
     counts = {name: f", {count:,} parameters" for name, count in record.parameters.items()}
     discriminator = f"discriminator {r.discriminator}{counts.get('discriminator', '')}"
-    weights = {
-        f"GAN ({r.gan_mode})": r.lambda_gan if r.is_adversarial else 0.0, "L1": r.lambda_l1,
-        "MSE": r.lambda_mse, "VGG-16 features": r.lambda_perceptual * (1 - r.anime_share),
-        "Danbooru features": r.lambda_perceptual * r.anime_share,
-    }  # fmt: skip
+    names = {**NAMES, "G_gan": f"GAN ({r.gan_mode})"}
+    losses = [f"{weight:g} x {names[term]}" for term, weight in r.term_weights.items() if term in names]
     alone = f", the first {r.pretrain_epochs} without the discriminator" if r.pretrain_epochs else ""
     rate = f"{r.lr:g}" + (f" ({r.lr_d:g} for the discriminator)" if r.is_adversarial and r.lr_d else "")
     degraded = [f"{name} ({100 * chance:g} %)" for name, (_, chance) in r.degradations.items()]
@@ -220,38 +216,29 @@ def recipe_words(record: RunRecord) -> list[str]:
         f"Recipe {r.name}{system}: {maps}.",
         f"Networks: generator {r.generator}{counts.get('generator', '')}; "
         f"{discriminator if r.is_adversarial else 'no discriminator'}.",
-        f"Loss: {' + '.join(f'{weight:g} x {name}' for name, weight in weights.items() if weight > 0)}.",
+        f"Loss: {' + '.join(losses)}.",
         f"{r.epochs} epochs{alone}, {r.batch_size} pictures a step, Adam at {rate}, {r.schedule}.",
         *([f"The input is damaged: {listed(degraded)} of the pictures."] if degraded else []),
         f"Data: {Path(record.data).name}{', ' if counted else ''}{counted}; seed {r.seed}.",
     ]
 
 
-def settings(record: RunRecord) -> dict[str, Any]:
-    """Return the recipe fields that differ from the recipe's table because the user set them.
-
-    A run of an earlier version does not say what was set: then all that differ, including those that follow
-    from others, as load_size follows from size.
-    """
-    fields = asdict(record.recipe)
-    if record.overrides is not None:
-        return {key: fields[key] for key in record.overrides}
-    name = record.recipe.name
-    plain = make_recipe(name, {}) if name in RECIPES else Recipe(name)
-    return {key: value for key, value in fields.items() if value != getattr(plain, key)}
-
-
 def commands(run: Path, record: RunRecord) -> str:
     """Return the shell commands that repeat the run."""
+    name, fields, changed = record.recipe.name, asdict(record.recipe), record.overrides
+    if changed is None:  # an earlier version's: all that differ, such as a load_size that follows from size
+        plain = asdict(make_recipe(name, {}) if name in RECIPES else Recipe(name))
+        changed = [key for key, value in fields.items() if value != plain[key]]
     versions = dict(record.versions)
     python, tinct = versions.pop("python", None), versions.pop("tinct", None)
     pins = " ".join(f"{name}=={str(version).partition('+')[0]}" for name, version in versions.items())
     options = [f"--data {quote(record.data)}"]
     options += [f"--weights {quote(record.weights)}"] if record.weights else []
-    for key, value in settings(record).items():
-        options.append(f"--set {quote(f'{key}={str(value).lower() if isinstance(value, bool) else value}')}")
-    train = [f"python train.py --recipe {quote(record.recipe.name)}", *options, f"--run {quote(str(run))}"]
-    known = (("Tinct", tinct), ("Python", python), ("commit", record.git))
-    made_with = [f"{name} {version}" for name, version in known if version]
+    for key in changed:
+        value = str(fields[key]).lower() if isinstance(fields[key], bool) else fields[key]
+        options.append(f"--set {quote(f'{key}={value}')}")
+    train = [f"python train.py --recipe {quote(name)}", *options, f"--run {quote(str(run))}"]
+    sources = (("Tinct", tinct), ("Python", python), ("commit", record.git))
+    made_with = [f"{source} {version}" for source, version in sources if version]
     lines = [f"# {', '.join(made_with)}"] * bool(made_with) + [f"pip install {pins}"] * bool(pins)
     return "\n".join([*lines, " \\\n    ".join(train), score_command(run)])

@@ -101,10 +101,6 @@ class Gan:
         found = {"generator": self.generator, "discriminator": self.discriminator}
         return {name: models.count_parameters(part) for name, part in found.items() if part is not None}
 
-    def generator_for_use(self) -> nn.Module:
-        """Return the averaged generator where averaging is on, else the trained one."""
-        return self.generator if self.ema is None else self.ema.module
-
 
 def build_gan(recipe: Recipe, device: torch.device, precision: str) -> Gan:
     """Build and initialise networks and optimisers from the recipe's seed."""
@@ -147,11 +143,10 @@ def load_pretrained(gan: Gan, recipe: Recipe, folder: Path | None, fresh: bool) 
     if fresh and models.GENERATORS[recipe.generator].extractor:
         generator.extractor.load_published(load_weights("danbooru", folder, "--set generator=unet-att"))
     device = next(generator.parameters()).device
-    for term in [term for term in PERCEPTUAL if term in recipe.term_weights]:
-        build, name, without = PERCEPTUAL[term]
-        extractor = build()
-        extractor.load_published(load_weights(name, folder, without))
-        gan.extractors[term] = extractor.to(device, memory_format=torch.channels_last)
+    for term, (build, name, without) in PERCEPTUAL.items():
+        if term in recipe.term_weights:
+            gan.extractors[term] = build().to(device, memory_format=torch.channels_last)
+            gan.extractors[term].load_published(load_weights(name, folder, without))
 
 
 @dataclass(frozen=True)
@@ -205,14 +200,7 @@ def generator_terms(
 
 
 def train_step(gan: Gan, batch: Batch, recipe: Recipe, adversarial: bool) -> dict[str, Tensor]:
-    """Update D, where it takes part, then G, on one batch.
-
-    Args:
-        adversarial: whether the discriminator takes part; not so in the first stage, or where there is none.
-
-    Returns:
-        Every loss term, unweighted, as a detached scalar on the device.
-    """
+    """Update D, if it takes part, then G; returns every loss term, an unweighted scalar on the device."""
     weights, d_terms = recipe.term_weights, {}
     with gan.amp:
         fake = gan.generator(batch.x)  # (N, Cy, S, S)
@@ -237,14 +225,10 @@ def train_step(gan: Gan, batch: Batch, recipe: Recipe, adversarial: bool) -> dic
 
 
 def schedule(gan: Gan, recipe: Recipe, state: State, steps_per_epoch: int) -> bool:
-    """Set the learning rates of the step that comes; Adam starts anew with the second stage.
-
-    Returns:
-        whether the discriminator takes part in this step.
-    """
+    """Set the learning rates of the step that comes; returns whether the discriminator takes part in it."""
     first_stage = state.epoch <= recipe.pretrain_epochs
     if state.epoch == recipe.pretrain_epochs + 1 and state.step == 0:
-        gan.optimizer_g.state.clear()
+        gan.optimizer_g.state.clear()  # Adam starts anew with the second stage
     done = state.steps / steps_per_epoch - recipe.pretrain_epochs  # epochs of the second stage
     progress = done / max(1, recipe.epochs - recipe.pretrain_epochs)
     factor = min(1.0, 2.0 * (1.0 - progress)) if recipe.schedule == "linear" else 1.0

@@ -48,12 +48,6 @@ class State:
         """Epoch, step and steps."""
         return {"epoch": self.epoch, "step": self.step, "steps": self.steps}
 
-    @property
-    def learning_rate(self) -> float:
-        """The first optimiser's learning rate: of a GAN, the generator's."""
-        optimizers = (part for part in self.parts.values() if isinstance(part, torch.optim.Optimizer))
-        return next(optimizers).param_groups[0]["lr"]
-
     def state_dict(self) -> dict[str, Any]:
         """Return what state.pt holds."""
         states = {name: part.state_dict() for name, part in self.parts.items()}
@@ -113,17 +107,17 @@ class Log:
         if broken:
             raise UserError(f"{broken} not finite by step {done['steps']}; nothing was overwritten: {REMEDY}")
         seconds = time.perf_counter() - self.started
-        speed = {
-            "images_per_s": self.images / seconds,
-            "data_wait_percent": 100 * self.waited / seconds,
-            "memory_mb": peak_memory_mb(self.state.device),
-        }
-        self.records.append({**done, **means, "lr": self.state.learning_rate, **speed})
+        rate, wait = self.images / seconds, 100 * self.waited / seconds
+        memory_mb = peak_memory_mb(self.state.device)
+        speed = {"images_per_s": rate, "data_wait_percent": wait, "memory_mb": memory_mb}
+        parts = self.state.parts.values()
+        optimizer = next(part for part in parts if isinstance(part, torch.optim.Optimizer))  # a GAN's: of G
+        self.records.append({**done, **means, "lr": optimizer.param_groups[0]["lr"], **speed})
         with open(self.path, "a") as file:
             file.write(json.dumps(self.records[-1]) + "\n")
         terms = " ".join(f"{name} {value:.4f}" for name, value in means.items())
-        words = "{images_per_s:.1f} images/s | data wait {data_wait_percent:.1f} % | {memory_mb:.0f} MB"
-        tqdm.write(f"epoch {done['epoch']} step {done['steps']} | {terms} | {words.format(**speed)}")
+        words = f"{rate:.1f} images/s | data wait {wait:.1f} % | {memory_mb:.0f} MB"
+        tqdm.write(f"epoch {done['epoch']} step {done['steps']} | {terms} | {words}")
         self.clear()
 
 

@@ -87,9 +87,6 @@ def go_on(
 ) -> Setup:
     """Settle a run that goes on: as it is stored, but for what a resume may change.
 
-    Args:
-        name, data: of recipe and data, where the user gave them: they must be those of the run.
-
     Raises:
         UserError: something else was given than the run was trained with, or its state is missing.
     """

@@ -2,10 +2,13 @@
 
 import json
 import runpy
+import signal
 import sys
 import warnings
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import imagecodecs
@@ -28,7 +31,7 @@ from inference.colorizer import Colorizer
 from inference.runner import Pixels, Runner
 from models import DISCRIMINATORS, GENERATORS, FrozenFeatures, UNet, fit_networks
 from runtime import atomic, run_folder
-from runtime.run_folder import RunRecord, write_run
+from runtime.run_folder import RunRecord, read_records, write_run
 from training.gan import Batch
 
 CPU = torch.device("cpu")
@@ -80,6 +83,34 @@ def saved_weights(run: Path, epoch: int) -> dict[str, Tensor]:
 def same_tensors(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
     """Tell whether two state dicts are the same bit for bit."""
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def log_of(run: Path) -> list[dict[str, Any]]:
+    """Return the records of a run's log, without what depends on the machine."""
+    speed = ("images_per_s", "data_wait_percent", "memory_mb")
+    return [{k: v for k, v in record.items() if k not in speed} for record in read_records(run / "log.jsonl")]
+
+
+def times_of(run: Path) -> dict[Path, int]:
+    """Return when each file of a run was written."""
+    return {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+
+
+def stop_in(module: ModuleType, steps: int, stage: Callable[[], object]) -> None:
+    """Run a stage whose process gets a signal in the middle of a module's train_step, and stops after it."""
+    real, done = module.train_step, []
+
+    def step(*args: Any, **options: Any) -> Any:
+        done.append(1)
+        if len(done) == steps:
+            signal.raise_signal(signal.SIGTERM)
+        return real(*args, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "train_step", step)
+        with pytest.raises(SystemExit) as stopped:
+            stage()
+    assert stopped.value.code == 128 + signal.SIGTERM
 
 
 def run_stage(name: str, *args: object) -> int:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import CPU, run_stage, same_tensors, saved_weights
+from helpers import CPU, log_of, same_tensors, saved_weights, stop_in, times_of
 from PIL import Image
 from torch import Tensor, nn
 
@@ -62,14 +62,13 @@ def test_the_learning_rate_by_hand() -> None:
     assert all(0 < learning_rate(recipe, 1000, done) <= 0.4 for done in range(1000))
 
 
-@pytest.mark.parametrize("smoothing", [0.3, pytest.param(0.0, marks=pytest.mark.slow)])
-def test_a_step_is_nesterovs_on_the_cross_entropy(smoothing: float) -> None:
-    training, (image, label) = build(weight_decay=0.01), batch()
+def test_a_step_is_nesterovs_on_the_cross_entropy() -> None:
+    training, (image, label) = build(weight_decay=0.01, label_smoothing=0.3), batch()
     other = build(weight_decay=0.01).classifier
     optimizer = torch.optim.SGD(other.parameters(), 0.01, 0.9, weight_decay=0.01, nesterov=True)
     for _ in range(2):
-        loss = train_step(training, image, label, smoothing)
-        wanted = (1 - smoothing) * F.one_hot(label, 3) + smoothing / 3
+        loss = train_step(training, image, label)
+        wanted = 0.7 * F.one_hot(label, 3) + 0.3 / 3
         expected = -(wanted * other(image).log_softmax(1)).sum(1).mean()
         torch.testing.assert_close(loss, expected.detach())
         assert not loss.requires_grad
@@ -83,15 +82,15 @@ def test_a_step_is_nesterovs_on_the_cross_entropy(smoothing: float) -> None:
 def test_gradients_reach_every_parameter() -> None:
     training = build(momentum=0.0, weight_decay=0.0, lr=1.0)
     before = {name: value.clone() for name, value in training.classifier.named_parameters()}
-    train_step(training, *batch(), 0.1)
+    train_step(training, *batch())
     for name, value in training.classifier.named_parameters():
         assert not torch.equal(value, before[name]), name
 
 
 @pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=pytest.mark.slow)])
 def test_one_batch_is_learned_by_heart(precision: str) -> None:
-    training, (image, label) = build(precision), batch()  # at 0.05 the loss is chaotic, at 0.01 it is not
-    losses = [float(train_step(training, image, label, 0.0)) for _ in range(30)]
+    training = build(precision, label_smoothing=0.0)  # at 0.05 the loss is chaotic, at 0.01 it is not
+    losses = [float(train_step(training, *batch())) for _ in range(30)]
     assert losses[0] > 0.5
     assert losses[-1] < 0.01
 
@@ -100,16 +99,10 @@ def test_one_batch_is_learned_by_heart(precision: str) -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_one_batch_is_learned_by_heart_on_a_gpu(precision: str) -> None:
-    training = build_training(RECIPE, ["a", "b", "c"], torch.device("cuda"), precision)
-    image, label = (part.cuda() for part in batch())
-    losses = [float(train_step(training, image, label, 0.0)) for _ in range(60)]
+    recipe = replace(RECIPE, label_smoothing=0.0)
+    training = build_training(recipe, ["a", "b", "c"], torch.device("cuda"), precision)
+    losses = [float(train_step(training, *(part.cuda() for part in batch()))) for _ in range(60)]
     assert losses[-1] < 0.1 < losses[0]
-
-
-def test_the_seed_decides_the_weights() -> None:
-    first, again, other = weights(build()), weights(build()), weights(build(seed=1))
-    assert same_tensors(first, again)
-    assert not same_tensors(first, other)
 
 
 # Scores
@@ -172,34 +165,14 @@ def test_scoring_changes_nothing_and_draws_nothing() -> None:
     images = numbered([1, 2, 3], 32, 32)
     for each in (training, twin):
         torch.manual_seed(3)
-        train_step(each, *batch(), 0.1)
+        train_step(each, *batch())
         if each is training:
             validate(each.classifier, RECIPE, images, torch.tensor([0, 1, 2]), 1)
-        train_step(each, *batch(), 0.1)
+        train_step(each, *batch())
     assert same_tensors(weights(training), weights(twin))
 
 
 # Runs
-
-
-def log_of(run: Path) -> list[dict[str, Any]]:
-    """Return the records of a run's log, without what depends on the machine."""
-    speed = ("images_per_s", "data_wait_percent", "memory_mb")
-    records = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in record.items() if key not in speed} for record in records]
-
-
-def interrupt_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
-    """Let the process send itself a signal in the middle of a training step."""
-    real, done = train_classifier.train_step, []
-
-    def step(*args: Any) -> Tensor:
-        done.append(1)
-        if len(done) == steps:
-            signal.raise_signal(signal.SIGTERM)
-        return real(*args)
-
-    monkeypatch.setattr(train_classifier, "train_step", step)
 
 
 @pytest.fixture(scope="module")
@@ -254,10 +227,10 @@ def test_the_steps_show_random_cuts_and_flips_with_their_classes(
 ) -> None:
     real, seen = train_classifier.train_step, []
 
-    def step(training: Training, image: Tensor, label: Tensor, smoothing: float) -> Tensor:
-        assert smoothing == 0.25
+    def step(training: Training, image: Tensor, label: Tensor) -> Tensor:
+        assert training.loss.label_smoothing == 0.25
         seen.append((image.clone(), label.tolist(), training.optimizer.param_groups[0]["lr"]))
-        return real(training, image, label, smoothing)
+        return real(training, image, label)
 
     monkeypatch.setattr(train_classifier, "train_step", step)
     settings = {**TINY, "set_": ["load_size=48", "flip=0.5", "seed=3", "label_smoothing=0.25"]}
@@ -275,22 +248,19 @@ def test_the_steps_show_random_cuts_and_flips_with_their_classes(
 @pytest.mark.parametrize(
     ("network", "stop", "settings"),
     [
-        (SMALL, 1, ["load_size=36"]),
-        pytest.param(SMALL, 3, ["load_size=36"], marks=pytest.mark.slow),  # the last step of an epoch
-        pytest.param("squeezenet1_1", 2, ["precision=bf16"], marks=pytest.mark.slow),  # with dropout
-        ("squeezenet1_1", 4, ["save_every=5", "momentum=0", "precision=fp32"]),
+        ("squeezenet1_1", 4, ["save_every=5", "load_size=36", "precision=fp32"]),  # with dropout
+        pytest.param(SMALL, 1, ["load_size=36"], marks=pytest.mark.slow),  # with BatchNorm
+        pytest.param(SMALL, 3, ["momentum=0"], marks=pytest.mark.slow),  # the last step of an epoch
+        pytest.param("squeezenet1_1", 2, ["precision=bf16"], marks=pytest.mark.slow),
     ],
 )
 def test_resume_equals_uninterrupted(pictures: Path, network: str, stop: int, settings: list[str]) -> None:
-    options = {**TINY, "network": network, "set_": [*TINY["set_"], *settings], "epochs": 2}
-    whole = train_classifier.main(data=str(pictures), run=Path("whole"), **options)
-    with pytest.MonkeyPatch.context() as patch:
-        interrupt_after(patch, stop)
-        with pytest.raises(SystemExit) as stopped:
-            train_classifier.main(data=str(pictures), run=Path("parts"), **options)
-    assert stopped.value.code == 128 + signal.SIGTERM
-    assert atomic.load(state_path(Path("parts")))["steps"] == stop
-    parts = train_classifier.main(run=Path("parts"), resume=True, device="cpu")
+    given = {"network": network, "data": str(pictures), "epochs": 2}
+    options = {**TINY, **given, "set_": [*TINY["set_"], *settings]}
+    whole, parts = train_classifier.main(run=Path("whole"), **options), Path("parts")
+    stop_in(train_classifier, stop, lambda: train_classifier.main(run=parts, **options))
+    assert atomic.load(state_path(parts))["steps"] == stop
+    train_classifier.main(run=parts, resume=True, device="cpu")
     assert same_tensors(saved_weights(whole, 2), saved_weights(parts, 2))
     assert log_of(whole) == log_of(parts)  # the history has neither a gap nor a repetition
     assert read_accuracies(whole) == read_accuracies(parts)
@@ -314,13 +284,9 @@ def test_a_run_that_saved_nothing_begins_again(trained: Path) -> None:
 
 @pytest.mark.slow
 def test_fine_tuning_starts_from_published_weights(pictures: Path, weights_folder: Path) -> None:
-    options = {**TINY, "network": "resnet18", "pretrained": True, "set_": ["lr=1e-9", "precision=fp32"]}
-    with pytest.MonkeyPatch.context() as patch:
-        interrupt_after(patch, 2)
-        with pytest.raises(SystemExit):
-            train_classifier.main(
-                data=str(pictures), run=Path("tuned"), weights=weights_folder, epochs=1, **options
-            )
+    given = {"data": str(pictures), "run": Path("tuned"), "network": "resnet18", "pretrained": True}
+    settings = {"set_": ["lr=1e-9", "precision=fp32"], "epochs": 1, "weights": weights_folder}
+    stop_in(train_classifier, 2, lambda: train_classifier.main(**{**TINY, **given, **settings}))
     assert read_classifier_run(Path("tuned")).weights == str(weights_folder.resolve())
     published = load_weights("resnet18", weights_folder)
     tuned = atomic.load(state_path(Path("tuned")))["network"]
@@ -356,24 +322,25 @@ def test_a_packed_set_with_labels_and_a_test_split() -> None:
     assert load_classifier(run, CPU).classes == ["dark", "red"]
 
 
-@pytest.mark.parametrize("interrupted", [False, True])
-def test_what_is_not_finite_is_never_saved(
-    trained: Path, monkeypatch: pytest.MonkeyPatch, interrupted: bool
-) -> None:
-    def step(training: Training, *_: Any) -> Tensor:
+def test_what_is_not_finite_is_never_saved(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(training: Training, *_: Any) -> Tensor:
         next(training.classifier.parameters()).data.fill_(math.inf)
-        if interrupted:
-            signal.raise_signal(signal.SIGINT)
         return torch.tensor(1.0)
+
+    def broken_and_stopped(*args: Any) -> Tensor:
+        signal.raise_signal(signal.SIGINT)
+        return broken(*args)
 
     run = Path(shutil.copytree(trained, "run"))
     before = {path: path.read_bytes() for path in [*(run / "checkpoints").iterdir(), run / "scores.csv"]}
-    monkeypatch.setattr(train_classifier, "train_step", step)
-    with pytest.raises(UserError, match="weights that are not finite; nothing was overwritten"):
-        train_classifier.main(run=run, resume=True, epochs=3, device="cpu")
-    monkeypatch.setattr(train_classifier, "train_step", lambda *_: torch.tensor(math.nan))
-    with pytest.raises(UserError, match="C_loss not finite by step 7; nothing was overwritten"):
-        train_classifier.main(run=run, resume=True, epochs=3, device="cpu")
+    for step, words in (
+        (broken, "weights that are not finite; nothing was overwritten"),
+        (broken_and_stopped, "weights that are not finite; nothing was overwritten"),
+        (lambda *_: torch.tensor(math.nan), "C_loss not finite by step 7; nothing was overwritten"),
+    ):
+        monkeypatch.setattr(train_classifier, "train_step", step)
+        with pytest.raises(UserError, match=words):
+            train_classifier.main(run=run, resume=True, epochs=3, device="cpu")
     assert {path: path.read_bytes() for path in before} == before
 
 
@@ -401,17 +368,13 @@ def test_dry_run_writes_nothing(pictures: Path, tmp_path: Path, capsys: pytest.C
     ("options", "words"),
     [
         ({"data": None}, r"^a classifier needs --data PATH\|NAME"),
-        ({"data": "nowhere"}, "^no folder nowhere"),
         ({"data": "demo"}, "^the pictures have no class folders"),
         ({"network": "resnet81"}, r"^no network resnet81; did you mean resnet18\?"),
         ({"network": "alexnet"}, r"^alexnet cannot work on 32 px"),
         ({"batch_size": 1}, r"^shufflenet_v2_x0_5 cannot work on 32 px in batches of 1"),
-        ({"size": 40, "set_": ["load_size=32"]}, r"^load_size must be at least size \(40\), got 32"),
         ({"set_": ["ngf=3"]}, "^no recipe field ngf"),
         ({"set_": ["precision=fp16"]}, "^precision fp16 needs CUDA"),
-        ({"device": "tpu"}, "^no device tpu"),
         ({"run": Path("other")}, "^other is not empty and not a run"),
-        ({"run": Path("other"), "resume": True}, "^other is not a classifier's run"),
         ({"resume": True}, "^runs/classifier is not a classifier's run"),
     ],
 )
@@ -430,16 +393,15 @@ def test_mistakes_are_found_before_any_work(
     [
         ({"data": "x"}, "already holds a run; go on with --resume, or name another folder with --run"),
         ({"resume": True, "data": "elsewhere"}, "was trained with data .*; .* cannot make it elsewhere"),
-        ({"resume": True, "network": "vgg16"}, "trained with network shuffle.*; .* cannot make it vgg16"),
         ({"resume": True, "pretrained": True}, "with pretrained False; a resume cannot make it True"),
         ({"resume": True, "epochs": 1}, "has 2 epochs already; --epochs 1 would be fewer"),
     ],
 )
 def test_a_run_is_never_mixed_with_another(trained: Path, options: dict[str, Any], words: str) -> None:
-    before = {path: path.stat().st_mtime_ns for path in trained.rglob("*")}
+    before = times_of(trained)
     with pytest.raises(UserError, match=words):
         train_classifier.main(run=trained, **options)
-    assert {path: path.stat().st_mtime_ns for path in trained.rglob("*")} == before
+    assert times_of(trained) == before
 
 
 def test_a_resume_whose_data_or_state_is_gone(pictures: Path) -> None:
@@ -459,17 +421,3 @@ def test_a_resume_whose_data_or_state_is_gone(pictures: Path) -> None:
     state_path(run).unlink()
     with pytest.raises(UserError, match=r"state\.pt is missing: .* can be used, but not trained on$"):
         train_classifier.main(run=run, resume=True, epochs=2, device="cpu")
-
-
-def test_one_class_alone_is_refused_on_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
-    for name in ("one/a/0.png", "one/a/1.png", "val/train/a/0.png", "val/train/b/0.png", "val/val/c/0.png"):
-        Path(name).parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (8, 8)).save(name)
-    for data, words in (
-        ("one", "one has one class alone, a"),
-        ("val", "class c of val is in the validation"),
-    ):
-        assert run_stage("train_classifier", "--data", data) == 2
-        (line,) = capsys.readouterr().err.splitlines()
-        assert line.startswith(f"train_classifier.py: {words}")
-    assert not Path("runs").exists()

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 import train
-from config import RECIPES, RUNS, UserError, make_recipe
+from config import UserError, make_recipe
 from data import Loading
 from dataset.folders import Item
-from models import fit_networks, recipe_table
+from models import fit_networks
 from runtime import run_folder
 from runtime.run_folder import read_run
 from training import setup
@@ -25,22 +25,11 @@ def run(trained: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(trained, tmp_path / "run"))
 
 
-def test_a_new_run_takes_the_recipes_name() -> None:
-    recipe, data, folder = setup.resolve("coco", "photos", None, {"size": 64})
-    assert (recipe.size, data, folder) == (64, "photos", RUNS / "coco")
-    assert setup.resolve(None, None, None, {})[1:] == ("demo", RUNS / "demo")
-
-
-def test_a_resumed_run_brings_its_own(run: Path, pictures: Path) -> None:
-    recipe, stored, folder = setup.resolve_resumed(None, None, run, {"epochs": 5})
-    assert (recipe.size, recipe.epochs, stored.data, folder) == (32, 5, str(pictures), run)
-    assert setup.resolve_resumed("coco", str(pictures), run, {"size": 32})[0].epochs == 2
-
-
 def test_a_resume_adds_to_the_record(run: Path) -> None:
     first = read_run(run)
     train.main(run=str(run), resume=True, epochs=3, device="cpu")
     record = read_run(run)
+    assert run_folder.saved_epochs(run) == [1, 2, 3]
     assert record.recipe.epochs == 3
     assert (record.data, record.mean_ab, record.versions) == (first.data, first.mean_ab, first.versions)
     assert [entry["images"] for entry in record.resumed] == [first.images]
@@ -61,17 +50,25 @@ def test_a_run_of_an_older_version_goes_on(run: Path, capsys: pytest.CaptureFixt
     assert "the images have changed" in capsys.readouterr().out
 
 
-def test_the_recipe_table_has_a_row_per_recipe_with_published_counts() -> None:
-    lines = recipe_table().splitlines()
-    assert [line.split()[0] for line in lines] == ["recipe", *RECIPES]
-    for name, cells in {
-        "coco": ("photo in Lab, pix2pix", "L -> ab", "54,409,856", "patch30", "1 gan + 100 l1", "256"),
-        "manga-att-ext": ("59,924,868", "0.01 gan + 1 l1 + 0.09 perceptual + 0.01 anime"),
-        "places-resnet": ("954,722", "none", "1 mse", "224"),
-        "cgan": ("7,822,342", "L -> rgb", "convgen", "image-rgb"),
-    }.items():
-        (row,) = (line for line in lines if line.split()[0] == name)
-        assert all(cell in row for cell in cells), row
+@pytest.mark.parametrize(("key", "value"), [("lr_d", 1e-5), ("precision", "fp32"), ("save_every", 3)])
+def test_what_a_resume_may_change(trained: Path, pictures: Path, key: str, value: object) -> None:
+    plan = setup.go_on(trained, read_run(trained), "coco", str(pictures), {"size": 32, key: value}, None)
+    assert (plan.folder, plan.data, plan.recipe.epochs) == (trained, str(pictures), 2)
+    assert getattr(plan.recipe, key) == value
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "given", "key"),
+    [
+        ("anime", None, {}, "recipe"), (None, "elsewhere", {}, "data"), (None, None, {"size": 64}, "size"),
+        (None, None, {"pretrain_epochs": 1}, "pretrain_epochs"), (None, None, {"norm_d": "none"}, "norm_d"),
+    ],
+)  # fmt: skip
+def test_what_a_resume_may_not_change(
+    trained: Path, name: str | None, data: str | None, given: dict[str, Any], key: str
+) -> None:
+    with pytest.raises(UserError, match=f"was trained with {key} .*; a resume cannot make it "):
+        setup.go_on(trained, read_run(trained), name, data, given, None)
 
 
 def described(
@@ -87,60 +84,18 @@ def described(
 
 def test_what_is_announced() -> None:
     said = described("coco", epochs=3)
-    assert said["recipe"] == "coco, L -> ab at 64 px"
-    assert said["epochs"] == "3"
-    assert (said["generator"], said["discriminator"]) == (
-        "unet, 1,000 parameters to train", "patch30, 2,000 parameters"
-    )  # fmt: skip
+    assert (said["recipe"], said["epochs"]) == ("coco, L -> ab at 64 px", "3")
+    assert said["generator"] == "unet, 1,000 parameters to train"
+    assert said["discriminator"] == "patch30, 2,000 parameters"
     assert said["data"] == "photos: 1 to train, 1 to validate (pictures)"
     assert "the first 4 without" in described("coco", epochs=9, pretrain_epochs=4)["epochs"]
     said = described("places-resnet", labels="abca")
     assert "none" in said["discriminator"]
     assert said["data"] == "photos: 4 to train, 1 to validate (pictures, 3 classes)"
-    assert "classes" not in described("places-resnet", labels="aaa")["data"]
-
-
-@pytest.mark.parametrize(
-    ("pair", "sketch", "kind"),
-    [
-        ("AB", True, "pairs, colour left"), ("BA", True, "pairs, colour right"),
-        ("none", True, "pictures, lines drawn from them"), ("none", False, "pictures"),
-    ],
-)  # fmt: skip
-def test_how_pictures_are_loaded_is_announced(pair: str, sketch: bool, kind: str) -> None:
-    assert described("anime", Loading(64, "crop", pair, sketch))["data"].endswith(f"({kind})")
-
-
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [("lr", 1e-5), ("lr_d", 1e-5), ("precision", "fp32"), ("save_every", 3), ("log_every", 9)],
-)
-def test_what_a_resume_may_change(run: Path, key: str, value: object) -> None:
-    recipe, _, _ = setup.resolve_resumed(None, None, run, {key: value})
-    assert getattr(recipe, key) == value
-
-
-@pytest.mark.parametrize(
-    ("recipe", "data", "given", "key"),
-    [
-        ("anime", None, {}, "recipe"), (None, "elsewhere", {}, "data"), (None, None, {"size": 64}, "size"),
-        (None, None, {"pretrain_epochs": 1}, "pretrain_epochs"), (None, None, {"norm_d": "none"}, "norm_d"),
-        (None, None, {"lambda_mse": 1.0}, "lambda_mse"), (None, None, {"attention": 8}, "attention"),
-        (None, None, {"init": "kaiming"}, "init"),
-    ],
-)  # fmt: skip
-def test_what_a_resume_may_not_change(
-    trained: Path, recipe: str | None, data: str | None, given: dict[str, Any], key: str
-) -> None:
-    with pytest.raises(UserError, match=f"was trained with {key} .*; a resume cannot make it "):
-        setup.resolve_resumed(recipe, data, trained, given)
-
-
-def test_what_writes_nothing_needs_no_free_folder(trained: Path) -> None:
-    made, data, folder = setup.resolve("coco", "photos", trained, {}, writes=False)
-    assert (made.name, data, folder) == ("coco", "photos", trained)
-    with pytest.raises(UserError, match=r"already holds a run; .*--resume"):
-        setup.resolve("coco", "photos", trained, {})
+    for pair, kind in {
+        "AB": "pairs, colour left", "BA": "pairs, colour right", "none": "pictures, lines drawn from them"
+    }.items():  # fmt: skip
+        assert described("anime", Loading(64, "crop", pair, True))["data"].endswith(f"({kind})")
 
 
 def test_one_picture_is_too_few_for_a_norm_of_one_pixel() -> None:

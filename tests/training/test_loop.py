@@ -55,7 +55,6 @@ def test_a_state_comes_back_with_torchs_generator() -> None:
     assert second.progress == {"epoch": 3, "step": 2, "steps": 7}
     assert torch.equal(second.parts["network"].weight, first.parts["network"].weight)
     assert second.parts["optimizer"].state_dict()["state"].keys() == {0, 1}
-    assert second.learning_rate == 1e-3
 
 
 @pytest.mark.parametrize(
@@ -70,10 +69,6 @@ def test_a_state_comes_back_with_torchs_generator() -> None:
 def test_states_that_do_not_fit(change: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=rf"^state\.pt .*{words}"):
         state().load_state_dict({**state().state_dict(), **change})
-    stored = state().state_dict()
-    del stored["scaler"]
-    with pytest.raises(UserError, match="does not fit"):
-        state().load_state_dict(stored)
 
 
 def test_weights_and_buffers_that_are_not_finite_are_found() -> None:
@@ -91,49 +86,36 @@ def test_weights_and_buffers_that_are_not_finite_are_found() -> None:
 # The log
 
 
-def test_flush_writes_means_of_the_interval(capsys: pytest.CaptureFixture[str]) -> None:
-    log = Log(PATH, state(epoch=2, step=3, steps=7))
-    log.add(terms(1.0, 4.0), 16, 0.0)
-    log.add(terms(3.0, 2.0), 8, 0.0)
-    log.flush()
-    (record,) = written()
-    assert log.records == [record]
-    means = {"G_l1": 2.0, "D_real": 3.0, "lr": 1e-3, "data_wait_percent": 0}
-    expected = {"epoch": 2, "step": 3, "steps": 7, **means}
-    assert {key: record[key] for key in expected} == expected
-    assert set(record) == {*expected, "images_per_s", "memory_mb"}
-    said = capsys.readouterr().out
-    assert said.startswith("epoch 2 step 7 | G_l1 2.0000 D_real 3.0000 | ")
-    assert said.count("\n") == 1
-
-
-def test_speed_and_wait_are_of_the_interval(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_record_has_the_means_of_its_interval(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     now = [100.0]
     monkeypatch.setattr("time.perf_counter", lambda: now[0])
-    log = Log(PATH, state())
-    for images, waited, took in ((16, 1.0, 4.0), (16, 0.0, 8.0)):
-        log.add(terms(0.0, 0.0), images, waited)
-        now[0] += took
-        log.flush()
-    assert [record["images_per_s"] for record in written()] == [4.0, 2.0]
-    assert [record["data_wait_percent"] for record in written()] == [25.0, 0.0]
-
-
-def test_an_interval_begins_empty_and_has_its_own_terms() -> None:
-    log = Log(PATH, state())
+    log = Log(PATH, state(epoch=2, step=3, steps=7))
     log.flush()  # nothing to say
     assert written() == []
-    for found in ({"G_l1": torch.tensor(2.0)}, terms(1.0, 3.0)):
-        log.add(found, 4, 0.0)
-        log.flush()
-    losses = [
-        {key: value for key, value in record.items() if key[:2] in ("G_", "D_")} for record in written()
-    ]
-    assert losses == [{"G_l1": 2.0}, {"G_l1": 1.0, "D_real": 3.0}]
+    log.add({"G_l1": torch.tensor(1.0)}, 16, 1.0)
+    log.add({"G_l1": torch.tensor(3.0)}, 8, 0.0)
+    now[0] += 4.0
+    log.flush()
+    log.add(terms(1.0, 3.0), 16, 0.0)  # another stage
+    now[0] += 8.0
+    log.flush()
+    first, second = written()
+    assert log.records == [first, second]
+    expected = {"epoch": 2, "step": 3, "steps": 7, "G_l1": 2.0, "lr": 1e-3}
+    expected |= {"images_per_s": 6.0, "data_wait_percent": 25.0}
+    assert first == {**expected, "memory_mb": first["memory_mb"]}
+    assert (second["G_l1"], second["D_real"]) == (1.0, 3.0)
+    assert (second["images_per_s"], second["data_wait_percent"]) == (2.0, 0.0)
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].startswith("epoch 2 step 7 | G_l1 2.0000 | ")
+    assert said[1].startswith("epoch 2 step 7 | G_l1 1.0000 D_real 3.0000 | ")
 
 
-@pytest.mark.parametrize("tail", ["", '{"steps": 30, "G_', "{", "\0\0\0"])
-@pytest.mark.parametrize(("steps", "kept"), [(0, []), (20, [10, 20]), (25, [10, 20])])
+@pytest.mark.parametrize(
+    ("steps", "kept", "tail"), [(0, [], ""), (20, [10, 20], '{"steps": 30, "G_'), (25, [10, 20], "\0\0\0")]
+)
 def test_reopening_drops_later_records_and_a_line_that_was_cut_off(
     steps: int, kept: list[int], tail: str
 ) -> None:
@@ -144,10 +126,9 @@ def test_reopening_drops_later_records_and_a_line_that_was_cut_off(
     assert written() == log.records
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_a_loss_that_is_not_finite_stops_with_advice(value: float) -> None:
+def test_a_loss_that_is_not_finite_stops_with_advice() -> None:
     log = Log(PATH, state(steps=7))
-    log.add(terms(1.0, value), 4, 0.0)
+    log.add(terms(1.0, math.inf), 4, 0.0)
     with pytest.raises(UserError, match=r"^D_real not finite by step 7; .*--set lr="):
         log.flush()
     assert written() == []
@@ -164,19 +145,14 @@ def handlers() -> list[object]:
     return [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_first_signal_is_noted(number: signal.Signals) -> None:
+def test_a_first_signal_is_noted_and_a_second_or_an_error_stops_at_once() -> None:
     before = handlers()
     with noted_signals() as caught:
         assert caught == []
         assert set(handlers()).isdisjoint(before)
-        signal.raise_signal(number)
-        assert caught == [number]
+        signal.raise_signal(signal.SIGINT)
+        assert caught == [signal.SIGINT]
     assert handlers() == before
-
-
-def test_a_second_signal_and_an_error_stop_at_once() -> None:
-    before = handlers()
     with pytest.raises(KeyboardInterrupt), noted_signals():  # noqa: PT012 - the second is what raises
         signal.raise_signal(signal.SIGTERM)
         signal.raise_signal(signal.SIGINT)
@@ -244,7 +220,7 @@ def test_a_record_ends_with_a_stage() -> None:
     assert [record["steps"] for record in written()] == [3, 6, 12, 15]
 
 
-@pytest.mark.parametrize("stop", [1, 3, 6, 8])
+@pytest.mark.parametrize("stop", [1, 3, 6])  # within an epoch, at its end, and where it is saved
 def test_a_stopped_run_says_how_to_go_on_and_goes_on_there(
     stop: int, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -22,19 +22,26 @@ def run_process(name: str, *args: object) -> int:
 
 
 @pytest.mark.slow  # test_main.py has a run of all stages that is always tested
-@pytest.mark.parametrize(("recipe", "more"), [("coco", []), ("anime", ["--size", "64"])])
+@pytest.mark.parametrize(
+    ("recipe", "size", "folder"),
+    [("coco", 32, ""), ("anime", 64, ""), ("coco", 32, "photos/val"), ("anime", 64, "anime/val")],
+)
 def test_from_folder_to_coloured_files(
-    recipe: str, more: list[str], pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    recipe: str, size: int, folder: str, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    first_and_last = run_process if recipe == "coco" else run_stage  # in a process of its own
-    assert first_and_last("train", "--recipe", recipe, "--data", pictures, *TINY, *more) == 0
+    if folder and not SHARED.is_dir():
+        pytest.skip("the development pictures are not on this machine")
+    data = SHARED / folder if folder else pictures
+    given = sorted((SHARED / "oldphotos").glob("*.jpg"))[:3] if folder else find_images(pictures / "val")
+    first_and_last = run_stage if folder else run_process  # in a process of its own
+    assert first_and_last("train", "--recipe", recipe, "--data", data, *TINY, "--size", size) == 0
     assert run_stage("test", "--all-epochs") == 0
     assert run_stage("eval", "--all-epochs") == 0
     assert "by ciede2000 (lower)" in capsys.readouterr().out
     assert run_stage("export") == 0
-    assert first_and_last("colorize", pictures / "val", "--out", "out") == 0
-    for path in find_images(pictures / "val"):
-        with Image.open(path) as before, Image.open(Path("out", path.relative_to(pictures / "val"))) as after:
+    assert first_and_last("colorize", *given, "--out", "out") == 0
+    for path in given:
+        with Image.open(path) as before, Image.open(Path("out", path.name)) as after:
             assert before.size == after.size
     assert {path.name for path in tmp_path.iterdir()} == {"runs", "cache", "out"}
 
@@ -62,18 +69,3 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(
     assert words in error
     assert error.count("\n") == 1
     assert os.listdir(tmp_path) == []
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not SHARED.is_dir(), reason="the development pictures are not on this machine")
-@pytest.mark.parametrize(
-    ("recipe", "folder", "size"), [("coco", "photos/val", 32), ("anime", "anime/val", 64)]
-)
-def test_real_pictures(recipe: str, folder: str, size: int) -> None:
-    assert run_stage("train", "--recipe", recipe, "--data", SHARED / folder, *TINY, "--size", size) == 0
-    assert run_stage("export") == 0
-    old = sorted((SHARED / "oldphotos").glob("*.jpg"))[:3]
-    assert run_stage("colorize", *old, "--out", "out") == 0
-    for path in old:
-        with Image.open(path) as before, Image.open(Path("out", path.name)) as after:
-            assert before.size == after.size

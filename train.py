@@ -112,7 +112,7 @@ def main(
         gan_mode=gan_mode, pair=pair, seed=seed,
     )  # fmt: skip
     if resume:
-        folder = Path(run) if run else RUNS / recipe if recipe else run_folder.newest_run(RUNS)
+        folder = Path(run) if run else RUNS / recipe if recipe else run_folder.newest_run()
         plan = setup.go_on(folder, run_folder.read_run(folder), recipe, data, given, weights)
     else:
         made = fit_networks(make_recipe(recipe or DEMO, given))

@@ -103,7 +103,8 @@ def go_on(
         raise UserError(f"{run} has {done[-1]} epochs already; --epochs {given['epochs']} would be fewer")
     recipe = replace(stored.recipe, **given)
     recipe = fit_networks(recipe) if isinstance(recipe, Recipe) else recipe
-    return Setup(run, recipe, stored.data, given, weights or stored.weights_folder, stored)
+    weights = weights or (Path(stored.weights) if stored.weights else None)
+    return Setup(run, recipe, stored.data, given, weights, stored)
 
 
 def remembered(data: str) -> str:

@@ -20,15 +20,7 @@ from typing import Annotated, Any
 import typer
 
 from config import CACHE, METRICS, UserError, closest
-from runtime.cli import (
-    AllEpochsOption,
-    DataOption,
-    DeviceOption,
-    EpochOption,
-    RunOption,
-    WeightsOption,
-    command,
-)
+from runtime import cli
 
 MetricOption = Annotated[
     list[str] | None,
@@ -47,23 +39,23 @@ ReportOption = Annotated[
 
 
 def main(
-    run: RunOption = None,
-    epoch: EpochOption = None,
-    all_epochs: AllEpochsOption = False,
-    data: DataOption = None,
+    run: cli.RunOption = None,
+    epoch: cli.EpochOption = None,
+    all_epochs: cli.AllEpochsOption = False,
+    data: cli.DataOption = None,
     metric: MetricOption = None,
     classifier: ClassifierOption = None,
-    weights: WeightsOption = None,
+    weights: cli.WeightsOption = None,
     against: AgainstOption = None,
     force: ForceOption = False,
     report_only: ReportOption = False,
-    device: DeviceOption = "auto",
+    device: cli.DeviceOption = "auto",
 ) -> Any:
     """Score one or all saved epochs; returns a ScoreFile. With `against`, returns a Comparison of two.
 
     With `report_only`, returns the scores that the report was written from.
     """
-    from runtime.run_folder import newest_run
+    from runtime.run_folder import newest_run, read_run
 
     folder = Path(run or newest_run())
     scoring = bool(all_epochs or data or metric or classifier or weights)
@@ -80,15 +72,30 @@ def main(
     for name in metric or []:
         if name not in METRICS:
             raise UserError(f"no metric {name}{closest(name, list(METRICS))}")
-    weights = Path(weights) if weights else None
     if weights is not None and not weights.is_dir():
         raise UserError(f"no folder {weights}: --weights takes the folder that holds the weight files")
-    if not report_only:
-        score(folder, epoch, all_epochs, data, metric or [], classifier, weights, device)
-    from evaluation.scores import read_scores
+
+    from evaluation.scores import choose_epochs, read_scores
     from reporting.curves import plot_scores
     from reporting.page import write_report
+    from reporting.summary import score_table
 
+    if not report_only:
+        import torch
+
+        from data import open_split
+        from evaluation.deep_metrics import load_metrics
+        from evaluation.scoring import evaluate
+        from runtime.device import pick_device
+
+        on = pick_device(device)
+        epochs = choose_epochs(folder, epoch, all_epochs)
+        record = read_run(folder)
+        images = open_split(record, data, "test", CACHE)
+        scorer = on if on.type == "cuda" else torch.device("cpu")  # MPS has no float64
+        metrics = load_metrics(images, record.recipe.size, scorer, metric or [], classifier, weights)
+        scores = evaluate(folder, epochs, images, metrics, on)
+        print("\n".join([score_table(scores), *scores.notes]))
     report = write_report(folder)
     scores = read_scores(folder)
     plot_scores(folder / "curves.png", scores)
@@ -96,36 +103,5 @@ def main(
     return scores
 
 
-def score(
-    run: Path,
-    epoch: str | None,
-    all_epochs: bool,
-    data: str | None,
-    required: list[str],
-    classifier: Path | None,
-    weights: Path | None,
-    device: str,
-) -> None:
-    """Score epochs of a run, write the score files and print the scores; takes main's options."""
-    import torch
-
-    from data import open_split
-    from evaluation.deep_metrics import load_metrics
-    from evaluation.scores import choose_epochs
-    from evaluation.scoring import evaluate
-    from reporting.summary import score_table
-    from runtime.device import pick_device
-    from runtime.run_folder import read_run
-
-    on = pick_device(device)
-    epochs = choose_epochs(run, epoch, all_epochs)
-    record = read_run(run)
-    images = open_split(record, data, "test", CACHE)
-    scorer = on if on.type == "cuda" else torch.device("cpu")  # MPS has no float64
-    metrics = load_metrics(images, record.recipe.size, scorer, required, classifier, weights)
-    scores = evaluate(run, epochs, images, metrics, on)
-    print("\n".join([score_table(scores), *scores.notes]))
-
-
 if __name__ == "__main__":
-    command(main)
+    cli.command(main)

@@ -26,8 +26,6 @@ from runtime.run_folder import epoch_path, read_classifier_run, saved_epochs
 
 FORMAT = "tinct-classifier-1"
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's RGB in [0, 1]
-# the second outputs of these two serve training from scratch, and are left out
-BRANCHED = {"aux_logits": False, "transform_input": True, "init_weights": True}
 
 
 class Accuracy(NamedTuple):
@@ -57,9 +55,8 @@ class Classifier(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Map (N, 3, H, W) uint8 to logits (N, C) float32."""
-        x = image.float()
-        if x.shape[2:] != (self.size, self.size):
-            square = (self.size, self.size)
+        x, square = image.float(), (self.size, self.size)
+        if x.shape[2:] != square:
             x = F.interpolate(x, square, mode="bicubic", antialias=True).clamp(0, 255)
         return self.network((x - self.mean) / self.std).float()  # (N, C)
 
@@ -80,10 +77,12 @@ def build_classifier(network: str, classes: Sequence[str], size: int, batch: int
     known = models.list_models(module=models)
     if network not in known:
         raise UserError(f"no network {network}{closest(network, known)}")
-    options: dict[str, Any] = BRANCHED if network in ("googlenet", "inception_v3") else {}
-    if network.startswith("vit_"):
+    options: dict[str, Any] = {}
+    if network in ("googlenet", "inception_v3"):  # whose second outputs serve training from scratch
+        options = {"aux_logits": False, "transform_input": True, "init_weights": True}
+    elif network.startswith("vit_"):
         options = {"image_size": size}
-    if network.startswith("maxvit_"):
+    elif network.startswith("maxvit_"):
         options = {"input_size": (size, size)}
     try:
         built = models.get_model(network, num_classes=len(classes), **options)
@@ -98,47 +97,34 @@ def build_classifier(network: str, classes: Sequence[str], size: int, batch: int
     return Classifier(network, built, classes, size)
 
 
-def head_names(network: nn.Module) -> set[str]:
-    """Return the names of the last layer's tensors, whose shapes depend on the number of classes."""
-    layers = [name for name, module in network.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
-    return {name for name in network.state_dict() if name.startswith(f"{layers[-1]}.")}
-
-
 def load_pretrained(classifier: Classifier, state: Mapping[str, Tensor]) -> None:
-    """Load torchvision's published weights, except the last layer's.
+    """Load torchvision's published weights, except the last layer's, whose shapes depend on the classes.
 
     Raises:
         UserError: a tensor of another layer is missing, unknown, or of another shape.
     """
-    ours, head = classifier.network.state_dict(), head_names(classifier.network)
+    ours = classifier.network.state_dict()
+    layers = [name for name, m in classifier.network.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+    last = {name: value for name, value in ours.items() if name.startswith(f"{layers[-1]}.")}
     # the names of DenseNet's layers when its weights were published
     old = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.(?=[12]\.)")
-    theirs = {old.sub(r"\1", name): value for name, value in state.items()}
-    theirs = {name: value for name, value in theirs.items() if not name.lower().startswith("aux")}
-    kept = head | {name for name in ours.keys() - theirs.keys() if name.endswith("num_batches_tracked")}
-    odd = (ours.keys() ^ theirs.keys()) - kept
-    odd |= {name for name in ours.keys() & theirs.keys() - head if ours[name].shape != theirs[name].shape}
+    theirs = {old.sub(r"\1", name): value for name, value in state.items() if name[:3].lower() != "aux"}
+    counts = {name: value for name, value in ours.items() if name.endswith("num_batches_tracked")}
+    mixed = {**counts, **theirs, **last}  # old files have no counts
+    odd = {(name, value.shape) for name, value in ours.items()}
+    odd ^= {(name, value.shape) for name, value in mixed.items()}
     if odd:
-        hint = "train from scratch, or at the size that they were published for"
         raise UserError(
-            f"the published weights of {classifier.name} do not fit at {classifier.size} px, "
-            f"the first at {min(odd)}: {hint}"
+            f"the published weights of {classifier.name} do not fit at {classifier.size} px, the first at "
+            f"{min(odd)[0]}: train from scratch, or at the size that they were published for"
         )
-    classifier.network.load_state_dict(
-        {name: value if name in kept else theirs[name] for name, value in ours.items()}
-    )
+    classifier.network.load_state_dict(mixed)
 
 
 def save_classifier(run: Path, epoch: int, classifier: Classifier) -> None:
     """Write one epoch's checkpoint."""
-    payload = {
-        "format": FORMAT,
-        "epoch": epoch,
-        "network": classifier.name,
-        "size": classifier.size,
-        "classes": classifier.classes,
-        "state": classifier.network.state_dict(),
-    }
+    built = {"network": classifier.name, "size": classifier.size, "classes": classifier.classes}
+    payload = {"format": FORMAT, "epoch": epoch, **built, "state": classifier.network.state_dict()}
     atomic.save(epoch_path(run, epoch), payload)
 
 
@@ -187,7 +173,7 @@ def best_accuracy(run: Path) -> Accuracy:
     if not found:
         command = f"python train_classifier.py --resume --run {quote(str(run))}"
         raise UserError(f"{run} has no saved epoch with a score; train on with: {command}")
-    return min(found, key=lambda accuracy: (-accuracy.top1, accuracy.epoch))
+    return max(found, key=lambda accuracy: accuracy.top1)
 
 
 def read_accuracies(run: Path) -> list[Accuracy]:
@@ -206,21 +192,14 @@ def read_accuracies(run: Path) -> list[Accuracy]:
 def write_accuracy(run: Path, accuracy: Accuracy) -> None:
     """Add an epoch to scores.csv; later epochs, which an interrupted run may have left, are removed."""
     earlier = [other for other in read_accuracies(run) if other.epoch < accuracy.epoch]
-    write_csv(run / "scores.csv", Accuracy._fields, [*earlier, accuracy])
+    write_csv(run / "scores.csv", Accuracy._fields, [row._asdict() for row in (*earlier, accuracy)])
 
 
 def topk_correct(logits: Tensor, labels: Tensor, k: int) -> Tensor:
-    """Tell for each image whether the true class is among the k most likely ones.
+    """Tell for each image whether the true class is among the k most likely of all C, which may be fewer.
 
-    Of classes with equal logits the first is more likely. An image with a NaN is wrong.
-
-    Args:
-        logits: (N, C) float.
-        labels: (N,) int64, the true classes.
-        k: all C where there are fewer.
-
-    Returns:
-        (N,) bool.
+    Of classes with equal logits the first is more likely. An image with a NaN is wrong. Takes logits (N, C)
+    float and labels (N,) int64; returns (N,) bool.
     """
     count = logits.size(1)
     true = logits.gather(1, labels[:, None])  # (N, 1)
@@ -232,13 +211,9 @@ def topk_correct(logits: Tensor, labels: Tensor, k: int) -> Tensor:
 def find_classes(
     items: Mapping[str, Sequence[Item]], data: str, known: Sequence[str] | None = None
 ) -> list[str]:
-    """Return the names of a data set's classes, in order.
+    """Return the names of a data set's classes, in order; in a resumed run they must be those `known`.
 
-    Args:
-        known: the classes of a resumed run; they must be the same.
-
-    Raises:
-        UserError: no folder per class, a single class, one without training images, or other classes.
+    Raises UserError where there is no folder per class, a single class, or one without training images.
     """
     train, val = ([item.label for item in items[split]] for split in ("train", "val"))
     classes = sorted(set(train))
@@ -256,18 +231,16 @@ def find_classes(
 
 
 def label_ids(labels: Sequence[str], classes: Sequence[str]) -> list[int]:
-    """Return the index of every label among the classes.
-
-    Raises:
-        UserError: a label is empty, or no class.
-    """
+    """Return the index of every label among the classes. Raises UserError where one is empty, or no class."""
     if not all(labels):
         raise UserError(
             "the pictures have no class folders: a classifier takes folder/CLASS/picture, "
             "with train/ and val/ above or not"
         )
     indices = {name: i for i, name in enumerate(classes)}
-    unknown = next((label for label in labels if label not in indices), None)
-    if unknown is not None:
-        raise UserError(f"no class {unknown} is known to the classifier; it knows {' '.join(classes)}")
-    return [indices[label] for label in labels]
+    try:
+        return [indices[label] for label in labels]
+    except KeyError as error:
+        (unknown,) = error.args
+        known = " ".join(classes)
+        raise UserError(f"no class {unknown} is known to the classifier; it knows {known}") from None

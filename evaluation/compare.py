@@ -7,23 +7,13 @@ from pathlib import Path
 from shlex import quote
 from typing import NamedTuple
 
+import numpy as np
+
 from config import METRICS, UserError
-from evaluation.scores import (
-    FOLDER_METRICS,
-    Row,
-    Score,
-    Scores,
-    choose_epochs,
-    differences,
-    identify,
-    is_current,
-    read_per_image,
-    read_scores,
-    score_record,
-    summarise,
-)
+from evaluation import scores
+from evaluation.scores import Row, Score, ScoreFile, Scores
 from runtime.atomic import write_json
-from runtime.run_folder import epoch_path, read_run
+from runtime.run_folder import epoch_path
 
 Side = tuple[Path, str | int | None]  # run, and epoch: a number, "best", or None for the best
 
@@ -67,60 +57,45 @@ def compare(ours: Side, theirs: Side, force: bool) -> Comparison:
         UserError: one is not scored, they cannot be told apart, or they were scored in different ways.
     """
     (run, _), (other, _) = ours, theirs
-    for folder in (run, other):
-        read_run(folder)
-    names = scored_epoch(*ours), scored_epoch(*theirs)
-    require_two(run, other, names)
-    stored = read_scores(run), read_scores(other)
-    odd = differences(stored[0].protocol, stored[1].protocol)
+    (name, stored), (opponent, others) = scored_epoch(*ours), scored_epoch(*theirs)
+    if run.resolve() == other.resolve():
+        if name == opponent:
+            raise UserError(f"{name} of {run} would be compared with itself; name another with --against")
+    elif run.resolve().name == other.resolve().name:
+        raise UserError(f"{run} and {other} have one name; rename one, so that they can be told apart")
+    odd = scores.differences(stored.protocol, others.protocol)
     if odd and not force:
         remedy = "score both again in one way, or compare them anyway with --force"
         raise UserError(f"{run} and {other} were not scored alike: {'; '.join(odd)}; {remedy}")
-    one, stems = read_per_image(run, stored[0], names[:1])
-    two, others = read_per_image(other, stored[1], names[1:])
-    shared = sorted(set(stems) & set(others))
-    if not shared:
+    one, stems = scores.read_per_image(run, stored, [name])
+    two, their_stems = scores.read_per_image(other, others, [opponent])
+    shared, *places = np.intersect1d(stems, their_stems, return_indices=True)
+    if not len(shared):
         raise UserError("the two have no picture in common, so there is nothing to compare")
-    metrics = paired(pick(one[names[0]], stems, shared), pick(two[names[1]], others, shared))
-    sides = [f"{folder.resolve().name} {name}" for folder, name in zip((run, other), names, strict=True)]
-    found = Comparison(sides, [identify(scores.protocol) for scores in stored], odd, metrics)
-    print_comparison(found, stored[0].rows[names[0]], stored[1].rows[names[1]])
+    columns = zip((one[name], two[opponent]), places, strict=True)
+    metrics = paired(*[{metric: values[at] for metric, values in side.items()} for side, at in columns])
+    sides = [f"{folder.resolve().name} {epoch}" for folder, epoch in ((run, name), (other, opponent))]
+    protocols = [scores.identify(side.protocol) for side in (stored, others)]
+    found = Comparison(sides, protocols, odd, metrics)
+    print_comparison(found, stored.rows[name], others.rows[opponent])
     assumed = ", equal names taken for equal pictures" if odd else ""
     print(f"{len(shared)} pictures in common, compared one by one{assumed}")
     records = {
-        metric: {"ours": a, "theirs": b, **score_record("difference", difference), "images": images}
+        metric: {"ours": a, "theirs": b, **scores.score_record("difference", difference), "images": images}
         for metric, (a, b, difference, images) in metrics.items()
     }
     write_json(run / "comparison.json", {**vars(found), "metrics": records})
     return found
 
 
-def scored_epoch(run: Path, epoch: str | int | None) -> str:
-    """Return the row of an epoch. Raises UserError where it is not scored, or no longer as it was."""
-    rows = read_scores(run).rows
-    number = choose_epochs(run, "best" if epoch is None else epoch, all_epochs=False)[0]
-    name = epoch_path(run, number).stem
-    if name not in rows or not is_current(run, rows[name]):
-        raise UserError(
-            f"epoch {number} of {run} is not scored: python eval.py --epoch {number} --run {quote(str(run))}"
-        )
-    return name
-
-
-def require_two(run: Path, other: Path, names: tuple[str, str]) -> None:
-    """Raise UserError where both sides are the same epoch, or two runs have the same name."""
-    same = run.resolve() == other.resolve()
-    if same and names[0] == names[1]:
-        raise UserError(f"{names[0]} of {run} would be compared with itself; name another with --against")
-    if not same and run.resolve().name == other.resolve().name:
-        raise UserError(f"{run} and {other} have one name; rename one, so that they can be told apart")
-
-
-def pick(columns: Mapping[str, Scores], stems: list[str], wanted: list[str]) -> dict[str, Scores]:
-    """Return the scores of the wanted images, in their order."""
-    indices = {stem: i for i, stem in enumerate(stems)}
-    order = [indices[stem] for stem in wanted]
-    return {metric: values[order] for metric, values in columns.items()}
+def scored_epoch(run: Path, epoch: str | int | None) -> tuple[str, ScoreFile]:
+    """Return the row of an epoch, and all scores. Raises UserError where it is not scored as it is now."""
+    (number,) = scores.choose_epochs(run, "best" if epoch is None else epoch, all_epochs=False)
+    name, stored = epoch_path(run, number).stem, scores.read_scores(run)
+    if name not in stored.rows or not scores.is_current(run, stored.rows[name]):
+        command = f"python eval.py --epoch {number} --run {quote(str(run))}"
+        raise UserError(f"epoch {number} of {run} is not scored: {command}")
+    return name, stored
 
 
 def paired(ours: Mapping[str, Scores], theirs: Mapping[str, Scores]) -> dict[str, Difference]:
@@ -128,7 +103,7 @@ def paired(ours: Mapping[str, Scores], theirs: Mapping[str, Scores]) -> dict[str
     found = {}
     for metric in [name for name in METRICS if name in ours and name in theirs]:
         a, b = ours[metric], theirs[metric]
-        difference = summarise({"difference": a - b})["difference"]
+        difference = scores.summarise({"difference": a - b})["difference"]
         found[metric] = Difference(float(a.mean()), float(b.mean()), difference, len(a))
     return found
 
@@ -142,7 +117,7 @@ def print_comparison(found: Comparison, ours: Row, theirs: Row) -> None:
     for metric, (a, b, (mean, _, low, high), _) in found.metrics.items():
         line = f"{metric:<20}{a:>10.4g}{b:>10.4g}{mean:>10.3g}"
         print(line if low is None else f"{line}   {low:.3g} to {high:.3g}, {verdict(metric, low, high)}")
-    for metric in FOLDER_METRICS:
+    for metric in scores.FOLDER_METRICS:
         if metric in ours.scores and metric in theirs.scores:
             a, b = ours.scores[metric].mean, theirs.scores[metric].mean
             print(f"{metric:<20}{a:>10.4g}{b:>10.4g}{a - b:>10.3g}   of folders: no interval")

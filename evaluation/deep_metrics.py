@@ -7,6 +7,7 @@ import math
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,10 +26,6 @@ NETWORKS = {"lpips_alex": "alexnet", "lpips_vgg": "vgg16", "fid": "inception", "
 DEEP_MIN_SIZE = {"lpips_alex": 31, "lpips_vgg": 16}  # px: smaller images have no pixel left after pooling
 MIN_IMAGES = {"fid": 256, "kid": 32}  # with fewer, noise is larger than the differences between epochs
 FILES = 128  # decoded at a time for FID
-NEEDS_CLASSIFIER = (
-    "it needs a classifier of these pictures' classes; train one with python train_classifier.py "
-    "and name its run with --classifier"
-)
 
 Features = NDArray[np.float32]  # (N, D)
 FolderMetric = Callable[[Features, Features], float]  # (ground truth, outputs) -> number; may be NaN
@@ -53,19 +50,15 @@ class LPIPS:
             {name: state["features." + name.split(".", 1)[1]] for name in body.state_dict()}
         )  # slice1.0.weight <- features.0.weight
 
-    def features(self, pictures: Pictures) -> list[Tensor]:
-        """Return five layers (N, C, h, w), normalised along C; kept with the pictures."""
-
-        def compute() -> list[Tensor]:
-            x = self.network.scaling_layer(pictures.rgb / 127.5 - 1.0)
-            layers = self.network.net(x)
-            return [layer / (layer.square().sum(1, keepdim=True) + 1e-8).sqrt() for layer in layers]
-
-        return pictures.keep(self.name, compute)
+    def features(self, rgb: Tensor) -> list[Tensor]:
+        """Return five layers (N, C, h, w) of images (N, 3, H, W) uint8, normalised along C."""
+        layers = self.network.net(self.network.scaling_layer(rgb / 127.5 - 1.0))
+        return [layer / (layer.square().sum(1, keepdim=True) + 1e-8).sqrt() for layer in layers]
 
     def __call__(self, target: Pictures, output: Pictures) -> Tensor:
         """Return the distance of each pair (N,)."""
-        pairs = zip(self.network.lins, self.features(target), self.features(output), strict=True)
+        sides = (side.keep(self.name, partial(self.features, side.rgb)) for side in (target, output))
+        pairs = zip(self.network.lins, *sides, strict=True)
         layers = [lin((a - b).square()).mean((1, 2, 3)) for lin, a, b in pairs]  # each (N,)
         return torch.stack(layers).sum(0).double()
 
@@ -135,17 +128,15 @@ def fid(targets: Features, outputs: Features) -> float:
 
     both = *moments(targets), *moments(outputs)
     try:
-        distance = float(frechet_distance(*both))
+        return float(np.maximum(frechet_distance(*both), 0.0))  # NaN stays NaN
     except ValueError:  # the product of the covariances has no real square root
         return math.nan
-    return distance if math.isnan(distance) else max(0.0, distance)
 
 
 def kid(targets: Features, outputs: Features) -> float:
     """Return the kernel Inception distance, about 0 for equal distributions, lower is better; unbiased.
 
-    Source: Binkowski et al., arXiv 1801.01401; the distance is clean-fid's, of the same random subsets every
-    time.
+    Source: Binkowski et al., arXiv 1801.01401; the distance is clean-fid's, always of the same subsets.
     """
     from cleanfid.fid import kernel_distance
 
@@ -196,31 +187,24 @@ def load_metrics(
     if classifier is not None:
         add_classifier(metrics, images, classifier)
     for name in METRICS:
+        least, fewest = (MIN_SIZE | DEEP_MIN_SIZE).get(name, 1), MIN_IMAGES.get(name, 1)
         try:
-            require_enough(name, len(images), size)
+            if size < least:
+                raise UserError(f"pictures of {size} px, at least {least} are needed")
+            if len(images) < fewest:
+                raise UserError(f"{len(images)} test images, at least {fewest} are needed; test on more")
             add_metric(metrics, name, folder, download=name in required)
         except UserError as error:
             metrics.missing[name] = f"unavailable: {error}"
-    if "colorfulness" in metrics.per_image:
-        metrics.per_image["colorfulness_truth"] = PER_IMAGE["colorfulness_truth"]
+            if name in required:
+                raise UserError(f"{name} {metrics.missing[name]}") from None
+    metrics.per_image["colorfulness_truth"] = PER_IMAGE["colorfulness_truth"]
     if "fid" in metrics.per_folder and len(images) < Inception.dimensions:
         metrics.notes.append(
             f"fid of {len(images):,} images is biased upwards: compare it with fid of as many images only "
             f"({Inception.dimensions:,} are the least that is usual)"
         )
-    for name in required:
-        if name in metrics.missing:
-            raise UserError(f"{name} {metrics.missing[name]}")
     return metrics
-
-
-def require_enough(name: str, count: int, size: int) -> None:
-    """Raise UserError where a metric needs larger images, or more of them."""
-    least = {**MIN_SIZE, **DEEP_MIN_SIZE}.get(name, 1)
-    if size < least:
-        raise UserError(f"pictures of {size} px, at least {least} are needed")
-    if count < MIN_IMAGES.get(name, 1):
-        raise UserError(f"{count} test images, at least {MIN_IMAGES[name]} are needed; test on more")
 
 
 def add_metric(metrics: MetricSet, name: str, folder: Path | None, download: bool) -> None:
@@ -230,7 +214,8 @@ def add_metric(metrics: MetricSet, name: str, folder: Path | None, download: boo
         return
     if name in ("top1", "top5"):
         if name not in metrics.per_image:
-            raise UserError(NEEDS_CLASSIFIER)
+            hint = "train one with python train_classifier.py and name its run with --classifier"
+            raise UserError(f"it needs a classifier of these pictures' classes; {hint}")
         return
     try:
         if name in ("fid", "kid"):

@@ -27,17 +27,11 @@ MIN_SIZE = {"ssim": WINDOW, "s0_ssim": WINDOW, "ms_ssim": TAPS * 2 ** (len(SCALE
 class Pictures:
     """A batch of images, and what metrics need of them: computed when it is first asked for, then kept."""
 
-    def __init__(
-        self, rgb: Tensor, labels: Tensor | None = None, precision: torch.dtype = torch.float32
-    ) -> None:
-        """Take a batch.
-
-        Args:
-            rgb: (N, 3, H, W) uint8 sRGB.
-            labels: (N,) int64, the classes, where they are known.
-            precision: of local sums.
-        """
-        self.rgb, self.labels, self.precision = rgb, labels, precision
+    def __init__(self, rgb: Tensor, labels: Tensor | None = None) -> None:
+        """Take (N, 3, H, W) uint8 sRGB and, where they are known, the classes (N,) int64."""
+        self.rgb, self.labels = rgb, labels
+        # of local sums; the range of a gray image may be tiny
+        self.precision = torch.float32 if rgb.size(1) == 3 else torch.float64
         self.kept: dict[str, Any] = {}
 
     def keep(self, name: str, compute: Callable[[], Any]) -> Any:
@@ -82,15 +76,12 @@ class Pictures:
 
     @property
     def gray(self) -> "Pictures":
-        """The images in gray (N, 1, H, W), rounded as by Pillow's convert("L"); for the s0 metrics.
-
-        The range of a gray image may be tiny, which needs local sums in float64.
-        """
+        """The images in gray (N, 1, H, W), rounded as by Pillow's convert("L"); for the s0 metrics."""
 
         def compute() -> Pictures:
             red, green, blue = self.rgb.int().split(1, 1)
             gray = (19595 * red + 38470 * green + 7471 * blue + 2**15) >> 16
-            return Pictures(gray.to(torch.uint8), precision=torch.float64)
+            return Pictures(gray.to(torch.uint8))
 
         return self.keep("gray", compute)
 
@@ -212,9 +203,7 @@ def ciede2000(target: Pictures, output: Pictures) -> Tensor:
 
 
 def colorfulness(target: Pictures, output: Pictures) -> Tensor:
-    """Return the output's colourfulness: 0 gray, 59 quite colourful, 109 extreme.
-
-    The best value is that of the ground truth.
+    """Return the output's colourfulness: 0 gray, 59 quite colourful, 109 extreme; best as the ground truth's.
 
     Source: Hasler and Suesstrunk, "Measuring colourfulness in natural images", 2003, M^(3).
     """
@@ -253,14 +242,9 @@ def s0_ssim(target: Pictures, output: Pictures) -> Tensor:
 
 # name -> metric; also the ground truth's colourfulness, to compare colorfulness with
 PER_IMAGE: dict[str, Metric] = {
-    "psnr_db": psnr_db,
-    "ssim": ssim,
-    "ms_ssim": ms_ssim,
-    "ab_mse": ab_mse,
-    "ciede2000": ciede2000,
-    "colorfulness": colorfulness,
-    "colorfulness_error": colorfulness_error,
-    "colorfulness_truth": colorfulness_truth,
-    "s0_psnr_db": s0_psnr_db,
-    "s0_ssim": s0_ssim,
-}
+    metric.__name__: metric
+    for metric in (
+        psnr_db, ssim, ms_ssim, ab_mse, ciede2000, colorfulness, colorfulness_error, colorfulness_truth,
+        s0_psnr_db, s0_ssim,
+    )
+}  # fmt: skip

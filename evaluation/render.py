@@ -22,7 +22,7 @@ from data import ImageSet
 from imaging import color
 from imaging.files import write_image
 from inference.checkpoint import load_colorizer
-from runtime.run_folder import STAMP, RunRecord, outputs_path, read_run, stamp
+from runtime.run_folder import STAMP, outputs_path, read_run, stamp
 
 BATCH = 16  # images per forward
 JPEG_QUALITY = 90  # of the upper bound jpeg90
@@ -62,19 +62,19 @@ def write_references(run: Path, images: ImageSet, recipe: Recipe) -> None:
     """Write inputs/ and targets/ unless they are there; what was rendered of other data is deleted."""
     mark = run / "targets" / STAMP
     stamps = [path.read_text() for path in (mark, *run.glob(f"outputs/*/{STAMP}")) if path.exists()]
-    same = bool(stamps) and {text.split(" ")[0] for text in stamps} == {images.key}
+    same = {text.split(" ")[0] for text in stamps} == {images.key}
     folders = [run / "inputs", run / "targets"]
     whole = all((folder / f"{stem}.png").exists() for folder in folders for stem in images.stems)
     if same and whole and mark.exists():
         return
     for folder in folders if same else [*folders, run / "outputs"]:
         shutil.rmtree(folder, ignore_errors=True)
-    draws: list[Draw] = [
-        lambda ids: color.show_input(images.gather_fixed(ids, recipe)[0], recipe.input),
-        lambda ids: images.gather(ids, recipe.size)[1],
-    ]
-    for folder, draw in zip(folders, draws, strict=True):
-        write_pictures(folder, images, draw)
+
+    def show(ids: list[int]) -> Tensor:
+        return color.show_input(images.gather_fixed(ids, recipe)[0], recipe.input)
+
+    write_pictures(folders[0], images, show)
+    write_pictures(folders[1], images, lambda ids: images.gather(ids, recipe.size)[1])
     mark.write_text(images.key)
 
 
@@ -98,31 +98,16 @@ def recompress(pictures: Tensor, quality: int) -> Tensor:
     return torch.stack(results).permute(0, 3, 1, 2)
 
 
-def drawings(record: RunRecord, images: ImageSet) -> dict[str, Draw]:
-    """Return how the baselines and the upper bound are made of the ground truth."""
-
-    def targets(ids: list[int]) -> Tensor:
-        return images.gather(ids, record.recipe.size)[1]
-
-    return {
-        "gray": lambda ids: color.recolor(targets(ids), 0.0, 0.0),
-        "mean_ab": lambda ids: color.recolor(targets(ids), *record.mean_ab),
-        "jpeg90": lambda ids: recompress(targets(ids), JPEG_QUALITY),
-    }
-
-
 def is_rendered(folder: Path, mark: str, images: ImageSet) -> bool:
     """Tell whether a folder holds exactly these images, rendered of what `mark` stands for."""
-    path = folder / STAMP
-    same = path.exists() and path.read_text() == mark
+    same = (folder / STAMP).exists() and (folder / STAMP).read_text() == mark
     return same and {path.stem for path in folder.glob("*.png")} == set(images.stems)
 
 
 def render_missing(run: Path, epochs: list[int], images: ImageSet, device: torch.device) -> None:
     """Render epochs, baselines and the upper bound, unless they are there and up to date.
 
-    Raises:
-        UserError: a folder of outputs holds images that are not in the data set.
+    Raises UserError where a folder of outputs holds images that are not in the data set.
     """
     record = read_run(run)
     write_references(run, images, record.recipe)
@@ -133,7 +118,16 @@ def render_missing(run: Path, epochs: list[int], images: ImageSet, device: torch
     for epoch in epochs:
         if not is_rendered(outputs_path(run, epoch), stamp(run, epoch, images.key), images):
             render_epoch(run, epoch, images, device)
-    for name, draw in drawings(record, images).items():
+
+    def truth(ids: list[int]) -> Tensor:
+        return images.gather(ids, record.recipe.size)[1]
+
+    draws: dict[str, Draw] = {
+        "gray": lambda ids: color.recolor(truth(ids), 0.0, 0.0),
+        "mean_ab": lambda ids: color.recolor(truth(ids), *record.mean_ab),
+        "jpeg90": lambda ids: recompress(truth(ids), JPEG_QUALITY),
+    }
+    for name, draw in draws.items():
         folder = run / "outputs" / name
         if not is_rendered(folder, images.key, images):
             write_pictures(folder, images, draw)

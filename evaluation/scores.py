@@ -128,8 +128,7 @@ def describe_protocol(
     """Return everything that makes scores comparable; each score file carries it.
 
     Args:
-        stems: names of the images, in order.
-        digests: of the targets' pixels, in order.
+        stems, digests: names of the images and hashes of the targets' pixels, in order.
         weights: network -> SHA-256 of its file, for every network that a metric uses.
     """
     return {
@@ -152,23 +151,18 @@ def identify(protocol: Protocol) -> str:
 def differences(ours: Protocol, theirs: Protocol) -> list[str]:
     """Return what two protocols differ in, a phrase each; a network that one side alone uses is left out."""
     shared = ours["weights"].keys() & theirs["weights"].keys()
-    flat = [
-        {
-            **{key: value for key, value in protocol.items() if not isinstance(value, dict)},
-            **protocol["versions"],
-            **{f"weights of {name}": protocol["weights"][name] for name in shared},
-        }
-        for protocol in (ours, theirs)
-    ]
-    pairs = {key: [str(values.get(key)) for values in flat] for key in {**flat[0], **flat[1]}}
-    return [
-        f"{key} {shorten(one)} and {shorten(other)}" for key, (one, other) in pairs.items() if one != other
-    ]
-
-
-def shorten(text: str) -> str:
-    """Return a text; of a SHA-256 the first 12 digits."""
-    return text[:12] if len(text) == 64 else text
+    flat = []
+    for protocol in (ours, theirs):
+        plain = {key: value for key, value in protocol.items() if not isinstance(value, dict)}
+        networks = {f"weights of {name}": protocol["weights"][name] for name in shared}
+        flat.append({**plain, **protocol["versions"], **networks})
+    phrases = []
+    for key in {**flat[0], **flat[1]}:
+        texts = [str(values.get(key)) for values in flat]
+        if texts[0] != texts[1]:
+            short = [text[:12] if len(text) == 64 else text for text in texts]  # of a SHA-256
+            phrases.append(f"{key} {' and '.join(short)}")
+    return phrases
 
 
 def epoch_number(name: str) -> int | None:
@@ -178,13 +172,9 @@ def epoch_number(name: str) -> int | None:
 
 
 def make_row(name: str, columns: Mapping[str, Scores], stems: Sequence[str]) -> Row:
-    """Return a row from per-image scores (N,).
-
-    Raises:
-        FloatingPointError: a score is not finite, which a metric of 8-bit images never is.
-    """
+    """Return a row from per-image scores (N,)."""
     for metric, values in columns.items():
-        for i in np.flatnonzero(~np.isfinite(values)):
+        for i in np.flatnonzero(~np.isfinite(values)):  # of 8-bit images every score is finite
             raise FloatingPointError(f"{metric} of {name}/{stems[i]}.png is {values[i]}")
     scores = summarise(columns)
     if TRUTH_COLORFULNESS in scores:  # the same in every row, so its interval says nothing
@@ -217,12 +207,8 @@ def tied_epochs(per_image: PerImage, best: str | None, metric: str) -> list[str]
     }
     if best not in epochs or METRICS[metric] not in ("higher", "lower") or len(epochs[best]) < 2:
         return []
-    ties = []
-    for name, scores in epochs.items():
-        _, _, low, high = summarise({"difference": scores - epochs[best]})["difference"]
-        if name != best and low <= 0 <= high:
-            ties.append(name)
-    return ties
+    found = summarise({name: scores - epochs[best] for name, scores in epochs.items()})
+    return [name for name, score in found.items() if name != best and score.low <= 0 <= score.high]
 
 
 def make_score_file(
@@ -250,11 +236,7 @@ def row_record(row: Row) -> dict[str, Any]:
 
 
 def parse_row(name: str, record: Mapping[str, Any]) -> Row:
-    """Return the row that `row_record` made a record of.
-
-    Raises:
-        KeyError, TypeError, ValueError: something is missing, or no finite number.
-    """
+    """Return the row that `row_record` made a record of; KeyError, TypeError or ValueError if damaged."""
     row = Row(epoch_number(name), {}, int(record["images"]), stamp=str(record.get("stamp", "")))
     ends = {f"{key}{end}" for key in record for end in ENDS[1:]}
     for key in [key for key in record if key not in {"images", "stamp", *ends}]:
@@ -292,42 +274,36 @@ def read_scores(run: Path) -> ScoreFile:
 def read_per_image(run: Path, scores: ScoreFile, names: Sequence[str]) -> tuple[PerImage, list[str]]:
     """Return the per-image scores of some rows, and the names of the images, which all rows share.
 
-    Args:
-        scores: what scores.json holds; the per-image scores must be of the same evaluation.
-
-    Raises:
-        UserError: they are missing or damaged.
+    Raises UserError where they are missing, damaged, or of another evaluation than `scores`.
     """
     path = run / "scores_per_image.csv"
-    found: dict[str, dict[str, list[float]]] = {name: {} for name in names}
-    stems: dict[str, list[str]] = {name: [] for name in names}
+    found: dict[str, dict[str, list[Any]]] = {name: {} for name in names}
     protocols = set()
     try:
         with open(path, newline="", encoding="utf-8") as file:
             for line in csv.DictReader(file):
-                name, stem, identity = (line.pop(key) for key in ("name", "stem", "protocol"))
+                name, identity = line.pop("name"), line.pop("protocol")
                 if name in found:
-                    stems[name].append(stem)
                     protocols.add(identity)
-                    for metric in [metric for metric, cell in line.items() if cell]:
-                        found[name].setdefault(metric, []).append(float(line[metric]))
-        sound = protocols == {identify(scores.protocol)}
+                    for key in [key for key, cell in line.items() if cell]:
+                        value = line[key] if key == "stem" else float(line[key])
+                        found[name].setdefault(key, []).append(value)
+        stems = [columns.pop("stem") for columns in found.values()]
+        counts = [{*map(len, (stems[0], *columns.values()))} for columns in found.values()]
+        sound = protocols == {identify(scores.protocol)} and all(other == stems[0] for other in stems)
+        sound = sound and counts == [{scores.rows[name].images} for name in names]
     except (OSError, KeyError, ValueError, TypeError, csv.Error):
         sound = False
-    for name in names:
-        counts = {len(values) for values in (stems[name], *found[name].values())}
-        sound = sound and counts == {scores.rows[name].images} and stems[name] == stems[names[0]]
     if not sound:
         raise UserError(f"{path} is missing or damaged; score again with --all-epochs")
-    per_image = {name: {metric: np.array(v) for metric, v in found[name].items()} for name in names}
-    return per_image, stems[names[0]]
+    return {name: {key: np.array(v) for key, v in found[name].items()} for name in names}, stems[0]
 
 
-def write_csv(path: Path, header: Sequence[str], lines: Iterable[Sequence[object]]) -> None:
-    """Write a table, complete or not at all."""
+def write_csv(path: Path, header: Sequence[str], lines: Iterable[Mapping[str, object]]) -> None:
+    """Write a table, complete or not at all; what a line lacks is an empty cell."""
     with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(header)
+        writer = csv.DictWriter(file, header)
+        writer.writeheader()
         writer.writerows(lines)
 
 
@@ -335,41 +311,32 @@ def write_scores(run: Path, scores: ScoreFile, per_image: PerImage, stems: Seque
     """Write scores.json, scores.csv and scores_per_image.csv."""
     identity = identify(scores.protocol)
     records = {name: row_record(row) for name, row in scores.rows.items()}
-    keys = list(dict.fromkeys(key for record in records.values() for key in record if key != "stamp"))
+    keys = dict.fromkeys(key for record in records.values() for key in record if key != "stamp")
     lines = []
     for name, record in records.items():
         numbers = {key: value for key, value in record.items() if not isinstance(value, str)}
-        lines.append([name, *(numbers.get(key, "") for key in keys), identity])
+        lines.append({"name": name, **numbers, "protocol": identity})
     write_csv(run / "scores.csv", ["name", *keys, "protocol"], lines)
-    metrics = list(dict.fromkeys(metric for columns in per_image.values() for metric in columns))
-    empty = [""] * len(stems)
-    values = (
-        [name, *cells, identity]
+    metrics = dict.fromkeys(metric for columns in per_image.values() for metric in columns)
+    images = (
+        dict(zip(["name", "stem", "protocol", *columns], [name, stem, identity, *cells], strict=True))
         for name, columns in per_image.items()
-        for cells in zip(
-            stems, *(columns[m].tolist() if m in columns else empty for m in metrics), strict=True
-        )
+        for stem, *cells in zip(stems, *(values.tolist() for values in columns.values()), strict=True)
     )
-    write_csv(run / "scores_per_image.csv", ["name", "stem", *metrics, "protocol"], values)
+    write_csv(run / "scores_per_image.csv", ["name", "stem", *metrics, "protocol"], images)
     write_json(run / "scores.json", {"format": FORMAT, **vars(scores), "rows": records})
 
 
 def is_current(run: Path, row: Row) -> bool:
     """Tell whether an epoch's checkpoint is there and is still the one that was scored."""
-    if row.epoch not in saved_epochs(run):
-        return False
-    return row.stamp.endswith(run_folder.stamp(run, row.epoch, ""))
+    saved = row.epoch in saved_epochs(run)
+    return saved and row.stamp.endswith(run_folder.stamp(run, row.epoch, ""))
 
 
 def earlier_rows(run: Path, scores: ScoreFile, epochs: Sequence[int], key: str) -> dict[str, Row]:
-    """Return the stored rows of saved epochs that are not scored now.
+    """Return the stored rows of saved epochs that are not scored now, with the images of this key.
 
-    Args:
-        epochs: to score now.
-        key: of the images that are scored now.
-
-    Raises:
-        UserError: a row is of other data or another checkpoint; nothing has been done yet.
+    Raises UserError where one is of other data or another checkpoint; nothing has been done yet.
     """
     others = set(saved_epochs(run)) - set(epochs)
     rows = {name: row for name, row in scores.rows.items() if row.epoch in others}
@@ -383,11 +350,7 @@ def earlier_rows(run: Path, scores: ScoreFile, epochs: Sequence[int], key: str) 
 
 
 def require_alike(run: Path, earlier: Mapping[str, Row], before: Protocol, new: Row, now: Protocol) -> None:
-    """Raise UserError where earlier rows and a new one, an epoch's, were not scored in the same way.
-
-    Args:
-        before, now: the protocols of the earlier rows and of the new one.
-    """
+    """Raise UserError where earlier rows and an epoch's new one, of two protocols, were not scored alike."""
     odd = differences(before, now)
     odd += ["other networks"] if before["weights"] != now["weights"] else []
     wanted = row_record(new).keys()
@@ -401,8 +364,7 @@ def require_alike(run: Path, earlier: Mapping[str, Row], before: Protocol, new: 
 def choose_epochs(run: Path, epoch: str | int | None, all_epochs: bool) -> list[int]:
     """Return the epochs that a stage works on: all, the one asked for (a number, or best), or the last.
 
-    Raises:
-        UserError: none is saved, or not the one asked for, or none is known to be the best.
+    Raises UserError where none is saved, or not the one asked for, or none is known to be the best.
     """
     read_run(run)
     epochs = saved_epochs(run)
@@ -425,8 +387,7 @@ def choose_epochs(run: Path, epoch: str | int | None, all_epochs: bool) -> list[
 def best_epoch(run: Path) -> int:
     """Return the scored epoch that is best by the recipe's metric.
 
-    Raises:
-        UserError: there are no scores, or not by that metric, or the epoch was trained again since.
+    Raises UserError where there are no scores, or not by that metric, or the epoch was trained again since.
     """
     scores = read_scores(run)
     metric, again = scores.metric, f"score again: python eval.py --all-epochs --run {quote(str(run))}"

@@ -3,10 +3,8 @@
 import hashlib
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,25 +14,11 @@ from tqdm import tqdm
 
 from config import UserError
 from data import ImageSet
+from evaluation import scores
 from evaluation.deep_metrics import MetricSet
 from evaluation.metrics import Pictures
 from evaluation.render import render_missing
-from evaluation.scores import (
-    BASELINES,
-    UPPER_BOUNDS,
-    PerImage,
-    Row,
-    Score,
-    ScoreFile,
-    describe_protocol,
-    earlier_rows,
-    make_row,
-    make_score_file,
-    read_per_image,
-    read_scores,
-    require_alike,
-    write_scores,
-)
+from evaluation.scores import PerImage, Row, Score, ScoreFile
 from imaging.files import read_image
 from runtime.run_folder import epoch_path, read_run, stamp
 
@@ -52,28 +36,28 @@ def evaluate(
     Rows of other epochs are kept. Images are rendered on `device` unless they are there.
     """
     recipe = read_run(run).recipe
-    stored = read_scores(run) if (run / "scores.json").exists() else None
-    kept = earlier_rows(run, stored, epochs, images.key) if stored else {}
+    stored = scores.read_scores(run) if (run / "scores.json").exists() else None
+    kept = scores.earlier_rows(run, stored, epochs, images.key) if stored else {}
     render_missing(run, epochs, images, device)
     stamps = {epoch_path(run, epoch).stem: stamp(run, epoch, images.key) for epoch in epochs}
-    names = [*BASELINES, *(name for name in UPPER_BOUNDS if name != "truth" or metrics.of_truth), *stamps]
-    folders = {name: run / "outputs" / name for name in names}
+    bounds = [name for name in scores.UPPER_BOUNDS if name != "truth" or metrics.of_truth]
+    folders = {name: run / "outputs" / name for name in (*scores.BASELINES, *bounds, *stamps)}
     with torch.backends.cudnn.flags(enabled=True, benchmark=False, allow_tf32=False):  # equal everywhere
         per_image, digests = score_pictures(folders, images, recipe.size, metrics)
-        rows = {name: make_row(name, per_image[name], images.stems) for name in names}
+        rows = {name: scores.make_row(name, per_image[name], images.stems) for name in folders}
         score_folders(run, rows, images, metrics)
     for name, text in stamps.items():
         rows[name].stamp = text
-    protocol = describe_protocol(recipe, images.stems, digests, metrics.weights)
+    protocol = scores.describe_protocol(recipe, images.stems, digests, metrics.weights)
     if stored and kept:
-        require_alike(run, kept, stored.protocol, rows[names[-1]], protocol)
-        per_image |= read_per_image(run, stored, list(kept))[0]
+        scores.require_alike(run, kept, stored.protocol, rows[[*stamps][-1]], protocol)
+        per_image |= scores.read_per_image(run, stored, list(kept))[0]
     rows = dict(sorted({**rows, **kept}.items(), key=lambda item: item[1].epoch or 0))
     per_image = {name: per_image[name] for name in rows}
     notes = [*metrics.notes, *(f"skipped {sentence}" for sentence in images.bad)]
-    scores = make_score_file(rows, per_image, protocol, recipe.metric, notes)
-    write_scores(run, scores, per_image, images.stems)
-    return scores
+    found = scores.make_score_file(rows, per_image, protocol, recipe.metric, notes)
+    scores.write_scores(run, found, per_image, images.stems)
+    return found
 
 
 def score_pictures(
@@ -93,27 +77,19 @@ def score_pictures(
     """
     count = max(1, CHUNK_PIXELS[metrics.device.type] // size**2)
     chunks = [list(range(i, min(i + count, len(images)))) for i in range(0, len(images), count)]
-    work = partial(score_chunk, folders=folders, images=images, size=size, metrics=metrics)
-    with thread_pool(metrics.device) as pool:
-        bar = tqdm(pool.map(work, chunks), "scoring", len(chunks), leave=False, disable=None)
-        digests, parts = zip(*bar, strict=True)
+    threads = torch.get_num_threads()  # on the CPU each of ours is one of torch's, or there were too many
+    limit = {"initializer": torch.set_num_threads, "initargs": (1,)} if metrics.device.type == "cpu" else {}
+    try:
+        with ThreadPoolExecutor(THREADS[metrics.device.type], **limit) as pool:
+            work = pool.map(lambda ids: score_chunk(ids, folders, images, size, metrics), chunks)
+            digests, parts = zip(*tqdm(work, "scoring", len(chunks), leave=False, disable=None), strict=True)
+    finally:
+        torch.set_num_threads(threads)
     per_image = {
         name: {metric: np.concatenate([part[name][metric] for part in parts]) for metric in parts[0][name]}
         for name in folders
     }
     return per_image, list(digests)
-
-
-@contextmanager
-def thread_pool(device: torch.device) -> Iterator[ThreadPoolExecutor]:
-    """Yield a pool of threads; on the CPU each of them is one of torch's, so that there are not too many."""
-    before = torch.get_num_threads()
-    limit = {"initializer": torch.set_num_threads, "initargs": (1,)} if device.type == "cpu" else {}
-    with ThreadPoolExecutor(THREADS[device.type], **limit) as pool:
-        try:
-            yield pool
-        finally:
-            torch.set_num_threads(before)
 
 
 def score_chunk(
@@ -124,34 +100,29 @@ def score_chunk(
     digest = b"".join(hashlib.sha256(target.contiguous().numpy()).digest() for target in rgb)
     labels = None if metrics.labels is None else metrics.labels[ids].to(metrics.device)
     target = Pictures(rgb.contiguous().to(metrics.device), labels)
-    scores = {}
+    found = {}
     with torch.inference_mode():
         for name, folder in folders.items():
             output, wanted = target, metrics.of_truth
             if name != "truth":
                 rgb = read_outputs(folder, [images.stems[i] for i in ids], size)
                 output, wanted = Pictures(rgb.to(metrics.device)), metrics.per_image
-            scores[name] = {key: metric(target, output).tolist() for key, metric in wanted.items()}
-    return digest, scores
+            found[name] = {key: metric(target, output).tolist() for key, metric in wanted.items()}
+    return digest, found
 
 
 def read_outputs(folder: Path, stems: Sequence[str], size: int) -> Tensor:
-    """Return rendered images (N, 3, size, size) uint8.
-
-    Raises:
-        UserError: one is damaged, or of another size than its target.
-    """
+    """Return rendered images (N, 3, size, size) uint8. Raises UserError where one is not such an image."""
     pictures = []
     for stem in stems:
+        path = folder / f"{stem}.png"
         try:
-            picture = read_image(folder / f"{stem}.png")
+            picture = read_image(path)
+            height, width, _ = picture.shape
+            if (height, width) != (size, size):
+                raise UserError(f"{path} is {width} x {height} px, not {size} x {size}")
         except UserError as error:
             raise UserError(f"{error}; delete it, and it is rendered again") from None
-        if picture.shape[:2] != (size, size):
-            found = f"{picture.shape[1]} x {picture.shape[0]}"
-            raise UserError(
-                f"{folder / stem}.png is {found} px, not {size} x {size}; delete it, and it is rendered again"
-            )
         pictures.append(torch.from_numpy(picture))
     return torch.stack(pictures).permute(0, 3, 1, 2).contiguous()
 

@@ -139,15 +139,6 @@ def bench_generator(path: Path, device: "torch.device", repeats: int) -> dict[st
     return found
 
 
-def conditions() -> dict[str, Any]:
-    """Return what a time depends on: the number of threads, the machine, the versions."""
-    import torch
-
-    versions = library_versions(("torch", "numpy", "scikit-image", "pillow"))
-    machine = platform.processor() or platform.machine()
-    return {"cores": torch.get_num_threads(), "machine": machine, **versions}
-
-
 def main(
     data: DataOption = DEMO,
     images: Annotated[int, typer.Option(min=1, help="Pairs of pictures to score.")] = 2048,
@@ -159,20 +150,23 @@ def main(
     repeats: Annotated[int, typer.Option(min=1, help="Of which the median is taken.")] = 3,
 ) -> dict[str, Any]:
     """Time the scoring of one epoch, or a generator.ts; returns what is printed."""
-    if model is not None:
-        import torch
+    import torch
 
+    versions = library_versions(("torch", "numpy", "scikit-image", "pillow"))
+    machine = platform.processor() or platform.machine()
+    conditions = {"cores": torch.get_num_threads(), "machine": machine, **versions}
+    if model is not None:
         from runtime.device import pick_device
 
         on = pick_device(device)
-        times = bench_generator(Path(model), on, repeats)
+        times = bench_generator(model, on, repeats)
         name = torch.cuda.get_device_name(on) if on.type == "cuda" else on.type
-        result = {"bench": "generator", "device": name, **conditions(), **times}
+        result = {"bench": "generator", "device": name, **conditions, **times}
     else:
         with tempfile.TemporaryDirectory() as folder:
             pictures = write_pairs(Path(folder), str(data), images, size)
             times = bench_scoring(Path(folder), pictures, size, repeats)
-        result = {"bench": "scoring", "images": len(pictures), "size": size, **conditions(), **times}
+        result = {"bench": "scoring", "images": len(pictures), "size": size, **conditions, **times}
         ours, plain = (statistics.median(times[side]) for side in ("ours", "plain"))
         print(f"{len(pictures)} pairs of {size} px: ours {ours:.2f} s, plain loop {plain:.2f} s")
         ratio, apart = times["ratio"], times["largest_difference"]

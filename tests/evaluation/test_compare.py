@@ -207,7 +207,7 @@ def test_what_was_trained_again_since() -> None:
     atomic.save(epoch_path(run, 5), {"epoch": 99})
     with pytest.raises(ValueError, match="epoch 5 of runs/x is not scored"):
         scored_epoch(run, 5)
-    assert scored_epoch(run, 10) == "epoch_0010"
+    assert scored_epoch(run, 10)[0] == "epoch_0010"
 
 
 def test_damaged_scores_are_named() -> None:

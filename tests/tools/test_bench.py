@@ -19,10 +19,10 @@ CONDITIONS = {"cores", "machine", "tinct", "python", "torch", "numpy", "scikit-i
 
 
 def test_the_last_line_is_one_json_object(capsys: pytest.CaptureFixture[str]) -> None:
-    result = bench.main(images=18, size=32, repeats=2)
+    result = bench.main(images=4, size=32, repeats=2)
     *_, last = capsys.readouterr().out.splitlines()
     assert json.loads(last) == result
-    assert (result["bench"], result["images"], result["size"]) == ("scoring", 18, 32)
+    assert (result["bench"], result["images"], result["size"]) == ("scoring", 4, 32)
     assert len(result["ours"]) == len(result["plain"]) == 2
     ratios = [plain / ours for ours, plain in zip(result["ours"], result["plain"], strict=True)]
     assert result["ratio"] == pytest.approx(np.median(ratios))
@@ -31,7 +31,7 @@ def test_the_last_line_is_one_json_object(capsys: pytest.CaptureFixture[str]) ->
     assert not list(Path().glob("*.png"))
 
 
-@pytest.mark.parametrize(("name", "factor"), [*((name, 1.001) for name in COMPARED), ("ssim", float("nan"))])
+@pytest.mark.parametrize(("name", "factor"), [("ab_mse", 1.001), ("ssim", float("nan"))])
 def test_scores_that_differ_are_refused(name: str, factor: float, monkeypatch: pytest.MonkeyPatch) -> None:
     real = PER_IMAGE[name]
 
@@ -46,8 +46,8 @@ def test_scores_that_differ_are_refused(name: str, factor: float, monkeypatch: p
 
 
 def test_pairs_are_as_many_as_asked_for_and_different(pictures: Path) -> None:
-    images = write_pairs(Path("bench"), DEMO, 5, 32)
-    assert images.stems == [f"0000{i}" for i in range(5)]
+    images = write_pairs(Path("bench"), DEMO, 3, 32)
+    assert images.stems == [f"0000{i}" for i in range(3)]
     for i, stem in enumerate(images.stems):
         paths = [Path("bench", side, f"{stem}.png") for side in ("targets", "outputs")]
         truth, output = map(read_image, paths)
@@ -88,8 +88,3 @@ def test_a_generator_is_timed_on_a_gpu(generator: Path) -> None:
     result = bench.main(model=generator, device="cuda", repeats=2)
     assert result["device"] == torch.cuda.get_device_name()
     assert len(result["33_px_ms"]["half"]) == 2
-
-
-def test_a_model_that_is_not_there_is_named() -> None:
-    with pytest.raises(ValueError, match=r"no model no\.ts; write one with: python export\.py"):
-        bench.main(model=Path("no.ts"), device="cpu")

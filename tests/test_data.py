@@ -2,6 +2,7 @@
 
 import os
 import tarfile
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -107,16 +108,13 @@ def same(first: list[Tensor], second: list[Tensor]) -> bool:
 @pytest.mark.parametrize(
     ("height", "width", "fit", "shape"),
     [
-        (40, 60, "crop", (16, 24)),
-        (1, 1, "crop", (16, 16)),
+        (40, 60, "crop", (16, 24)), (1, 1, "crop", (16, 16)), (1, 90, "squash", (16, 16)),
         (200, 17, "crop", (48, 16)),  # cut to three times the short side
-        (1, 90, "squash", (16, 16)),
     ],
-)
+)  # fmt: skip
 def test_fit_image(height: int, width: int, fit: str, shape: tuple[int, int]) -> None:
     out = fit_image(picture(height, width), 16, fit)
-    assert out.shape == (*shape, 3)
-    assert out.dtype == np.uint8
+    assert (out.shape, out.dtype) == ((*shape, 3), np.uint8)
 
 
 def test_decode_draws_the_lines_of_a_photo() -> None:
@@ -129,19 +127,15 @@ def test_decode_draws_the_lines_of_a_photo() -> None:
 
 
 @pytest.mark.parametrize(("pair", "sides"), [("AB", (0, 1)), ("BA", (1, 0))])
-def test_decode_splits_pairs(pair: str, sides: tuple[int, int]) -> None:
-    halves = picture(16, 16, 1), picture(16, 16, 2)
+def test_decode_splits_pairs_of_even_width(pair: str, sides: tuple[int, int]) -> None:
+    halves, loading = (picture(16, 16, 1), picture(16, 16, 2)), replace(PHOTO, pair=pair)
     item = write("a.png", np.concatenate(halves, 1))
-    out = decode(item, replace(PHOTO, pair=pair, sketch=True))
+    out = decode(item, replace(loading, sketch=True))
     assert np.array_equal(out, np.concatenate([halves[side] for side in sides], 2))
-    assert np.array_equal(decode(item, replace(PHOTO, pair=pair)), halves[sides[0]])
-
-
-@pytest.mark.parametrize("width", [1, 31])
-def test_decode_refuses_a_pair_of_odd_width(width: int) -> None:
-    item = write("a.png", picture(16, width))
-    with pytest.raises(UserError, match=rf"a.png: a pair .* {width} px wide"):
-        decode(item, replace(PHOTO, pair="AB"))
+    assert np.array_equal(decode(item, loading), halves[sides[0]])
+    for width in (1, 31):
+        with pytest.raises(UserError, match=rf"a.png: a pair .* {width} px wide"):
+            decode(write("a.png", picture(16, width)), loading)
 
 
 def test_decode_brings_a_partner_file_to_the_same_size() -> None:
@@ -190,9 +184,12 @@ def test_training_batches_show_every_picture_once() -> None:
     seen = numbers[0] + numbers[1]
     assert len(set(seen)) == 8
     assert seen != sorted(seen)
+    (batch,) = epoch(numbered(3))  # unless it is the only one
+    assert sorted(batch[:, 0, 0, 0].tolist()) == [0, 1, 2]
+    assert [data.steps_per_epoch(count, 4) for count in (3, 4, 7, 8)] == [1, 1, 1, 2]
 
 
-def test_training_batches_depend_on_seed_and_epoch_alone() -> None:
+def test_training_batches_depend_on_seed_and_epoch_alone_and_go_on_where_they_stopped() -> None:
     images = numbered(24)
     reference = epoch(images)
     np.random.seed(0)  # noqa: NPY002 - global state must not matter
@@ -200,12 +197,8 @@ def test_training_batches_depend_on_seed_and_epoch_alone() -> None:
     assert same(reference, epoch(images))
     assert not same(reference, epoch(images, seed=2))
     assert not same(reference, epoch(images, number=2))
-
-
-@pytest.mark.parametrize("start", [0, 1, 5, 6])
-def test_training_batches_go_on_where_they_stopped(start: int) -> None:
-    images = numbered(24)
-    assert same(epoch(images)[start:], epoch(images, start=start))
+    for start in (1, 5, 6):
+        assert same(reference[start:], epoch(images, start=start))
 
 
 @pytest.mark.parametrize(("flip", "low", "high"), [(0.0, 0, 0), (0.5, 40, 80), (1.0, 120, 120)])
@@ -230,49 +223,37 @@ def test_batches_are_cut_in_the_training_order() -> None:
         assert np.array_equal(its_flips, flips[batch])
 
 
-def test_short_data_make_one_batch() -> None:
-    (batch,) = epoch(numbered(3))
-    assert sorted(batch[:, 0, 0, 0].tolist()) == [0, 1, 2]
-    assert [data.steps_per_epoch(count, 4) for count in (3, 4, 7, 8)] == [1, 1, 1, 2]
-
-
 @pytest.mark.parametrize("sketch", [False, True])
-def test_load_images_is_what_decode_returns(sketch: bool) -> None:
+def test_load_images_is_what_decode_returns_and_decodes_once(
+    sketch: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     items, loading = write_set(), replace(PHOTO, sketch=sketch)
     images = load_images(items, loading, CACHE, "train")
     assert images.stems == [item.stem for item in items]
     assert (images.bad, images.channels, len(images)) == ([], 6 if sketch else 3, 5)
     assert isinstance(images.pixels, np.memmap)
     assert all(np.array_equal(images.picture(i), decode(item, loading)) for i, item in enumerate(items))
-
-
-def test_a_second_load_does_not_decode(monkeypatch: pytest.MonkeyPatch) -> None:
-    items = write_set()
-    first = load_images(items, PHOTO, CACHE, "train")
     monkeypatch.delattr(data, "decode")
-    second = load_images(items, PHOTO, CACHE, "train")
-    assert second.key == first.key
-    assert np.array_equal(second.pixels, first.pixels)
-
-
-def test_a_changed_file_is_decoded_again() -> None:
-    items = write_set()
-    first = load_images(items, PHOTO, CACHE, "train")
+    again = load_images(items, loading, CACHE, "train")
+    assert again.key == images.key
+    assert np.array_equal(again.pixels, images.pixels)
+    monkeypatch.setattr(data, "decode", decode, raising=False)
     write("p2.png", 255 - picture(18, 20, 2))
-    second = load_images(items, PHOTO, CACHE, "train")
-    assert second.key != first.key
-    assert np.array_equal(second.picture(2), decode(items[2], PHOTO))
-    assert not np.array_equal(second.picture(2), first.picture(2))
+    changed = load_images(items, loading, CACHE, "train")
+    assert changed.key != images.key
+    assert np.array_equal(changed.picture(2), decode(items[2], loading))
 
 
-def test_fingerprint_sees_files_order_names_and_loading() -> None:
+def test_fingerprint_sees_files_order_names_and_loading(monkeypatch: pytest.MonkeyPatch) -> None:
     items = write_set(3)
-    keys = [fingerprint(items, PHOTO), fingerprint(items[:2], PHOTO), fingerprint(items[::-1], PHOTO)]
-    keys += [fingerprint([replace(items[0], stem="other"), *items[1:]], PHOTO)]
+    others = [items[:2], items[::-1], [Item("scene_0001", 1)]]
+    others += [[replace(items[0], **change), *items[1:]] for change in ({"stem": "x"}, {"source": Path(".")})]
+    keys = [fingerprint(some, PHOTO) for some in (items, *others)]
     changes: list[dict[str, Any]] = [{"load_size": 17}, {"fit": "squash"}, {"pair": "AB"}, {"sketch": True}]
     for change in (*changes, {"min_colorfulness": 1.0}):
         keys.append(fingerprint(items, replace(PHOTO, **change)))
-    keys.append(fingerprint([replace(items[0], source=items[1].target), *items[1:]], PHOTO))
+    monkeypatch.setattr(scenes, "VERSION", scenes.VERSION + 1)
+    keys.append(fingerprint([Item("scene_0001", 1)], PHOTO))
     stat = os.stat(items[0].target)
     os.utime(items[0].target, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
     keys.append(fingerprint(items, PHOTO))
@@ -281,54 +262,35 @@ def test_fingerprint_sees_files_order_names_and_loading() -> None:
 
 
 def test_bad_files_are_skipped_and_reported() -> None:
-    items = write_set(3)
+    items = [replace(item, label=label) for item, label in zip(write_set(3), ("cat", "bad", ""), strict=True)]
     items[1].target.write_bytes(b"")
     for _ in range(2):  # decoded, then cached
         images = load_images(items, PHOTO, CACHE, "train")
-        assert images.stems == ["p0", "p2"]
+        assert (images.stems, images.labels, images.gray) == (["p0", "p2"], ["cat", ""], 0)
         (sentence,) = images.bad
         assert "data/p1.png" in sentence
         assert np.array_equal(images.picture(1), decode(items[2], PHOTO))
 
 
-def test_only_bad_files_are_an_error() -> None:
-    items = write_set(2)
-    for item in items:
-        item.target.write_bytes(b"")
-    with pytest.raises(UserError, match=r"none of the 2 train images .* data/p0.png"):
-        load_images(items, PHOTO, CACHE, "train")
-    assert list(CACHE.iterdir()) == []
+@pytest.mark.parametrize("bug", [ValueError, MemoryError, KeyboardInterrupt])
+def test_what_is_not_the_files_fault_ends_the_loading_and_leaves_nothing_behind(
+    bug: type[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    items = write_set(data.CHUNK + 6)
 
-
-@pytest.mark.parametrize("bug", [ValueError, TypeError, MemoryError])
-def test_a_mistake_of_ours_is_no_bad_file(bug: type[Exception], monkeypatch: pytest.MonkeyPatch) -> None:
-    items = write_set(3)
-
-    def fail(*_: Any) -> Array:
-        raise bug("not the file's fault")
-
-    monkeypatch.setattr(data, "fit_image", fail)
-    with pytest.raises(bug, match="not the file's fault") as caught:
-        load_images(items, PHOTO, CACHE, "train")
-    assert not isinstance(caught.value, UserError)
-    assert caught.traceback[-1].name == "fail"
-    assert list(CACHE.iterdir()) == []
-
-
-def test_an_interrupted_cache_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
-    items = write_set(70)
-
-    def interrupt(item: Item, loading: Loading) -> Array:
-        if item.stem == "p66":
-            raise KeyboardInterrupt
+    def fail(item: Item, loading: Loading) -> Array:
+        if item.stem == "p66":  # of the second chunk
+            raise bug("not the file's fault")
         return decode(item, loading)
 
-    monkeypatch.setattr(data, "decode", interrupt)
-    with pytest.raises(KeyboardInterrupt):
+    monkeypatch.setattr(data, "decode", fail)
+    with pytest.raises(bug, match="not the file's fault") as caught:
         load_images(items, PHOTO, CACHE, "train")
+    assert caught.type is bug
+    assert caught.traceback[-1].name == "fail"
     assert list(CACHE.iterdir()) == []
     monkeypatch.setattr(data, "decode", decode)
-    assert len(load_images(items, PHOTO, CACHE, "train")) == 70
+    assert len(load_images(items, PHOTO, CACHE, "train")) == data.CHUNK + 6
 
 
 def test_open_split_loads_what_a_run_remembers() -> None:
@@ -353,16 +315,6 @@ def test_open_split_of_other_data_looks_at_it_anew() -> None:
     assert np.array_equal(images.picture(0), np.concatenate([pair[:, :16], pair[:, 16:]], 2))
 
 
-def test_labels_go_through_the_cache() -> None:
-    items = [replace(item, label=label) for item, label in zip(write_set(3), ("cat", "", "dog"), strict=True)]
-    items.insert(1, replace(items[0], stem="bad", target=Path("data/bad.png"), label="bad"))
-    Path("data/bad.png").touch()
-    for _ in range(2):  # decoded, then cached
-        images = load_images(items, PHOTO, CACHE, "train")
-        assert images.labels == ["cat", "", "dog"]
-        assert (len(images.bad), images.gray) == (1, 0)
-
-
 def faded(image: Array, keep: float) -> Array:
     """Return a picture with a share of its colour."""
     gray = image.mean(2, keepdims=True)
@@ -382,27 +334,26 @@ def test_near_gray_pictures_are_left_out_and_counted() -> None:
 
 def test_near_gray_is_judged_by_the_colour_half() -> None:
     colourful, gray = picture(16, 16), faded(picture(16, 16, 1), 0.0)
-    items = [
-        write("a.png", np.concatenate([colourful, gray], 1)),
-        write("b.png", np.concatenate([gray, colourful], 1)),
-    ]
+    pairs = {"a.png": (colourful, gray), "b.png": (gray, colourful)}
+    items = [write(name, np.concatenate(pair, 1)) for name, pair in pairs.items()]
     loading = replace(PHOTO, pair="AB", sketch=True, min_colorfulness=10.0)
     assert load_images(items, loading, CACHE, "train").stems == ["a"]
 
 
-def test_all_near_gray_is_one_sentence() -> None:
+@pytest.mark.parametrize(("content", "reason"), [(None, "min_colorfulness"), (b"", "data/p0.png")])
+def test_no_image_that_can_be_used_is_one_sentence(content: bytes | None, reason: str) -> None:
     items = [write(f"p{i}.png", faded(picture(16, 16, i), 0.0)) for i in range(3)]
-    with pytest.raises(UserError, match=r"none of the 3 train images .* min_colorfulness"):
+    for item in items if content is not None else ():
+        item.target.write_bytes(content)
+    with pytest.raises(UserError, match=rf"none of the 3 train images .* {reason}"):
         load_images(items, replace(PHOTO, min_colorfulness=10.0), CACHE, "train")
     assert list(CACHE.iterdir()) == []
 
 
 def test_an_archive_is_decoded_as_its_folder_is() -> None:
     items = write_set()
-    ours, theirs = (
-        load_images(packed(items), PHOTO, CACHE, "train"),
-        load_images(items, PHOTO, CACHE, "train"),
-    )
+    ours = load_images(packed(items), PHOTO, CACHE, "train")
+    theirs = load_images(items, PHOTO, CACHE, "train")
     assert ours.key != theirs.key
     assert (ours.stems, ours.index.tolist()) == (theirs.stems, theirs.index.tolist())
     assert np.array_equal(ours.pixels, theirs.pixels)
@@ -479,17 +430,13 @@ def test_gather_fixed_is_the_centre_and_its_fixed_input() -> None:
         assert torch.equal(truth, target)
 
 
-@pytest.mark.parametrize("count", [1, 21])
-def test_mean_ab_matches_scikit_image(count: int) -> None:
+@pytest.mark.parametrize(("count", "limit", "used"), [(1, 9, [0]), (21, 99, range(21)), (5, 3, [0, 2, 4])])
+def test_mean_ab_is_scikit_images_of_evenly_spaced_pictures(
+    count: int, limit: int, used: Sequence[int]
+) -> None:
     pictures = [np.minimum(picture(16, 20, i) // 2 + 6 * i, 255).astype(np.uint8) for i in range(count)]
-    expected = np.mean([rgb2lab(p[:, 2:18])[..., 1:].mean((0, 1)) for p in pictures], 0)
-    assert mean_ab(in_memory(pictures), 16) == pytest.approx(expected, abs=1e-3)
-
-
-def test_mean_ab_takes_evenly_chosen_pictures_when_there_are_many() -> None:
-    pictures = [picture(16, 16, i) for i in range(5)]
-    expected = np.mean([rgb2lab(pictures[i])[..., 1:].mean((0, 1)) for i in (0, 2, 4)], 0)
-    assert mean_ab(in_memory(pictures), 16, limit=3) == pytest.approx(expected, abs=1e-3)
+    expected = np.mean([rgb2lab(pictures[i][:, 2:18])[..., 1:].mean((0, 1)) for i in used], 0)
+    assert mean_ab(in_memory(pictures), 16, limit) == pytest.approx(expected, abs=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -500,16 +447,7 @@ def test_evenly_spaced_keeps_both_ends_and_rounds_down(count: int, most: int, ex
     assert evenly_spaced(count, most) == expected
 
 
-def test_fingerprint_of_scenes_changes_with_their_version(monkeypatch: pytest.MonkeyPatch) -> None:
-    items = [Item("scene_0001", 1)]
-    key = fingerprint(items, PHOTO)
-    monkeypatch.setattr(scenes, "VERSION", scenes.VERSION + 1)
-    assert fingerprint(items, PHOTO) != key
-
-
 def test_the_key_does_not_depend_on_how_a_path_is_written() -> None:
-    path = Path(str(write("p.png", picture(16, 16, 0)).target))
-    relative = Item("p", Path(os.path.relpath(path)))
-    absolute = Item("p", path.resolve())
-    assert relative.target != absolute.target
-    assert fingerprint([relative], PHOTO) == fingerprint([absolute], PHOTO)
+    item = write("p.png", picture(16, 16))
+    assert not item.target.is_absolute()
+    assert fingerprint([item], PHOTO) == fingerprint([replace(item, target=item.target.resolve())], PHOTO)

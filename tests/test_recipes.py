@@ -1,4 +1,4 @@
-"""Every recipe, shrunk, from pictures to a reloaded generator.ts; its loss terms all reach their networks."""
+"""Recipes of every kind, shrunk: from pictures to a reloaded generator.ts; all loss terms reach their networks."""
 
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,8 @@ from runtime import run_folder
 from training.gan import audit, build_gan, generator_terms, load_pretrained, total, train_step
 
 SIZES = {"unet32": 32, "nazerigan32": 32, "unet224": 96, "nazerigan224": 160, "cgan": 224}  # others 64 px
-TRAINED = {**{name: {} for name in RECIPES}, "manga-att-32": {"attention": 32}}  # and one with a field set
-SLOW = {"manga-ext", "manga-att-ext", "groups"}  # a ResNet-50 in the generator; the same as coco-resnet
+# one of each pair of networks and set of loss terms; the last holds a ResNet-50
+KINDS = ("coco", "coco-resnet", "anime", "places-resnet", "nazerigan224", "cgan", "manga-att-ext")
 
 
 def shrunk(name: str) -> dict[str, Any]:
@@ -33,7 +33,7 @@ def shrunk(name: str) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in RECIPES if name != "groups"])  # it is coco-resnet
+@pytest.mark.parametrize("name", [*KINDS, "restore"])
 def test_from_pictures_to_generator_ts(
     name: str, pictures: Path, weights_folder: Path, tmp_path: Path
 ) -> None:
@@ -54,14 +54,12 @@ def test_from_pictures_to_generator_ts(
         assert int((model(image).int() - eager(image).int()).abs().max()) <= 1
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in TRAINED]
-)
+@pytest.mark.parametrize("name", [*KINDS[:-1], "manga-att", pytest.param(KINDS[-1], marks=pytest.mark.slow)])
 def test_every_term_reaches_its_network_and_every_parameter_gets_a_gradient(
     name: str, weights_folder: Path
 ) -> None:
-    base = name if name in RECIPES else "manga-att"
-    recipe = fit_networks(make_recipe(base, {**shrunk(base), "batch_size": 2, **TRAINED[name]}))
+    attention = {"attention": 32} if name == "manga-att" else {}
+    recipe = fit_networks(make_recipe(name, {**shrunk(name), "batch_size": 2, **attention}))
     networks, batch = build_gan(recipe, CPU, "fp32"), noise_batch(recipe)
     load_pretrained(networks, recipe, weights_folder, fresh=True)
     found = audit(networks, batch, recipe)

@@ -11,7 +11,7 @@ from dataset import scenes
 from dataset.scenes import SCENES, draw
 from imaging.pixels import Array
 
-COUNT = 24
+COUNT = 16
 # scene: mean R, G, B of its left half and of its right half, and mean of its sketch, at 64 px
 PINNED = {
     0: (187.8, 191.0, 165.5, 182.7, 191.6, 171.0, 218.7),

@@ -1,47 +1,35 @@
-"""Recipes of every kind, shrunk: from pictures to a reloaded generator.ts; all loss terms reach their networks."""
+"""Recipes of every kind, shrunk: from pictures to a reloaded generator.ts; all loss terms have an effect."""
 
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from helpers import CPU, noise_batch
+from helpers import CPU, noise_batch, small_recipe
 
 import export
 import test as test_stage
 import train
-from config import RECIPES, make_recipe
+from config import make_recipe
 from inference import checkpoint
-from models import GENERATORS, fit_networks
+from models import fit_networks
 from runtime import run_folder
 from training.gan import audit, build_gan, generator_terms, load_pretrained, total, train_step
 
-SIZES = {"unet32": 32, "nazerigan32": 32, "unet224": 96, "nazerigan224": 160, "cgan": 224}  # others 64 px
 # one of each pair of networks and set of loss terms; the last holds a ResNet-50
-KINDS = ("coco", "coco-resnet", "anime", "places-resnet", "nazerigan224", "cgan", "manga-att-ext")
-
-
-def shrunk(name: str) -> dict[str, Any]:
-    """Return what makes a recipe small; the U-Nets keep 4 px at the bottleneck, where attention works."""
-    size, network = SIZES.get(name, 64), GENERATORS[make_recipe(name, {}).generator]
-    fields = {"size": size, "load_size": size, "ngf": 4, "ndf": 4, "batch_size": 6, "samples": 2}
-    if not network.halvings:
-        fields["depth"] = 4
-    if RECIPES[name].get("pretrain_epochs"):
-        fields["pretrain_epochs"] = 1
-    return fields
+KINDS = ("coco", "restore", "anime", "places-resnet", "nazerigan224", "cgan", "manga-att-ext")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [*KINDS, "restore"])
+@pytest.mark.parametrize("name", KINDS)
 def test_from_pictures_to_generator_ts(
     name: str, pictures: Path, weights_folder: Path, tmp_path: Path
 ) -> None:
-    fields, run = shrunk(name), tmp_path / "run"
+    recipe, run = small_recipe(name, limit=6), tmp_path / "run"
     options = {"run": run, "weights": weights_folder, "device": "cpu"}
-    settings = [f"{key}={value}" for key, value in fields.items()]
-    epochs = 1 + fields.get("pretrain_epochs", 0)
-    train.main(recipe=name, data=str(pictures), limit=6, epochs=epochs, set_=settings, **options)
+    settings = [f"{key}={value}" for key, value in asdict(recipe).items() if key not in ("name", "epochs")]
+    epochs = 1 + recipe.pretrain_epochs
+    train.main(recipe=name, data=str(pictures), epochs=epochs, set_=settings, **options)
     train.main(epochs=3, resume=True, **options)
     assert run_folder.saved_epochs(run)[-1] == 3
     (folder,) = test_stage.main(run=run, device="cpu")
@@ -59,7 +47,7 @@ def test_every_term_reaches_its_network_and_every_parameter_gets_a_gradient(
     name: str, weights_folder: Path
 ) -> None:
     attention = {"attention": 32} if name == "manga-att" else {}
-    recipe = fit_networks(make_recipe(name, {**shrunk(name), "batch_size": 2, **attention}))
+    recipe = small_recipe(name, batch_size=2, **attention)
     networks, batch = build_gan(recipe, CPU, "fp32"), noise_batch(recipe)
     load_pretrained(networks, recipe, weights_folder, fresh=True)
     found = audit(networks, batch, recipe)

@@ -135,7 +135,7 @@ def main(
     if plan.has_state:
         state.load_state_dict(atomic.load(run_folder.state_path(folder)))
     if audited:
-        few = pick(items["train"], 4 * made.batch_size, made.seed)
+        few = pick(items["train"], 4 * made.batch_size)
         print_audit(gan, made, load_images(few, loading, CACHE, "train"), on)
         return folder
 

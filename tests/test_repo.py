@@ -23,7 +23,7 @@ FILES = sorted(
     key=lambda path: path.relative_to(ROOT).as_posix(),
 )
 MAX_LINES = 60  # of a function
-HEAVY = {"torch", "torchvision", "numpy", "PIL", "matplotlib", "scipy", "skimage", "cleanfid", "tifffile"}
+HEAVY = {"torch", "torchvision", "numpy", "PIL", "matplotlib", "scipy", "skimage", "cleanfid", "jinja2"}
 
 
 def name_of(path: Path) -> str:
@@ -74,20 +74,8 @@ def test_files_say_what_they_are_and_functions_are_short_and_typed(path: Path) -
 
 
 def test_torch_jit_is_touched_in_inference_alone() -> None:
-    users = {
-        layer(name_of(path))
-        for path in FILES
-        if "torch.jit." in re.sub(r'""".*?"""', "", path.read_text(), flags=re.S)
-    }
-    assert users == {"inference"}
-
-
-def in_new_process(code: str, *arguments: str) -> str:
-    """Run code in a Python of its own in the root; returns what it prints."""
-    call = [sys.executable, "-c", code, *arguments]
-    done = subprocess.run(call, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    code = {path: re.sub(r'""".*?"""', "", path.read_text(), flags=re.S) for path in FILES}
+    assert {layer(name_of(path)) for path in FILES if "torch.jit." in code[path]} == {"inference"}
 
 
 HELP = """
@@ -102,56 +90,34 @@ for name in sys.argv[1:]:
 
 
 def test_help_imports_nothing_that_takes_long() -> None:
-    lines = in_new_process(HELP, *STAGES, "main", "tools/bench").splitlines()
+    call = [sys.executable, "-c", HELP, *STAGES, "main", "tools/bench"]
+    done = subprocess.run(call, cwd=ROOT, capture_output=True, text=True)
+    lines = done.stdout.splitlines()
+    assert done.returncode == 0, done.stderr
     assert len(lines) == len(STAGES) + 2
     assert "typer" in lines[0]
     slow = {*HEAVY, *(name for name in LAYERS if name not in ("config", "runtime", *STAGES))}
     assert [line for line in lines if slow & set(line.split()[1:])] == []
 
 
-IMPORTS = """
-import importlib, logging, os, sys, warnings
-import torch
-from PIL import Image, ImageFile, PngImagePlugin
-Image.init()
-def state():
-    loggers = {"root": logging.root, **logging.root.manager.loggerDict}
-    used = {name: (log.filters, log.handlers) for name, log in loggers.items() if hasattr(log, "filters")}
-    return {
-        "warnings": list(warnings.filters),
-        **{f"logger {name}": repr(parts) for name, parts in used.items() if any(parts)},
-        "Pillow's limits": (Image.MAX_IMAGE_PIXELS, PngImagePlugin.MAX_TEXT_CHUNK),
-        "Pillow's plugins": (repr(Image.OPEN), repr(Image.SAVE), ImageFile.LOAD_TRUNCATED_IMAGES),
-        "torch": (torch.get_default_dtype(), torch.get_num_threads(), torch.backends.cudnn.benchmark),
-        "environment": {**os.environ, "OMP_WAIT_POLICY": ""},  # the one that runtime/cli.py documents
-    }
-for name in sys.argv[1].split():
-    importlib.import_module(name)
-before = state()
-for name in sys.argv[2].split():
-    importlib.import_module(name)
-    after = state()
-    for what in before | after:
-        if before.get(what) != after.get(what):
-            print(f"{name} changes {what}")
-    before = after
-"""
-
-
 def test_an_import_changes_nothing_for_the_program_around_it() -> None:
-    nodes = [node for path in FILES for node in ast.parse(path.read_text()).body]
-    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
-    names |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module}
-    foreign = " ".join(sorted(name for name in names if layer(name) not in LAYERS))
-    ours = " ".join(name_of(path).replace("/", ".") for path in FILES if path.stem != "__init__")
-    assert in_new_process(IMPORTS, foreign, ours).splitlines() == []
+    """At a module's top stand definitions, and no statement that calls or sets what others see."""
+    changes = []
+    for path in FILES:
+        for node in ast.parse(path.read_text()).body[1:]:  # behind the docstring
+            targets = getattr(node, "targets", [getattr(node, "target", None)])
+            foreign = any(isinstance(target, ast.Attribute | ast.Subscript) for target in targets)
+            if isinstance(node, ast.Expr | ast.With | ast.For | ast.Try) or foreign:
+                changes.append(ast.unparse(node))
+            if isinstance(node, ast.If):
+                assert ast.unparse(node.test) in ("TYPE_CHECKING", "__name__ == '__main__'")
+    # which runtime/cli.py documents
+    assert changes == ["os.environ.setdefault('OMP_WAIT_POLICY', 'passive')"]
 
 
 def test_readme_shows_the_commands_that_ci_runs() -> None:
     readme, ci = (ROOT / "README.md").read_text(), (ROOT / ".ci" / "run").read_text()
-    (command,) = (
-        line for line in ci.splitlines() if "pytest" in line and "venv" in line and "slow" not in line
-    )
+    (command,) = re.findall(r"^.*pip install.*pytest$", ci, re.M)
     assert command in readme.splitlines()
 
 

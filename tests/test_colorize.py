@@ -8,13 +8,13 @@ import sys
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+import torch
 import tqdm
-from helpers import StandInRunner, chroma, frame_of, frames_of, gray, save_picture, write_model
+from helpers import StandInRunner, chroma, frame_of, frames_of, gray, run_stage, save_picture, write_model
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -30,35 +30,17 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_model(tmp_path_factory.mktemp("model") / "generator.ts")
 
 
+@pytest.fixture(scope="session")
+def line_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model(tmp_path_factory.mktemp("model") / "line.ts", "sketch", "rgb")
+
+
 @pytest.fixture
 def scans(tmp_path: Path) -> Path:
     """Return a folder with gray scans of several sizes and formats, two levels deep."""
     for name, shape in {"one.png": (37, 50), "album/two.JPG": (80, 33), "album/three.tif": (1, 1)}.items():
         save_picture(tmp_path / "scans" / name, gray(0, *shape))
     return tmp_path / "scans"
-
-
-def call(*arguments: Any, monkeypatch: pytest.MonkeyPatch, stdin: bytes = b"") -> int:
-    """Go through the command line, in this process; returns the exit code."""
-    monkeypatch.setattr("sys.argv", ["colorize.py", *map(str, arguments)])
-    monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(stdin)))
-    try:
-        cli.command(colorize.main)
-    except SystemExit as stopped:
-        return int(stopped.code or 0)
-    return 0
-
-
-def python(*arguments: Any, **how: Any) -> subprocess.CompletedProcess[str]:
-    """Run Python in a process of its own, with the project in its path."""
-    command = [sys.executable, *map(str, arguments)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.run(command, text=True, capture_output=True, env=environment, **how)
-
-
-def command_line(*arguments: Any, **how: Any) -> subprocess.CompletedProcess[str]:
-    """Go through the real command line."""
-    return python(ROOT / "colorize.py", *arguments, **how)
 
 
 def records(printed: str) -> list[dict[str, Any]]:
@@ -73,13 +55,8 @@ def test_keeps_names_folders_sizes_and_formats(model: Path, scans: Path) -> None
         with Image.open(path) as ours, Image.open(scans / path.relative_to("out")) as given:
             assert (ours.size, ours.mode, ours.format) == (given.size, "RGB", given.format)
     assert chroma(frame_of("out/one.png").pixels) > 0
-
-
-def test_names_may_be_plain_strings_and_a_single_input_needs_no_list(model: Path, scans: Path) -> None:
-    assert colorize.main("scans/one.png", model=str(model), out="other", device="cpu") == [
-        Path("other/one.png")
-    ]
-    assert colorize.main(scans / "one.png", model=model, device="cpu") == [Path("out/one.png")]
+    names = {"inputs": "scans/one.png", "model": str(model), "out": "other"}  # plain strings, and no list
+    assert colorize.main(**names, device="cpu") == [Path("other/one.png")]
 
 
 def test_model_is_by_default_that_of_the_newest_run(scans: Path) -> None:
@@ -97,14 +74,13 @@ def test_model_is_by_default_that_of_the_newest_run(scans: Path) -> None:
 
 
 def test_stdout_is_a_line_of_json_per_file_and_stderr_a_summary(
-    model: Path, scans: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    model: Path, scans: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (scans / "broken.jpg").write_bytes(b"")
     save_picture("out/one.png", gray(0))
     colours = np.random.default_rng(0).integers(0, 255, (40, 40, 3)).astype(np.uint8)
     save_picture("scans/colour.png", colours.repeat(8, 0).repeat(8, 1))
-    options = ["--model", model, "--keep-coloured", "--jobs", 2]
-    assert call("scans", *options, monkeypatch=monkeypatch) == 1
+    assert run_stage("colorize", "scans", "--model", model, "--keep-coloured", "--jobs", 2) == 1
     said = capsys.readouterr()
     lines = records(said.out)
     assert [(line["file"].removeprefix("scans/"), line["status"]) for line in lines] == [
@@ -141,7 +117,7 @@ def test_a_bug_shows_its_traceback_once_and_stops_no_other_file(
     monkeypatch.setattr(pipeline.Pipeline, "write", write)
     for name in ("bad", "good", "worse"):
         save_picture(f"a/{name}.png", gray(0))
-    assert call("a", "--model", "any.ts", monkeypatch=monkeypatch) == 1
+    assert run_stage("colorize", "a", "--model", "any.ts") == 1
     said = capsys.readouterr()
     assert [line["status"] for line in records(said.out)] == ["failed", "done", "failed"]
     assert said.err.count("Traceback") == said.err.count("_, _ = [1]") == 1
@@ -167,26 +143,9 @@ def test_metadata_of_finished_files_is_not_held(monkeypatch: pytest.MonkeyPatch)
     assert max(held) < 20  # those under way
 
 
-@pytest.mark.slow
-def test_the_real_command_line(model: Path, scans: Path) -> None:
-    listed = "scans/one.png\nscans/missing.png\nscans/album/two.JPG\n"
-    done = command_line("-", "--model", model, "--format", "png", "--device", "cpu", input=listed)
-    assert done.returncode == 1
-    assert [(line["output"], line["status"]) for line in records(done.stdout)] == [
-        ("out/scans/one.png", "done"),
-        ("out/scans/missing.png", "failed"),
-        ("out/scans/album/two.png", "done"),
-    ]
-    summary, failed = done.stderr.splitlines()
-    assert summary.startswith("3 files: 2 done, 1 failed; ")
-    assert failed == "not done: scans/missing.png: no such file"
-
-
-def test_a_call_can_be_repeated(
-    model: Path, scans: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_call_can_be_repeated(model: Path, scans: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def statuses(*options: str) -> list[str]:
-        assert call(scans, "--model", model, *options, monkeypatch=monkeypatch) == 0
+        assert run_stage("colorize", scans, "--model", model, *options) == 0
         return [line["status"] for line in records(capsys.readouterr().out)]
 
     assert statuses() == ["done"] * 3
@@ -205,13 +164,13 @@ def test_a_format_for_all(form: str, model: Path, scans: Path) -> None:
             assert image.format == {"png": "PNG", "jpg": "JPEG", "webp": "WEBP", "tif": "TIFF"}[form]
 
 
-def test_options_change_the_pictures(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_options_change_the_pictures(model: Path) -> None:
     save_picture("x.png", gray(0, 90, 130))
     found = {}
     options = ["--size 64", "--upsampling bicubic", "--strength 0.5", "--strength 0", "--compare", ""]
     for option in options:
         words = ["x.png", "--model", model, "--out", option or "plain", *option.split()]
-        assert call(*words, monkeypatch=monkeypatch) == 0
+        assert run_stage("colorize", *words) == 0
         found[option] = frame_of(Path(option or "plain", "x.png")).pixels
     assert len({picture.tobytes() for picture in found.values()}) == 5
     assert np.array_equal(found[""], found["--compare"])
@@ -222,42 +181,27 @@ def test_options_change_the_pictures(model: Path, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize(
-    ("arguments", "sentence"),
+    ("words", "sentence"),
     [
-        (["missing.jpg"], "no file or folder missing.jpg"),
-        (["scans/*.webp"], "no file matches"),
-        (["empty"], "no image in empty"),
-        (["-"], "no file name on standard input"),
-        (["scans", "--out", "scans"], "would overwrite an input"),
-        (["scans", "--out", "scans/one.png"], "cannot be written to (File exists)"),
-        (["scans", "--out", "scans/one.png/x"], "cannot be written to (Not a directory)"),
-        (["scans", "--format", "gif"], "use one of png jpg webp tif"),
-        (["scans", "--upsampling", "nearest"], "use one of guided bicubic"),
-        (["scans", "--size", "8"], "--size"),
-        (["scans", "--strength", "101"], "--strength"),
-        (["scans", "--jobs", "0"], "--jobs"),
-        (["scans", "--device", "tpu"], "tpu"),
-        ([], "FILE|FOLDER|PATTERN"),
-        (["scans", "--model", "none.ts"], "no model none.ts"),
-        (["scans", "--model", "scans"], "no model scans"),
-        (["scans", "--model", ""], "no run in runs/"),
+        ("missing.jpg", "no file or folder missing.jpg"),
+        ("scans/*.webp", "no file matches"),
+        ("empty", "no image in empty"),
+        ("scans --out scans", "would overwrite an input"),
+        ("scans --out scans/one.png/x", "cannot be written to (Not a directory)"),
+        ("scans --format gif", "use one of png jpg webp tif"),
+        ("scans --upsampling nearest", "use one of guided bicubic"),
+        ("scans --size 8", "--size"),
+        ("scans --device tpu", "tpu"),
+        ("", "FILE|FOLDER|PATTERN"),
+        ("scans --model none.ts", "no model none.ts"),
     ],
 )
 def test_mistakes_are_found_before_any_work(
-    model: Path,
-    scans: Path,
-    arguments: list[str],
-    sentence: str,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    words: str, sentence: str, model: Path, scans: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Path("empty").mkdir()
     before = sorted(Path().rglob("*"))
-    if "--model" not in arguments:
-        arguments = [*arguments, "--model", str(model)]
-    if arguments[-1] == "":
-        arguments = arguments[:-2]
-    assert call(*arguments, monkeypatch=monkeypatch) == 2
+    assert run_stage("colorize", "--model", model, *words.split()) == 2
     said = capsys.readouterr()
     assert (said.out, said.err.count("\n")) == ("", 1)
     assert said.err.startswith("colorize.py: ")
@@ -277,7 +221,7 @@ def test_an_interrupted_call_leaves_whole_files(
     for i in range(6):
         save_picture(f"p/{i}.png", gray(i, 40 + i))
     monkeypatch.setattr(runner, "Runner", lambda *_, **__: Interrupted())
-    assert call("p", "--model", "any.ts", monkeypatch=monkeypatch) == cli.INTERRUPTED
+    assert run_stage("colorize", "p", "--model", "any.ts") == cli.INTERRUPTED
     assert "interrupted" in capsys.readouterr().err
     assert sorted(path.name for path in Path("out").iterdir()) == ["0.png", "1.png", "2.png"]
 
@@ -286,7 +230,7 @@ def test_an_interrupted_call_leaves_whole_files(
 
 
 LONE = """
-import builtins, os, sys, warnings
+import builtins, sys
 real, absent = builtins.__import__, ("data", "training", "evaluation", "reporting", "dataset", "torchvision")
 
 def only_what_inference_needs(name, *arguments):
@@ -295,10 +239,8 @@ def only_what_inference_needs(name, *arguments):
     return real(name, *arguments)
 
 builtins.__import__ = only_what_inference_needs
-before = warnings.filters[:], dict(os.environ, OMP_WAIT_POLICY="passive"), os.listdir()
 import colorize
 assert not {"torch", "numpy", "PIL", "tqdm", "tifffile"} & sys.modules.keys()
-assert before == (warnings.filters[:], dict(os.environ), os.listdir())
 with open(sys.argv[1], "rb") as file:
     content = colorize.colorize(file.read(), sys.argv[2], "cpu")
 sys.stdout.buffer.write(content[1:4])
@@ -307,27 +249,23 @@ colorize.command(colorize.main)
 """
 
 
-def test_inference_needs_no_other_folder_and_importing_it_changes_nothing(model: Path) -> None:
+def test_inference_needs_no_other_folder(model: Path) -> None:
     save_picture("x.png", gray(0))
-    done = python("-W", "ignore", "-c", LONE, "x.png", model)
+    command = [sys.executable, "-W", "ignore", "-c", LONE, "x.png", str(model)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, text=True, capture_output=True, env=environment)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith('PNG{"file": "x.png"')
     assert frame_of("out/x.png").pixels.shape == (40, 56, 3)
 
 
 def expected(model: Path, pixels: NDArray) -> NDArray:
-    return runner.Runner(model, colorize_device()).run([pixels])[0]
+    return runner.Runner(model, torch.device("cpu")).run([pixels])[0]
 
 
-def colorize_device() -> Any:
-    import torch
-
-    return torch.device("cpu")
-
-
-@pytest.mark.parametrize("name", ["x.png", "x.jpg", "x.tif", "x.webp"])
+@pytest.mark.parametrize("name", ["x.png", "x.jpg"])
 def test_files_and_bytes_become_bytes_of_the_same_format(name: str, model: Path) -> None:
-    deep = name in ("x.png", "x.tif")
+    deep = name == "x.png"
     notes = {} if deep else {"exif": b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x0e\0\x02\0\0\0\4abc\0\0\0\0\0"}
     path = save_picture(name, gray(0, dtype=np.uint16 if deep else np.uint8), **notes)
     before = path.read_bytes()
@@ -353,36 +291,35 @@ def test_animations_keep_their_frames_and_what_cannot_be_written_becomes_png(mod
     assert colorize.colorize(Path("x.jp2"), model, "cpu").startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize("mode", ["L", "LA", "P", "RGB", "RGBA", "I;16", "F", "CMYK"])
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "I;16"])
 def test_a_pil_image_becomes_one(mode: str, model: Path) -> None:
-    pixels = gray(0)
-    if mode == "I;16":
-        image = Image.fromarray(gray(0, dtype=np.uint16))
-    else:
-        image = Image.fromarray(pixels).convert(mode)
+    deep = mode == "I;16"
+    image = Image.fromarray(gray(0, dtype=np.uint16 if deep else np.uint8))
+    image = image if deep else image.convert(mode)
     before = image.tobytes()
     result = colorize.colorize(image, model, "cpu")
     assert isinstance(result, Image.Image)
     assert (result.mode, result.size) == ("RGBA" if "A" in mode else "RGB", image.size)
     assert chroma(np.asarray(result)[..., :3]) > 2
     assert (image.tobytes(), image.mode) == (before, mode)
-
-
-def test_a_pil_image_comes_back_upright(model: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.fromarray(gray(0)).save("x.png", exif=exif)
     with Image.open("x.png") as image:
-        assert colorize.colorize(image, model, "cpu").size == (40, 56)
+        assert colorize.colorize(image, model, "cpu").size == (40, 56)  # upright
 
 
-@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32, np.float64])
-@pytest.mark.parametrize("shape", [(), (1,), (3,), (4,)])
-@pytest.mark.parametrize("kind", ["L", "sketch"])
+@pytest.mark.parametrize(
+    ("kind", "dtype", "shape"),
+    [
+        ("L", np.uint8, ()), ("L", np.uint16, (1,)), ("L", np.float32, (3,)), ("L", np.float64, (4,)),
+        ("sketch", np.uint8, (4,)), ("sketch", np.float32, (4,)), ("sketch", np.uint16, ()),
+    ],
+)  # fmt: skip
 def test_an_array_becomes_one_of_its_dtype(
-    dtype: Any, shape: tuple[int, ...], kind: str, model: Path, tmp_path: Path
+    kind: str, dtype: Any, shape: tuple[int, ...], model: Path, line_model: Path
 ) -> None:
-    path = model if kind == "L" else write_model(tmp_path / "line.ts", "sketch", "rgb")
+    path = model if kind == "L" else line_model
     levels = gray(0, dtype=np.uint16)
     image = np.broadcast_to(levels.reshape(40, 56, *([1] * len(shape))), (40, 56, *shape)).copy()
     if shape == (4,):
@@ -410,9 +347,7 @@ def test_an_array_becomes_one_of_its_dtype(
         ([[1, 2]], "got list"),
         ("missing.png", "missing.png: no such file"),
         (Path("folder"), "folder"),
-        (b"", "not an image"),
         (b"hello", "not an image"),
-        (np.zeros((4, 5), bool), "got bool"),
         (np.zeros((4, 5), np.int64), "got int64"),
         (np.zeros((4, 5), np.float16), "got float16"),
         (np.zeros(5, np.uint8), r"got \(5,\)"),
@@ -442,11 +377,9 @@ def test_a_cut_file_is_a_users_error_however_it_is_given(model: Path) -> None:
 
 
 def test_a_bad_model_or_device_is_a_users_error(model: Path) -> None:
-    for arguments in (("none.ts", "cpu"), (model, "tpu")):
-        with pytest.raises(UserError, match=r"no model .*none\.ts|no device tpu"):
+    for arguments in (("none.ts", "cpu"), (model, "tpu"), ()):
+        with pytest.raises(UserError, match=r"no model .*none\.ts|no device tpu|no run in runs/"):
             colorize.colorize(gray(0), *arguments)
-    with pytest.raises(UserError, match="no run in runs/"):
-        colorize.colorize(gray(0))
 
 
 def test_a_model_is_loaded_once_by_all_threads_and_again_when_it_changes(
@@ -454,7 +387,7 @@ def test_a_model_is_loaded_once_by_all_threads_and_again_when_it_changes(
 ) -> None:
     path, loaded, real = write_model(tmp_path / "m.ts"), [], runner.load_exported
     monkeypatch.setattr(runner, "load_exported", lambda *given: loaded.append(given) or real(*given))
-    pictures = [gray(i) for i in range(8)]
+    pictures = [gray(i) for i in range(4)]
     alone = [expected(path, picture[..., None]) for picture in pictures]
     loaded.clear()
     with ThreadPoolExecutor(4) as pool:

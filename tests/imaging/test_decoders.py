@@ -340,25 +340,7 @@ def test_orientation(turn: int, name: str) -> None:
         assert image.getexif().get(274, 1) == 1
 
 
-@pytest.mark.parametrize(("mode", "turn"), [("L", 3), ("P", 5), ("RGBA", 8), ("CMYK", 5)])
-def test_tiffs_that_pillow_would_map_into_memory_are_turned(mode: str, turn: int) -> None:
-    image = Image.fromarray(RGB).convert(mode)
-    image.save("x.tif")  # not compressed
-    plain = read_one("x.tif").pixels
-    image.save("x.tif", exif=exif_of(turn))
-    assert np.array_equal(read_one("x.tif").pixels, UPRIGHT[turn](plain))
-
-
-def test_an_image_in_memory_is_turned_and_converted() -> None:
-    file = io.BytesIO()
-    Image.fromarray(RGB).save(file, "PNG", exif=exif_of(6), icc_profile=GREEN_CALLED_RED)
-    with Image.open(file) as image:
-        pixels = to_frame(image).pixels
-    assert np.abs(pixels.astype(int) - np.rot90(RGB, -1)[..., [1, 0, 2]]).max() <= 1
-
-
 # limits that hold for the whole program
-
 
 FORMATS = ["x.png", "x.jpg", "x.webp", "x.tif", "lzw.tif", "x.gif", "x.bmp", "x.avif", "x.jp2", "x.ppm"]
 FILMS = ["film.gif", "film.png", "film.webp", "film.tif"]
@@ -470,7 +452,7 @@ def test_a_bug_of_ours_is_not_called_damage(name: str, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("name", KINDS)
-@pytest.mark.parametrize("share", [0, 0.02, 0.1, 0.5, 0.9])
+@pytest.mark.parametrize("share", [0.02, 0.5, 0.9])
 def test_truncated_files_are_refused(name: str, share: float) -> None:
     data = encoded(name)
     warnings.simplefilter("ignore", UserWarning)  # Pillow's, on a cut TIFF
@@ -501,12 +483,10 @@ def test_tags_of_a_strange_type_end_in_a_sentence_or_a_picture(tag: int, wrong: 
     dtype, _, value = wrong
     for values in (RGB, DEEP):
         options = {"tile": (16, 16), "resolution": (300, 300), "resolutionunit": 2, "metadata": None}
-        extra = [] if tag == 274 else [(274, "H", 1, 6, True)]
+        extra = [(274, *(wrong if tag == 274 else ("H", 1, 6)), True)]
         layers = np.dstack([values, values[..., 0]])
         tifffile.imwrite("x.tif", layers, photometric="rgb", extrasamples=[2], extratags=extra, **options)
-        if tag == 274:
-            tifffile.imwrite("x.tif", layers, photometric="rgb", extratags=[(274, *wrong, True)])
-        else:
+        if tag != 274:
             with tifffile.TiffFile("x.tif", mode="r+") as tiff:
                 tiff.pages[0].tags[tag].overwrite(value, dtype=dtype)
         for read in (read_all, read_image):
@@ -520,7 +500,6 @@ def test_texts_of_a_png_are_not_taken_for_what_pillow_knows() -> None:
     found = scan(Path("x.png"))
     assert (found.notes.dpi, found.notes.iptc) == (None, b"")
     assert np.array_equal(read_one("x.png").pixels, RGB)
-    assert np.array_equal(read_image(Path("x.png")), RGB)
 
 
 @pytest.mark.parametrize("content", [b"", b"a text", b"II*\0", b"II*\0\x08\0\0\0", b"\x89PNG\r\n\x1a\n"])

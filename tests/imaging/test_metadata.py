@@ -200,8 +200,9 @@ def test_comments_go_along(source: str, coding: str, target: str) -> None:
         assert notes.comment.decode() == comment
 
 
-def test_tags_of_a_tiff_go_along() -> None:
-    extra = [(ARTIST, "s", 0, "Ada", True), (33432, "s", 0, b"\xa9 1955", True), (18246, "H", 1, 4, True)]
+@pytest.mark.parametrize("rating", [("H", 1, 4), ("2I", 1, (4, 1))])
+def test_tags_of_a_tiff_go_along(rating: tuple[Any, ...]) -> None:
+    extra = [(ARTIST, "s", 0, "Ada", True), (33432, "s", 0, b"\xa9 1955", True), (18246, *rating, True)]
     tifffile.imwrite(
         "x.tif", RGB, photometric="rgb", description="a porch", datetime="1955:11:05 06:00:00",
         metadata=None, extratags=[*extra, (40091, "B", 4, b"T\0i\0", True)],

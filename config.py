@@ -87,8 +87,7 @@ class AnyRecipe:
     def from_record(cls: type[R], record: Mapping[str, Any]) -> R:
         """Build a recipe from what a run's record or a checkpoint holds; new fields get their defaults.
 
-        Raises:
-            UserError: a field that this version does not know, or a value out of range.
+        Raises UserError on a field that this version does not know, or a value out of range.
         """
         known = {field.name for field in fields(cls)}
         odd = (record.keys() - known) | ({"name"} & known - record.keys())  # name alone has no default
@@ -197,14 +196,11 @@ class Recipe(AnyRecipe):
         """Loss terms that are computed: name -> weight. G_ trains the generator, D_ the discriminator."""
         adversarial = float(self.is_adversarial)
         weights = {
-            "G_gan": self.lambda_gan * adversarial,
-            "G_l1": self.lambda_l1,
-            "G_mse": self.lambda_mse,
+            "G_gan": self.lambda_gan * adversarial, "G_l1": self.lambda_l1, "G_mse": self.lambda_mse,
             "G_perceptual": self.lambda_perceptual * (1 - self.anime_share),
             "G_anime": self.lambda_perceptual * self.anime_share,
-            "D_real": 0.5 * adversarial,
-            "D_fake": 0.5 * adversarial,
-        }
+            "D_real": 0.5 * adversarial, "D_fake": 0.5 * adversarial,
+        }  # fmt: skip
         return {name: weight for name, weight in weights.items() if weight > 0}
 
     @property
@@ -323,8 +319,7 @@ def closest(name: str, names: Sequence[str]) -> str:
 def make_recipe(name: str, overrides: Mapping[str, Any]) -> Recipe:
     """Build a recipe by name. `overrides` maps fields, as from parse_settings, to values; None is left out.
 
-    Raises:
-        UserError: an unknown recipe (naming the closest), or a value out of range.
+    Raises UserError on an unknown recipe (naming the closest), or a value out of range.
     """
     if name not in RECIPES:
         raise UserError(f"no recipe {name}{closest(name, list(RECIPES))}")
@@ -335,8 +330,7 @@ def make_recipe(name: str, overrides: Mapping[str, Any]) -> Recipe:
 def parse_settings(settings: Sequence[str], recipe: type[AnyRecipe] = Recipe) -> dict[str, Any]:
     """Turn ["lr=1e-3", "compile=true"] into typed values of a recipe's fields, all but its name.
 
-    Raises:
-        UserError: no "=", an unknown field (naming the closest), or text that is not of the field's type.
+    Raises UserError on no "=", an unknown field (naming the closest), or text that is not of its type.
     """
     truth = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
     kinds = {key: kind for key, kind in get_type_hints(recipe).items() if key != "name"}

@@ -159,11 +159,10 @@ def fit_image(image: Array, load_size: int, fit: str) -> Array:
     """Resize (H, W, 3) uint8: to a square (squash), or its short side to load_size px (crop)."""
     if fit == "squash":
         return resize(image, load_size, load_size)
-    height, width = image.shape[:2]
-    limit = MAX_ASPECT * min(height, width)
-    top, left = max(0, height - limit) // 2, max(0, width - limit) // 2
-    image = image[top : top + limit, left : left + limit]
-    scale = load_size / min(height, width)
+    short = min(image.shape[:2])
+    limit = MAX_ASPECT * short
+    top, left = (max(0, side - limit) // 2 for side in image.shape[:2])
+    image, scale = image[top : top + limit, left : left + limit], load_size / short
     return resize(image, *(max(load_size, round(side * scale)) for side in image.shape[:2]))
 
 

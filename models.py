@@ -240,7 +240,6 @@ class DanbooruFeatures(FrozenFeatures):
 
 MULTIPLE = 16  # px; a size that can be halved less often would make the U-Net a shallow one
 MAX_DEPTH = 8  # halvings in pix2pix's U-Net: 256 px -> 1 px
-DROPOUT_BLOCKS = 3  # innermost decoder blocks with dropout, pix2pix section 6.1
 
 
 class UNet(nn.Module):
@@ -282,7 +281,7 @@ class UNet(nn.Module):
         self.decoder = nn.ModuleList()
         for i in range(depth - 1, 0, -1):
             joined = inner if i == depth - 1 else 2 * widths[i]
-            rate = dropout if depth - 1 - i < DROPOUT_BLOCKS else 0.0
+            rate = dropout if i > depth - 4 else 0.0  # in the three innermost, pix2pix section 6.1
             self.decoder.append(up(joined, widths[i - 1], bias=bias == "all", dropout=rate))
         last = nn.ConvTranspose2d(2 * widths[0], out_channels, 4, 2, 1, bias=bias != "none")
         self.last = nn.Sequential(last, nn.Tanh())
@@ -472,12 +471,12 @@ def color_discriminator(
 
     Source: the framework of colourisers, its conditional GAN.
     """
-    widths, bias = [ndf * n for n in (1, 2, 4, 8, 8)], norm != "batch"
-    pairs = pairwise([y_channels, *widths])
-    layers = [down(a, b, kernel=3, bias=bias, norm=norm, slope=0.1) for a, b in pairs]
+    pairs = pairwise([y_channels, *(ndf * n for n in (1, 2, 4, 8, 8))])
+    conv = partial(down, bias=norm != "batch", slope=0.1)
+    layers = [conv(a, b, kernel=3, norm=norm) for a, b in pairs]
     whole = "none" if norm == "instance" else norm  # one pixel cannot be instance-normalised
-    layers.append(down(widths[-1], widths[-1], 7, 1, 0, bias=bias, norm=whole, slope=0.1))
-    return Discriminator([*layers, nn.Conv2d(widths[-1], 1, 1, bias=False)], sees_x=False)
+    layers.append(conv(8 * ndf, 8 * ndf, 7, 1, 0, norm=whole))
+    return Discriminator([*layers, nn.Conv2d(8 * ndf, 1, 1, bias=False)], sees_x=False)
 
 
 def count_parameters(module: nn.Module) -> int:
@@ -534,8 +533,7 @@ DISCRIMINATORS: dict[str, Network] = {
 def fit_networks(recipe: Recipe) -> Recipe:
     """Return a recipe whose networks exist and take its size, with `depth` 0 replaced by a number.
 
-    Raises:
-        UserError: an unknown network, or a size, depth or option that it does not take.
+    Raises UserError on an unknown network, or a size, depth or option that it does not take.
     """
     for kind, known in (("generator", GENERATORS), ("discriminator", {**DISCRIMINATORS, "none": None})):
         name = getattr(recipe, kind)
@@ -578,9 +576,9 @@ def needs_two_images(recipe: Recipe, testing: bool = False) -> bool:
 
     Both networks are asked, or the generator alone (`testing`).
     """
-    channels = CHANNELS[recipe.input], CHANNELS[recipe.output]
+    kinds, shape = (recipe.input, recipe.output), (recipe.size, recipe.size)
     with torch.device("meta"):  # shapes without numbers
-        x, y = (torch.empty(1, count, recipe.size, recipe.size) for count in channels)
+        x, y = (torch.empty(1, CHANNELS[kind], *shape) for kind in kinds)
         generator = build_generator(recipe)
         discriminator = None if testing else build_discriminator(recipe)
         try:
@@ -595,17 +593,15 @@ def needs_two_images(recipe: Recipe, testing: bool = False) -> bool:
 def build_generator(recipe: Recipe) -> nn.Module:
     """Build the untrained generator of a recipe that went through fit_networks.
 
-    Returns:
-        maps (N, Cx, H, W) to (N, Cy, H, W), see imaging.color.CHANNELS; H and W multiples of 2^depth px.
+    It maps (N, Cx, H, W) to (N, Cy, H, W), see imaging.color.CHANNELS; H and W are multiples of 2^depth px.
     """
     network = GENERATORS[recipe.generator]
-    channels = CHANNELS[recipe.input], CHANNELS[recipe.output]
+    sizes = CHANNELS[recipe.input], CHANNELS[recipe.output], recipe.ngf
     if network.halvings:
-        return network.build(*channels, recipe.ngf)
+        return network.build(*sizes)
     attention_depth = (recipe.size // recipe.attention).bit_length() - 1 if recipe.attention else 0
-    return network.build(
-        *channels, recipe.ngf, depth=recipe.depth, dropout=recipe.dropout, attention_depth=attention_depth
-    )
+    options = {"depth": recipe.depth, "dropout": recipe.dropout, "attention_depth": attention_depth}
+    return network.build(*sizes, **options)
 
 
 def build_discriminator(recipe: Recipe) -> nn.Module | None:

@@ -54,8 +54,7 @@ def list_items(data: str, recipe: AnyRecipe, cache: Path) -> dict[str, list[Item
         recipe: uses val_fraction and limit, not seed: runs of other seeds hold out the same images.
         cache: folder to which a data set by name is downloaded.
 
-    Raises:
-        UserError: no such data, no image, pairs without partners, or too few images to split.
+    Raises UserError on no such data, no image, pairs without partners, or too few images to split.
     """
     tree = open_tree(data, cache)
     parts = {split: _below(tree, split) for split in ("train", "val", "test")}

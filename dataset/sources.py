@@ -163,8 +163,7 @@ def _require(ok: bool, reason: str) -> None:
 
 def _folder_name(label: Any) -> str:
     """Return the name of a class without slashes; of several names, which some data sets give, the first."""
-    first = label[0] if isinstance(label, tuple) else label
-    return str(first).strip("/").replace("/", "-")
+    return str(label[0] if isinstance(label, tuple) else label).strip("/").replace("/", "-")
 
 
 def find_named(name: str) -> str | None:
@@ -224,8 +223,8 @@ def _build(known: str, build: Callable[..., Any], options: dict[str, Any]) -> An
         try:
             return build(**options, **choice)
         except (ImportError, NotImplementedError) as error:
-            reason = f"torchvision cannot open {known} here ({error})"
-            raise UserError(f"{reason}; unpack it and name its folder") from None
+            told = f"torchvision cannot open {known} here ({error}); unpack it and name its folder"
+            raise UserError(told) from None
         except (ValueError, RuntimeError, OSError) as error:
             if "Unknown value" in str(error):  # torchvision's message for a split that it does not have
                 return None

@@ -14,7 +14,6 @@ from config import (
     ClassifierRecipe,
     Recipe,
     UserError,
-    closest,
     make_recipe,
     parse_settings,
 )
@@ -197,11 +196,6 @@ def test_refused(given: dict[str, Any], wanted: str) -> None:
 def test_accepted(given: dict[str, Any]) -> None:
     recipe = Recipe("x", **given)
     assert {key: getattr(recipe, key) for key in given} == given
-
-
-def test_closest_names_only_what_is_near() -> None:
-    assert closest("epoch", ["seed", "epochs"]) == "; did you mean epochs? (known: epochs seed)"
-    assert closest("qqq", ["seed", "epochs"]) == " (known: epochs seed)"
 
 
 def test_parse_settings_types() -> None:

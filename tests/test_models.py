@@ -179,12 +179,6 @@ def test_attention_stands_after_as_many_halvings(
     assert seen == [(2, channels, *[64 >> (attention_depth or 4)] * 2)]
 
 
-def test_a_colour_discriminator_does_not_look_at_x() -> None:
-    network, (x, y) = build_network("image-rgb").eval(), network_inputs("image-rgb")
-    assert torch.equal(network(x, y), network(-x, y))
-    assert not torch.equal(network(x, y), network(x, -y))
-
-
 # What a recipe can ask of them
 
 

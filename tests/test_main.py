@@ -22,10 +22,10 @@ from runtime import run_folder
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of a demo that took seconds, in which epoch 1 of 2 was called the best."""
     folder = tmp_path_factory.mktemp("demo")
-    tiny = dict(size=32, ngf=4, ndf=4, depth=2, epochs=2, save_every=1, val_fraction=0.4, batch_size=4)
+    tiny = dict(size=32, ngf=4, depth=2, discriminator="none", epochs=2, save_every=1, val_fraction=0.4)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr(scenes, "SCENES", 24)
+        patch.setattr(scenes, "SCENES", 16)
         patch.setitem(config.RECIPES, "demo", tiny)
         patch.setattr("evaluation.scores.best_epochs", lambda _: {"ciede2000": "epoch_0001"})
         assert main.main(device="cpu") == Path("runs/demo/contact_sheet.png")
@@ -53,7 +53,7 @@ def test_called_again_it_goes_on(
 ) -> None:
     run = Path("runs/demo")
     shutil.copytree(demo, run)
-    monkeypatch.setattr(scenes, "SCENES", 24)
+    monkeypatch.setattr(scenes, "SCENES", 16)
     before = os.stat(run_folder.epoch_path(run, 2)).st_mtime_ns
     main.main(device="cpu", epochs=3)
     assert os.stat(run_folder.epoch_path(run, 2)).st_mtime_ns == before

@@ -186,12 +186,13 @@ def write_report(run: Path) -> Path:
     """Write a scored run's report.html; returns its path. Raises UserError where scores are damaged."""
     record, scores = read_run(run), read_scores(run)
     records, rows = read_records(run / "log.jsonl"), summary.all_rows(scores)
+    gallery = make_gallery(run, scores)  # first, so that what is damaged is found before anything is drawn
     metrics = [m for m in scores.directions if any(m in row.scores for row in rows.values())]
     drawn = [m for m in metrics if any(m in row.scores for row in epoch_rows(scores).values())]
     curves = {metric: score_curve(scores, metric) for metric in drawn}
     losses = {name: loss_svg(records, name) for name in loss_names(records)}
     said = {"run": run, "record": record, "scores": scores, "rows": rows, "metrics": metrics}
-    shown = {"curves": curves, "losses": losses, "gallery": make_gallery(run, scores)}
+    shown = {"curves": curves, "losses": losses, "gallery": gallery}
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(
         loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True

@@ -54,27 +54,20 @@ def draw(
 
 
 @pytest.mark.parametrize(("count", "window"), [(1, 1), (30, 3)])
-def test_losses_are_drawn_raw_and_averaged(drawn: list[Figure], count: int, window: int) -> None:
-    curves.plot_losses(PATH, records(count))
+def test_losses_are_drawn_raw_and_averaged_over_their_own_steps(
+    drawn: list[Figure], count: int, window: int
+) -> None:
+    history = [{"steps": 5, "G_l1": 1.0}, *records(count)]  # D_real begins later
+    curves.plot_losses(PATH, history)
     axes = drawn[0].axes
     assert [axis.get_title() for axis in axes] == ["G_l1", "D_real"]
-    steps = [record["steps"] for record in records(count)]
-    for axis in axes:
-        values = [record[axis.get_title()] for record in records(count)]
-        means = [np.mean(values[i - window + 1 : i + 1]) for i in range(window - 1, count)]
-        got = lines(axis)
-        assert got["raw"] == (steps, values)
-        assert got[f"mean of {window}"][0] == steps[window - 1 :]
-        assert got[f"mean of {window}"][1] == pytest.approx(means)
-
-
-def test_terms_that_begin_later_are_drawn_over_their_own_steps(drawn: list[Figure]) -> None:
-    history = [{"steps": i, "G_l1": float(i), **({"G_gan": i / 2} if i > 30 else {})} for i in range(1, 51)]
-    curves.plot_losses(PATH, history)
-    long, short = (lines(axis) for axis in drawn[0].axes)
-    assert long["mean of 5"][0] == list(range(5, 51))
-    assert short["raw"] == (list(range(31, 51)), [i / 2 for i in range(31, 51)])
-    assert short["mean of 2"] == (list(range(32, 51)), [(i - 0.5) / 2 for i in range(32, 51)])
+    steps, values = [record["steps"] for record in records(count)], [r["D_real"] for r in records(count)]
+    means = [np.mean(values[i - window + 1 : i + 1]) for i in range(window - 1, count)]
+    assert lines(axes[0])["raw"][0] == [5, *steps]
+    got = lines(axes[1])
+    assert got["raw"] == (steps, values)
+    assert got[f"mean of {window}"][0] == steps[window - 1 :]
+    assert got[f"mean of {window}"][1] == pytest.approx(means)
 
 
 def test_scores_are_drawn_with_their_references(drawn: list[Figure]) -> None:
@@ -178,8 +171,10 @@ def test_a_long_log_makes_a_small_drawing(drawn: list[Figure]) -> None:
     assert drawing.label == "D_real over steps: first 1, last 2, least 0"
 
 
-def test_files_are_pictures_and_whole_or_not_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_are_whole_or_not_at_all_and_the_style_is_the_callers(monkeypatch: pytest.MonkeyPatch) -> None:
+    style = [rcParams[key] for key in curves.STYLE]
     curves.plot_losses(PATH, records(5))
+    assert [rcParams[key] for key in curves.STYLE] == style != [*curves.STYLE.values()]
     before = PATH.read_bytes()
     with Image.open(PATH) as image:
         assert image.format == "PNG"
@@ -194,9 +189,3 @@ def test_files_are_pictures_and_whole_or_not_at_all(monkeypatch: pytest.MonkeyPa
         curves.plot_losses(PATH, records(6))
     assert PATH.read_bytes() == before
     assert list(Path().iterdir()) == [PATH]
-
-
-def test_drawing_leaves_the_callers_style_as_it_was() -> None:
-    before = [rcParams[key] for key in curves.STYLE]
-    curves.plot_losses(PATH, records(2))
-    assert [rcParams[key] for key in curves.STYLE] == before != [*curves.STYLE.values()]

@@ -133,6 +133,7 @@ def test_names_are_neither_markup_nor_expressions(page: str, parsed: Parsed) -> 
     assert all(f" {stem}" in parsed.text for stem in STEMS)
 
 
+@pytest.mark.slow
 def test_a_report_is_the_same_every_time(report: Path) -> None:
     first = report.read_bytes()
     assert write_report(report.parent).read_bytes() == first
@@ -147,14 +148,13 @@ def test_what_is_missing_is_said_and_does_no_harm(run: Path) -> None:
     assert data_of(page)["pictures"] == []
 
 
-def test_one_image_of_one_epoch_is_enough(tmp_path: Path) -> None:
-    page = write_report(make_run(tmp_path / "run", STEMS[:1], [15])).read_text()
-    assert (len(data_of(page)["pictures"]), data_of(page)["epochs"]) == (1, [15])
-    assert page.count("<svg") == 5
-
-
-def test_a_run_without_scores_is_left_as_it_was(run: Path) -> None:
+def test_a_run_with_a_damaged_image_or_without_scores_is_left_as_it_was(run: Path) -> None:
     (run / "report.html").write_text("as before")
+    image = (run / "inputs/plain.png").read_bytes()
+    (run / "inputs/plain.png").write_bytes(b"no image")
+    with pytest.raises(ValueError, match=r"inputs/plain\.png.*delete it, and eval\.py renders it again"):
+        write_report(run)
+    (run / "inputs/plain.png").write_bytes(image)
     (run / "scores_per_image.csv").unlink()
     with pytest.raises(ValueError, match=r"scores_per_image\.csv is missing or damaged; score again"):
         write_report(run)
@@ -167,12 +167,6 @@ def test_a_run_without_scores_is_left_as_it_was(run: Path) -> None:
     assert (run / "report.html").read_text() == "as before"
 
 
-def test_a_damaged_image_is_named(run: Path) -> None:
-    (run / "inputs/plain.png").write_bytes(b"no image")
-    with pytest.raises(ValueError, match=r"inputs/plain\.png.*delete it, and eval\.py renders it again"):
-        write_report(run)
-
-
 # Which images and epochs the gallery shows.
 
 
@@ -180,10 +174,8 @@ def test_a_damaged_image_is_named(run: Path) -> None:
     ("count", "best", "chosen"),
     [
         (1, 1, [1]),
-        (2, 1, [1, 2]),
         (10, 3, list(range(1, 11))),
         (19, 4, [1, 4, 5, 7, 9, 11, 13, 15, 17, 19]),
-        (190, 190, [1, 22, 43, 64, 85, 106, 127, 148, 169, 190]),
         (190, 2, [1, 2, 43, 64, 85, 106, 127, 148, 169, 190]),
     ],
 )
@@ -193,16 +185,18 @@ def test_epochs_are_even_with_both_ends_and_the_best(count: int, best: int, chos
 
 @pytest.mark.parametrize(
     ("metric", "ranked_by"),
-    [
-        ("ciede2000", "CIEDE2000"),
-        ("psnr_db", "PSNR (dB)"),
-        *((metric, "PSNR (dB)") for metric in ("fid", "colorfulness", "lpips_alex")),  # rank no single image
-    ],
+    [("ciede2000", "CIEDE2000"), ("fid", "PSNR (dB)")],  # fid ranks no single image
 )
 def test_images_are_ranked_best_first(run: Path, metric: str, ranked_by: str) -> None:
     gallery = report_page.make_gallery(run, replace(read_scores(run), metric=metric))
     assert f"from best to worst by {ranked_by} at epoch 10" in gallery.text
     assert [card.stem for card in gallery.cards] == BEST
+
+
+def test_one_image_of_one_epoch_is_enough(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", STEMS[:1], [15])
+    data = report_page.make_gallery(run, read_scores(run)).data
+    assert (len(data["pictures"]), data["epochs"]) == (1, [15])
 
 
 def test_many_images_are_taken_evenly_by_rank(tmp_path: Path) -> None:
@@ -237,12 +231,12 @@ def test_epochs_that_are_not_as_they_were_scored_are_left_out(run: Path, fault: 
     assert "Epoch 10: the pictures are gone, or not those scored; python eval.py" in gallery.text
 
 
-@pytest.mark.parametrize("folder", ["inputs", "targets"])
-def test_images_without_input_or_ground_truth_are_left_out(run: Path, folder: str) -> None:
-    (run / folder / "plain.png").unlink()
+def test_images_without_input_or_ground_truth_are_left_out(run: Path) -> None:
+    (run / "inputs/plain.png").unlink()
+    (run / "targets" / f"{STEMS[4]}.png").unlink()
     gallery = report_page.make_gallery(run, read_scores(run))
-    assert sorted(card.stem for card in gallery.cards) == sorted(STEMS[1:])
-    shutil.rmtree(run / folder)
+    assert sorted(card.stem for card in gallery.cards) == sorted(STEMS[1:4])
+    shutil.rmtree(run / "inputs")
     assert not report_page.make_gallery(run, read_scores(run)).cards
 
 

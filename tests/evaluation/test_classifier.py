@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import same_tensors
 from torch import Tensor, nn
 from torchvision import models
 from torchvision.transforms import InterpolationMode, v2
@@ -69,16 +70,10 @@ def row(epoch: int, top1: float) -> Accuracy:
 def test_preprocessing_is_torchvisions(height: int, width: int) -> None:
     seen = Classifier("identity", nn.Identity(), ["a", "b"], 24)
     image = pictures(2, height, width)
-    theirs = v2.Compose(
-        [
-            v2.Resize((24, 24), InterpolationMode.BICUBIC, antialias=True),
-            v2.ToDtype(torch.float32, scale=True),
-            v2.Normalize(MEAN, STD),
-        ]
-    )
+    resize = v2.Resize((24, 24), InterpolationMode.BICUBIC, antialias=True)
+    theirs = v2.Compose([resize, v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)])
     got = seen(image)
-    assert got.shape == (2, 3, 24, 24)
-    assert got.dtype == torch.float32
+    assert (got.shape, got.dtype) == ((2, 3, 24, 24), torch.float32)
     torch.testing.assert_close(got, theirs(image), rtol=0, atol=1.1 / 255 / min(STD))  # which rounds twice
 
 
@@ -91,22 +86,11 @@ def test_what_overshoots_is_cut_off() -> None:
     assert rgb01.max() < 1 + 1e-6
 
 
-def test_logits_are_torchvisions() -> None:
-    built = classifier(classes="abc").eval()
-    image = pictures(2, 32, 32)
-    x = v2.functional.normalize(image / 255, list(MEAN), list(STD))
-    with torch.no_grad():
-        logits = built(image)
-        assert logits.shape == (2, 3)
-        torch.testing.assert_close(logits, built.network(x))
-
-
 @pytest.mark.parametrize(
     ("network", "size", "batch", "sentence"),
     [
         ("resnet81", 32, 2, "no network resnet81; did you mean resnet18?"),
         ("fcn_resnet50", 32, 2, "no network fcn_resnet50"),  # torchvision's, but it classifies no picture
-        ("alexnet", 32, 8, "alexnet cannot work on 32 px ("),
         ("vit_b_32", 48, 8, "vit_b_32 cannot work on 48 px ("),
         ("maxvit_t", 100, 8, "maxvit_t cannot work on 100 px ("),
         (SMALL, 32, 1, f"{SMALL} cannot work on 32 px in batches of 1 ("),
@@ -149,27 +133,18 @@ def test_fine_tuning_starts_from_all_but_the_head(weights_folder: Path) -> None:
     assert not torch.equal(head["fc.weight"], state["fc.weight"][:2])
 
 
-def change(state: dict[str, Tensor], kind: str) -> dict[str, Tensor]:
-    name = "conv1.0.weight"
-    if kind == "missing":
-        return {key: value for key, value in state.items() if key != name}
-    if kind == "too many":
-        return {**state, "conv9.weight": state[name]}
-    return {**state, name: state[name][:, :1]}
-
-
-@pytest.mark.parametrize(
-    ("kind", "first"),
-    [("missing", "conv1.0.weight"), ("too many", "conv9.weight"), ("shape", "conv1.0.weight")],
-)
-def test_other_weights_are_refused_and_nothing_is_loaded(kind: str, first: str) -> None:
+@pytest.mark.parametrize("kind", ["missing", "too many", "shape"])
+def test_other_weights_are_refused_and_nothing_is_loaded(kind: str) -> None:
     built = classifier()
     before = {name: value.clone() for name, value in built.network.state_dict().items()}
+    state, name = {key: value + 1 for key, value in before.items()}, "conv1.0.weight"
+    odd = {"missing": {}, "too many": {**state, "conv9.0": state[name]}, "shape": {name: state[name][:, :1]}}
+    first = "conv9.0" if kind == "too many" else name
     with pytest.raises(
-        ValueError, match=rf"^the published weights of {SMALL} do not fit at 32 px, the first at {first}: "
+        ValueError, match=rf"^the published weights of {SMALL} do not fit at 32 px, .*{first}: "
     ):
-        load_pretrained(built, change(models.get_model(SMALL).state_dict(), kind))
-    assert all(torch.equal(value, before[name]) for name, value in built.network.state_dict().items())
+        load_pretrained(built, {**{key: v for key, v in state.items() if key != name}, **odd[kind]})
+    assert same_tensors(built.network.state_dict(), before)
 
 
 def test_files_of_old_are_understood() -> None:
@@ -211,11 +186,8 @@ def test_the_best_epoch_is_loaded_of_equals_the_first() -> None:
     save_classifier(run, 2, classifier(classes="xyz"))
     assert load_classifier(run, CPU).classes == ["x", "y", "z"]
     assert pick_checkpoint(run / "checkpoints/epoch_0003.pt").name == "epoch_0003.pt"  # as asked for
-
-
-def test_epochs_that_are_not_saved_do_not_count() -> None:
-    run = write_run(Path("run"), {1: 0.25, 2: 0.75, 3: 0.5}, [1, 3])
-    assert pick_checkpoint(run).name == "epoch_0003.pt"
+    run_folder.epoch_path(run, 2).unlink()  # an epoch that is not saved does not count
+    assert pick_checkpoint(run).name == "epoch_0004.pt"
 
 
 def test_scores_of_later_epochs_are_removed_and_the_file_keeps_its_form() -> None:
@@ -249,9 +221,7 @@ def test_runs_that_are_none(make: Any, sentence: str) -> None:
         load_classifier(Path("run"), CPU)
 
 
-@pytest.mark.parametrize(
-    "text", ["", "epoch,top1\n1,0.5\n", "epoch\n1\n", "\0\0", "top1\nhigh\n", "name,psnr_db\ngray,20\n"]
-)
+@pytest.mark.parametrize("text", ["", "epoch,top1\n1,0.5\n", "\0\0", "name,psnr_db\ngray,20\n"])
 def test_damaged_scores_are_one_sentence(text: str) -> None:
     run = write_run(Path("run"), {1: 0.5}, [1])
     (run / "scores.csv").write_text(text)
@@ -263,24 +233,16 @@ def test_damaged_checkpoints_are_one_sentence() -> None:
     save_classifier(Path("run"), 1, classifier("squeezenet1_1"))
     path = Path("run/checkpoints/epoch_0001.pt")
     whole = atomic.load(path)
-    for change in (
-        {"state": {}},
-        {"network": "resnet81"},
-        {"classes": ["a"]},
-        {"size": None},
-        {"classes": 3},
-    ):
+    for change in ({"state": {}}, {"network": "resnet81"}, {"classes": ["a"]}, {"size": None}):
         atomic.save(path, {**whole, **change})
         with pytest.raises(ValueError, match=r"epoch_0001\.pt is damaged"):
             load_classifier(path, CPU)
 
 
-def test_files_that_are_no_checkpoint() -> None:
+def test_a_file_that_is_no_checkpoint() -> None:
     Path("x.pt").write_bytes(b"anything")
     with pytest.raises(ValueError, match=r"^x\.pt is not a checkpoint of this project"):
         load_classifier(Path("x.pt"), CPU)
-    with pytest.raises(ValueError, match=r"^nowhere is not a classifier's run"):
-        load_classifier(Path("nowhere"), CPU)
 
 
 def test_topk_by_hand() -> None:
@@ -302,13 +264,10 @@ def test_topk_is_torchs_where_nothing_is_equal() -> None:
         assert torch.equal(topk_correct(logits, labels, k), expected)
 
 
-def test_of_equal_logits_the_first_class_counts_as_likelier() -> None:
+def test_of_equal_logits_the_first_class_counts_as_likelier_and_nan_is_never_right() -> None:
     logits, labels = torch.zeros(4, 4), torch.arange(4)
     for k in range(1, 5):
         assert topk_correct(logits, labels, k).tolist() == [i < k for i in range(4)]
-
-
-def test_nan_is_never_right() -> None:
     nan = float("nan")
     logits = torch.tensor([[nan, nan, nan], [nan, 1.0, 0.0], [1.0, nan, 0.0]])
     assert topk_correct(logits, torch.tensor([0, 1, 1]), 1).tolist() == [False, False, False]
@@ -340,7 +299,6 @@ def test_classes_are_found_in_order() -> None:
     ("train", "val", "sentence"),
     [
         ("  ", " ", "the pictures have no class folders"),
-        ("ab ", "a", "the pictures have no class folders"),
         ("ab", " ", "the pictures have no class folders"),
         ("aaa", "a", "set has one class alone, a: a classifier needs two or more"),
         ("ab", "abz", "class z of set is in the validation pictures alone"),

@@ -12,8 +12,7 @@ from imaging.files import read_image
 from imaging.pixels import resize
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-@pytest.mark.parametrize("first", [0, 1, 2])
+@pytest.mark.parametrize(("value", "first"), [(float("nan"), 0), (float("inf"), 1), (-float("inf"), 2)])
 def test_the_first_image_whose_colours_are_not_finite_is_named(value: float, first: int) -> None:
     rgb, names = torch.zeros(3, 3, 8, 8), ["a", "b", "c"]
     check_finite(rgb, names)

@@ -13,23 +13,8 @@ from torchvision import models
 from torchvision.transforms import InterpolationMode, v2
 
 from dataset.folders import Item
-from evaluation.classifier import (
-    MEAN,
-    STD,
-    Accuracy,
-    Classifier,
-    best_accuracy,
-    build_classifier,
-    find_classes,
-    label_ids,
-    load_classifier,
-    load_pretrained,
-    pick_checkpoint,
-    read_accuracies,
-    save_classifier,
-    topk_correct,
-    write_accuracy,
-)
+from evaluation import classifier as classifiers
+from evaluation.classifier import MEAN, STD, Accuracy, Classifier, topk_correct
 from runtime import atomic, run_folder
 from runtime.run_folder import CLASSIFIER_RECORD as RECORD
 from runtime.weights import load_weights
@@ -47,7 +32,7 @@ def pictures(count: int, height: int, width: int) -> Tensor:
 
 def classifier(network: str = SMALL, classes: str = "ab", size: int = 32) -> Classifier:
     torch.manual_seed(1)
-    return build_classifier(network, list(classes), size)
+    return classifiers.build_classifier(network, list(classes), size)
 
 
 def write_run(run: Path, top1: dict[int, float], saved: list[int]) -> Path:
@@ -56,7 +41,7 @@ def write_run(run: Path, top1: dict[int, float], saved: list[int]) -> Path:
     record = {"recipe": {}, "data": "", "classes": [], "weights": None, "fingerprints": {}}
     (run / RECORD).write_text(json.dumps(record))
     for epoch, value in top1.items():
-        write_accuracy(run, row(epoch, value))
+        classifiers.write_accuracy(run, row(epoch, value))
     for epoch in saved:
         atomic.save(run_folder.epoch_path(run, epoch), {})
     return run
@@ -98,7 +83,7 @@ def test_what_overshoots_is_cut_off() -> None:
 )
 def test_networks_that_cannot_work_are_refused(network: str, size: int, batch: int, sentence: str) -> None:
     with pytest.raises(ValueError, match="^" + re.escape(sentence)) as caught:
-        build_classifier(network, ["a", "b"], size, batch)
+        classifiers.build_classifier(network, ["a", "b"], size, batch)
     assert "\n" not in str(caught.value)
 
 
@@ -121,13 +106,14 @@ def test_second_outputs_are_left_out() -> None:
 def test_the_head_is_the_last_layer(network: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("kaiming_normal_", "kaiming_uniform_", "trunc_normal_", "normal_", "uniform_"):
         monkeypatch.setattr(nn.init, name, lambda tensor, *_, **__: tensor)  # what takes time
-    load_pretrained(classifier(network, "abc"), models.get_model(network).state_dict())  # of 1,000 classes
+    published = models.get_model(network).state_dict()  # of 1,000 classes
+    classifiers.load_pretrained(classifier(network, "abc"), published)
 
 
 def test_fine_tuning_starts_from_all_but_the_head(weights_folder: Path) -> None:
     built, state = classifier("resnet18"), load_weights("resnet18", weights_folder)
     head = {name: built.network.state_dict()[name].clone() for name in ("fc.weight", "fc.bias")}
-    load_pretrained(built, state)
+    classifiers.load_pretrained(built, state)
     for name, value in built.network.state_dict().items():
         assert torch.equal(value, head[name] if name in head else state[name]), name
     assert not torch.equal(head["fc.weight"], state["fc.weight"][:2])
@@ -140,10 +126,8 @@ def test_other_weights_are_refused_and_nothing_is_loaded(kind: str) -> None:
     state, name = {key: value + 1 for key, value in before.items()}, "conv1.0.weight"
     odd = {"missing": {}, "too many": {**state, "conv9.0": state[name]}, "shape": {name: state[name][:, :1]}}
     first = "conv9.0" if kind == "too many" else name
-    with pytest.raises(
-        ValueError, match=rf"^the published weights of {SMALL} do not fit at 32 px, .*{first}: "
-    ):
-        load_pretrained(built, {**{key: v for key, v in state.items() if key != name}, **odd[kind]})
+    with pytest.raises(ValueError, match=rf"^the published weights of {SMALL} do not fit .* at {first}: "):
+        classifiers.load_pretrained(built, {k: v for k, v in state.items() if k != name} | odd[kind])
     assert same_tensors(built.network.state_dict(), before)
 
 
@@ -158,19 +142,20 @@ def test_files_of_old_are_understood() -> None:
         for name, value in ours.items()
         if "num_batches" not in name  # which old files do not count
     }
-    load_pretrained(built, {**published, "AuxLogits.fc.bias": torch.zeros(1), "aux1.fc.bias": torch.zeros(1)})
+    published |= {"AuxLogits.fc.bias": torch.zeros(1), "aux1.fc.bias": torch.zeros(1)}
+    classifiers.load_pretrained(built, published)
     assert built.network.denselayer1.norm1.weight.tolist() == [2.0] * 4
     assert built.network.denselayer1.norm1.num_batches_tracked == 0
 
 
 def test_a_saved_classifier_answers_the_same() -> None:
     built = classifier(classes="abc").eval()
-    save_classifier(Path("run"), 7, built)
+    classifiers.save_classifier(Path("run"), 7, built)
     path = Path("run/checkpoints/epoch_0007.pt")
     torch.manual_seed(5)
     expected = torch.rand(1)
     torch.manual_seed(5)
-    loaded = load_classifier(path, CPU)
+    loaded = classifiers.load_classifier(path, CPU)
     assert torch.equal(torch.rand(1), expected)  # building drew from a generator of its own
     assert (loaded.name, loaded.classes, loaded.size) == (SMALL, ["a", "b", "c"], 32)
     assert not loaded.training
@@ -181,20 +166,21 @@ def test_a_saved_classifier_answers_the_same() -> None:
 
 def test_the_best_epoch_is_loaded_of_equals_the_first() -> None:
     run = write_run(Path("run"), {1: 0.25, 2: 0.75, 3: 0.5, 4: 0.75}, [1, 2, 3, 4])
-    assert best_accuracy(run) == row(2, 0.75)
-    assert pick_checkpoint(run) == run / "checkpoints" / "epoch_0002.pt"
-    save_classifier(run, 2, classifier(classes="xyz"))
-    assert load_classifier(run, CPU).classes == ["x", "y", "z"]
-    assert pick_checkpoint(run / "checkpoints/epoch_0003.pt").name == "epoch_0003.pt"  # as asked for
+    assert classifiers.best_accuracy(run) == row(2, 0.75)
+    assert classifiers.pick_checkpoint(run) == run / "checkpoints" / "epoch_0002.pt"
+    classifiers.save_classifier(run, 2, classifier(classes="xyz"))
+    assert classifiers.load_classifier(run, CPU).classes == ["x", "y", "z"]
+    asked = run / "checkpoints/epoch_0003.pt"
+    assert classifiers.pick_checkpoint(asked) == asked
     run_folder.epoch_path(run, 2).unlink()  # an epoch that is not saved does not count
-    assert pick_checkpoint(run).name == "epoch_0004.pt"
+    assert classifiers.pick_checkpoint(run).name == "epoch_0004.pt"
 
 
 def test_scores_of_later_epochs_are_removed_and_the_file_keeps_its_form() -> None:
     run = write_run(Path("run"), {1: 0.25, 2: 0.75, 3: 0.5}, [])
-    write_accuracy(run, row(2, 0.125))
-    assert read_accuracies(run) == [row(1, 0.25), row(2, 0.125)]
-    assert read_accuracies(Path("nowhere")) == []
+    classifiers.write_accuracy(run, row(2, 0.125))
+    assert classifiers.read_accuracies(run) == [row(1, 0.25), row(2, 0.125)]
+    assert classifiers.read_accuracies(Path("nowhere")) == []
     assert (run / "scores.csv").read_text().splitlines() == [
         "epoch,val_loss,top1,top1_low,top1_high,top5,top5_low,top5_high,images",
         "1,1.25,0.25,0.5,0.5,1.0,0.5,0.5,8",
@@ -218,7 +204,7 @@ def test_scores_of_later_epochs_are_removed_and_the_file_keeps_its_form() -> Non
 def test_runs_that_are_none(make: Any, sentence: str) -> None:
     make(Path("run"))
     with pytest.raises(ValueError, match=sentence):
-        load_classifier(Path("run"), CPU)
+        classifiers.load_classifier(Path("run"), CPU)
 
 
 @pytest.mark.parametrize("text", ["", "epoch,top1\n1,0.5\n", "\0\0", "name,psnr_db\ngray,20\n"])
@@ -226,23 +212,23 @@ def test_damaged_scores_are_one_sentence(text: str) -> None:
     run = write_run(Path("run"), {1: 0.5}, [1])
     (run / "scores.csv").write_text(text)
     with pytest.raises(ValueError, match=r"^run(/scores\.csv is damaged| has no saved epoch with a score)"):
-        load_classifier(run, CPU)
+        classifiers.load_classifier(run, CPU)
 
 
 def test_damaged_checkpoints_are_one_sentence() -> None:
-    save_classifier(Path("run"), 1, classifier("squeezenet1_1"))
+    classifiers.save_classifier(Path("run"), 1, classifier("squeezenet1_1"))
     path = Path("run/checkpoints/epoch_0001.pt")
     whole = atomic.load(path)
     for change in ({"state": {}}, {"network": "resnet81"}, {"classes": ["a"]}, {"size": None}):
         atomic.save(path, {**whole, **change})
         with pytest.raises(ValueError, match=r"epoch_0001\.pt is damaged"):
-            load_classifier(path, CPU)
+            classifiers.load_classifier(path, CPU)
 
 
 def test_a_file_that_is_no_checkpoint() -> None:
     Path("x.pt").write_bytes(b"anything")
     with pytest.raises(ValueError, match=r"^x\.pt is not a checkpoint of this project"):
-        load_classifier(Path("x.pt"), CPU)
+        classifiers.load_classifier(Path("x.pt"), CPU)
 
 
 def test_topk_by_hand() -> None:
@@ -274,12 +260,12 @@ def test_of_equal_logits_the_first_class_counts_as_likelier_and_nan_is_never_rig
 
 
 def test_label_ids() -> None:
-    assert label_ids(["b", "a", "b"], ["a", "b"]) == [1, 0, 1]
+    assert classifiers.label_ids(["b", "a", "b"], ["a", "b"]) == [1, 0, 1]
     with pytest.raises(ValueError, match=r"^no class c is known to the classifier; it knows a b$"):
-        label_ids(["b", "c", "d"], ["a", "b"])
+        classifiers.label_ids(["b", "c", "d"], ["a", "b"])
     for labels in (["", ""], ["a", ""]):
         with pytest.raises(ValueError, match=r"^the pictures have no class folders: "):
-            label_ids(labels, ["a", "b"])
+            classifiers.label_ids(labels, ["a", "b"])
 
 
 def items(train: str, val: str) -> dict[str, list[Item]]:
@@ -291,8 +277,8 @@ def items(train: str, val: str) -> dict[str, list[Item]]:
 
 
 def test_classes_are_found_in_order() -> None:
-    assert find_classes(items("bacb", "ab"), "set") == ["a", "b", "c"]
-    assert find_classes(items("bacb", "ab"), "set", ["a", "b", "c"]) == ["a", "b", "c"]
+    assert classifiers.find_classes(items("bacb", "ab"), "set") == ["a", "b", "c"]
+    assert classifiers.find_classes(items("bacb", "ab"), "set", ["a", "b", "c"]) == ["a", "b", "c"]
 
 
 @pytest.mark.parametrize(
@@ -308,4 +294,4 @@ def test_classes_are_found_in_order() -> None:
 )
 def test_classes_that_cannot_be_learned(train: str, val: str, sentence: str) -> None:
     with pytest.raises(ValueError, match="^" + sentence):
-        find_classes(items(train, val), "set", ["a", "b", "c"])
+        classifiers.find_classes(items(train, val), "set", ["a", "b", "c"])

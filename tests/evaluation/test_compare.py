@@ -10,16 +10,7 @@ import pytest
 from config import Recipe
 from evaluation import scores
 from evaluation.compare import compare, paired, parse_opponent, verdict
-from evaluation.scores import (
-    Score,
-    identify,
-    make_row,
-    make_score_file,
-    read_per_image,
-    read_scores,
-    summarise,
-    write_scores,
-)
+from evaluation.scores import Score, identify, read_per_image, read_scores
 from runtime import atomic
 from runtime.run_folder import RunRecord, epoch_path, stamp, write_run
 
@@ -52,10 +43,11 @@ def make_run(
         columns = {"psnr_db": values, "ciede2000": 40 - values, "colorfulness": 30 + values}
         epoch = f"epoch_{5 * i:04d}"
         atomic.save(epoch_path(run, 5 * i), {"epoch": i})
-        per_image[epoch], rows[epoch] = columns, make_row(epoch, columns, stems)
+        per_image[epoch], rows[epoch] = columns, scores.make_row(epoch, columns, stems)
         rows[epoch].stamp = stamp(run, 5 * i, "key")
         rows[epoch].scores |= {"colorfulness_truth": Score(60.0), "fid": Score(3.0 + i)}
-    write_scores(run, make_score_file(rows, per_image, protocol, "ciede2000", []), per_image, stems)
+    made = scores.make_score_file(rows, per_image, protocol, "ciede2000", [])
+    scores.write_scores(run, made, per_image, stems)
     return run
 
 
@@ -70,7 +62,7 @@ def test_two_epochs_of_one_run_and_the_form_of_the_file(capsys: pytest.CaptureFi
     ours, theirs = per_image["epoch_0005"], per_image["epoch_0010"]
     assert list(found.metrics) == ["psnr_db", "ciede2000", "colorfulness"]
     for metric, row in found.metrics.items():
-        expected = summarise({"": ours[metric] - theirs[metric]})[""]
+        expected = scores.summarise({"": ours[metric] - theirs[metric]})[""]
         assert row == (float(ours[metric].mean()), float(theirs[metric].mean()), expected, 20)
     difference = found.metrics["psnr_db"].difference
     assert difference.mean == pytest.approx(-1, abs=0.2)
@@ -119,9 +111,7 @@ def test_images_are_matched_by_name_and_not_by_place() -> None:
     assert difference.high - difference.low < 0.5
 
 
-def test_different_protocols_are_refused_with_the_differences_named(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_different_protocols_are_refused_and_named(capsys: pytest.CaptureFixture[str]) -> None:
     other = {**PROTOCOL, "size": 64, "versions": {"torch": "2.16.0"}, "weights": {"alexnet": "b" * 64}}
     ours, theirs = make_run("a"), make_run("b", protocol=other)
     named = ["size 32 and 64", "torch 2.15.0 and 2.16.0", "weights of alexnet aaaaaaaaaaaa and bbbbbbbbbbbb"]

@@ -119,14 +119,6 @@ def test_ssim_of_low_contrast_matches_scikit_image(metric: str, level: int) -> N
         assert value(metric, target, output) == pytest.approx(expected, abs=1e-4)
 
 
-def test_psnr_by_hand() -> None:
-    one_off = TARGET.copy()
-    one_off[0, 0, 0] += 1  # 10 log10(255^2 * n) = 87.2 dB
-    assert value("psnr_db", TARGET, one_off) == pytest.approx(10 * np.log10(255**2 * TARGET.size), abs=1e-5)
-    all_off = TARGET + np.uint8(1)
-    assert value("psnr_db", TARGET, all_off) == pytest.approx(20 * np.log10(255), abs=1e-5)
-
-
 @pytest.mark.parametrize("name", PAIRS)
 def test_colour_errors_match_scikit_image(name: str) -> None:
     target, output = (rgb2lab(image) for image in PAIRS[name])
@@ -170,7 +162,7 @@ def test_ciede2000_of_single_colours_matches_scikit_image() -> None:
 
 
 def test_ms_ssim_matches_torchmetrics() -> None:
-    shape = (177, 251)
+    shape = (177, 183)
     pictures = [*(picture(seed, shape=shape) for seed in range(2)), noise(0, 0, 256, shape)]
     for output in pictures[1:]:
         expected = multiscale_structural_similarity_index_measure(
@@ -187,10 +179,8 @@ def test_least_sizes_are_those_of_the_references() -> None:
     small = noise(0, 0, 256, (MIN_SIZE["ssim"] - 1, 40))
     with pytest.raises(ValueError, match="win_size exceeds image extent"):
         structural_similarity(small, small, channel_axis=2)
-    for metric in (ssim, metrics.s0_ssim):
-        assert not np.isfinite(
-            metric(batch(small), batch(small)).item()
-        )  # which load_metrics does not ask for
+    for metric in ("ssim", "s0_ssim"):  # which load_metrics does not ask for
+        assert not np.isfinite(value(metric, small, small))
     x = torch.rand(1, 3, MIN_SIZE["ms_ssim"] - 1, 200)
     with pytest.raises(ValueError, match="height must be larger than"):
         multiscale_structural_similarity_index_measure(x, x, data_range=1.0)
@@ -219,13 +209,6 @@ def test_a_pictures_score_does_not_depend_on_its_neighbours(metric: str) -> None
     assert len(set(alone)) == 3
     backwards = PER_IMAGE[metric](batch(*targets[::-1]), batch(*outputs[::-1]))
     assert backwards.tolist() == pytest.approx(alone[::-1], rel=1e-9)
-
-
-def test_images_on_their_side_score_the_same() -> None:
-    target, output = picture(0, **LARGE), picture(1, **LARGE)
-    turned = [np.ascontiguousarray(image.swapaxes(0, 1)) for image in (target, output)]
-    for metric in PER_IMAGE:
-        assert value(metric, *turned) == pytest.approx(value(metric, target, output), rel=1e-5), metric
 
 
 def test_gray_is_rounded_as_pillow_does() -> None:
@@ -266,14 +249,14 @@ def better(metric: str, one: float, other: float) -> bool:
     return one > other if METRICS[metric] == "higher" else one < other
 
 
-@pytest.mark.parametrize("metric", ["psnr_db", "ssim", "ms_ssim", "ab_mse", "ciede2000"])
 @pytest.mark.parametrize(
     "turn", [[[0.0, -1.0], [1.0, 0.0]], [[-1.0, 0.0], [0.0, -1.0]]], ids=["quarter", "half"]
 )
-def test_wrong_hues_show_in_colour_metrics_and_hardly_in_s0(metric: str, turn: list[list[float]]) -> None:
+def test_wrong_hues_show_in_colour_metrics_and_hardly_in_s0(turn: list[list[float]]) -> None:
     target = picture(0, **LARGE)
     near, far = recoloured(target, [[0.9, 0.0], [0.0, 0.9]]), recoloured(target, turn)
-    assert better(metric, value(metric, target, near), value(metric, target, far))
+    for metric in ("psnr_db", "ssim", "ms_ssim", "ab_mse", "ciede2000"):
+        assert better(metric, value(metric, target, near), value(metric, target, far)), metric
     assert value("ab_mse", target, far) > 100 * value("ab_mse", target, near) > 0
     assert value("ciede2000", target, far) > 5 * value("ciede2000", target, near) > 0
     assert min(value("s0_ssim", target, wrong) for wrong in (near, far)) > 0.8
@@ -289,10 +272,10 @@ def test_colours_swapped_between_pictures_show_in_every_colour_metric() -> None:
     for metric in ("psnr_db", "ssim", "ms_ssim", "ab_mse", "ciede2000", "colorfulness_error"):
         scores = [PER_IMAGE[metric](Pictures(truth), pictures).tolist() for pictures in (right, wrong)]
         assert all(better(metric, *pair) for pair in zip(*scores, strict=True)), metric
-    moved = [metrics.s0_ssim(Pictures(truth), pictures) for pictures in (right, wrong)]
-    assert (moved[0] - moved[1]).abs().max() < 0.2
-    moved = [ssim(Pictures(truth), pictures) for pictures in (right, wrong)]
-    assert (moved[0] - moved[1]).min() > 0.2
+    gray, colour = (
+        metric(Pictures(truth), right) - metric(Pictures(truth), wrong) for metric in (metrics.s0_ssim, ssim)
+    )
+    assert gray.abs().max() < 0.2 < colour.min()
 
 
 def test_colourfulness_is_the_outputs_and_its_error_goes_either_way() -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers import MeanLevel
 from torch import Tensor
 
 from data import ImageSet
@@ -127,13 +128,6 @@ def test_what_is_in_memory_does_not_grow_with_the_number_of_images(
     # two threads, each with two targets and two outputs, and the outputs before while new ones are made
     assert 4 <= peak[0] <= 2 * (2 + 2 + 2)
     assert alive[0] == 0
-
-
-class MeanLevel:
-    """Takes Inception's place: a file's feature is its mean level."""
-
-    def features(self, files: list[Path]) -> np.ndarray:
-        return np.array([[read_image(path).mean()] for path in files], np.float32)
 
 
 def test_folders_are_compared_with_the_targets() -> None:

@@ -85,8 +85,7 @@ def colorize(
             return result.read_bytes()
     if isinstance(image, Image.Image):
         with named("the PIL image"):
-            frame = to_frame(image)
-        colour = runner.colourise(frame)
+            colour = runner.colourise(to_frame(image))
         layers = [colour.pixels] if colour.alpha is None else [colour.pixels, colour.alpha]
         return Image.fromarray(to_8_bits(np.dstack(layers)))
     if not isinstance(image, np.ndarray):

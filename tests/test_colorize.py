@@ -160,8 +160,7 @@ def test_a_call_can_be_repeated(model: Path, scans: Path, capsys: pytest.Capture
 def test_a_format_for_all(form: str, model: Path, scans: Path) -> None:
     for path in colorize.main([scans], model=model, format_=form, device="cpu"):
         assert path.suffix == f".{form}"
-        with Image.open(path) as image:
-            assert image.format == {"png": "PNG", "jpg": "JPEG", "webp": "WEBP", "tif": "TIFF"}[form]
+        assert scan(path).form == {"png": "PNG", "jpg": "JPEG", "webp": "WEBP", "tif": "TIFF"}[form]
 
 
 def test_options_change_the_pictures(model: Path) -> None:
@@ -230,7 +229,7 @@ def test_an_interrupted_call_leaves_whole_files(
 
 
 LONE = """
-import builtins, sys
+import builtins
 real, absent = builtins.__import__, ("data", "training", "evaluation", "reporting", "dataset", "torchvision")
 
 def only_what_inference_needs(name, *arguments):
@@ -240,22 +239,17 @@ def only_what_inference_needs(name, *arguments):
 
 builtins.__import__ = only_what_inference_needs
 import colorize
-assert not {"torch", "numpy", "PIL", "tqdm", "tifffile"} & sys.modules.keys()
-with open(sys.argv[1], "rb") as file:
-    content = colorize.colorize(file.read(), sys.argv[2], "cpu")
-sys.stdout.buffer.write(content[1:4])
-sys.argv = ["colorize.py", sys.argv[1], "--model", sys.argv[2]]
 colorize.command(colorize.main)
 """
 
 
-def test_inference_needs_no_other_folder(model: Path) -> None:
+@pytest.mark.slow
+def test_inference_needs_no_other_folder_and_no_torchvision(model: Path) -> None:
     save_picture("x.png", gray(0))
-    command = [sys.executable, "-W", "ignore", "-c", LONE, "x.png", str(model)]
+    command = [sys.executable, "-W", "ignore", "-c", LONE, "x.png", "--model", str(model)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, text=True, capture_output=True, env=environment)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith('PNG{"file": "x.png"')
     assert frame_of("out/x.png").pixels.shape == (40, 56, 3)
 
 
@@ -272,12 +266,11 @@ def test_files_and_bytes_become_bytes_of_the_same_format(name: str, model: Path)
     results = {colorize.colorize(image, model, "cpu") for image in (name, path, before)}
     assert len(results) == 1
     assert (path.read_bytes(), list(Path().iterdir())) == (before, [path])  # nothing is written
-    Path(f"colour{path.suffix}").write_bytes(results.pop())
-    frame = frame_of(f"colour{path.suffix}")
     ours = expected(model, frame_of(name).pixels)
-    assert frame.pixels.dtype == ours.dtype
-    assert np.abs(frame.pixels.astype(int) - ours).mean() < (1 if deep else 8)
-    with Image.open(f"colour{path.suffix}") as image:
+    path.write_bytes(results.pop())
+    assert frame_of(name).pixels.dtype == ours.dtype
+    assert np.abs(frame_of(name).pixels.astype(int) - ours).mean() < (1 if deep else 8)
+    with Image.open(name) as image:
         assert deep or image.getexif()[0x010E] == "abc"
 
 
@@ -320,8 +313,7 @@ def test_an_array_becomes_one_of_its_dtype(
     kind: str, dtype: Any, shape: tuple[int, ...], model: Path, line_model: Path
 ) -> None:
     path = model if kind == "L" else line_model
-    levels = gray(0, dtype=np.uint16)
-    image = np.broadcast_to(levels.reshape(40, 56, *([1] * len(shape))), (40, 56, *shape)).copy()
+    image = gray(0, dtype=np.uint16).repeat(*shape or (1,)).reshape(40, 56, *shape)
     if shape == (4,):
         image[..., 3] = gray(1, dtype=np.uint16)
     white = 1.0 if np.dtype(dtype).kind == "f" else np.iinfo(dtype).max
@@ -330,32 +322,27 @@ def test_an_array_becomes_one_of_its_dtype(
     result = colorize.colorize(image[::-1], path, "cpu")[::-1]  # strides may be negative
     assert (result.dtype, result.shape) == (dtype, (40, 56, 4 if shape == (4,) else 3))
     assert np.array_equal(image, before)
-    opaque = np.full((40, 56), white, dtype)
     if shape == (4,):
+        opaque = np.full((40, 56), white, dtype)
         assert np.array_equal(result[..., 3], image[..., 3] if kind == "L" else opaque)
     else:
-        layers = image.reshape(40, 56, -1)
-        assert np.abs(result / white - expected(path, layers[::-1].copy())[::-1] / white).max() < 1e-6
+        ours = expected(path, image[::-1].reshape(40, 56, -1).copy())[::-1]
+        assert np.abs(result / white - ours / white).max() < 1e-6
     assert np.ptp(result[..., :3] / white, axis=2).mean() > 0.02
-    assert 0 <= result.min() <= result.max() <= white
 
 
 @pytest.mark.parametrize(
     ("image", "words"),
     [
         (None, "got NoneType"),
-        ([[1, 2]], "got list"),
         ("missing.png", "missing.png: no such file"),
         (Path("folder"), "folder"),
         (b"hello", "not an image"),
-        (np.zeros((4, 5), np.int64), "got int64"),
         (np.zeros((4, 5), np.float16), "got float16"),
-        (np.zeros(5, np.uint8), r"got \(5,\)"),
         (np.zeros((4, 5, 2), np.uint8), r"got \(4, 5, 2\)"),
         (np.zeros((1, 3, 4, 5), np.uint8), r"got \(1, 3, 4, 5\)"),
         (np.zeros((0, 5, 3), np.uint8), r"got \(0, 5, 3\)"),
         (np.full((4, 5), 255.0), "in .0, 1.* 255"),
-        (np.full((4, 5), -0.1), "in .0, 1.*-0.1"),
         (np.full((4, 5), np.nan), "in .0, 1.*nan"),
         (Image.new("F", (4, 5), float("nan")), "NaN"),
     ],
@@ -367,16 +354,13 @@ def test_what_is_no_image_is_a_users_error(image: Any, words: str, model: Path) 
         colorize.colorize(image, model, "cpu")
 
 
-def test_a_cut_file_is_a_users_error_however_it_is_given(model: Path) -> None:
+def test_a_cut_file_or_a_bad_model_or_device_is_a_users_error(model: Path) -> None:
     path = save_picture("x.jpg", gray(0, 200, 200))
     path.write_bytes(path.read_bytes()[:900])
     with Image.open(path) as image:
         for given in (path, path.read_bytes(), image):
-            with pytest.raises(UserError):
+            with pytest.raises(UserError, match="truncated"):
                 colorize.colorize(given, model, "cpu")
-
-
-def test_a_bad_model_or_device_is_a_users_error(model: Path) -> None:
     for arguments in (("none.ts", "cpu"), (model, "tpu"), ()):
         with pytest.raises(UserError, match=r"no model .*none\.ts|no device tpu|no run in runs/"):
             colorize.colorize(gray(0), *arguments)

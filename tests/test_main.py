@@ -1,7 +1,5 @@
 """Everything in one go."""
 
-import os
-import shutil
 from pathlib import Path
 from typing import NoReturn
 
@@ -15,7 +13,6 @@ from dataset import scenes
 from imaging import color
 from imaging.files import read_image
 from inference import checkpoint
-from runtime import run_folder
 
 
 @pytest.fixture(scope="module")
@@ -45,24 +42,6 @@ def test_every_stage_leaves_its_files_and_the_best_epoch_is_exported_and_shown(d
     assert sheet.shape[0] > 6 * 20  # five scenes and the photograph
     windows = np.lib.stride_tricks.sliding_window_view(sheet, ours.shape)
     assert (windows == ours).all((-3, -2, -1)).any()
-
-
-@pytest.mark.slow
-def test_called_again_it_goes_on(
-    demo: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run = Path("runs/demo")
-    shutil.copytree(demo, run)
-    monkeypatch.setattr(scenes, "SCENES", 16)
-    before = os.stat(run_folder.epoch_path(run, 2)).st_mtime_ns
-    main.main(device="cpu", epochs=3)
-    assert os.stat(run_folder.epoch_path(run, 2)).st_mtime_ns == before
-    assert run_folder.saved_epochs(run) == [1, 2, 3]
-    assert capsys.readouterr().out.splitlines()[-3:] == [
-        "picture  runs/demo/contact_sheet.png",
-        "report   runs/demo/report.html",
-        "model    runs/demo/generator.ts",
-    ]
 
 
 @pytest.mark.parametrize("begun", [False, True])

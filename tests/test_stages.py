@@ -54,7 +54,6 @@ def test_from_folder_to_coloured_files(
         ("export", ["--epoch", "3", "--run", "nowhere"], "nowhere is not a run folder"),
         ("colorize", ["photo.jpg"], "no file or folder photo.jpg"),
         ("main", ["--recipe", "coco"], "recipe coco needs --data"),
-        ("train", ["--set", "attention=3"], "attention must be 0 for generator unet, got 3"),
         ("train", ["--epochs", "0"], "--epochs"),
         ("train_classifier", [], "a classifier needs --data"),
     ],

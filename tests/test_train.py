@@ -5,11 +5,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from helpers import CPU, TINY, log_of, run_stage, same_tensors, saved_weights, stop_in, times_of
-from PIL import Image
 from torch import Tensor
 
 import train
@@ -122,16 +120,6 @@ def test_nonfinite_loss_stops_and_keeps_the_checkpoint(run: Path, monkeypatch: p
         train.main(run=run, resume=True, epochs=3, device="cpu")
     assert state_path(run).read_bytes() == before
     assert run_folder.saved_epochs(run) == [1, 2]
-
-
-def test_pairs_are_seen_and_their_sketches_used(tmp_path: Path) -> None:
-    (tmp_path / "pairs").mkdir()
-    for i in range(6):
-        colour = np.random.default_rng(i).integers(0, 255, (64, 64, 3), np.uint8)
-        sketch = np.full((64, 64, 3), 255 - i, np.uint8)
-        Image.fromarray(np.concatenate([sketch, colour], 1)).save(tmp_path / "pairs" / f"{i}.png")
-    run = train.main(recipe="anime", data="pairs", epochs=1, **{**TINY, "size": 64})
-    assert read_run(run).loading["pair"] == "BA"
 
 
 def test_list_recipes_has_a_row_per_recipe_with_published_counts(

@@ -2,7 +2,6 @@
 
 import re
 import xml.etree.ElementTree as ElementTree
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,18 +80,6 @@ def test_scores_are_drawn_with_their_references(drawn: list[Figure]) -> None:
         "mean_ab": [4.5, 4.5],
         "jpeg90": [0.5, 0.5],
     }
-
-
-def test_panels_fill_rows_of_four(drawn: list[Figure]) -> None:
-    scores = make_scores()
-    names = ("psnr_db", "ssim", "ms_ssim", "ab_mse", "ciede2000")
-    for row in scores.rows.values():
-        row.scores |= dict.fromkeys(names, Score(1.0))
-    curves.plot_scores(PATH, replace(scores, best=dict.fromkeys(names, "epoch_0010")))
-    tops = [round(axis.get_position().y0, 2) for axis in drawn[0].axes]
-    assert len(tops) == 5  # empty panels are gone
-    assert len(set(tops[:4])) == 1
-    assert tops[4] < tops[0]
 
 
 def test_intervals_and_the_best_epoch_are_drawn(drawn: list[Figure]) -> None:

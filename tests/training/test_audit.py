@@ -75,14 +75,6 @@ def test_a_term_without_a_finite_gradient_is_named(
     assert dead(audited(tiny_recipe())) == named
 
 
-def test_a_detached_image_is_named_as_the_published_system_had_it() -> None:
-    def detach(networks: Gan) -> None:  # the U-ResNet system: G's own turn saw a detached fake
-        real = networks.discriminator.forward
-        networks.discriminator.forward = lambda x, y: real(x, y.detach())
-
-    assert dead(audited(tiny_recipe(), detach)) == ["G_gan"]
-
-
 def test_an_extractor_without_gradient_is_named() -> None:
     recipe = tiny_recipe(lambda_perceptual=1.0, anime_share=0.5)
 

@@ -2,17 +2,18 @@
 
 import importlib.util
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from helpers import CPU, make_run
+from torch import nn
 
 import export
-from config import RECIPES, ROOT, VERSION
+from config import ROOT, VERSION
 from evaluation import scores
 from inference import checkpoint, exporters
 from inference.checkpoint import load_exported
@@ -22,35 +23,22 @@ from runtime.atomic import load, save
 from runtime.cli import command
 from runtime.run_folder import epoch_path, read_run
 
-TWINS = ("coco-resnet", "groups", "nazerigan32", "nazerigan224")  # their networks are those of another recipe
-EXTRACTORS = ("manga-ext", "manga-att-ext")  # a ResNet-50 at 360 px
 BARE = """
 import json, sys, torch
 torch.set_num_threads(1)
-HIGH = {torch.uint8: 255, torch.uint16: 65535, torch.float32: 1, torch.float64: 1}
 files = {"tinct.json": ""}
 model = torch.jit.load(sys.argv[2], _extra_files=files)
-for shape in json.loads(sys.argv[3]):
-    levels, found = torch.randint(0, 256, shape), {}
-    for dtype, high in HIGH.items():
-        image = (levels.double() / 255 * high).to(dtype)
-        given = image.clone()
+for shape in [(1, 1, 1, 1), (1, 3, 37, 251), (2, 1, 60, 9)]:
+    for dtype, high in {torch.uint8: 255, torch.uint16: 65535, torch.float32: 1}.items():
+        image = (torch.rand(shape) * high).to(dtype)
         colour = model(image)
-        assert torch.equal(image, given), dtype
         assert colour.dtype == dtype and colour.shape == (shape[0], 3, *shape[2:]), (dtype, colour.shape)
-        found[dtype] = colour.double() * (255 / high)
-        assert 0 <= found[dtype].min() and found[dtype].max() <= 255, dtype
-    assert all((colour - found[torch.float64]).abs().max() < 0.6 for colour in found.values()), shape
 gray = torch.randint(0, 256, (1, 1, 90, 70), dtype=torch.uint8)
-colour = model(gray)
-assert torch.equal(colour, model(gray.expand(-1, 3, -1, -1)))
-print(json.dumps([json.loads(files["tinct.json"]), gray.tolist(), colour.tolist()]))
+print(json.dumps([json.loads(files["tinct.json"]), gray.tolist(), model(gray).tolist()]))
 for name, value in (("size", model.size // 2), ("upsampling", "bicubic"), ("strength", 0.0)):
-    before = colour
+    before = model(gray)
     setattr(model, name, value)
-    colour = model(gray)
-    assert not torch.equal(colour, before), name
-assert (colour.amax(1).int() - colour.amin(1).int()).max() <= 1  # gray, but for rounding
+    assert not torch.equal(model(gray), before), name
 try:
     model(gray.int())
 except torch.jit.Error as error:
@@ -80,8 +68,12 @@ def files(folder: Path) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.mark.parametrize(("epoch", "precision"), [(None, "fp32"), ("1", "fp16"), ("1", "bf16")])
-def test_the_file_equals_eager_and_says_what_it_is(run: Path, epoch: str | None, precision: str) -> None:
+@pytest.mark.parametrize(
+    ("epoch", "precision", "limit"), [(None, "fp32", 0), ("1", "fp16", 4), ("1", "bf16", 20)]
+)
+def test_the_file_equals_eager_and_says_what_it_is(
+    run: Path, epoch: str | None, precision: str, limit: int
+) -> None:
     path = export.main(run=run, epoch=epoch, precision=precision, device="cpu")
     assert path == run / "generator.ts"
     model, record = load_exported(path, CPU)
@@ -94,26 +86,21 @@ def test_the_file_equals_eager_and_says_what_it_is(run: Path, epoch: str | None,
     assert {parameter.dtype for parameter in model.parameters()} == {exporters.PRECISIONS[precision]}
     image = torch.randint(0, 256, (2, 3, 50, 70), dtype=torch.uint8)
     eager = checkpoint.load_colorizer(run, record.epoch, CPU)
-    assert (model(image).int() - eager(image).int()).abs().max() <= {"fp32": 0, "fp16": 4, "bf16": 20}[
-        precision
-    ]
+    assert (model(image).int() - eager(image).int()).abs().max() <= limit
 
 
-@pytest.mark.parametrize("best", [1, 2])
 def test_the_best_epoch_is_exported_and_named(
-    run: Path, best: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(ValueError, match="no scores in "):
         export.main(run=run, epoch="best", device="cpu")
     assert not (run / "generator.ts").exists()
-    monkeypatch.setattr(scores, "best_epoch", lambda _: best)
+    monkeypatch.setattr(scores, "best_epoch", lambda _: 1)  # not the last
     monkeypatch.setattr(scores, "read_scores", lambda _: "the scores")
     monkeypatch.setattr(summary, "why_best", lambda scores: f"best by {scores}")
     path = export.main(run=run, epoch="best", device="cpu")
-    assert load_exported(path, CPU).record.epoch == best
+    assert load_exported(path, CPU).record.epoch == 1
     assert capsys.readouterr().out.startswith("best by the scores\n")
-    export.main(run=run, epoch="2", device="cpu")
-    assert not capsys.readouterr().out.startswith("best")
 
 
 def test_batch_statistics_are_exported(tmp_path: Path, run: Path) -> None:
@@ -129,7 +116,7 @@ def test_the_table_has_a_row_per_comparison_and_a_column_per_shape(
 ) -> None:
     monkeypatch.setattr(exporters, "SIZES", ((37, 61), (19, 34)))
     monkeypatch.setattr(exporters, "BATCHES", (1, 3))
-    monkeypatch.setattr(device, "pick_device", lambda name: torch.device("cpu:0"))
+    monkeypatch.setattr(device, "pick_device", lambda name: torch.device("cpu:0"))  # beside "cpu"
     path = export.main(run=run, out=run / "x.ts")
     *table, wrote, use = capsys.readouterr().out.splitlines()
     names = [f"eager, {kind} on {on}" for on in ("cpu", "cpu:0") for kind in ("scripted", "reloaded")]
@@ -137,10 +124,7 @@ def test_the_table_has_a_row_per_comparison_and_a_column_per_shape(
     assert [line[:28].strip() for line in table] == expected
     heads = [table[0][28 + 18 * i :][:16].strip() for i in range(4)]
     assert heads == ["1 x 37 x 61", "1 x 19 x 34", "3 x 37 x 61", "3 x 19 x 34"]
-    for line in table[1:]:
-        cells = [line[28 + 18 * i :][:18].split() for i in range(4)]
-        assert len(line) == len(table[0])
-        assert all(0 <= float(mean.strip("()")) <= float(largest) <= 1 for largest, mean in cells)
+    assert {len(line) for line in table} == {28 + 4 * 18 - 2}
     assert f"wrote {path}, " in wrote
     assert f"python colorize.py photo.jpg --model {path}" in use
 
@@ -163,57 +147,54 @@ def test_a_mistake_is_one_sentence_before_any_work(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def find_spec(name: str) -> Any:
-        return None if name in ("onnx", "onnxscript") else object()
-
     if "onnx" in options:
-        monkeypatch.setattr(importlib.util, "find_spec", find_spec)
+        there = {"onnx": None, "onnxscript": None, "onnxruntime": object()}
+        monkeypatch.setattr(importlib.util, "find_spec", there.get)
     before = files(run)
-    monkeypatch.setattr(sys, "argv", ["export.py", "--run", str(run), *options])
-    with pytest.raises(SystemExit) as stopped:
-        command(export.main)
+    assert call(monkeypatch, "--run", run, *options) == 2
     said = capsys.readouterr()
-    assert (stopped.value.code, said.out, said.err.count("\n")) == (2, "", 1)
+    assert (said.out, said.err.count("\n")) == ("", 1)
     assert words in said.err
     assert files(run) == before
 
 
-def python(*arguments: Any, cwd: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-W", "ignore", *map(str, arguments)]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+def call(monkeypatch: pytest.MonkeyPatch, *options: object) -> object:
+    """Run the command; returns its exit code."""
+    monkeypatch.setattr(sys, "argv", ["export.py", *map(str, options)])
+    with pytest.raises(SystemExit) as stopped:
+        command(export.main)
+    return stopped.value.code
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits a file's size as Linux does")
-@pytest.mark.slow
 @pytest.mark.parametrize("form", ["ts", "pt2"])
-def test_a_full_disk_ends_in_a_sentence(form: str, run: Path) -> None:
-    before = files(run)
-    code = (
-        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
-        "import export; from inference import exporters; from runtime.cli import command;"
-        "exporters.SIZES, exporters.BATCHES = ((19, 34),), (1,);"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000)); command(export.main)"
-    )
-    done = python("-c", code, "--run", run, "--device", "cpu", "--format", form, cwd=ROOT)
-    assert done.returncode == 2, done.stderr
-    assert done.stderr.count("\n") == 1
+def test_a_full_disk_ends_in_a_sentence(
+    form: str, run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import resource
+
+    program = torch.export.export(nn.Conv2d(3, 9, 3), (torch.rand(1, 3, 8, 8),))
+    monkeypatch.setattr(exporters, "trace", lambda _: program)  # of a Colorizer it would take long
+    before, limits = files(run), resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
+    try:
+        code = call(monkeypatch, "--run", run, "--device", "cpu", "--format", form)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    said = capsys.readouterr().err
+    assert (code, said.count("\n")) == (2, 1)
+    assert "File too large" in said
     assert files(run) == before
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=[] if name == "coco" else [pytest.mark.slow])
-        for name in RECIPES
-        if name not in TWINS
-    ],
-)
+@pytest.mark.parametrize("name", ["coco", pytest.param("restore", marks=pytest.mark.slow)])
 def test_a_process_with_torch_alone_runs_the_file(name: str, run: Path, tmp_path: Path) -> None:
     folder = make_run(tmp_path / name, name)
     path = export.main(run=folder, device="cpu")
-    shapes = [(1, 1, 1, 1), (1, 3, 37, 251), (2, 1, 60, 9), (3, 3, 21, 33)][: 2 if name in EXTRACTORS else 4]
-    (tmp_path / "elsewhere").mkdir()
-    done = python("-I", "-c", BARE, ROOT, path, json.dumps(shapes), cwd=tmp_path / "elsewhere")
+    command = [sys.executable, "-W", "ignore", "-I", "-c", BARE, str(ROOT), str(path)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     told, *images = json.loads(done.stdout)
     gray, colour = (torch.tensor(image, dtype=torch.uint8) for image in images)

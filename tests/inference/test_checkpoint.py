@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -29,10 +28,8 @@ RECORD = ExportRecord(SMALL, 3, "fp32")
 @pytest.mark.parametrize(
     "fields",
     [
-        {}, {"input": "sketch", "output": "rgb", "generator": "unet-reflect"}, {"norm_stats": "batch"},
-        {"output": "Lab"}, {"input": "gray", "output": "rgb", "generator": "unet-att", "attention": 16},
-        {"generator": "resnet"}, {"generator": "unet32", "depth": 4},
-        {"output": "rgb", "generator": "convgen", "depth": 5},
+        {}, {"norm_stats": "batch"}, {"output": "Lab", "generator": "resnet"},
+        {"input": "gray", "output": "rgb", "generator": "unet-att", "attention": 16},
     ],
     ids=str,
 )  # fmt: skip
@@ -97,10 +94,10 @@ def test_an_exported_file_comes_back_with_its_record() -> None:
 
 
 def test_files_of_older_and_newer_versions_of_the_format_are_read() -> None:
-    told = asdict(RECORD)
-    del told["recipe"]["ema"]  # older: has fewer fields
-    told["recipe"]["sharpness"] = told["license"] = 3  # newer: has more
-    script(json.dumps(told))
+    record = asdict(RECORD)
+    del record["recipe"]["ema"]  # older: has fewer fields
+    record["recipe"]["sharpness"] = record["license"] = 3  # newer: has more
+    script(json.dumps(record))
     assert load_exported(Path("x.ts"), CPU).record == RECORD
 
 
@@ -121,18 +118,15 @@ def damage(path: Path) -> None:
 
 MODELS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "missing": (lambda path: None, "no model x.ts; write one with: python export.py"),
-    "text": (lambda path: path.write_bytes(b"hello"), DAMAGED),
     "empty": (lambda path: path.write_bytes(b""), DAMAGED),
     "checkpoint": (lambda path: atomic.save(path, {"a": torch.zeros(1)}), DAMAGED),
     "cut": (lambda path: path.write_bytes(write_model(path).read_bytes()[:5000]), DAMAGED),
     "damaged": (damage, DAMAGED),
     "somebody's": (lambda path: script(None), FOREIGN),
-    **{text: (lambda path, text=text: script(text), FOREIGN) for text in ("hello", "null", "[1]", "{}")},
-    "no version": (told(version=None), FOREIGN),
+    **{text: (lambda path, text=text: script(text), FOREIGN) for text in ("hello", "[1]", "{}")},
     "no recipe": (told(recipe=3), FOREIGN),
-    "no epoch": (told(epoch=None), "epoch"),
-    "bad recipe": (told(recipe={"name": "x", "input": "smell"}), "input must be one of"),
-    "older": (told(format=None), "is of an older version of this project; export it again"),
+    "bad recipe": (told(recipe={"name": "x", "input": "smell"}), f"{FOREIGN}.*input must be one of"),
+    "older": (told(format=None, recipe={}), "is of an older version of this project; export it again"),
     "newer": (told(format=2, version="9.9"), "is of the newer version 9.9 of this project; export it again"),
 }
 
@@ -146,14 +140,6 @@ def test_what_is_no_exported_file_is_refused(kind: str) -> None:
     assert "x.ts" in str(caught.value)
 
 
-@pytest.fixture
-def executor() -> Any:
-    """Put TorchScript's executor back, should a test fail to."""
-    optimised = torch._C._get_graph_executor_optimize()
-    yield
-    torch._C._set_graph_executor_optimize(optimised)
-
-
 class Witness(nn.Module):
     """Tells how it is run."""
 
@@ -165,21 +151,19 @@ class Witness(nn.Module):
 
 
 @pytest.mark.parametrize("optimised", [True, False])
-def test_infer_puts_the_executor_back(optimised: bool, executor: None) -> None:
+def test_infer_puts_the_executor_back(optimised: bool) -> None:
+    before = torch._C._get_graph_executor_optimize()
     torch._C._set_graph_executor_optimize(optimised)
-    assert infer(Witness(), torch.zeros(1)).tolist() == [0, 1]
-    with pytest.raises(ValueError, match="nothing to see"):
-        infer(Witness(), torch.zeros(0))
-    assert torch._C._get_graph_executor_optimize() == optimised
-    assert not torch.is_inference_mode_enabled()
+    try:
+        assert infer(Witness(), torch.zeros(1)).tolist() == [0, 1]
+        with pytest.raises(ValueError, match="nothing to see"):
+            infer(Witness(), torch.zeros(0))
+        assert torch._C._get_graph_executor_optimize() == optimised
+        assert not torch.is_inference_mode_enabled()
+    finally:
+        torch._C._set_graph_executor_optimize(before)
 
 
-def test_infer_works_in_threads_and_does_not_profile(tmp_path: Path, executor: None) -> None:
-    module = load_exported(write_model(tmp_path / "x.ts"), CPU).module
-    images = [torch.randint(0, 256, (1, 3, 20 + i, 40), dtype=torch.uint8) for i in range(8)]
-    with torch.no_grad():
-        expected = [infer(module, image) for image in images]
+def test_infer_does_not_profile(tmp_path: Path) -> None:
+    infer(load_exported(write_model(tmp_path / "x.ts"), CPU).module, torch.rand(1, 3, 20, 40))
     assert "prim::profile" not in str(torch.jit.last_executed_optimized_graph())
-    with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(lambda image: infer(module, image), images))
-    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from imaging import color
 from inference.colorizer import Colorizer, check_image, mirror, resample, resize, use_batch_statistics
 
-FLOATS = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
-DTYPES = [torch.uint8, torch.uint16, *FLOATS]
+DTYPES = [torch.uint8, torch.uint16, torch.float16, torch.bfloat16, torch.float32, torch.float64]
 SHAPES = [(1, 1, 1, 1), (1, 3, 1, 500), (2, 1, 37, 251), (1, 3, 500, 1), (3, 3, 33, 32)]
 kinds = pytest.mark.parametrize(("x_kind", "y_kind"), COLORIZER_KINDS)
+two_kinds = pytest.mark.parametrize(("x_kind", "y_kind"), [("L", "Lab"), ("sketch", "rgb")])
 
 
 def reloaded(colorizer: Colorizer) -> torch.jit.ScriptModule:
@@ -36,6 +36,8 @@ def saturation(image: Tensor) -> Tensor:
 @kinds
 def test_any_size_batch_and_dtype_and_all_agree(x_kind: str, y_kind: str) -> None:
     colorizer = small_colorizer(x_kind, y_kind)
+    gray = noise_image(1, 1, 40, 30)
+    assert torch.equal(colorizer(gray), colorizer(gray.expand(-1, 3, -1, -1)))
     for shape in SHAPES:
         levels = noise_image(*shape)
         exact = colorizer(color.rgb01(levels)[:, : shape[1]].double())
@@ -52,18 +54,14 @@ def test_any_size_batch_and_dtype_and_all_agree(x_kind: str, y_kind: str) -> Non
             assert (found - exact).abs().max() < coarse, (shape, dtype)
 
 
-@kinds
-def test_images_of_a_batch_do_not_mix_and_one_channel_is_gray(x_kind: str, y_kind: str) -> None:
+@two_kinds
+def test_images_of_a_batch_do_not_mix(x_kind: str, y_kind: str) -> None:
     colorizer, image = small_colorizer(x_kind, y_kind), noise_image(3, 3, 41, 50)
     alone = torch.cat([colorizer(one[None]) for one in image])
     assert (colorizer(image).int() - alone.int()).abs().max() <= 1
-    gray = noise_image(1, 1, 40, 30)
-    assert torch.equal(colorizer(gray), colorizer(gray.expand(-1, 3, -1, -1)))
 
 
-@pytest.mark.parametrize(
-    ("dtype", "tolerance"), [(torch.uint8, 0.6), (torch.uint16, 0.02), (torch.float64, 0.02)], ids=str
-)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.uint8, 0.6), (torch.uint16, 0.02)], ids=str)
 @pytest.mark.parametrize("autocast", [False, True])
 def test_lightness_is_the_images_at_full_resolution(
     dtype: torch.dtype, tolerance: float, autocast: bool
@@ -94,9 +92,8 @@ class Gradient(nn.Module):
 
 
 @pytest.mark.parametrize("x_kind", ["L", "gray"])
-@pytest.mark.parametrize(("channels", "side"), [(1, 32), (3, 117)])
-def test_rgb_keeps_the_lightness_or_luma_it_was_given(x_kind: str, channels: int, side: int) -> None:
-    image = midtones(2, channels, side, side + 9)
+def test_rgb_keeps_the_lightness_or_luma_it_was_given(x_kind: str) -> None:
+    image = midtones(2, 3, 117, 126)
     out = Colorizer(Gradient(), x_kind, "rgb", 32, 8)(image)
     if x_kind == "L":
         kept = color.encode(out, "L") - color.encode(image, "L")
@@ -134,8 +131,8 @@ def test_the_network_sees_the_aspect_kept_and_no_side_too_short(
         assert generator.seen[0].shape[2:] == tuple(-(-max(side, least) // 8) * 8 for side in small)
 
 
-@pytest.mark.parametrize("length", [1, 2, 7, 8, 9, 250])
-@pytest.mark.parametrize(("multiple", "least"), [(4, 1), (256, 1), (8, 30), (16, 16)])
+@pytest.mark.parametrize("length", [1, 7, 8, 250])
+@pytest.mark.parametrize(("multiple", "least"), [(4, 1), (256, 1), (8, 30)])
 def test_mirror_is_numpys_symmetric_padding_and_predict_undoes_it(
     length: int, multiple: int, least: int
 ) -> None:
@@ -185,26 +182,17 @@ def test_scripted_is_eager(x_kind: str, y_kind: str) -> None:
     colorizer = small_colorizer(x_kind, y_kind)
     scripted = reloaded(colorizer)
     with torch.jit.optimized_execution(False):
-        for shape in ((2, 1, 37, 61), (1, 3, 1, 1), (1, 3, 64, 64)):
-            for dtype in (torch.uint8, torch.float32):
-                image = noise_image(*shape, dtype=dtype)
-                torch.testing.assert_close(scripted(image), colorizer(image), atol=1e-5, rtol=0)
-        image = noise_image(1, 3, 70, 80, dtype=torch.float32)
-        for name, value in (("size", 64), ("upsampling", "bicubic"), ("strength", 0.3), ("strip", 1)):
+        for shape, dtype in (((2, 1, 37, 61), torch.uint8), ((1, 3, 1, 1), torch.float32)):
+            image = noise_image(*shape, dtype=dtype)
+            torch.testing.assert_close(scripted(image), colorizer(image), atol=1e-5, rtol=0)
+        image = noise_image(1, 3, 40, 50, dtype=torch.float32)
+        for name, value in (("size", 64), ("upsampling", "bicubic"), ("strength", 0.3), ("strip", 200)):
             before = scripted(image)
             for module in (colorizer, scripted):  # on the file too
                 setattr(module, name, value)
             torch.testing.assert_close(scripted(image), colorizer(image), atol=1e-5, rtol=0)
             changed = (scripted(image) - before).abs().max()
             assert changed < 1e-5 if name == "strip" else changed > 0.01
-
-
-@kinds
-def test_16_bits_are_the_float_result_rounded(x_kind: str, y_kind: str) -> None:
-    image = noise_image(2, 3, 41, 50, dtype=torch.uint16)
-    colorizer = small_colorizer(x_kind, y_kind)
-    expected = (colorizer(image.to(torch.float32) / 65535) * 65535).round()
-    assert torch.equal(colorizer(image).to(torch.float32), expected)
 
 
 def test_16_bit_lightness_stays_16_bit_lightness() -> None:
@@ -219,30 +207,28 @@ def test_16_bit_lightness_stays_16_bit_lightness() -> None:
 @kinds
 def test_floats_are_clipped_and_nan_stays_where_it_is(x_kind: str, y_kind: str) -> None:
     colorizer = small_colorizer(x_kind, y_kind)
-    for dtype in FLOATS:
-        image = (noise_image(2, 3, 64, 48, dtype=torch.float64) * 3 - 1).to(dtype)
-        image[:, :, 3, 4], image[:, :, 5, 6] = -torch.inf, torch.inf
-        out = colorizer(image)
-        assert torch.equal(out, colorizer(image.clamp(0, 1)))
-        assert torch.equal(out, colorizer(image.float()).to(dtype))
-        image[0, 1, 9, 9] = torch.nan
-        found = colorizer(image)
-        assert found[0, :, 9, 9].isnan().all()
-        torch.testing.assert_close(found[1:], out[1:], atol=1e-2, rtol=0)
+    image = noise_image(2, 3, 64, 48, dtype=torch.float64) * 3 - 1
+    image[:, :, 3, 4], image[:, :, 5, 6] = -torch.inf, torch.inf
+    out = colorizer(image)
+    assert torch.equal(out, colorizer(image.clamp(0, 1)))
+    image[0, 1, 9, 9] = torch.nan
+    found = colorizer(image)
+    assert found[0, :, 9, 9].isnan().all()
+    torch.testing.assert_close(found[1:], out[1:], atol=1e-2, rtol=0)
 
 
-@kinds
-@pytest.mark.parametrize("value", [torch.nan, torch.inf])
-def test_a_network_that_is_not_finite_is_an_error_in_integers(x_kind: str, y_kind: str, value: float) -> None:
-    colorizer = Colorizer(Constant(color.CHANNELS[y_kind], value), x_kind, y_kind, 32, 8)
-    for dtype in (torch.uint8, torch.uint16):
-        with pytest.raises(ValueError, match="output is not finite: use another precision, or another epoch"):
-            colorizer(noise_image(1, 3, 40, 40, dtype=dtype))
-    if value != value:
-        assert colorizer(noise_image(1, 3, 40, 40, dtype=torch.float64)).isnan().all()
+@two_kinds
+def test_a_network_that_is_not_finite_is_an_error_in_integers(x_kind: str, y_kind: str) -> None:
+    for value in (torch.nan, torch.inf):
+        colorizer = Colorizer(Constant(color.CHANNELS[y_kind], value), x_kind, y_kind, 32, 8)
+        for dtype in (torch.uint8, torch.uint16):
+            with pytest.raises(ValueError, match="output is not finite: use another precision, or another"):
+                colorizer(noise_image(1, 3, 40, 40, dtype=dtype))
+        image = noise_image(1, 3, 40, 40, dtype=torch.float64)
+        assert value == torch.inf or colorizer(image).isnan().all()
 
 
-@pytest.mark.parametrize(("x_kind", "y_kind"), [("L", "Lab"), ("sketch", "rgb")])
+@two_kinds
 def test_precision_is_the_networks_alone(x_kind: str, y_kind: str) -> None:
     colorizer, image = small_colorizer(x_kind, y_kind), noise_image(2, 3, 50, 70)
     expected, scripted = colorizer(image), reloaded(colorizer)
@@ -292,8 +278,8 @@ def test_attributes_out_of_range_are_refused(name: str, value: Any) -> None:
         colorizer(noise_image(1, 3, 8, 8))
 
 
-BAD_SHAPES = [(8, 8), (3, 8, 8), (1, 1, 3, 8, 8), (1, 2, 8, 8), (1, 8, 8, 3), (0, 3, 8, 8), (1, 3, 0, 8)]
-BAD_DTYPES = [torch.bool, torch.int8, torch.int16, torch.int64, torch.complex64]
+BAD_SHAPES = [(3, 8, 8), (1, 1, 3, 8, 8), (1, 8, 8, 3), (0, 3, 8, 8), (1, 3, 0, 8)]
+BAD_DTYPES = [torch.bool, torch.int16, torch.int64, torch.complex64]
 
 
 def test_what_is_no_image_is_named() -> None:
@@ -310,7 +296,7 @@ def test_what_is_no_image_is_named() -> None:
 
 
 def test_calls_may_overlap_and_repeat_bit_for_bit() -> None:
-    images = [noise_image(1 + i % 2, 3, 60 + 9 * (i % 4), 50 + 7 * (i % 3)) for i in range(12)]
+    images = [noise_image(1 + i % 2, 3, 60 + 9 * (i % 4), 50 + 7 * (i % 3)) for i in range(6)]
     colorizer = small_colorizer("L", "Lab")
     for module in (torch.jit.script(colorizer), colorizer):
         module.strip = 500
@@ -320,13 +306,13 @@ def test_calls_may_overlap_and_repeat_bit_for_bit() -> None:
                 return module(image)
 
         expected = [colourise(image) for image in images]
-        with ThreadPoolExecutor(8) as pool:
+        with ThreadPoolExecutor(4) as pool:
             found = list(pool.map(colourise, images * 2))
         assert all(torch.equal(a, b) for a, b in zip(found, expected * 2, strict=True))
 
 
-@pytest.mark.parametrize("shape", [(500, 1), (500, 2), (1, 500), (90, 60)])
-@pytest.mark.parametrize(("x_kind", "y_kind"), [("L", "ab"), ("sketch", "rgb")])
+@pytest.mark.parametrize("shape", [(500, 1), (1, 500), (90, 60)])
+@two_kinds
 def test_channels_may_lie_last(shape: tuple[int, int], x_kind: str, y_kind: str) -> None:
     model, image = small_colorizer(x_kind, y_kind), noise_image(2, 3, *shape)
     expected, floats = model(image).int(), image.float() / 255

@@ -25,9 +25,7 @@ SKIN, NAVY, LEAF, WALL, BLUE, YELLOW = (
 )  # fmt: skip
 PAIRS = {"skin-navy": (SKIN, NAVY), "leaf-wall": (LEAF, WALL), "blue-yellow": (BLUE, YELLOW)}
 factors = pytest.mark.parametrize("factor", [4, pytest.param(8, marks=pytest.mark.slow)])
-gray_input = pytest.mark.parametrize(
-    ("x_kind", "y_kind"), [("L", "ab"), ("L", "Lab"), ("L", "rgb"), ("gray", "rgb")]
-)
+gray_input = pytest.mark.parametrize(("x_kind", "y_kind"), [("L", "Lab"), ("gray", "rgb")])
 
 
 class Fixed(nn.Module):
@@ -158,12 +156,10 @@ def test_noise_of_the_guide_stays_out_of_flat_colour(factor: int, x_kind: str, y
     assert leaked < 0.45 * bled
 
 
-@factors
 @pytest.mark.parametrize("levels", [3.0, 20.0])
-def test_noise_of_guide_and_colour_that_agrees_by_chance_leaks_little(factor: int, levels: float) -> None:
+def test_noise_of_guide_and_colour_that_agrees_by_chance_leaks_little(levels: float) -> None:
     rng = torch.Generator().manual_seed(0)
-    side = SIZE * factor
-    gray = (128 + levels * torch.randn(1, 1, side, side, generator=rng)).clamp(0, 255) / 255
+    gray = (128 + levels * torch.randn(1, 1, SIZE * 4, SIZE * 4, generator=rng)).clamp(0, 255) / 255
     y = (torch.tensor([20.0, 30.0]).view(1, 2, 1, 1) + 3 * torch.randn(1, 2, SIZE, SIZE, generator=rng)) / 110
     colorizer, ab = Colorizer(Fixed(y), "L", "ab", SIZE, 8), {}
     for colorizer.upsampling in UPSAMPLINGS:
@@ -199,7 +195,7 @@ def test_gain_is_nothing_where_guide_or_colour_is_flat() -> None:
 
 
 @pytest.mark.parametrize("shape", [(7, 9), (1, 5), (50, 1)])
-@pytest.mark.parametrize("target", [(56, 72), (61, 5), (64, 300)])
+@pytest.mark.parametrize("target", [(61, 5), (64, 300)])
 def test_enlarge_is_bicubic_interpolation_row_by_row(shape: tuple[int, int], target: tuple[int, int]) -> None:
     maps = noise_image(2, 5, *shape, dtype=torch.float32)
     expected = F.interpolate(maps, target, mode="bicubic", antialias=True)
@@ -212,13 +208,12 @@ def test_enlarge_is_bicubic_interpolation_row_by_row(shape: tuple[int, int], tar
     torch.testing.assert_close(torch.cat(rows, 2), whole, atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("shape", [(16, 20), (40, 50)])
-def test_colours_that_are_finer_than_the_picture_are_averaged(shape: tuple[int, int]) -> None:
-    gray = torch.full((1, 1, *shape), 120, dtype=torch.uint8)
+def test_colours_that_are_finer_than_the_picture_are_averaged() -> None:
+    gray = torch.full((1, 1, 16, 20), 120, dtype=torch.uint8)
     seen = Colorizer(nn.Identity(), "L", "ab", SIZE * 2, 8).shrink(gray)
     fine = (noise_image(1, 2, *seen.shape[2:], dtype=torch.float32) - 0.5) * 0.4
     out = Colorizer(Fixed(fine), "L", "ab", SIZE * 2, 1)(color.rgb01(gray))
-    torch.testing.assert_close(color.rgb_to_lab(out)[:, 1:] / 110, resize(fine, *shape), atol=1e-3, rtol=0)
+    torch.testing.assert_close(color.rgb_to_lab(out)[:, 1:] / 110, resize(fine, 16, 20), atol=1e-3, rtol=0)
 
 
 def lines(factor: int, width: int) -> Tensor:
@@ -265,7 +260,7 @@ def test_luma_is_kept_exactly_and_black_stays_black(upsampling: str) -> None:
     assert (color.luma(colorizer(color.rgb01(gray))) - gray / 255).abs().max() < 1e-6
 
 
-@pytest.mark.parametrize("shape", [(2, 3, 32, 32), (1, 3, 150, 97), (1, 1, 97, 200), (1, 3, 20, 25)], ids=str)
+@pytest.mark.parametrize("shape", [(1, 3, 150, 97), (1, 1, 20, 25)], ids=str)
 def test_lab_of_a_picture_in_order_keeps_its_full_lightness(shape: tuple[int, ...]) -> None:
     image = noise_image(*shape)
     out = Colorizer(Stub(lambda old: old), "L", "Lab", 32, 8)(image)
@@ -312,24 +307,18 @@ def test_lab_change_in_one_place_leaves_detail_in_others() -> None:
     assert abs(lightness(out)[0, 64:68, 64:68].mean() - float(repaired)) < 3
 
 
-def test_lab_at_its_own_size_is_what_was_predicted() -> None:
-    image, restored = midtones(1, 3, 32, 32), 40 + 20 * torch.rand(1, 1, 32, 32)
-    out = Colorizer(Stub(lambda _: restored), "L", "Lab", 32, 8)(image)
-    np.testing.assert_allclose(lightness(out)[0], restored[0, 0].numpy(), atol=0.6)
-
-
 @pytest.mark.parametrize(("x_kind", "y_kind"), COLORIZER_KINDS)
-@pytest.mark.parametrize("shape", [(1, 3, 37, 53), (3, 1, 70, 41), (2, 3, 9, 130)], ids=str)
-def test_strips_do_not_show(x_kind: str, y_kind: str, shape: tuple[int, ...]) -> None:
-    colorizer, image = small_colorizer(x_kind, y_kind), noise_image(*shape, dtype=torch.float32)
-    colorizer.strip = 10**9
-    whole = colorizer(image)
-    for colorizer.strip in (1, 7, shape[3], 1000):
-        torch.testing.assert_close(colorizer(image), whole, atol=1e-6, rtol=0)
+def test_strips_do_not_show(x_kind: str, y_kind: str) -> None:
+    colorizer = small_colorizer(x_kind, y_kind)
+    for shape in ((1, 3, 37, 53), (3, 1, 50, 21)):
+        colorizer.strip, image = 10**9, noise_image(*shape, dtype=torch.float32)
+        whole = colorizer(image)
+        for colorizer.strip in (1, 7 * shape[3]):
+            torch.testing.assert_close(colorizer(image), whole, atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("shape", [(1, 3, 10, 7), (4, 3, 1, 7), (2, 1, 33, 1)], ids=str)
-@pytest.mark.parametrize("pixels", [-1, 0, 1, 13, 28, 10**9])
+@pytest.mark.parametrize("pixels", [1, 13, 28, 10**9])
 def test_strips_hold_every_row_once_and_no_more_than_asked(shape: tuple[int, ...], pixels: int) -> None:
     found = strips(torch.zeros(shape), pixels)
     assert [row for top, bottom in found for row in range(top, bottom)] == list(range(shape[2]))
@@ -359,14 +348,14 @@ class Memory(TorchDispatchMode):
 
 def test_memory_beside_the_result_does_not_grow_with_the_image() -> None:
     colorizer, peaks = Colorizer(Constant(3, 0.1), "gray", "rgb", 16, 8), {}
-    for side, colorizer.strip in ((400, 2**12), (800, 2**12), (800, 2**30)):
+    for side, colorizer.strip in ((200, 2**11), (400, 2**11), (400, 2**30)):
         image = torch.full((1, 3, side, side), 99, dtype=torch.uint8)
         with Memory() as memory:
             colorizer(image)
         peaks[side, colorizer.strip] = memory.peak
-    image_and_result, rows = 2 * 3 * (800**2 - 400**2), 6 * 16 * 4 * (800 - 400)  # bytes
-    assert peaks[800, 2**12] - peaks[400, 2**12] < image_and_result + rows
-    assert peaks[800, 2**30] > 8 * peaks[800, 2**12]
+    image_and_result, rows = 2 * 3 * (400**2 - 200**2), 6 * 16 * 4 * (400 - 200)  # bytes
+    assert peaks[400, 2**11] - peaks[200, 2**11] < image_and_result + rows
+    assert peaks[400, 2**30] > 8 * peaks[400, 2**11]
 
 
 class Tones(nn.Module):
@@ -389,10 +378,10 @@ def scene(side: int) -> Tensor:
 def test_colours_do_not_drift_with_the_size_of_the_image(upsampling: str) -> None:
     colorizer, seen = Colorizer(Tones(), "L", "ab", SIZE, 8), {}
     colorizer.upsampling = upsampling
-    for side in (256, 512, 1024):
+    for side in (256, 1024):
         seen[side] = resample(color.rgb01(colorizer(scene(side))), 256, 256).clamp(0, 1)
     assert color.rgb_to_lab(seen[256])[:, 1:].std() > 15  # colourful, or it could not drift
-    assert max(ciede2000(seen[side], seen[256]).mean() for side in (512, 1024)) < 0.3  # 0.17 is of 8 bits
+    assert ciede2000(seen[1024], seen[256]).mean() < 0.3  # 0.17 is of 8 bits
 
 
 @pytest.mark.gpu

@@ -36,8 +36,10 @@ def saturation(image: Tensor) -> Tensor:
 @kinds
 def test_any_size_batch_and_dtype_and_all_agree(x_kind: str, y_kind: str) -> None:
     colorizer = small_colorizer(x_kind, y_kind)
-    gray = noise_image(1, 1, 40, 30)
+    gray, rgb = noise_image(1, 1, 40, 30), noise_image(1, 3, 50, 70, dtype=torch.float32)
     assert torch.equal(colorizer(gray), colorizer(gray.expand(-1, 3, -1, -1)))
+    if color.CHANNELS[x_kind] == 1 and x_kind != "L":  # sees no colour
+        assert (colorizer(rgb) - colorizer(color.luma(rgb))).abs().max() <= 1e-5
     for shape in SHAPES:
         levels = noise_image(*shape)
         exact = colorizer(color.rgb01(levels)[:, : shape[1]].double())
@@ -54,23 +56,14 @@ def test_any_size_batch_and_dtype_and_all_agree(x_kind: str, y_kind: str) -> Non
             assert (found - exact).abs().max() < coarse, (shape, dtype)
 
 
-@two_kinds
-def test_images_of_a_batch_do_not_mix(x_kind: str, y_kind: str) -> None:
-    colorizer, image = small_colorizer(x_kind, y_kind), noise_image(3, 3, 41, 50)
-    alone = torch.cat([colorizer(one[None]) for one in image])
-    assert (colorizer(image).int() - alone.int()).abs().max() <= 1
-
-
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.uint8, 0.6), (torch.uint16, 0.02)], ids=str)
 @pytest.mark.parametrize("autocast", [False, True])
-def test_lightness_is_the_images_at_full_resolution(
-    dtype: torch.dtype, tolerance: float, autocast: bool
-) -> None:
-    image = noise_image(2, 3, 150, 97, dtype=dtype)
-    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        out = small_colorizer("L", "ab")(image)
-    assert np.abs(lightness(out) - lightness(image)).max() < tolerance
-    assert saturation(out).mean() > 2  # it did add colour
+def test_lightness_is_the_images_at_full_resolution(autocast: bool) -> None:
+    for dtype, tolerance in ((torch.uint8, 0.6), (torch.uint16, 0.02)):
+        image = noise_image(2, 3, 150, 97, dtype=dtype)
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            out = small_colorizer("L", "ab")(image)
+        assert np.abs(lightness(out) - lightness(image)).max() < tolerance
+        assert saturation(out).mean() > 2  # it did add colour
 
 
 def test_at_its_own_size_it_is_the_generator() -> None:
@@ -103,18 +96,6 @@ def test_rgb_keeps_the_lightness_or_luma_it_was_given(x_kind: str) -> None:
     assert saturation(out).mean() > 20  # and there is colour
 
 
-@pytest.mark.parametrize("kind", ["gray", "line", "gray+line"])
-def test_inputs_of_one_channel_do_not_see_colour(kind: str) -> None:
-    image, colorizer = noise_image(1, 3, 50, 70), small_colorizer(kind, "rgb")
-    expected = colorizer(color.luma(color.rgb01(image)))
-    torch.testing.assert_close(colorizer(color.rgb01(image)), expected, atol=1e-5, rtol=0)
-
-
-def test_a_gray_prediction_returns_the_gray_picture() -> None:
-    image = noise_image(2, 3, 45, 80)
-    assert torch.equal(Colorizer(Constant(2, 0.0), "L", "ab", 32, 8)(image), color.show_input(image, "L"))
-
-
 @pytest.mark.parametrize(
     ("size", "small"),
     [((32, 32), (32, 32)), ((128, 64), (64, 32)), ((60, 90), (32, 48)), ((100, 300), (21, 64)),
@@ -143,12 +124,6 @@ def test_mirror_is_numpys_symmetric_padding_and_predict_undoes_it(
     assert torch.equal(Colorizer(nn.Identity(), "sketch", "rgb", 32, multiple, least).predict(x), x)
 
 
-def test_fine_texture_is_averaged_for_the_network() -> None:
-    fine = noise_image(1, 3, 128, 128, dtype=torch.float32)  # noise of deviation 0.29
-    assert Colorizer(Constant(2, 0.0), "L", "ab", 32, 8).shrink(fine).std() < 0.12
-    assert torch.equal(resample(fine, 128, 128), fine)
-
-
 def test_a_strong_reduction_is_averaged_first_and_looks_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     ramp, interpolate, scales = torch.linspace(0, 1, 4000).expand(1, 3, 2000, 4000), F.interpolate, []
 
@@ -166,12 +141,9 @@ def test_use_batch_statistics_normalises_by_the_batch() -> None:
     image = noise_image(2, 3, 32, 32)
     colorizer = small_colorizer("L", "ab", dropout=0.0).requires_grad_(True)
     with torch.no_grad():
-        running = colorizer(image)
         expected = small_colorizer("L", "ab", dropout=0.0).train()(image)
+        assert not torch.equal(colorizer(image), expected)
         assert torch.equal(colorizer.apply(use_batch_statistics)(image), expected)
-        assert not torch.equal(running, expected)
-        dropping = small_colorizer("L", "ab").requires_grad_(True).apply(use_batch_statistics)
-        assert torch.equal(dropping(image), dropping(image))  # dropout stays off
     frozen = nn.BatchNorm2d(3).requires_grad_(False)  # of an extractor
     use_batch_statistics(frozen)
     assert frozen.running_mean is not None
@@ -185,7 +157,7 @@ def test_scripted_is_eager(x_kind: str, y_kind: str) -> None:
         for shape, dtype in (((2, 1, 37, 61), torch.uint8), ((1, 3, 1, 1), torch.float32)):
             image = noise_image(*shape, dtype=dtype)
             torch.testing.assert_close(scripted(image), colorizer(image), atol=1e-5, rtol=0)
-        image = noise_image(1, 3, 40, 50, dtype=torch.float32)
+        image = noise_image(1, 3, 70, 80, dtype=torch.float32)
         for name, value in (("size", 64), ("upsampling", "bicubic"), ("strength", 0.3), ("strip", 200)):
             before = scripted(image)
             for module in (colorizer, scripted):  # on the file too
@@ -319,6 +291,8 @@ def test_channels_may_lie_last(shape: tuple[int, int], x_kind: str, y_kind: str)
     last = floats.to(memory_format=torch.channels_last)
     assert (resize(last, *shape[::-1]) - resize(floats, *shape[::-1])).abs().max() < 1e-5
     strided = image.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)  # as a decoder gives it
+    alone = torch.cat([model(one[None]) for one in image]).int()  # images of a batch do not mix
+    assert (alone - expected).abs().max() <= 1
     for other in (image.to(memory_format=torch.channels_last), strided):
         assert (model(other).int() - expected).abs().max() <= 1
 
@@ -340,10 +314,9 @@ def test_a_gpu_does_what_the_cpu_does(x_kind: str, y_kind: str) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("precision", [torch.float16, torch.bfloat16], ids=str)
-def test_a_gpu_takes_half_precision_large_reductions_and_long_strips(precision: torch.dtype) -> None:
+def test_a_gpu_takes_large_reductions_and_long_strips_in_half_precision() -> None:
     colorizer = small_colorizer("L", "ab").cuda()
-    for shape in ((1, 3, 2, 30000), (1, 3, 3000, 4000), (3, 1, 70, 40)):
+    for shape in ((1, 3, 2, 30000), (1, 3, 3000, 4000)):
         image = noise_image(*shape).cuda()
-        out = copy.deepcopy(colorizer).to(precision)(image)
+        out = copy.deepcopy(colorizer).half()(image)
         assert (out.int() - colorizer(image).int()).abs().float().mean() < 2

@@ -23,8 +23,8 @@ Lab = tuple[int, int, int]
 SKIN, NAVY, LEAF, WALL, BLUE, YELLOW = (
     (72, 16, 20), (22, 4, -28), (45, -35, 35), (85, 2, 10), (30, 20, -50), (85, 0, 70),
 )  # fmt: skip
-PAIRS = {"skin-navy": (SKIN, NAVY), "leaf-wall": (LEAF, WALL), "blue-yellow": (BLUE, YELLOW)}
-factors = pytest.mark.parametrize("factor", [4, pytest.param(8, marks=pytest.mark.slow)])
+PAIRS = {"skin-navy": (SKIN, NAVY), "leaf-wall": (LEAF, WALL)}
+FACTOR = 4  # by which the image is larger than what the network sees
 gray_input = pytest.mark.parametrize(("x_kind", "y_kind"), [("L", "Lab"), ("gray", "rgb")])
 
 
@@ -63,23 +63,20 @@ class Stub(nn.Module):
         return torch.cat([changed / 50 - 1, torch.full_like(x, self.ab), torch.full_like(x, -self.ab)], 1)
 
 
-def two_colours(left: Lab, right: Lab, factor: int, slant: float = 0.0, ink: int = 0) -> Tensor:
+def two_colours(left: Lab, right: Lab, slant: float, ink: int = 0) -> Tensor:
     """Return (1, 3, H, H): an edge off the small image's grid, with a black line of `ink` px along it."""
-    side = SIZE * factor
+    side = SIZE * FACTOR
     y, x = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
-    at = (SIZE - 3) / 2 * factor + 1 + slant * (y - side / 2)
+    at = (SIZE - 3) / 2 * FACTOR + 1 + slant * (y - side / 2)
     beyond = x + 0.5 - at  # px
     rgb = [color.to_uint8(color.lab_to_rgb(torch.tensor(lab).view(1, 3, 1, 1))) for lab in (left, right)]
     image = torch.where(beyond < 0, *rgb)
     return torch.where(beyond.abs() < ink / 2, torch.zeros_like(image), image)
 
 
-def colourise(truth: Tensor, x_kind: str, y_kind: str, upsampling: str, noise: float = 0.0) -> Tensor:
-    """Return the gray version of a picture given the true colours of the small picture, `noise` in levels."""
+def colourise(truth: Tensor, x_kind: str, y_kind: str, upsampling: str) -> Tensor:
+    """Return the gray version of a picture given the true colours of the small picture."""
     gray = color.show_input(truth, x_kind)[:, :1]
-    if noise:
-        rng = torch.Generator().manual_seed(0)
-        gray = (gray + noise * torch.randn(gray.shape, generator=rng)).round().clamp(0, 255).to(torch.uint8)
     colorizer = Colorizer(nn.Identity(), x_kind, y_kind, SIZE, 8)
     y = color.encode(resample(color.rgb01(truth), SIZE, SIZE).clamp(0, 1), y_kind)
     if y_kind == "Lab":
@@ -103,57 +100,30 @@ def bleeding(truth: Tensor, x_kind: str, y_kind: str) -> list[float]:
 
 
 @gray_input
-@factors
 @pytest.mark.parametrize("slant", [0.0, 0.3])
-def test_colours_end_at_an_edge(slant: float, factor: int, x_kind: str, y_kind: str) -> None:
+def test_colours_end_at_an_edge_and_at_ink(slant: float, x_kind: str, y_kind: str) -> None:
     for pair in ("skin-navy", "leaf-wall"):
-        bicubic, _, guided, _ = bleeding(two_colours(*PAIRS[pair], factor, slant), x_kind, y_kind)
-        assert guided <= 1  # px, whatever the factor
-        assert bicubic > 0.7 * factor
-    bicubic, plain, guided, total = bleeding(two_colours(BLUE, YELLOW, factor, slant), x_kind, y_kind)
+        bicubic, _, guided, _ = bleeding(two_colours(*PAIRS[pair], slant), x_kind, y_kind)
+        assert guided <= 1  # px
+        assert bicubic > 0.7 * FACTOR
+        broad = two_colours(*PAIRS[pair], 0.3, ink=2 * FACTOR)
+        bicubic, plain, guided, total = bleeding(broad, x_kind, y_kind)
+        assert guided < 0.1
+        assert bicubic > 0.2 * FACTOR
+        assert total < 0.8 * plain
+    bicubic, plain, guided, total = bleeding(two_colours(BLUE, YELLOW, slant), x_kind, y_kind)
     limit = 0.1 if x_kind == "gray" else 0.8  # what mixes in RGB is a straight line in luma, not in L
     assert guided < limit * bicubic
     assert total < 0.6 * plain
 
 
 @gray_input
-@factors
-@pytest.mark.parametrize("pair", PAIRS)
-def test_colours_end_at_ink(pair: str, factor: int, x_kind: str, y_kind: str) -> None:
-    broad = two_colours(*PAIRS[pair], factor, 0.3, ink=2 * factor)
-    bicubic, plain, guided, total = bleeding(broad, x_kind, y_kind)
-    assert guided < 0.1
-    assert bicubic > 0.2 * factor
-    assert total < 0.8 * plain
-    # of ink that the small image hardly has, three colours are no straight line over lightness
-    bicubic, plain, guided, total = bleeding(two_colours(*PAIRS[pair], factor, 0.3, ink=3), x_kind, y_kind)
-    assert total <= 1.03 * plain
-    assert guided < 0.9 * bicubic or pair == "leaf-wall"
-
-
-@gray_input
-@factors
-def test_an_edge_of_equal_lightness_is_no_worse_than_bicubic(factor: int, x_kind: str, y_kind: str) -> None:
-    truth = two_colours((60, 45, 20), (60, -35, 25), factor, 0.3)
+def test_an_edge_of_equal_lightness_is_no_worse_than_bicubic(x_kind: str, y_kind: str) -> None:
+    truth = two_colours((60, 45, 20), (60, -35, 25), 0.3)
     assert np.ptp(lightness(truth)) < 0.3
     bicubic, plain, guided, total = bleeding(truth, x_kind, y_kind)
     assert guided <= bicubic
     assert total <= plain * 1.001
-
-
-@pytest.mark.parametrize(("x_kind", "y_kind"), [("L", "ab"), ("gray", "rgb")])
-@factors
-def test_noise_of_the_guide_stays_out_of_flat_colour(factor: int, x_kind: str, y_kind: str) -> None:
-    truth = two_colours(LEAF, WALL, factor)
-    guided = color.rgb01(colourise(truth, x_kind, y_kind, "guided", noise=5.0))
-    plain = color.rgb01(colourise(truth, x_kind, y_kind, "bicubic", noise=5.0))
-    ab = [color.rgb_to_lab(rgb)[:, 1:] for rgb in (guided, plain, color.rgb01(truth))]
-    edge = int((SIZE - 3) / 2 * factor) + 1
-    far = torch.cat([torch.arange(edge - 4 * factor), torch.arange(edge + 5 * factor, SIZE * factor)])
-    assert torch.equal(guided[..., far], plain[..., far])  # 4 small px off nothing knows of the edge
-    near = slice(edge - 3 * factor, edge + 4 * factor)
-    leaked, bled = ((image - ab[2])[..., near].square().mean().sqrt() for image in ab[:2])
-    assert leaked < 0.45 * bled
 
 
 @pytest.mark.parametrize("levels", [3.0, 20.0])
@@ -216,28 +186,27 @@ def test_colours_that_are_finer_than_the_picture_are_averaged() -> None:
     torch.testing.assert_close(color.rgb_to_lab(out)[:, 1:] / 110, resize(fine, 16, 20), atol=1e-3, rtol=0)
 
 
-def lines(factor: int, width: int) -> Tensor:
-    """Return sketches (factor, 1, H, H) of a black line at each offset from the grid, every other slanted."""
-    side = SIZE * factor
+def lines(width: int) -> Tensor:
+    """Return sketches (FACTOR, 1, H, H) of a black line at each offset from the grid, every other slanted."""
+    side = SIZE * FACTOR
     y, x = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
-    at = [SIZE // 2 * factor + i + 0.3 * (i % 2) * (y - side / 2) for i in range(factor)]
+    at = [SIZE // 2 * FACTOR + i + 0.3 * (i % 2) * (y - side / 2) for i in range(FACTOR)]
     inked = torch.stack([(x >= a) & (x < a + width) for a in at]).unsqueeze(1)
     return (~inked).to(torch.uint8) * 255
 
 
 @pytest.mark.parametrize(("x_kind", "width"), [("sketch", 1), ("line", 2)])
-@factors
 @pytest.mark.parametrize("forgets", [False, True])
 @pytest.mark.parametrize("upsampling", UPSAMPLINGS)
 def test_lines_stay_black_and_leave_paint_clean(
-    x_kind: str, width: int, factor: int, forgets: bool, upsampling: str
+    x_kind: str, width: int, forgets: bool, upsampling: str
 ) -> None:
-    paint, sketch = (0.8, 0.6, 0.4), lines(factor, width)
+    paint, sketch = (0.8, 0.6, 0.4), lines(width)
     colorizer = Colorizer(Paint(paint, forgets), x_kind, "rgb", SIZE, 8)
     colorizer.upsampling = upsampling
     out = colorizer(sketch).float()
     off = out - torch.tensor(paint).view(1, 3, 1, 1) * 255
-    distant = F.max_pool2d(255.0 - sketch, [1, 10 * factor + 1], 1, [0, 5 * factor]) == 0
+    distant = F.max_pool2d(255.0 - sketch, [1, 10 * FACTOR + 1], 1, [0, 5 * FACTOR]) == 0
     inked, distant = (sketch == 0).expand_as(out), distant.expand_as(out)
     assert out[inked].max() <= 8
     assert off[distant].abs().max() <= 1
@@ -292,21 +261,6 @@ def test_lab_that_is_repaired_stays_repaired(factor: int, tone: int) -> None:
     assert left[..., 60 * factor :].max() < 1
 
 
-def test_lab_change_in_one_place_leaves_detail_in_others() -> None:
-    def repair(old: Tensor) -> Tensor:
-        new = old.clone()
-        new[..., 30:36, 30:36] += 40.0
-        return new
-
-    image = midtones(1, 1, 192, 192)
-    out = Colorizer(Stub(repair), "L", "Lab", 96, 8)(image)
-    change = (lightness(out) - lightness(image))[0]
-    np.testing.assert_allclose(change[100:, 100:], 0, atol=0.7)
-    seen = resample(color.rgb01(image), 96, 96)
-    repaired = (color.rgb_to_lab(seen)[:, :1] + 40)[0, 0, 32:34, 32:34].mean()
-    assert abs(lightness(out)[0, 64:68, 64:68].mean() - float(repaired)) < 3
-
-
 @pytest.mark.parametrize(("x_kind", "y_kind"), COLORIZER_KINDS)
 def test_strips_do_not_show(x_kind: str, y_kind: str) -> None:
     colorizer = small_colorizer(x_kind, y_kind)
@@ -315,16 +269,6 @@ def test_strips_do_not_show(x_kind: str, y_kind: str) -> None:
         whole = colorizer(image)
         for colorizer.strip in (1, 7 * shape[3]):
             torch.testing.assert_close(colorizer(image), whole, atol=1e-6, rtol=0)
-
-
-@pytest.mark.parametrize("shape", [(1, 3, 10, 7), (4, 3, 1, 7), (2, 1, 33, 1)], ids=str)
-@pytest.mark.parametrize("pixels", [1, 13, 28, 10**9])
-def test_strips_hold_every_row_once_and_no_more_than_asked(shape: tuple[int, ...], pixels: int) -> None:
-    found = strips(torch.zeros(shape), pixels)
-    assert [row for top, bottom in found for row in range(top, bottom)] == list(range(shape[2]))
-    row = shape[0] * shape[3]
-    assert all(bottom - top == 1 or (bottom - top) * row <= pixels for top, bottom in found)
-    assert len(found) <= math.ceil(shape[2] / max(1, pixels // row))
 
 
 class Memory(TorchDispatchMode):
@@ -356,32 +300,6 @@ def test_memory_beside_the_result_does_not_grow_with_the_image() -> None:
     image_and_result, rows = 2 * 3 * (400**2 - 200**2), 6 * 16 * 4 * (400 - 200)  # bytes
     assert peaks[400, 2**11] - peaks[200, 2**11] < image_and_result + rows
     assert peaks[400, 2**30] > 8 * peaks[400, 2**11]
-
-
-class Tones(nn.Module):
-    """A generator whose colour depends on the lightness of a neighbourhood."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        broad = F.avg_pool2d(F.pad(x, [8, 8, 8, 8], mode="replicate"), 17, 1)
-        return torch.cat([0.5 * torch.sin(3 * broad), 0.5 * torch.cos(4 * broad)], 1)
-
-
-def scene(side: int) -> Tensor:
-    """Return a smooth gray picture, uint8, the same at every size."""
-    t = (torch.arange(side) + 0.5) / side
-    y, x = t[:, None], t[None]
-    gray = 0.5 + 0.22 * torch.sin(9 * x + 3 * y) + 0.2 * torch.cos(7 * y - 4 * x * y)
-    return color.to_uint8(gray).expand(1, 1, -1, -1)
-
-
-@pytest.mark.parametrize("upsampling", UPSAMPLINGS)
-def test_colours_do_not_drift_with_the_size_of_the_image(upsampling: str) -> None:
-    colorizer, seen = Colorizer(Tones(), "L", "ab", SIZE, 8), {}
-    colorizer.upsampling = upsampling
-    for side in (256, 1024):
-        seen[side] = resample(color.rgb01(colorizer(scene(side))), 256, 256).clamp(0, 1)
-    assert color.rgb_to_lab(seen[256])[:, 1:].std() > 15  # colourful, or it could not drift
-    assert ciede2000(seen[1024], seen[256]).mean() < 0.3  # 0.17 is of 8 bits
 
 
 @pytest.mark.gpu

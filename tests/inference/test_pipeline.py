@@ -25,11 +25,10 @@ from imaging.pixels import Frame
 from inference import pipeline
 from inference.pipeline import Job, Pipeline, is_coloured
 from inference.runner import Pixels, Runner
-from inference.tasks import Task, plan_tasks
+from inference.tasks import plan_tasks
 
 PLAIN: dict[str, bool] = {}
 KEEP, AGAIN = {"keep_coloured": True}, {"overwrite": True}
-FILMS = ["x.gif", "x.webp", "x.png", "x.tif"]
 
 
 @pytest.fixture(scope="module")
@@ -105,33 +104,6 @@ def test_every_file_ends_in_order_with_a_record() -> None:
     assert list(Pipeline(StandInRunner(), 1).run([])) == []
 
 
-class Clock:
-    """In place of time.monotonic: passes when a step says so, by a second for each picture."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.now = 0.0
-        monkeypatch.setattr(pipeline, "monotonic", lambda: self.now)
-
-    def slow(self, step: Callable[..., Any]) -> Callable[..., Any]:
-        def slowed(*arguments: Any) -> Any:
-            self.now += len(arguments[-1]) if isinstance(arguments[-1], list) else 1
-            return step(*arguments)
-
-        return slowed
-
-
-def test_seconds_are_those_of_all_steps_and_a_batch_shares_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = Clock(monkeypatch)
-    monkeypatch.setattr(StandInRunner, "run", clock.slow(StandInRunner.run))
-    for i in range(4):
-        save_picture(f"p/{i}.png", gray(i))
-    assert [job.seconds for job in done(StandInRunner(), "p", jobs=1)] == [1.0] * 4
-    for name in ("scan", "read_frames", "write_frames"):
-        monkeypatch.setattr(pipeline, name, clock.slow(getattr(pipeline, name)))
-    (job,) = done(StandInRunner(), "p/0.png", jobs=1, options=AGAIN)
-    assert job.seconds == 4.0
-
-
 def test_what_exists_is_skipped_unless_it_is_to_be_overwritten() -> None:
     save_picture("a.png", gray(0))
     Path("b.png").write_bytes(b"no picture: it is not even opened")
@@ -159,10 +131,8 @@ UNCOLOURED = {
 }
 
 
-@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-def test_what_counts_as_colours(dtype: Any) -> None:
-    scale = np.iinfo(dtype).max // 255
-    for index in range(4):
+def test_what_counts_as_colours() -> None:
+    for index, dtype, scale in ((0, np.uint8, 1), (1, np.uint16, 257), (2, np.uint8, 1)):
         assert is_coloured(scene(index).astype(dtype) * dtype(scale))
         faded = (scene(index) @ [0.299, 0.587, 0.114])[..., None]
         for kind, make in UNCOLOURED.items():
@@ -170,7 +140,7 @@ def test_what_counts_as_colours(dtype: Any) -> None:
             assert not is_coloured(pixels), kind
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (1, 5000), (2, 30_000), (3000, 1), (2100, 40)])
+@pytest.mark.parametrize("shape", [(1, 1), (1, 5000), (2100, 40)])
 def test_pictures_of_every_shape_can_be_asked(shape: tuple[int, int]) -> None:
     flat = np.full((*shape, 3), 99, np.uint8)
     assert not is_coloured(flat)
@@ -209,42 +179,25 @@ def test_pages_are_kept_or_coloured_one_by_one() -> None:
 @pytest.mark.parametrize(("name", "form"), [("x.png", "webp"), ("x.gif", None)])
 def test_kept_pictures_keep_their_transparency(name: str, form: str | None) -> None:
     alpha = np.where(np.arange(128) < 40, 0, 255).astype(np.uint8) + np.zeros((128, 1), np.uint8)
-    frames = [np.dstack([scene(i), alpha]) for i in (0, 1)]
-    save_film(name, *frames[: 2 if name == "x.gif" else 1])
-    (job,) = run(StandInRunner("sketch"), name, options=KEEP, form=form, compare=True)
+    save_film(name, *[np.dstack([scene(i), alpha]) for i in range(2 if name == "x.gif" else 1)])
+    (job,) = run(StandInRunner("sketch"), name, options=KEEP, form=form)
     for frame in frames_of(job.task.output):
-        assert frame.alpha is not None
         assert np.array_equal(frame.alpha == 0, alpha == 0)
-    assert job.task.sheet
-    sheet = frame_of(job.task.sheet).pixels
-    assert min(sheet[:, :30].min(), sheet[:, 134:158].min()) > 245  # white paper; WebP loses some
 
 
-@pytest.mark.parametrize("first", [0, 1])
-def test_kept_and_coloured_frames_go_into_one_film(first: int) -> None:
-    alpha = np.where(np.arange(128) < 40, 0, 255).astype(np.uint8) + np.zeros((128, 1), np.uint8)
-    frames = [np.dstack([pixels, alpha]) for pixels in (scene(0), gray_rgb(1, 128, 128))]
-    save_film("x.png", frames[first], frames[1 - first])
-    (job,) = run(StandInRunner("sketch"), "x.png", options=KEEP | AGAIN)
-    assert job.status == "done"
-    found = [frame.pixels[:, 40:] for frame in frames_of("out/x.png")]
-    assert np.array_equal(found[first], frames[0][:, 40:, :3])
-    assert not np.array_equal(found[1 - first], frames[1][:, 40:, :3])
+def test_a_sheet_shows_input_and_result_and_stacks_wide_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = gray_rgb(0, dtype=np.uint16)  # (40, 56)
+    save_picture("x.png", gray(0, dtype=np.uint16))
+    for axis, wide in ((1, 56), (0, 55)):
+        monkeypatch.setattr(pipeline, "WIDE", wide)
+        (job,) = done(StandInRunner(), "x.png", compare=True, options=AGAIN)
+        assert job.task.sheet == Path("out/x_compare.png")
+        sheet = frame_of(job.task.sheet).pixels
+        assert sheet.dtype == np.uint16
+        assert np.array_equal(sheet, np.concatenate([given, StandInRunner.coloured(given)], axis))
 
 
-@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-@pytest.mark.parametrize("ending", ["png", "tif"])
-def test_a_sheet_shows_input_and_result(dtype: Any, ending: str) -> None:
-    given = gray_rgb(0, dtype=dtype)
-    save_picture(f"x.{ending}", gray(0, dtype=dtype))
-    (job,) = done(StandInRunner(), f"x.{ending}", compare=True)
-    assert job.task.sheet == Path(f"out/x_compare.{ending}")
-    sheet = frame_of(job.task.sheet).pixels
-    assert sheet.dtype == dtype
-    assert np.array_equal(sheet, np.concatenate([given, StandInRunner.coloured(given)], 1))
-
-
-@pytest.mark.parametrize("name", FILMS)
+@pytest.mark.parametrize("name", ["x.gif", "x.tif"])
 def test_a_sheet_of_many_frames_shows_the_first(name: str) -> None:
     save_film(name, *map(gray, range(3)))
     given = frames_of(name)[0].pixels
@@ -253,13 +206,6 @@ def test_a_sheet_of_many_frames_shows_the_first(name: str) -> None:
     error = np.abs(sheet.astype(int) - np.concatenate([given, StandInRunner.coloured(given)], 1))
     assert error.mean() < (10 if name == "x.gif" else 3)  # 256 colours; what WebP loses
     assert len(frames_of(f"out/{name}")) == 3
-
-
-@pytest.mark.parametrize(("width", "whole"), [(8000, (20, 16_000)), (8001, (40, 8001))])
-def test_a_sheet_of_a_wide_picture_is_twice_as_high(width: int, whole: tuple[int, int]) -> None:
-    save_picture("x.webp", gray(0, 20, width), lossless=True)
-    done(StandInRunner(), "x.webp", compare=True)
-    assert frame_of("out/x_compare.webp").pixels.shape == (*whole, 3)
 
 
 def test_a_sheet_that_cannot_be_written_fails_the_file_before_its_result_is_there() -> None:
@@ -271,42 +217,34 @@ def test_a_sheet_that_cannot_be_written_fails_the_file_before_its_result_is_ther
     assert not Path("out/x.png").exists()  # or the next call would skip it
 
 
-@pytest.mark.parametrize(
-    ("shape", "how", "words"),
-    [((90, 51), {"compare": True}, "102 pixels a side"), ((2, 101), {}, "101 pixels a side")],
-)
-def test_what_a_format_cannot_hold_is_known_before_work(
-    shape: tuple[int, int], how: dict[str, Any], words: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    save_picture("x.jpg", gray(0, *shape))
+def test_what_a_format_cannot_hold_is_known_before_work(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(encoders.MAX_SIDE, "JPEG", 100)  # of 65,500
+    save_picture("x.jpg", gray(0, 90, 51))
+    save_picture("y.jpg", gray(0, 2, 101))
+    save_film("z.gif", gray(0), gray(1))
     runner = StandInRunner()
-    (job,) = run(runner, "x.jpg", **how)
-    assert (job.status, runner.calls) == ("failed", [])
-    assert words in job.reason
-    save_film("x.gif", gray(0), gray(1))
-    (job,) = run(runner, "x.gif", form="jpg")
-    assert job.reason.startswith("x.gif: 2 frames do not fit into one .jpg")
+    sheet, wide = run(runner, "x.jpg", "y.jpg", compare=True)
+    (film,) = run(runner, "z.gif", form="jpg")
+    assert "102 pixels a side" in sheet.reason
+    assert "101 pixels a side" in wide.reason
+    assert film.reason.startswith("z.gif: 2 frames do not fit into one .jpg")
     assert runner.calls == []
 
 
-@pytest.mark.parametrize(
-    ("name", "dtype", "tolerance"),
-    [("x.png", np.uint16, 0.02), ("x.tif", np.uint16, 0.02), ("x.png", np.uint8, 0.6)],
-)
-def test_the_depth_of_lightness_stays(name: str, dtype: Any, tolerance: float, photo_model: Path) -> None:
-    save_picture(name, gray(0, 90, 130, dtype))
+@pytest.mark.parametrize("name", ["x.png", "x.tif"])
+def test_the_depth_of_lightness_stays(name: str, photo_model: Path) -> None:
+    save_picture(name, gray(0, 90, 130, np.uint16))
     done(Runner(photo_model, CPU), name)
     pixels = frame_of(f"out/{name}").pixels
-    assert (pixels.dtype, pixels.shape) == (dtype, (90, 130, 3))
+    assert (pixels.dtype, pixels.shape) == (np.uint16, (90, 130, 3))
     assert chroma(pixels) > 5
-    assert np.abs(lightness(pixels) - lightness(gray_rgb(0, 90, 130, dtype))).max() < tolerance  # of 100
+    off = lightness(pixels) - lightness(gray_rgb(0, 90, 130, np.uint16))
+    assert np.abs(off).max() < 0.02  # of 100
 
 
-@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-@pytest.mark.parametrize(("ending", "colours"), [("png", 1), ("png", 3), ("tif", 3)])
+@pytest.mark.parametrize(("ending", "colours", "dtype"), [("png", 1, np.uint8), ("tif", 3, np.uint16)])
 def test_transparency_stays_and_what_it_hides_has_no_effect(
-    dtype: Any, ending: str, colours: int, photo_model: Path
+    ending: str, colours: int, dtype: Any, photo_model: Path
 ) -> None:
     alpha = gray(7, dtype=dtype)
     alpha[:20, :30], alpha[30:, 40:] = 0, np.iinfo(dtype).max
@@ -336,7 +274,7 @@ def test_a_transparent_drawing_and_one_on_paper_are_coloured_alike(tmp_path: Pat
     assert np.array_equal(frame_of("out/clear_compare.png").pixels[:, :56], frame_of("p/paper.png").pixels)
 
 
-@pytest.mark.parametrize("name", FILMS)
+@pytest.mark.parametrize("name", ["x.gif", "x.webp", "x.png", "x.tif"])
 def test_every_frame_is_coloured(name: str, photo_model: Path) -> None:
     save_film(name, *map(gray, range(4)))
     runner = Runner(photo_model, CPU)
@@ -407,9 +345,7 @@ DISK_FULL = OSError(28, "No space left on device", "out/b.png")
         (UserError("broken\nin two"), "b.png: broken in two"),
         (DISK_FULL, "b.png: out/b.png: No space left on device"),
         (MemoryError(), "b.png: MemoryError"),
-        (ValueError("too many values to unpack"), "b.png: ValueError: too many values to unpack"),
         (KeyError("x"), "b.png: KeyError: 'x'"),
-        (OSError("no name"), "b.png: OSError: no name"),
     ],
     ids=repr,
 )
@@ -430,19 +366,16 @@ def test_a_failure_of_any_step_is_of_one_file_and_a_bug_is_called_one(
     first, failed, last = run(StandInRunner(), "a.png", "b.png", "c.png")
     assert (first.status, failed.status, last.status) == ("done", "failed", "done")
     assert failed.reason == reason
-    is_ours = type(error).__name__ in reason and not isinstance(error, MemoryError)
-    assert ("Traceback" in failed.bug) == is_ours
+    assert ("Traceback" in failed.bug) == isinstance(error, KeyError)
     assert sorted(path.name for path in Path("out").iterdir()) == ["a.png", "c.png"]
 
 
 def test_a_problem_of_the_plan_is_a_failure() -> None:
     save_picture("a/x.png", gray(0))
     save_picture("b/x.png", gray(1))
-    for status in ("done", "skipped"):
-        first, second = run(StandInRunner(), "a", "b")
-        assert (first.status, second.status) == (status, "failed")
-        assert second.reason == second.task.problem
-        assert not second.bug
+    first, second = run(StandInRunner(), "a", "b")
+    assert (first.status, second.status) == ("done", "failed")
+    assert (second.reason, second.bug) == (second.task.problem, "")
 
 
 def test_the_number_of_threads_changes_nothing(photo_model: Path) -> None:
@@ -456,20 +389,6 @@ def test_the_number_of_threads_changes_nothing(photo_model: Path) -> None:
         Path("out").rename(f"out{jobs}")
     assert results[0] == results[1]
     assert len(results[0][1]) == 16
-
-
-@pytest.mark.parametrize("step", ["read_frames", "write_frames"])
-def test_files_are_read_and_written_beside_one_another(step: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    together, works = threading.Barrier(2, timeout=60), getattr(pipeline, step)
-
-    def meets(*arguments: Any) -> Any:
-        together.wait()
-        return works(*arguments)
-
-    for i in range(4):
-        save_picture(f"p/{i}.png", gray(i, 40 + i))
-    monkeypatch.setattr(pipeline, step, meets)
-    assert len(done(StandInRunner(), "p", jobs=2)) == 4  # one at a time would break the barrier, and fail
 
 
 class Watched:
@@ -528,8 +447,7 @@ class Watched:
         return colours
 
 
-@pytest.mark.parametrize("full_disk", [False, True])
-@pytest.mark.parametrize(("jobs", "growth"), [(1, 0), (2, 0), (2, 1)])
+@pytest.mark.parametrize(("full_disk", "jobs", "growth"), [(False, 1, 0), (False, 2, 1), (True, 2, 0)])
 def test_few_of_many_pictures_are_in_memory(
     full_disk: bool, jobs: int, growth: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -561,8 +479,3 @@ def test_of_many_frames_few_are_in_memory(monkeypatch: pytest.MonkeyPatch) -> No
     done(StandInRunner(), "x.tif", compare=True)
     assert watched.most <= 6  # two frames, and the first for its sheet, each there twice
     assert watched.alive() == 0
-
-
-def test_a_file_that_is_named_by_a_task_need_not_be_planned() -> None:
-    task = Task(save_picture("x.png", gray(0)), Path("out/x.png"))
-    assert [job.status for job in Pipeline(StandInRunner(), 1).run([task])] == ["done"]

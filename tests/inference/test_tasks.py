@@ -51,12 +51,6 @@ def listed(content: bytes, monkeypatch: pytest.MonkeyPatch, *more: str) -> list[
     return plan("-", *more)
 
 
-def test_a_file_goes_into_the_output_folder_without_its_folders(scans: Path) -> None:
-    absolute = str(Path("scans/one.png").absolute())
-    expected = [("scans/album/two.JPG", "two.JPG"), (absolute, "one.png")]
-    assert names(plan("scans/album/two.JPG", absolute)) == expected
-
-
 def test_a_folder_is_searched_through_and_keeps_its_structure(scans: Path) -> None:
     expected = [
         ("scans/album/deep/four.jp2", "album/deep/four.png"),  # jp2 cannot be written
@@ -86,11 +80,9 @@ def test_inputs_stay_in_the_order_of_the_call_and_are_done_once(scans: Path) -> 
         ("scans/**/*.JPG", ["album/two.JPG"]),
         ("scans/**/*t*", ["album/deep/three.tif", "album/two.JPG", "notes.png"]),
         ("scans/album/**", ["deep/four.png", "deep/three.tif", "two.JPG"]),
-        ("scans/*/two.*", ["album/two.JPG"]),
         ("scans/album/deep/[t]*", ["three.tif"]),
         ("**/t*", ["scans/album/deep/three.tif", "scans/album/two.JPG"]),
-        ("scans/../scans/*.png", ["one.png"]),
-        ("./scans/?ne.png", ["one.png"]),
+        ("./scans/../scans/?ne.png", ["one.png"]),
         ("scans/scan[1].png", ["scan[1].png"]),  # a file of that name comes first
     ],
 )  # fmt: skip
@@ -109,7 +101,6 @@ def test_a_pattern_keeps_the_structure_below_its_fixed_part(
     ("inputs", "words"),
     [
         (["missing.jpg"], "no file or folder missing.jpg"),
-        (["scans/one.png", "scans/two"], "no file or folder scans/two"),
         (["scans/**/*.webp"], r"no file matches scans/\*\*/\*.webp"),
         (["scans/albu*"], r"no file matches scans/albu\*"),  # a folder alone
         (["scans/**.png/x"], r"no (pattern|file matches) scans/\*\*.png/x"),  # before Python 3.13: no pattern
@@ -122,16 +113,12 @@ def test_an_argument_that_stands_for_nothing_is_a_mistake(scans: Path, inputs: l
         plan(*inputs)
 
 
-@pytest.mark.parametrize("end", ["\n", "\r\n", "\0"])
-def test_a_list_has_a_name_a_line_or_a_nul_after_each(
-    scans: Path, monkeypatch: pytest.MonkeyPatch, end: str
-) -> None:
+def test_a_list_has_a_name_a_line_or_a_nul_after_each(scans: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     place("z.png")
-    for last in ("", end, end + end):
-        content = end.join(["", "scans/one.png", "./scans/album/two.JPG", "scans/one.png"]) + last
+    for end in ("\n", "\r\n", "\0"):
+        content = end.join(["", "scans/one.png", "./scans/album/two.JPG", "scans/one.png", "", ""])
         tasks = listed(content.encode(), monkeypatch, "z.png")
         assert outputs(tasks) == ["scans/one.png", "scans/album/two.JPG", "z.png"]
-    assert outputs(listed(b"scans/one.png\0", monkeypatch)) == ["scans/one.png"]
     for content in (b"", b"\n", b"\n\r\n", b"\0\0"):
         with pytest.raises(UserError, match="no file name on standard input"):
             listed(content, monkeypatch)
@@ -162,13 +149,6 @@ def test_a_name_in_a_list_that_is_no_file_is_its_own_problem(
     assert ("a folder" in bad.problem) == (name == "scans/album")
 
 
-def test_a_missing_file_takes_no_name_from_another(monkeypatch: pytest.MonkeyPatch) -> None:
-    there = place("real/a.jpg").absolute()
-    missing, found = listed(f"/nowhere/a.jpg\n{there}\n".encode(), monkeypatch)
-    assert "no such file" in missing.problem
-    assert (found.path, found.output, found.problem) == (there, OUT / "a.jpg", "")
-
-
 def test_a_list_reaches_no_place_outside_the_output_folder(
     scans: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -184,12 +164,6 @@ def test_a_format_changes_the_last_ending(scans: Path) -> None:
     expected = ["album/deep/four.webp", "album/deep/three.webp", "album/two.webp", "one.webp"]
     assert outputs(plan("scans", form="webp")) == expected
     assert outputs(plan("p/a.b.jp2", "p/.c.png", form="jpg")) == ["a.b.jpg", ".c.jpg"]
-
-
-def test_sheets_stand_beside_the_results(scans: Path) -> None:
-    assert {task.sheet for task in plan("scans")} == {None}
-    tasks = plan("scans", form="webp", compare=True)
-    assert [str(task.sheet) for task in tasks][-2:] == ["out/album/two_compare.webp", "out/one_compare.webp"]
 
 
 def test_of_inputs_with_one_output_the_later_have_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -240,8 +214,7 @@ def test_one_folder_by_two_names_is_one(scans: Path, monkeypatch: pytest.MonkeyP
         plan_tasks([scans], Path("Scans"), overwrite=True)
 
 
-@pytest.mark.parametrize("inputs", [".", "**/*.*", "-"])
-@pytest.mark.parametrize("linked", [False, True])
+@pytest.mark.parametrize(("inputs", "linked"), [(".", False), ("**/*.*", True), ("-", True)])
 def test_former_results_are_no_inputs_unless_they_are_named(
     inputs: str,
     linked: bool,

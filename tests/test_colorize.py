@@ -187,6 +187,7 @@ def test_options_change_the_pictures(model: Path) -> None:
         ("empty", "no image in empty"),
         ("scans --out scans", "would overwrite an input"),
         ("scans --out scans/one.png/x", "cannot be written to (Not a directory)"),
+        ("scans --out /proc", "cannot be written to ("),  # is there, and not even root writes to it
         ("scans --format gif", "use one of png jpg webp tif"),
         ("scans --upsampling nearest", "use one of guided bicubic"),
         ("scans --size 8", "--size"),

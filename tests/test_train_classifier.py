@@ -1,6 +1,5 @@
 """The classifier: its step, its scores, and training as a user runs it."""
 
-import json
 import math
 import shutil
 import signal
@@ -348,20 +347,10 @@ def test_a_run_is_never_mixed_with_another(trained: Path, options: dict[str, Any
     assert times_of(trained) == before
 
 
-def test_a_resume_whose_data_or_state_is_gone(pictures: Path) -> None:
+def test_a_resume_whose_classes_have_changed(pictures: Path) -> None:
     shutil.copytree(pictures, "data")
     run = train_classifier.main(data="data", epochs=1, **TINY)
     for split in ("train", "val"):
         Path("data", split, "b").rename(Path("data", split, "c"))
     with pytest.raises(UserError, match=r"^the classes of .*data have changed since this run began, .* b$"):
-        train_classifier.main(run=run, resume=True, epochs=2, device="cpu")
-    for split in ("train", "val"):
-        Path("data", split, "c").rename(Path("data", split, "b"))
-    record = json.loads((run / "classifier.json").read_text())
-    atomic.write_json(run / "classifier.json", {**record, "recipe": {**record["recipe"], "new": 1}})
-    with pytest.raises(UserError, match=r"classifier\.json is damaged, or of another version.* new"):
-        train_classifier.main(run=run, resume=True, epochs=2, device="cpu")
-    atomic.write_json(run / "classifier.json", record)
-    state_path(run).unlink()
-    with pytest.raises(UserError, match=r"state\.pt is missing: .* can be used, but not trained on$"):
         train_classifier.main(run=run, resume=True, epochs=2, device="cpu")

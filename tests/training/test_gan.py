@@ -1,6 +1,5 @@
 """One step of both networks, stages, every kind of discriminator, exact resume, pretrained weights."""
 
-import math
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
@@ -226,15 +225,9 @@ def test_networks_follow_the_recipe() -> None:
     for optimizer in (networks.optimizer_g, networks.optimizer_d):
         group = optimizer.param_groups[0]
         assert (group["lr"], group["betas"], group["weight_decay"]) == (3e-4, (0.4, 0.9), 0)
-    kaiming = build(tiny_recipe(init="kaiming", ngf=16, ndf=16))
     for network in (networks.generator, networks.discriminator):
         big = torch.cat([p.flatten() for p in network.parameters() if p.ndim == 4])
         assert big.std().item() == pytest.approx(0.02, rel=0.1)
-    for network in (kaiming.generator, kaiming.discriminator):
-        for conv in network.modules():
-            if isinstance(conv, nn.Conv2d | nn.ConvTranspose2d) and conv.weight.numel() > 1000:
-                std = math.sqrt(2 / (conv.kernel_size[0] * conv.kernel_size[1] * conv.out_channels))
-                assert conv.weight.std().item() == pytest.approx(std, rel=0.1)
 
 
 def rates(networks: Gan) -> list[float]:
@@ -308,21 +301,6 @@ def test_the_averaged_generator_follows_slowly() -> None:
 # States
 
 
-def test_runs_are_bitwise_the_same_from_their_seed() -> None:
-    recipe = tiny_recipe(ema=0.9)
-
-    def run(recipe: Recipe) -> list[bytes | str]:
-        networks = build(recipe)
-        for seed in range(3):
-            step(networks, recipe, seed)
-        return bits(networks.state().state_dict())
-
-    reference = run(recipe)
-    torch.manual_seed(999)  # what ran before must not matter
-    assert run(recipe) == reference
-    assert run(replace(recipe, seed=8)) != reference
-
-
 KINDS = [
     {"ema": 0.9, "dropout": 0.5}, {"discriminator": "none", "lambda_mse": 1.0, "ema": 0.9},
     {"discriminator": "patch30", "norm_d": "batch", "spectral_norm": True},
@@ -372,18 +350,6 @@ def test_a_state_without_gradient_scaling_can_go_on_with_it() -> None:
     other.scaler = torch.amp.GradScaler("cpu")
     other.state().load_state_dict(state)
     assert other.scaler.is_enabled()
-
-
-def test_spectral_norm_bounds_what_is_used() -> None:
-    recipe = tiny_recipe(spectral_norm=True, init="normal", lr_d=1e-2)
-    networks = build(recipe)
-    for _ in range(20):
-        step(networks, recipe)
-    convolutions = [m for m in networks.discriminator.modules() if isinstance(m, nn.Conv2d)]
-    assert len(convolutions) == 5
-    for conv in convolutions:
-        largest = torch.linalg.matrix_norm(conv.weight.detach().flatten(1), 2).item()
-        assert largest == pytest.approx(1.0, abs=0.1)
 
 
 # Perceptual terms and pretrained weights

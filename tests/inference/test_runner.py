@@ -130,12 +130,6 @@ def test_settings_are_those_of_the_module_and_none_leaves_them(model: Path) -> N
     assert (plain.model.size, plain.model.strength, plain.model.upsampling) == (32, 1.0, "guided")
 
 
-def test_a_picture_need_not_lie_in_one_piece(model: Path) -> None:
-    (whole,) = draw(1, 60, 50)
-    for picture in (whole[5:40, 7:30], whole.transpose(1, 0, 2)):
-        assert_same(Runner(model, CPU).run([picture]), singly(model, [picture.copy()]))
-
-
 @pytest.mark.parametrize("kind", ["L", "sketch"])
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
 def test_transparency_is_paper_to_line_art_and_white_elsewhere(kind: str, dtype: Any) -> None:

@@ -52,9 +52,7 @@ def draw(height: int = 60, width: int = 91) -> Image.Image:
 
 def with_alpha(picture: Image.Image) -> Image.Image:
     """Return a picture with every degree of transparency."""
-    width, height = picture.size
-    alpha = np.linspace(0, 255, height * width).reshape(height, width).round().astype(np.uint8)
-    picture.putalpha(Image.fromarray(alpha))
+    picture.putalpha(Image.linear_gradient("L").resize(picture.size))
     return picture
 
 
@@ -76,7 +74,6 @@ PICTURES: dict[str, Callable[[], tuple[Image.Image, dict[str, Any]]]] = {  # and
     "gray, alpha.png": lambda: (with_alpha(draw().convert("L")), {}),
     "one clear colour.png": lambda: (draw(), {"transparency": draw().getpixel((0, 0))}),
     "turned.png": lambda: (draw(), turned(6)),
-    "rgb.of.jpg": lambda: (draw(), {"quality": 90}),
     "progressive.JPEG": lambda: (draw(), {"format": "JPEG", "progressive": True, "subsampling": 0}),
     "gray.of.jpg": lambda: (draw().convert("L"), {}),
     "wrong name.png": lambda: (draw(), {"format": "JPEG"}),
@@ -202,7 +199,6 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
     "folder.png": (Path.mkdir, "not a file"),
     "pipe.png": (os.mkfifo, "not a file"),
     "empty.jpg": (Path.touch, "neither PNG nor JPEG"),
-    "text.png": (lambda path: path.write_text("hello, this is text"), "neither PNG nor JPEG"),
     "half.png": (lambda path: cut(path, 0.5), "damaged image (Read Error)"),
     "half a jpeg.jpg": (lambda path: cut(path, 0.5), "damaged image (Corrupt JPEG data: premature end"),
     "header.jpg": (lambda path: cut(path, 0.01), "damaged image ("),

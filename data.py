@@ -25,6 +25,7 @@ from dataset.degradations import make_fixed_input
 from dataset.folders import Item, find_pair, list_items, read_picture
 from dataset.sources import Blob
 from imaging import color
+from imaging.line_art import line_art
 from imaging.pixels import Array, colorfulness, resize
 from runtime.run_folder import RunRecord
 
@@ -149,7 +150,7 @@ def decode(item: Item, loading: Loading) -> Array:
         return colour
     if sketch is None:
         planes = torch.from_numpy(colour).permute(2, 0, 1)[None]  # (1, 3, H, W)
-        drawn = color.line_art(planes)[0].permute(1, 2, 0).numpy()
+        drawn = line_art(planes)[0].permute(1, 2, 0).numpy()
     else:
         drawn = resize(fit_image(sketch, loading.load_size, loading.fit), *colour.shape[:2])
     return np.concatenate([colour, drawn], 2)

@@ -75,7 +75,8 @@ def main(
     if weights is not None and not weights.is_dir():
         raise UserError(f"no folder {weights}: --weights takes the folder that holds the weight files")
 
-    from evaluation.scores import choose_epochs, read_scores
+    from evaluation.best_epoch import choose_epochs
+    from evaluation.scores import read_scores
     from reporting.curves import plot_scores
     from reporting.page import write_report
     from reporting.summary import score_table

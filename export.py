@@ -37,7 +37,8 @@ def main(
     """Export one saved epoch; returns the file. The differences are checked on the CPU and on `device`."""
     import torch
 
-    from evaluation.scores import choose_epochs, read_scores
+    from evaluation.best_epoch import choose_epochs
+    from evaluation.scores import read_scores
     from inference import checkpoint, exporters
     from reporting.summary import why_best
     from runtime.device import pick_device

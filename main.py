@@ -19,10 +19,11 @@ def write_example(path: Path, kind: str) -> Path:
 
     from imaging import color
     from imaging.files import read_image, write_image
+    from imaging.line_art import line_art
 
     photo = Path(skimage.__file__).parent / "data" / "rocket.jpg"  # a real photograph
     tensor = torch.from_numpy(read_image(photo)).permute(2, 0, 1)[None]  # (1, 3, H, W)
-    shown = color.line_art(tensor) if kind in ("sketch", "line") else color.show_input(tensor, kind)
+    shown = line_art(tensor) if kind in ("sketch", "line") else color.show_input(tensor, kind)
     write_image(path, shown[0].permute(1, 2, 0).numpy())
     return photo
 
@@ -42,7 +43,7 @@ def main(
     import test
     import train
     from data import evenly_spaced
-    from evaluation.scores import best_epoch
+    from evaluation.best_epoch import best_epoch
     from imaging.files import find_images, read_image, write_image
     from imaging.pixels import contact_sheet, resize
     from runtime.run_folder import outputs_path, read_run

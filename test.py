@@ -22,8 +22,8 @@ def main(
 ) -> list[Path]:
     """Render one or all saved epochs; returns the output folders."""
     from data import open_split
+    from evaluation.best_epoch import choose_epochs
     from evaluation.render import render_epoch
-    from evaluation.scores import choose_epochs
     from runtime.device import pick_device
     from runtime.run_folder import newest_run, read_run
 

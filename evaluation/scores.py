@@ -1,4 +1,4 @@
-"""Scores of a run: means with intervals, the best epoch by each metric, and the files that hold them.
+"""Scores of a run: means with intervals, and the files that hold them.
 
     scores.json             protocol, best epochs, and one row per epoch, baseline and upper bound
     scores.csv              the same rows; a score that is not available is an empty cell
@@ -22,10 +22,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from config import METRICS, Recipe, UserError
+from config import Recipe, UserError
 from runtime import run_folder
 from runtime.atomic import replacing, write_json
-from runtime.run_folder import library_versions, read_run, saved_epochs
+from runtime.run_folder import library_versions, saved_epochs
 
 FORMAT = "tinct-scores-1"
 RESAMPLES = 2000  # of the bootstrap
@@ -182,44 +182,6 @@ def make_row(name: str, columns: Mapping[str, Scores], stems: Sequence[str]) -> 
     return Row(epoch_number(name), scores, len(stems))
 
 
-def distance(metric: str, row: Row) -> float:
-    """Return a number in the metric's unit that is the smaller, the better the row is."""
-    mean = row.scores[metric].mean
-    if METRICS[metric] == "higher":
-        return -mean
-    return mean if METRICS[metric] == "lower" else abs(mean - row.scores[TRUTH_COLORFULNESS].mean)
-
-
-def best_epochs(rows: Mapping[str, Row]) -> dict[str, str]:
-    """Return metric -> row of the best epoch, for each metric that all epochs have."""
-    ours = {name: row for name, row in rows.items() if row.epoch is not None}
-    return {
-        metric: min(ours, key=lambda name: distance(metric, ours[name]))
-        for metric in METRICS
-        if ours and all(metric in row.scores for row in ours.values())
-    }
-
-
-def tied_epochs(per_image: PerImage, best: str | None, metric: str) -> list[str]:
-    """Return the epochs whose mean difference from the best one, image by image, may be chance."""
-    epochs = {
-        name: found[metric] for name, found in per_image.items() if epoch_number(name) and metric in found
-    }
-    if best not in epochs or METRICS[metric] not in ("higher", "lower") or len(epochs[best]) < 2:
-        return []
-    found = summarise({name: scores - epochs[best] for name, scores in epochs.items()})
-    return [name for name, score in found.items() if name != best and score.low <= 0 <= score.high]
-
-
-def make_score_file(
-    rows: dict[str, Row], per_image: PerImage, protocol: Protocol, metric: str, notes: Sequence[str]
-) -> ScoreFile:
-    """Return rows together with the best epochs, and those that may be as good by `metric`."""
-    best = best_epochs(rows)
-    ties = tied_epochs(per_image, best.get(metric), metric)
-    return ScoreFile(metric, best, ties, dict(METRICS), protocol, list(notes), rows)
-
-
 def score_record(name: str, score: Score) -> dict[str, float]:
     """Return a score in the form of the score files."""
     return {f"{name}{end}": value for end, value in zip(ENDS, score, strict=True) if value is not None}
@@ -359,42 +321,3 @@ def require_alike(run: Path, earlier: Mapping[str, Row], before: Protocol, new: 
         raise UserError(
             f"other epochs of {run} were scored with {'; '.join(odd)}: score all again with --all-epochs"
         )
-
-
-def choose_epochs(run: Path, epoch: str | int | None, all_epochs: bool) -> list[int]:
-    """Return the epochs that a stage works on: all, the one asked for (a number, or best), or the last.
-
-    Raises UserError where none is saved, or not the one asked for, or none is known to be the best.
-    """
-    read_run(run)
-    epochs = saved_epochs(run)
-    if not epochs:
-        command = f"python train.py --resume --run {quote(str(run))}"
-        raise UserError(f"no saved epoch in {run}; train on with: {command}")
-    if all_epochs and epoch is not None:
-        raise UserError("--all-epochs and --epoch ask for different things; give one of them")
-    if epoch is None:
-        return epochs if all_epochs else epochs[-1:]
-    if str(epoch) == "best":
-        return [best_epoch(run)]
-    if not re.fullmatch(r"0*[1-9]\d*", str(epoch)):
-        raise UserError(f"an epoch is a number from 1, or best; got {epoch}")
-    if int(epoch) not in epochs:
-        raise UserError(f"epoch {epoch} is not saved in {run}; saved: {' '.join(map(str, epochs))}")
-    return [int(epoch)]
-
-
-def best_epoch(run: Path) -> int:
-    """Return the scored epoch that is best by the recipe's metric.
-
-    Raises UserError where there are no scores, or not by that metric, or the epoch was trained again since.
-    """
-    scores = read_scores(run)
-    metric, again = scores.metric, f"score again: python eval.py --all-epochs --run {quote(str(run))}"
-    if metric not in scores.best:
-        reasons = (row.missing[metric] for row in scores.rows.values() if metric in row.missing)
-        raise UserError(f"no best epoch by {metric} in {run}: {next(reasons, 'not scored')}; {again}")
-    row = scores.rows[scores.best[metric]]
-    if row.epoch is None or not is_current(run, row):
-        raise UserError(f"the scores in {run} are older than its checkpoints; {again}")
-    return row.epoch

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from config import UserError
 from data import ImageSet
 from evaluation import scores
+from evaluation.best_epoch import make_score_file
 from evaluation.deep_metrics import MetricSet
 from evaluation.metrics import Pictures
 from evaluation.render import render_missing
@@ -55,7 +56,7 @@ def evaluate(
     rows = dict(sorted({**rows, **kept}.items(), key=lambda item: item[1].epoch or 0))
     per_image = {name: per_image[name] for name in rows}
     notes = [*metrics.notes, *(f"skipped {sentence}" for sentence in images.bad)]
-    found = scores.make_score_file(rows, per_image, protocol, recipe.metric, notes)
+    found = make_score_file(rows, per_image, protocol, recipe.metric, notes)
     scores.write_scores(run, found, per_image, images.stems)
     return found
 

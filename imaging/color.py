@@ -1,16 +1,12 @@
-"""Colour in torch: sRGB <-> CIELAB, images <-> network tensors, gamut clipping, line extraction.
+"""Colour in torch: sRGB <-> CIELAB, images <-> network tensors, gamut clipping.
 
 Every function is batched, runs on any device, can be scripted, and computes in float32 also under autocast:
 element-wise operations alone are used, no matrix product, which autocast would round to bfloat16.
 
-Sources: IEC 61966-2-1 (sRGB), CIE 15 (Lab), D65 white and matrix as in scikit-image; line extraction:
-Winnemoeller, Kyprianidis, Olsen, "XDoG: an eXtended difference-of-Gaussians compendium", 2012.
+Sources: IEC 61966-2-1 (sRGB), CIE 15 (Lab), D65 white and matrix as in scikit-image.
 """
 
-import math
-
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 # kind of network tensor -> its channels, see encode
@@ -161,32 +157,3 @@ def show_input(source: Tensor, kind: str) -> Tensor:
     if kind == "L":
         return recolor(source, 0.0, 0.0)
     return to_uint8((encode(source, kind) + 1.0) / 2.0).expand(-1, 3, -1, -1)
-
-
-def gaussian_blur(image: Tensor, sigma: float) -> Tensor:
-    """Blur each channel; sigma in px, borders replicated. In float64, which autocast does not touch."""
-    radius = max(1, math.ceil(3.0 * sigma))
-    offsets = torch.arange(-radius, radius + 1, device=image.device, dtype=torch.float64)
-    weights = torch.exp(-0.5 * (offsets / sigma) ** 2)
-    weights = weights / weights.sum()
-    planes = image.to(torch.float64).flatten(0, 1).unsqueeze(1)  # (N*C, 1, H, W)
-    planes = F.pad(planes, [radius, radius, radius, radius], mode="replicate")
-    planes = F.conv2d(planes, weights.view(1, 1, 1, -1))
-    planes = F.conv2d(planes, weights.view(1, 1, -1, 1))
-    return planes.view(image.shape).to(torch.float32)
-
-
-def line_art(image: Tensor) -> Tensor:
-    """Return line art of colour images (N, 3, H, W): black lines on white, gray, as uint8 of the same shape.
-
-    A difference of Gaussians with a soft threshold, per colour channel and relative to the local brightness:
-    plain XDoG fills dark areas with black, and lines of the gray image miss edges between colours of equal
-    lightness. Source: Winnemoeller et al. 2012, eq. 2-5, divided by the wider Gaussian.
-    """
-    rgb = rgb01(image)
-    fine = gaussian_blur(rgb, 0.7)  # about the width of a line
-    wide = gaussian_blur(rgb, 3.0 * 0.7)
-    # 0.06 suppresses noise in dark areas
-    ratio = ((fine + 0.06) / (wide + 0.06)).amin(1, keepdim=True)  # (N, 1, H, W)
-    ink = torch.tanh(((0.95 - ratio) / 0.08).clamp(min=0.0))  # from 0.95 on, the result is white
-    return to_uint8(1.0 - ink).expand(-1, 3, -1, -1)

@@ -23,7 +23,8 @@ from PIL.WebPImagePlugin import WebPImageFile
 from tifffile import EXTRASAMPLE, PHOTOMETRIC, TiffFile, TiffPage
 
 from config import UserError
-from imaging.pixels import Depth, Frame, check_size, strips, to_16_bits, upright
+from imaging.orientation import orientation, upright
+from imaging.pixels import Depth, Frame, check_size, strips, to_16_bits
 
 PNG_START = b"\x89PNG\r\n\x1a\n"
 PNG_NOTES = (b"tEXt", b"zTXt", b"iTXt", b"eXIf", b"pHYs")  # chunks that say something beside the pixels
@@ -169,14 +170,6 @@ def walk(image: Image.Image, count: int) -> Iterator[Image.Image]:
         with guarded():
             image.load()
         yield image
-
-
-def orientation(image: Image.Image) -> int:
-    """Return the EXIF orientation of a loaded picture, 1 (upright) where there is none."""
-    try:
-        return image.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:  # a broken EXIF block says nothing, and Pillow's parser raises almost anything
-        return 1
 
 
 def to_frame(image: Image.Image) -> Frame:

@@ -39,22 +39,6 @@ def check_size(width: int, height: int) -> None:
         raise UserError(f"more than {limit}, which is taken for a decompression bomb")
 
 
-def upright(frame: Frame, turn: int) -> Frame:
-    """Undo an EXIF orientation in [1, 8]; any other value means 1, upright."""
-    alpha = None if frame.alpha is None else _turned(frame.alpha, turn)
-    return Frame(_turned(frame.pixels, turn), alpha)
-
-
-def _turned(array: NDArray, turn: int) -> NDArray:
-    if turn in (5, 6, 7, 8):
-        array = array.swapaxes(0, 1)
-    if turn in (3, 4, 7, 8):
-        array = array[::-1]
-    if turn in (2, 3, 6, 7):
-        array = array[:, ::-1]
-    return np.ascontiguousarray(array)
-
-
 def flatten(frame: Frame) -> Array:
     """Return (H, W, 3) uint8, composited on white."""
     pixels = to_8_bits(frame.pixels)

@@ -10,7 +10,8 @@ from pathlib import Path
 from shlex import quote
 
 from config import RECIPES, Recipe, make_recipe
-from evaluation.scores import BASELINES, TRUTH_COLORFULNESS, Row, ScoreFile, distance, epoch_number
+from evaluation.best_epoch import distance
+from evaluation.scores import BASELINES, TRUTH_COLORFULNESS, Row, ScoreFile, epoch_number
 from runtime.run_folder import RunRecord
 
 NAMES = {

@@ -34,7 +34,7 @@ from data import (
 from dataset import scenes
 from dataset.degradations import make_fixed_input
 from dataset.folders import Item, list_items, read_picture
-from imaging import color
+from imaging import line_art
 from imaging.files import read_frames, scan
 from imaging.pixels import Array, colorfulness, flatten, resize
 from runtime.run_folder import RunRecord
@@ -122,7 +122,7 @@ def test_decode_draws_the_lines_of_a_photo() -> None:
     out = decode(item, replace(PHOTO, sketch=True))
     assert out.shape == (16, 24, 6)
     assert np.array_equal(out[..., :3], decode(item, PHOTO))
-    drawn = color.line_art(torch.from_numpy(out[..., :3].copy()).permute(2, 0, 1)[None])
+    drawn = line_art.line_art(torch.from_numpy(out[..., :3].copy()).permute(2, 0, 1)[None])
     assert np.array_equal(out[..., 3:], drawn[0].permute(1, 2, 0).numpy())
 
 
@@ -412,7 +412,7 @@ def test_what_a_recipe_loads_of_pairs(changes: dict[str, Any], pair: str, sketch
         assert np.array_equal(out, np.concatenate([colour, drawing], 2) if sketch else colour)
     if changes["input"] == "line":
         whole = torch.from_numpy(read_picture(items[0].target)).permute(2, 0, 1)[None]
-        assert np.array_equal(out[..., 3:], color.line_art(whole)[0].permute(1, 2, 0).numpy())
+        assert np.array_equal(out[..., 3:], line_art.line_art(whole)[0].permute(1, 2, 0).numpy())
 
 
 def test_pairs_that_are_not_there_are_one_sentence() -> None:

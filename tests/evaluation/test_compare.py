@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from config import Recipe
-from evaluation import scores
+from evaluation import best_epoch, scores
 from evaluation.compare import compare, paired, parse_opponent, verdict
 from evaluation.scores import Score, identify, read_per_image, read_scores
 from runtime import atomic
@@ -46,7 +46,7 @@ def make_run(
         per_image[epoch], rows[epoch] = columns, scores.make_row(epoch, columns, stems)
         rows[epoch].stamp = stamp(run, 5 * i, "key")
         rows[epoch].scores |= {"colorfulness_truth": Score(60.0), "fid": Score(3.0 + i)}
-    made = scores.make_score_file(rows, per_image, protocol, "ciede2000", [])
+    made = best_epoch.make_score_file(rows, per_image, protocol, "ciede2000", [])
     scores.write_scores(run, made, per_image, stems)
     return run
 

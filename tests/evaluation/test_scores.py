@@ -15,7 +15,7 @@ import pytest
 import scipy.stats
 
 from config import METRICS, VERSION, Recipe
-from evaluation import scores
+from evaluation import best_epoch, scores
 from evaluation.scores import PerImage, Protocol, Row, Score, ScoreFile
 from runtime import atomic
 
@@ -155,7 +155,7 @@ def table() -> dict[str, Row]:
 
 
 def write(rows: dict[str, Row] | None = None, per_image: PerImage = PER_IMAGE) -> ScoreFile:
-    made = scores.make_score_file(rows or table(), per_image, PROTOCOL, "ciede2000", ["a note"])
+    made = best_epoch.make_score_file(rows or table(), per_image, PROTOCOL, "ciede2000", ["a note"])
     scores.write_scores(RUN, made, per_image, STEMS)
     return made
 
@@ -185,17 +185,17 @@ def test_the_best_epoch_follows_the_direction(metric: str) -> None:
 
     values = {"higher": (3.0, 9.0, 5.0), "lower": (9.0, 3.0, 5.0), "closest to the truth": (20.0, 43.0, 50.0)}
     rows = {f"epoch_000{i}": row(v, i) for i, v in enumerate(values[METRICS[metric]], 1)}
-    best = scores.best_epochs({"gray": row(40.0), "jpeg90": row(1e9), **rows, "truth": row(-1e9)})
+    best = best_epoch.best_epochs({"gray": row(40.0), "jpeg90": row(1e9), **rows, "truth": row(-1e9)})
     assert best == {metric: "epoch_0002"}  # baselines and upper bounds are no epochs
-    assert scores.distance(metric, rows["epoch_0002"]) < scores.distance(metric, rows["epoch_0001"])
+    assert best_epoch.distance(metric, rows["epoch_0002"]) < best_epoch.distance(metric, rows["epoch_0001"])
 
 
 def test_of_equal_epochs_the_first_is_best_and_every_epoch_must_have_the_metric() -> None:
     rows = {f"epoch_000{i}": Row(i, {"ssim": Score(0.5)}, 4) for i in (1, 2, 3)}
     rows["epoch_0003"].scores["fid"] = Score(3.0)
     rows["epoch_0002"].missing["fid"] = NONE
-    assert scores.best_epochs(rows) == {"ssim": "epoch_0001"}
-    assert scores.best_epochs({"gray": Row(None, {"ssim": Score(0.5)}, 4)}) == {}
+    assert best_epoch.best_epochs(rows) == {"ssim": "epoch_0001"}
+    assert best_epoch.best_epochs({"gray": Row(None, {"ssim": Score(0.5)}, 4)}) == {}
 
 
 def test_epochs_are_tied_where_their_paired_interval_contains_zero() -> None:
@@ -207,11 +207,11 @@ def test_epochs_are_tied_where_their_paired_interval_contains_zero() -> None:
         name: {"ciede2000": values, "colorfulness": values}
         for name, values in {"gray": best, "epoch_0001": near, "epoch_0002": best, "epoch_0003": far}.items()
     }
-    assert scores.tied_epochs(per_image, "epoch_0002", "ciede2000") == ["epoch_0001"]
-    assert scores.tied_epochs(per_image, "epoch_0002", "colorfulness") == []  # no direction is better
-    assert scores.tied_epochs(per_image, None, "ciede2000") == []
+    assert best_epoch.tied_epochs(per_image, "epoch_0002", "ciede2000") == ["epoch_0001"]
+    assert best_epoch.tied_epochs(per_image, "epoch_0002", "colorfulness") == []  # no direction is better
+    assert best_epoch.tied_epochs(per_image, None, "ciede2000") == []
     single = {name: {"ciede2000": found["ciede2000"][:1]} for name, found in per_image.items()}
-    assert scores.tied_epochs(single, "epoch_0002", "ciede2000") == []
+    assert best_epoch.tied_epochs(single, "epoch_0002", "ciede2000") == []
 
 
 # what the first version of this format wrote
@@ -257,7 +257,11 @@ def test_old_score_files_are_read_and_written_again_to_the_letter() -> None:
 def test_the_three_files_agree() -> None:
     made = write()
     assert scores.read_scores(RUN) == made
-    assert (made.metric, made.best, made.notes) == ("ciede2000", scores.best_epochs(made.rows), ["a note"])
+    assert (made.metric, made.best, made.notes) == (
+        "ciede2000",
+        best_epoch.best_epochs(made.rows),
+        ["a note"],
+    )
     stored = json.loads((RUN / "scores.json").read_text())
     assert list(stored["rows"]) == list(NAMES)
     with open(RUN / "scores.csv", newline="") as file:

@@ -1,4 +1,4 @@
-"""color.py: parity with scikit-image, exact round trips, gamut, scripting, lines."""
+"""color.py: parity with scikit-image, exact round trips, gamut, scripting."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +11,7 @@ from skimage.color import lab2rgb, rgb2lab
 from torch import Tensor
 
 from config import CHOICES
-from imaging import color
+from imaging import color, line_art
 
 INPUTS, OUTPUTS = CHOICES["input"], CHOICES["output"]
 Function = Callable[..., Tensor]
@@ -109,8 +109,8 @@ CALLS: list[tuple[Function, tuple[Any, ...]]] = [
     (color.luma, (noise(2, 3, 8, 8),)),
     (color.join_lab, (noise(2, 1, 8, 8) * 100, noise(2, 2, 8, 8) * 2 - 1)),
     (color.recolor, (IMAGE, 20.0, -30.0)),
-    (color.gaussian_blur, (noise(2, 3, 24, 31), 1.3)),
-    (color.line_art, (IMAGE,)),
+    (line_art.gaussian_blur, (noise(2, 3, 24, 31), 1.3)),
+    (line_art.line_art, (IMAGE,)),
 ]
 
 
@@ -231,48 +231,3 @@ def test_show_input() -> None:
     shown = color.show_input(IMAGE, "line")
     assert torch.equal(color.show_input(shown, "gray"), shown)  # what is shown is seen the same
     assert (shown / 255 - color.luma(color.rgb01(IMAGE))).abs().max() < 0.51 / 255
-
-
-def halves(left: list[int], right: list[int]) -> Tensor:
-    """Return (1, 3, 40, 40) uint8, left and right half of one colour each."""
-    image = torch.tensor(left, dtype=torch.uint8).view(1, 3, 1, 1).repeat(1, 1, 40, 40)
-    image[:, :, :, 20:] = torch.tensor(right, dtype=torch.uint8).view(1, 3, 1, 1)
-    return image
-
-
-@pytest.mark.parametrize(
-    ("left", "right"),
-    [([0, 0, 0], [255, 255, 255]), ([60, 70, 80], [120, 110, 140]), ([8, 8, 8], [60, 30, 20])],
-)
-def test_line_art_inks_edges_only(left: list[int], right: list[int]) -> None:
-    lines = color.line_art(halves(left, right))
-    assert lines.shape == (1, 3, 40, 40)
-    assert lines.dtype == torch.uint8
-    assert torch.equal(lines.amax(1), lines.amin(1))
-    assert lines[..., 17:23].amin(-1).max() < 100  # ink in every row
-    assert lines[..., :14].min() == lines[..., 26:].min() == 255
-    for flat in (left, right, [3, 0, 3]):
-        assert color.line_art(halves(flat, flat)).min() == 255
-
-
-def test_line_art_inks_an_edge_between_equally_light_colours() -> None:
-    lab = torch.tensor([[60.0, 20.0, 0.0], [60.0, -20.0, 0.0]]).T.reshape(1, 3, 1, 2)
-    left, right = color.to_uint8(color.lab_to_rgb(lab))[0, :, 0].T.tolist()
-    image = halves(left, right)
-    lightness = color.encode(image, "L")
-    assert lightness.max() - lightness.min() < 0.01
-    assert color.line_art(image)[..., 17:23].amin(-1).max() < 100
-
-
-def test_line_art_takes_float_and_any_memory_layout() -> None:
-    expected = color.line_art(IMAGE)
-    assert torch.equal(color.line_art(IMAGE.contiguous(memory_format=torch.channels_last)), expected)
-    assert (color.line_art(IMAGE.float() / 255).int() - expected.int()).abs().max() <= 1
-
-
-def test_gaussian_blur_matches_scipy() -> None:
-    from scipy.ndimage import gaussian_filter
-
-    image = noise(1, 2, 30, 41)
-    expected = gaussian_filter(image.numpy(), 1.5, mode="nearest", radius=5, axes=(2, 3))
-    np.testing.assert_allclose(color.gaussian_blur(image, 1.5).numpy(), expected, atol=1e-5)

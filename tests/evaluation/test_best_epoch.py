@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from config import METRICS, Recipe, UserError
-from evaluation.scores import Row, Score, ScoreFile, best_epoch, choose_epochs, write_scores
+from evaluation.best_epoch import best_epoch, choose_epochs
+from evaluation.scores import Row, Score, ScoreFile, write_scores
 from runtime import atomic, run_folder
 from runtime.run_folder import RunRecord, epoch_path, write_run
 

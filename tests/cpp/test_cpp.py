@@ -31,7 +31,7 @@ from inference.checkpoint import METADATA, infer, load_exported
 
 CPP = ROOT / "cpp"
 SNIPPETS = dict(re.findall(r"```(python|cpp|cmake)\n(.*?)```", (CPP / "README.md").read_text(), re.S))
-slow = pytest.mark.slow
+pytestmark = pytest.mark.slow  # compiling takes half a minute
 
 
 class Echo(nn.Module):
@@ -252,7 +252,6 @@ if not torch.cuda.is_available():
     MISTAKES["--model echo.ts --device cuda one.png"] = "cuda asked for, but torch sees no CUDA device"
 
 
-@slow
 def test_a_mistake_is_one_sentence_before_any_work(program: Path, echo: Path) -> None:
     Path("a").mkdir()
     draw().save("one.png")
@@ -278,7 +277,6 @@ def test_a_gpu_gives_what_the_cpu_gives(program: Path, model: Path) -> None:
     np.testing.assert_allclose(read(Path("cuda/x.png")), read(Path("cpu/x.png")), rtol=0, atol=2)
 
 
-@slow
 @pytest.mark.skipif(sys.platform != "linux", reason="asks GCC's OpenMP, which torch uses on Linux")
 def test_waiting_threads_sleep(program: Path, echo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     draw().save("one.png")
@@ -298,7 +296,6 @@ def test_waiting_threads_sleep(program: Path, echo: Path, monkeypatch: pytest.Mo
     assert spins(2) == ["30000000000"]
 
 
-@slow
 def test_the_two_snippets_of_the_readme_do_the_same(model: Path) -> None:
     Path("CMakeLists.txt").write_text(SNIPPETS["cmake"].replace("/path/to/tinct/cpp", str(CPP)))
     Path("main.cpp").write_text(SNIPPETS["cpp"])
@@ -310,7 +307,6 @@ def test_the_two_snippets_of_the_readme_do_the_same(model: Path) -> None:
     assert theirs.stdout == ours.stdout
 
 
-@slow
 @pytest.mark.skipif(not shutil.which("cmake"), reason="no cmake")
 def test_cmake_says_which_torch_it_takes_and_that_there_is_none() -> None:
     there = call("cmake", "-S", CPP, "-B", "build", f"-DPYTHON={sys.executable}")

@@ -253,9 +253,7 @@ def _fill_cache(folder: Path, items: Sequence[Item], loading: Loading, label: st
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _decode_all(
-    items: Sequence[Item], loading: Loading, label: str
-) -> Iterator[tuple[Item, Array | UserError]]:
+def _decode_all(items: Sequence[Item], loading: Loading, label: str) -> Iterator[tuple[Item, Array | UserError]]:
     """Yield each item with its pixels, or with what is wrong with its file; decoded in parallel, in order."""
 
     def attempt(item: Item) -> Array | UserError:

@@ -33,9 +33,7 @@ AgainstOption = Annotated[
     str | None, typer.Option(metavar="RUN[:N]|N", help="Compare with another run, or another epoch.")
 ]
 ForceOption = Annotated[bool, typer.Option("--force", help="Compare in spite of different protocols.")]
-ReportOption = Annotated[
-    bool, typer.Option("--report-only", help="Write the report of a scored run again, and stop.")
-]
+ReportOption = Annotated[bool, typer.Option("--report-only", help="Write the report of a scored run again, and stop.")]
 
 
 def main(

@@ -464,9 +464,7 @@ def image_discriminator(
     return Discriminator([*layers, nn.Conv2d(widths[-1], 1, last)])
 
 
-def color_discriminator(
-    x_channels: int, y_channels: int, ndf: int = 64, norm: str = "batch"
-) -> Discriminator:
+def color_discriminator(x_channels: int, y_channels: int, ndf: int = 64, norm: str = "batch") -> Discriminator:
     """Build one that sees the colour image y alone, whatever the generator was given: 1 logit at 224 px.
 
     Source: the framework of colourisers, its conditional GAN.

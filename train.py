@@ -70,12 +70,8 @@ def main(
     batch_size: cli.BatchSizeOption = None,
     limit: cli.LimitOption = None,
     save_every: Annotated[int | None, typer.Option(min=1, help="Epochs between checkpoints.")] = None,
-    gan_mode: Annotated[
-        str | None, typer.Option(metavar="vanilla|lsgan|hinge", help="Adversarial loss.")
-    ] = None,
-    pair: Annotated[
-        str | None, typer.Option(metavar="AB|BA|none|auto", help="Colour left (AB) or right.")
-    ] = None,
+    gan_mode: Annotated[str | None, typer.Option(metavar="vanilla|lsgan|hinge", help="Adversarial loss.")] = None,
+    pair: Annotated[str | None, typer.Option(metavar="AB|BA|none|auto", help="Colour left (AB) or right.")] = None,
     seed: cli.SeedOption = None,
     set_: cli.SettingsOption = None,
     weights: cli.WeightsOption = None,

@@ -41,9 +41,7 @@ class Training:
     amp: "torch.autocast"  # in which the network computes
 
 
-def build_training(
-    recipe: ClassifierRecipe, classes: list[str], device: "torch.device", precision: str
-) -> Training:
+def build_training(recipe: ClassifierRecipe, classes: list[str], device: "torch.device", precision: str) -> Training:
     """Build classifier and optimiser from the recipe's seed."""
     import torch
 

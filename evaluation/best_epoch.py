@@ -79,9 +79,7 @@ def best_epochs(rows: Mapping[str, Row]) -> dict[str, str]:
 
 def tied_epochs(per_image: PerImage, best: str | None, metric: str) -> list[str]:
     """Return the epochs whose mean difference from the best one, image by image, may be chance."""
-    epochs = {
-        name: found[metric] for name, found in per_image.items() if epoch_number(name) and metric in found
-    }
+    epochs = {name: found[metric] for name, found in per_image.items() if epoch_number(name) and metric in found}
     if best not in epochs or METRICS[metric] not in ("higher", "lower") or len(epochs[best]) < 2:
         return []
     found = summarise({name: scores - epochs[best] for name, scores in epochs.items()})

@@ -208,9 +208,7 @@ def topk_correct(logits: Tensor, labels: Tensor, k: int) -> Tensor:
     return beaten >= count - k
 
 
-def find_classes(
-    items: Mapping[str, Sequence[Item]], data: str, known: Sequence[str] | None = None
-) -> list[str]:
+def find_classes(items: Mapping[str, Sequence[Item]], data: str, known: Sequence[str] | None = None) -> list[str]:
     """Return the names of a data set's classes, in order; in a resumed run they must be those `known`.
 
     Raises UserError where there is no folder per class, a single class, or one without training images.

@@ -147,9 +147,7 @@ def gaussian_ssim(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """Return the SSIM maps of (N, 3, H, W) levels with Gaussian windows, and their contrast terms."""
     taps = torch.exp(-0.5 * ((torch.arange(TAPS, device=x.device) - TAPS // 2) / SIGMA) ** 2)
     filters = [band(taps / taps.sum(), side) for side in x.shape[2:]]
-    mean_x, mean_y, squares, products = (
-        filters[0] @ v @ filters[1].T for v in (x, y, x.square() + y.square(), x * y)
-    )
+    mean_x, mean_y, squares, products = (filters[0] @ v @ filters[1].T for v in (x, y, x.square() + y.square(), x * y))
     c1, c2 = (K1 * 255.0) ** 2, (K2 * 255.0) ** 2
     xy, both = mean_x * mean_y, mean_x.square() + mean_y.square()
     contrast = (2.0 * (products - xy) + c2) / (squares - both + c2)

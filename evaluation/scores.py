@@ -318,6 +318,4 @@ def require_alike(run: Path, earlier: Mapping[str, Row], before: Protocol, new: 
     wanted = row_record(new).keys()
     odd += ["other metrics"] if any(row_record(row).keys() != wanted for row in earlier.values()) else []
     if odd:
-        raise UserError(
-            f"other epochs of {run} were scored with {'; '.join(odd)}: score all again with --all-epochs"
-        )
+        raise UserError(f"other epochs of {run} were scored with {'; '.join(odd)}: score all again with --all-epochs")

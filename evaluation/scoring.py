@@ -29,9 +29,7 @@ THREADS = {"cpu": os.cpu_count() or 1, "cuda": 2}
 NO_DISTANCE = "unavailable: the features have no such distance; test on more images"
 
 
-def evaluate(
-    run: Path, epochs: list[int], images: ImageSet, metrics: MetricSet, device: torch.device
-) -> ScoreFile:
+def evaluate(run: Path, epochs: list[int], images: ImageSet, metrics: MetricSet, device: torch.device) -> ScoreFile:
     """Score epochs, baselines and upper bounds of a run, and write the score files; returns the scores.
 
     Rows of other epochs are kept. Images are rendered on `device` unless they are there.

@@ -72,9 +72,7 @@ class Job:
         return {**line, "frames": self.scan.count if self.scan else 0, "seconds": round(self.seconds, 3)}
 
 
-def in_threads(
-    pool: ThreadPoolExecutor, step: Callable[[Job], None], jobs: Iterable[Job], limit: int
-) -> Iterator[Job]:
+def in_threads(pool: ThreadPoolExecutor, step: Callable[[Job], None], jobs: Iterable[Job], limit: int) -> Iterator[Job]:
     """Let threads do a step of each job; yields the jobs in order.
 
     At most `limit` jobs, and about QUEUED_PIXELS, are taken from `jobs` and not yet yielded.

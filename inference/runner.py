@@ -44,9 +44,7 @@ class Runner:
         except Exception as error:
             if device.type == "cpu" or not is_out_of_memory(error):
                 raise
-            self._say(
-                f"the model does not fit into the memory of {device}: colouring on the CPU, which is slower"
-            )
+            self._say(f"the model does not fit into the memory of {device}: colouring on the CPU, which is slower")
             self.device = torch.device("cpu")
             self.model, self.record = load_exported(path, self.device)
         for name, value in settings.items():

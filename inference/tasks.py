@@ -81,9 +81,7 @@ def identity(path: Path) -> object:
     return found.st_dev, found.st_ino
 
 
-def refuse_overwriting(
-    results: Iterable[tuple[Path, Path]], inputs: list[Path], former: list[Path], out: Path
-) -> None:
+def refuse_overwriting(results: Iterable[tuple[Path, Path]], inputs: list[Path], former: list[Path], out: Path) -> None:
     """Raise UserError where a result, given with its input, is an input or one of what was left out."""
     may_be = f"is there and may be an original, as {out} lies among the inputs; delete it, or"
     known = dict.fromkeys(map(identity, former), may_be)

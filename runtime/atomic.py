@@ -69,9 +69,7 @@ def load(path: Path, device: "torch.device | str" = "cpu") -> dict[str, Any]:
 
     payload = None
     if zipfile.is_zipfile(path):  # what torch.save writes; its reader of older files fails in many ways
-        with suppress(
-            RuntimeError, ValueError, EOFError, OSError, KeyError, zipfile.BadZipFile, pickle.PickleError
-        ):
+        with suppress(RuntimeError, ValueError, EOFError, OSError, KeyError, zipfile.BadZipFile, pickle.PickleError):
             payload = torch.load(path, map_location=device, weights_only=True)
     if not isinstance(payload, dict):
         raise UserError(f"{path} is not a checkpoint of this project, or it is damaged")

@@ -34,9 +34,7 @@ AllEpochsOption = Annotated[bool, typer.Option("--all-epochs", help="Every saved
 BatchSizeOption = Annotated[int | None, typer.Option(min=1, help="Images per step.")]
 LimitOption = Annotated[int | None, typer.Option(min=0, help="Images of each split at most; 0: all.")]
 SeedOption = Annotated[int | None, typer.Option(min=0, help="Of everything random.")]
-SettingsOption = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any recipe field.")
-]
+SettingsOption = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any recipe field.")]
 ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on where the run stopped.")]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Print what is resolved, and stop.")]
 DeviceOption = Annotated[str, typer.Option(metavar="auto|cpu|cuda|mps", help="Where the networks run.")]

@@ -26,9 +26,7 @@ WEIGHTS = {
 }
 
 
-def load_weights(
-    name: str, folder: Path | None, without: str = "", download: bool = True
-) -> dict[str, Tensor]:
+def load_weights(name: str, folder: Path | None, without: str = "", download: bool = True) -> dict[str, Tensor]:
     """Return a file of pretrained weights by name, from a folder or through torch.hub's cache.
 
     Args:

@@ -94,9 +94,7 @@ def numbered(count: int, side: int = 12) -> ImageSet:
     return in_memory([np.stack([np.full_like(rows, i), rows, columns], 2) for i in range(count)])
 
 
-def epoch(
-    images: ImageSet, seed: int = 1, number: int = 1, start: int = 0, flip: float = 0.5
-) -> list[Tensor]:
+def epoch(images: ImageSet, seed: int = 1, number: int = 1, start: int = 0, flip: float = 0.5) -> list[Tensor]:
     """Return the targets of one epoch's batches of 4 cuts of 8 px."""
     return [target for _, target in training_batches(images, 4, 8, flip, seed, number, start)]
 
@@ -224,9 +222,7 @@ def test_batches_are_cut_in_the_training_order() -> None:
 
 
 @pytest.mark.parametrize("sketch", [False, True])
-def test_load_images_is_what_decode_returns_and_decodes_once(
-    sketch: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_load_images_is_what_decode_returns_and_decodes_once(sketch: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     items, loading = write_set(), replace(PHOTO, sketch=sketch)
     images = load_images(items, loading, CACHE, "train")
     assert images.stems == [item.stem for item in items]
@@ -431,9 +427,7 @@ def test_gather_fixed_is_the_centre_and_its_fixed_input() -> None:
 
 
 @pytest.mark.parametrize(("count", "limit", "used"), [(1, 9, [0]), (21, 99, range(21)), (5, 3, [0, 2, 4])])
-def test_mean_ab_is_scikit_images_of_evenly_spaced_pictures(
-    count: int, limit: int, used: Sequence[int]
-) -> None:
+def test_mean_ab_is_scikit_images_of_evenly_spaced_pictures(count: int, limit: int, used: Sequence[int]) -> None:
     pictures = [np.minimum(picture(16, 20, i) // 2 + 6 * i, 255).astype(np.uint8) for i in range(count)]
     expected = np.mean([rgb2lab(pictures[i][:, 2:18])[..., 1:].mean((0, 1)) for i in used], 0)
     assert mean_ab(in_memory(pictures), 16, limit) == pytest.approx(expected, abs=1e-3)

@@ -118,9 +118,7 @@ def test_scores_are_those_of_scikit_image_on_the_written_pictures(scored: Path) 
     rows = read_scores(scored).rows
     assert list(rows) == ALL
     lines = read_table(scored / "scores_per_image.csv")
-    assert sorted((line["name"], line["stem"]) for line in lines) == [
-        (n, s) for n in sorted(ALL) for s in STEMS
-    ]
+    assert sorted((line["name"], line["stem"]) for line in lines) == [(n, s) for n in sorted(ALL) for s in STEMS]
     for line in lines:
         name = f"{line['stem']}.png"
         paths = scored / "targets" / name, scored / "outputs" / line["name"] / name
@@ -387,9 +385,7 @@ def test_a_metric_that_was_asked_for_and_is_missing_fails_before_any_work(
 
 
 @pytest.mark.parametrize(("name", "scorer"), [("mps", "cpu"), ("cuda", "cuda")])
-def test_mps_renders_but_the_cpu_scores(
-    fresh: Path, name: str, scorer: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_mps_renders_but_the_cpu_scores(fresh: Path, name: str, scorer: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def note(run: Path, epochs: list[int], images: object, metrics: MetricSet, on: torch.device) -> None:
         raise RuntimeError(f"{metrics.device.type} scores, {on.type} renders")
 
@@ -459,8 +455,6 @@ def test_comparing_from_the_command(run: Path) -> None:
         ({"weights": Path("gone")}, "no folder gone: --weights takes the folder that holds"),
     ],
 )
-def test_options_that_make_no_sense_together_or_alone(
-    scored: Path, options: dict[str, Any], sentence: str
-) -> None:
+def test_options_that_make_no_sense_together_or_alone(scored: Path, options: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         main(run=scored, **options)

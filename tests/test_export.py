@@ -68,12 +68,8 @@ def files(folder: Path) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.mark.parametrize(
-    ("epoch", "precision", "limit"), [(None, "fp32", 0), ("1", "fp16", 4), ("1", "bf16", 20)]
-)
-def test_the_file_equals_eager_and_says_what_it_is(
-    run: Path, epoch: str | None, precision: str, limit: int
-) -> None:
+@pytest.mark.parametrize(("epoch", "precision", "limit"), [(None, "fp32", 0), ("1", "fp16", 4), ("1", "bf16", 20)])
+def test_the_file_equals_eager_and_says_what_it_is(run: Path, epoch: str | None, precision: str, limit: int) -> None:
     path = export.main(run=run, epoch=epoch, precision=precision, device="cpu")
     assert path == run / "generator.ts"
     model, record = load_exported(path, CPU)

@@ -109,9 +109,7 @@ def test_every_depth_takes_its_smallest_size(name: str, depth: int) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in SMALLER if name in GENERATORS])
-def test_the_smallest_size_and_the_halvings_are_those_of_the_network(
-    name: str, small_extractor: None
-) -> None:
+def test_the_smallest_size_and_the_halvings_are_those_of_the_network(name: str, small_extractor: None) -> None:
     generator, step = build_network(name), 2 ** HALVINGS.get(name, 4)
     least = max(step, GENERATORS[name].smallest)
     for height, width in ((least, 2 * least), (least + step, least)):

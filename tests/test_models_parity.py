@@ -23,9 +23,7 @@ def conv(
     return F.conv2d(x, weight, next(weights) if bias else None, stride)
 
 
-def conv_up(
-    x: Tensor, weights: Iterator[Tensor], stride: int = 2, extra: int = 0, bias: bool = False
-) -> Tensor:
+def conv_up(x: Tensor, weights: Iterator[Tensor], stride: int = 2, extra: int = 0, bias: bool = False) -> Tensor:
     weight = next(weights)
     shift = next(weights) if bias else None
     return F.conv_transpose2d(x, weight, shift, stride, padding=1, output_padding=extra)
@@ -158,9 +156,7 @@ def plain(name: str, network: nn.Module, arguments: tuple[Tensor, ...], weights:
         features = network.encoder(x)
         for _ in network.encoder.state_dict():
             next(weights)
-        return (
-            plain_resnet(features[2], weights) if name == "resnet" else plain_resunet([x, *features], weights)
-        )
+        return plain_resnet(features[2], weights) if name == "resnet" else plain_resunet([x, *features], weights)
     if name.startswith("unet"):
         return plain_norm_last(x, weights, DEEP if name == "unet224" else [2] * 4)
     if name == "convgen":

@@ -22,9 +22,7 @@ KINDS = ("coco", "restore", "anime", "places-resnet", "nazerigan224", "cgan", "m
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", KINDS)
-def test_from_pictures_to_generator_ts(
-    name: str, pictures: Path, weights_folder: Path, tmp_path: Path
-) -> None:
+def test_from_pictures_to_generator_ts(name: str, pictures: Path, weights_folder: Path, tmp_path: Path) -> None:
     recipe, run = small_recipe(name, limit=6), tmp_path / "run"
     options = {"run": run, "weights": weights_folder, "device": "cpu"}
     settings = [f"{key}={value}" for key, value in asdict(recipe).items() if key not in ("name", "epochs")]
@@ -43,9 +41,7 @@ def test_from_pictures_to_generator_ts(
 
 
 @pytest.mark.parametrize("name", [*KINDS[:-1], "manga-att", pytest.param(KINDS[-1], marks=pytest.mark.slow)])
-def test_every_term_reaches_its_network_and_every_parameter_gets_a_gradient(
-    name: str, weights_folder: Path
-) -> None:
+def test_every_term_reaches_its_network_and_every_parameter_gets_a_gradient(name: str, weights_folder: Path) -> None:
     attention = {"attention": 32} if name == "manga-att" else {}
     recipe = small_recipe(name, batch_size=2, **attention)
     networks, batch = build_gan(recipe, CPU, "fp32"), noise_batch(recipe)

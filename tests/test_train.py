@@ -35,9 +35,7 @@ def run(trained: Path) -> Path:
         ("restore", 4, ["generator=unet", "pretrained=false", "pretrain_epochs=0", "load_size=40"]),
         *(pytest.param("coco", stop, [*STAGES, *ALL], marks=pytest.mark.slow) for stop in (2, 4)),
         *(pytest.param("coco", stop, ALL, marks=pytest.mark.slow) for stop in (1, 5)),
-        pytest.param(
-            "manga", 4, ["input=gray+line", "lambda_perceptual=0", "depth=3"], marks=pytest.mark.slow
-        ),
+        pytest.param("manga", 4, ["input=gray+line", "lambda_perceptual=0", "depth=3"], marks=pytest.mark.slow),
     ],
     ids=str,
 )
@@ -87,9 +85,7 @@ def test_killed_run_goes_on_from_its_last_checkpoint(trained: Path, run: Path, p
     assert log_of(run) == log_of(trained)
 
 
-def test_the_seed_decides_every_weight_and_how_often_samples_are_drawn_none(
-    trained: Path, pictures: Path
-) -> None:
+def test_the_seed_decides_every_weight_and_how_often_samples_are_drawn_none(trained: Path, pictures: Path) -> None:
     options = {"recipe": "coco", "data": str(pictures), "epochs": 2, "save_every": 2, **TINY}
     seldom, other = (train.main(run=Path(str(seed)), seed=seed, **options) for seed in (42, 43))
     assert same_tensors(saved_weights(trained, 2), saved_weights(seldom, 2))
@@ -146,9 +142,7 @@ def test_published_weights_that_are_missing_are_found_before_any_work(pictures: 
     assert [path.name for path in tmp_path.iterdir()] == ["empty"]
 
 
-def test_a_resume_needs_the_weights_of_its_losses_alone(
-    pictures: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_resume_needs_the_weights_of_its_losses_alone(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
     monkeypatch.setattr(gan, "load_pretrained", lambda *args, fresh: asked.append((args[2], fresh)))
     run = train.main(recipe="coco", data=str(pictures), epochs=1, weights=Path("w"), **TINY)

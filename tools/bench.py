@@ -143,9 +143,7 @@ def main(
     data: DataOption = DEMO,
     images: Annotated[int, typer.Option(min=1, help="Pairs of pictures to score.")] = 2048,
     size: Annotated[int, typer.Option(min=7, help="Their side, px.")] = 256,
-    model: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Time this generator.ts instead.")
-    ] = None,
+    model: Annotated[Path | None, typer.Option(metavar="FILE", help="Time this generator.ts instead.")] = None,
     device: DeviceOption = "auto",
     repeats: Annotated[int, typer.Option(min=1, help="Of which the median is taken.")] = 3,
 ) -> dict[str, Any]:

@@ -178,9 +178,7 @@ def discriminator_terms(gan: Gan, batch: Batch, fake: Tensor, recipe: Recipe) ->
     return {"D_real": real, "D_fake": gan_loss(fake_logits, False, recipe.gan_mode)}
 
 
-def generator_terms(
-    gan: Gan, batch: Batch, fake: Tensor, recipe: Recipe, adversarial: bool
-) -> dict[str, Tensor]:
+def generator_terms(gan: Gan, batch: Batch, fake: Tensor, recipe: Recipe, adversarial: bool) -> dict[str, Tensor]:
     """Return the generator's loss terms, unweighted, with or without that of the discriminator."""
     terms = {}
     if adversarial:

@@ -47,9 +47,7 @@ class Setup:
             place.mkdir(parents=True, exist_ok=True)  # fails now rather than after decoding
         return {name: load_images(items[name], loading, CACHE, name) for name in ("train", "val")}
 
-    def record(
-        self, kind: type[Record], loading: Loading, images: Mapping[str, ImageSet], **own: Any
-    ) -> None:
+    def record(self, kind: type[Record], loading: Loading, images: Mapping[str, ImageSet], **own: Any) -> None:
         """Write the record of a new run; `own` has the fields of its kind beside those of Record."""
         weights = str(self.weights.resolve()) if self.weights else None
         shared = {"recipe": self.recipe, "data": remembered(self.data), "weights": weights}
@@ -127,9 +125,7 @@ def describe(
         kind = "sketch and colour files" if items["train"][0].source else "pictures, lines drawn from them"
     classes = len({item.label for item in items["train"]} - {""})
     kind += f", {classes} classes" if classes > 1 else ""
-    alone = (
-        f", the first {recipe.pretrain_epochs} without the discriminator" if recipe.pretrain_epochs else ""
-    )
+    alone = f", the first {recipe.pretrain_epochs} without the discriminator" if recipe.pretrain_epochs else ""
     discriminator = "none: the generator learns alone"
     if "discriminator" in sizes:
         discriminator = f"{recipe.discriminator}, {sizes['discriminator']:,} parameters"

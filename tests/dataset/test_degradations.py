@@ -283,9 +283,7 @@ def test_seeded_generators_differ_in_every_number() -> None:
     ("changes", "channels"),
     [({"input": "L", "grain_p": 0.7, "scratches_p": 0.7}, 1), ({"input": "gray+line"}, 3)],
 )
-def test_a_fixed_input_depends_on_the_number_of_the_picture_alone(
-    changes: dict[str, Any], channels: int
-) -> None:
+def test_a_fixed_input_depends_on_the_number_of_the_picture_alone(changes: dict[str, Any], channels: int) -> None:
     source = colours(1, 32).expand(8, -1, -1, -1)  # eight times the same
     made, all_ids = recipe(**changes), list(range(8))
     whole = make_fixed_input(source, 255 - source, made, all_ids)

@@ -68,9 +68,7 @@ def test_epochs_that_cannot_be_chosen() -> None:
         choose_epochs(RUN, "best", False)
 
 
-@pytest.mark.parametrize(
-    ("metric", "reason"), [("fid", "unavailable: no pictures"), ("lpips_alex", "not scored")]
-)
+@pytest.mark.parametrize(("metric", "reason"), [("fid", "unavailable: no pictures"), ("lpips_alex", "not scored")])
 def test_no_best_epoch_by_a_metric_that_is_missing(metric: str, reason: str) -> None:
     write_best(metric)
     with pytest.raises(UserError, match=rf"no best epoch by {metric} in runs/x: {reason}; .*{AGAIN}"):

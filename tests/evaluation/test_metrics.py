@@ -249,9 +249,7 @@ def better(metric: str, one: float, other: float) -> bool:
     return one > other if METRICS[metric] == "higher" else one < other
 
 
-@pytest.mark.parametrize(
-    "turn", [[[0.0, -1.0], [1.0, 0.0]], [[-1.0, 0.0], [0.0, -1.0]]], ids=["quarter", "half"]
-)
+@pytest.mark.parametrize("turn", [[[0.0, -1.0], [1.0, 0.0]], [[-1.0, 0.0], [0.0, -1.0]]], ids=["quarter", "half"])
 def test_wrong_hues_show_in_colour_metrics_and_hardly_in_s0(turn: list[list[float]]) -> None:
     target = picture(0, **LARGE)
     near, far = recoloured(target, [[0.9, 0.0], [0.0, 0.9]]), recoloured(target, turn)
@@ -266,9 +264,7 @@ def test_colours_swapped_between_pictures_show_in_every_colour_metric() -> None:
     originals = [picture(0, **LARGE), recoloured(picture(1, **LARGE), [[0.3, 0.0], [0.0, 0.3]])]
     truth = planes(*originals)
     lightness, ab = (color.encode(truth, "L") + 1) * 50, color.encode(truth, "ab")
-    right, wrong = (
-        Pictures(color.to_uint8(color.join_lab(lightness, y))) for y in (0.9 * ab, 0.9 * ab.flip(0))
-    )
+    right, wrong = (Pictures(color.to_uint8(color.join_lab(lightness, y))) for y in (0.9 * ab, 0.9 * ab.flip(0)))
     for metric in ("psnr_db", "ssim", "ms_ssim", "ab_mse", "ciede2000", "colorfulness_error"):
         scores = [PER_IMAGE[metric](Pictures(truth), pictures).tolist() for pictures in (right, wrong)]
         assert all(better(metric, *pair) for pair in zip(*scores, strict=True)), metric

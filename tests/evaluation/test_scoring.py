@@ -44,9 +44,7 @@ def set_work(monkeypatch: pytest.MonkeyPatch, pixels: int, threads: int) -> None
 
 
 @pytest.mark.parametrize(("pixels", "threads"), [(1, 4), (3 * 16**2, 4), (10**6, 1)])
-def test_chunks_and_threads_do_not_change_scores(
-    pixels: int, threads: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_chunks_and_threads_do_not_change_scores(pixels: int, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
     images = image_set(11, 16, Path("o"))
     folders = {"one": Path("o"), "other": Path("o")}
     set_work(monkeypatch, 16**2, 1)
@@ -102,9 +100,7 @@ def test_a_bad_output_is_named_and_torch_gets_its_threads_back() -> None:
 
 
 @pytest.mark.parametrize("count", [8, 32])
-def test_what_is_in_memory_does_not_grow_with_the_number_of_images(
-    count: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_in_memory_does_not_grow_with_the_number_of_images(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     lock, alive, peak = threading.Lock(), [0], [0]
 
     class Counted(Pictures):

@@ -364,9 +364,7 @@ def encoded(name: str) -> bytes:
 
 
 @pytest.mark.parametrize("name", [name for name in KINDS if name != "film.gif"])
-def test_large_images_are_read_while_pillow_keeps_its_guard(
-    name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_large_images_are_read_while_pillow_keeps_its_guard(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     data = encoded(name)
     expected = read_all(name, data)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)  # of the program around us

@@ -257,9 +257,7 @@ def test_output_suffix() -> None:
         ({}, "x", "x: no image format to write has the ending ''"),
     ],
 )
-def test_what_a_format_cannot_hold_is_known_before_work(
-    fields: dict[str, Any], target: str, words: str
-) -> None:
+def test_what_a_format_cannot_hold_is_known_before_work(fields: dict[str, Any], target: str, words: str) -> None:
     found = scan_of(**fields)
     with pytest.raises(UserError, match=words):
         check_frames(found, Path(target))

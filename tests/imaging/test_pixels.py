@@ -44,9 +44,7 @@ def test_16_bits_become_the_nearest_8() -> None:
         ([0.0, 1.5], None, [0, 386]),
     ],
 )
-def test_numbers_of_any_kind_become_16_bits(
-    values: list[float], white: float | None, expected: list[int]
-) -> None:
+def test_numbers_of_any_kind_become_16_bits(values: list[float], white: float | None, expected: list[int]) -> None:
     out = to_16_bits(np.array([values]), white)
     assert out.tolist() == [expected]
     assert out.dtype == np.uint16

@@ -101,9 +101,7 @@ def test_rgb_keeps_the_lightness_or_luma_it_was_given(x_kind: str) -> None:
     [((32, 32), (32, 32)), ((128, 64), (64, 32)), ((60, 90), (32, 48)), ((100, 300), (21, 64)),
      ((37, 501), (5, 64)), ((500, 1), (64, 1)), ((1, 1), (32, 32)), ((16, 20), (32, 40))],
 )  # fmt: skip
-def test_the_network_sees_the_aspect_kept_and_no_side_too_short(
-    size: tuple[int, int], small: tuple[int, int]
-) -> None:
+def test_the_network_sees_the_aspect_kept_and_no_side_too_short(size: tuple[int, int], small: tuple[int, int]) -> None:
     for least in (1, 30):
         generator = Constant(2, 0.1)
         colorizer = Colorizer(generator, "L", "ab", 32, 8, least)
@@ -114,9 +112,7 @@ def test_the_network_sees_the_aspect_kept_and_no_side_too_short(
 
 @pytest.mark.parametrize("length", [1, 7, 8, 250])
 @pytest.mark.parametrize(("multiple", "least"), [(4, 1), (256, 1), (8, 30)])
-def test_mirror_is_numpys_symmetric_padding_and_predict_undoes_it(
-    length: int, multiple: int, least: int
-) -> None:
+def test_mirror_is_numpys_symmetric_padding_and_predict_undoes_it(length: int, multiple: int, least: int) -> None:
     missing = -max(length, least) % multiple + max(0, least - length)
     expected = np.pad(np.arange(length), (missing // 2, missing - missing // 2), "symmetric")
     assert mirror(length, multiple, least, CPU).tolist() == expected.tolist()
@@ -248,9 +244,7 @@ BAD_DTYPES = [torch.bool, torch.int16, torch.int64, torch.complex64]
 def test_what_is_no_image_is_named() -> None:
     scripted = torch.jit.script(small_colorizer("L", "ab"))
     bad = [(torch.zeros(shape), rf"not empty, got {re.escape(str(list(shape)))}") for shape in BAD_SHAPES]
-    bad += [
-        (torch.zeros(1, 3, 8, 8, dtype=dtype), "uint8, uint16, or floating point") for dtype in BAD_DTYPES
-    ]
+    bad += [(torch.zeros(1, 3, 8, 8, dtype=dtype), "uint8, uint16, or floating point") for dtype in BAD_DTYPES]
     for image, words in bad:
         with pytest.raises(ValueError, match=words):
             check_image(image)

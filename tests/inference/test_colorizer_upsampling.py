@@ -179,9 +179,7 @@ def lines(width: int) -> Tensor:
 @pytest.mark.parametrize(("x_kind", "width"), [("sketch", 1), ("line", 2)])
 @pytest.mark.parametrize("forgets", [False, True])
 @pytest.mark.parametrize("upsampling", UPSAMPLINGS)
-def test_lines_stay_black_and_leave_paint_clean(
-    x_kind: str, width: int, forgets: bool, upsampling: str
-) -> None:
+def test_lines_stay_black_and_leave_paint_clean(x_kind: str, width: int, forgets: bool, upsampling: str) -> None:
     paint, sketch = (0.8, 0.6, 0.4), lines(width)
     colorizer = Colorizer(Paint(paint, forgets), x_kind, "rgb", SIZE, 8)
     colorizer.upsampling = upsampling

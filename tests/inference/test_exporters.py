@@ -250,9 +250,7 @@ def test_a_pt2_file_agrees_with_eager_at_any_shape(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["resunet", "convgen", "unet-reflect", "unet-att-ext"])  # the U-Net: below
-def test_every_kind_of_network_can_be_written(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_kind_of_network_can_be_written(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for package in exporters.PACKAGES:
         pytest.importorskip(package)
     module = exporters.deployable(build(name, **KINDS[name]), "fp32")
@@ -301,9 +299,7 @@ def test_half_precision_agrees_or_is_refused(form: str, precision: str, tmp_path
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("precision", exporters.PRECISIONS)
-def test_a_gpu_has_rows_of_its_own(
-    precision: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_gpu_has_rows_of_its_own(precision: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     record = ExportRecord(Recipe("x"), 1, precision)
     exporters.write(tmp_path / "x.ts", build("unet"), record, "ts", [CPU, torch.device("cuda")])
     assert "eager, reloaded on cuda" in capsys.readouterr().out

@@ -44,9 +44,7 @@ def no_warnings() -> Iterator[None]:
         yield
 
 
-def run(
-    runner: Runner, *inputs: str, options: dict[str, bool] = PLAIN, jobs: int = 2, **how: Any
-) -> list[Job]:
+def run(runner: Runner, *inputs: str, options: dict[str, bool] = PLAIN, jobs: int = 2, **how: Any) -> list[Job]:
     """Colourise files into out/; returns the jobs."""
     tasks = plan_tasks([Path(name) for name in inputs], Path("out"), **how)
     finished = list(Pipeline(runner, jobs, **options).run(tasks))

@@ -150,9 +150,7 @@ def test_transparency_is_paper_to_line_art_and_white_elsewhere(kind: str, dtype:
     assert made.prepare(Frame(pixels, None)).pixels is pixels
 
 
-def test_a_batch_is_halved_until_it_fits(
-    on_device: OnDevice, model: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_batch_is_halved_until_it_fits(on_device: OnDevice, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     made, memory = on_device(fp32=2)
     pictures = draw(9)
     assert_same(made.run(pictures), singly(model, pictures))

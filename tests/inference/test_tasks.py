@@ -149,9 +149,7 @@ def test_a_name_in_a_list_that_is_no_file_is_its_own_problem(
     assert ("a folder" in bad.problem) == (name == "scans/album")
 
 
-def test_a_list_reaches_no_place_outside_the_output_folder(
-    scans: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_list_reaches_no_place_outside_the_output_folder(scans: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     absolute = Path("scans/one.png").absolute()
     os.chdir("scans/album")
     content = f"../../scans/notes.txt\n{absolute}\ndeep/../two.JPG\ndeep/three.tif\n".encode()

@@ -32,15 +32,11 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
 
 def lines(axis: "Axes") -> dict[str, tuple[list[float], list[float]]]:
     """Return label -> x, y of every line."""
-    return {
-        str(line.get_label()): tuple(np.asarray(v).tolist() for v in line.get_data()) for line in axis.lines
-    }
+    return {str(line.get_label()): tuple(np.asarray(v).tolist() for v in line.get_data()) for line in axis.lines}
 
 
 def records(count: int) -> list[dict[str, float]]:
-    return [
-        {"steps": 10 * i, "lr": 1.0, "G_l1": 1.0 / i, "D_real": float(i % 3)} for i in range(1, count + 1)
-    ]
+    return [{"steps": 10 * i, "lr": 1.0, "G_l1": 1.0 / i, "D_real": float(i % 3)} for i in range(1, count + 1)]
 
 
 def draw(
@@ -53,9 +49,7 @@ def draw(
 
 
 @pytest.mark.parametrize(("count", "window"), [(1, 1), (30, 3)])
-def test_losses_are_drawn_raw_and_averaged_over_their_own_steps(
-    drawn: list[Figure], count: int, window: int
-) -> None:
+def test_losses_are_drawn_raw_and_averaged_over_their_own_steps(drawn: list[Figure], count: int, window: int) -> None:
     history = [{"steps": 5, "G_l1": 1.0}, *records(count)]  # D_real begins later
     curves.plot_losses(PATH, history)
     axes = drawn[0].axes

@@ -257,9 +257,7 @@ def test_small_images_are_kept_to_the_bit() -> None:
     assert np.array_equal(np.asarray(decode(uri)), image)
 
 
-@pytest.mark.parametrize(
-    ("shape", "size"), [((600, 300), (128, 256)), ((100, 400), (256, 64)), ((1, 900), (256, 1))]
-)
+@pytest.mark.parametrize(("shape", "size"), [((600, 300), (128, 256)), ((100, 400), (256, 64)), ((1, 900), (256, 1))])
 def test_large_images_are_shrunk(shape: tuple[int, int], size: tuple[int, int]) -> None:
     write_image(Path("a.png"), np.full((*shape, 3), (200, 100, 50), np.uint8))
     uri, *shown = report_page.encode(Path("a.png"), *report_page.STEPS[0])

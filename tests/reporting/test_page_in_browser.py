@@ -20,9 +20,7 @@ BEST = sorted(STEMS, key=lambda stem: CIEDE2000[stem][1])  # first, at epoch 10
 @pytest.fixture
 def page(request: pytest.FixtureRequest, browser: "Browser", report: Path) -> "Iterator[Page]":
     """Yield the report, open; what it complains of or asks the network for fails the test."""
-    context = browser.new_context(
-        **{"viewport": {"width": 1280, "height": 900}, **getattr(request, "param", {})}
-    )
+    context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **getattr(request, "param", {})})
     opened, said, asked = context.new_page(), [], []
     opened.on("console", lambda message: said.append(message.text))
     opened.on("pageerror", lambda error: said.append(str(error)))

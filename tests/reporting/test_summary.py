@@ -22,8 +22,7 @@ def test_why_the_best_epoch_is_best(scores: ScoreFile) -> None:
     headline, sentences = summary.best_words(scores)
     assert headline == "Epoch 10 is best"
     assert sentences == [
-        "CIEDE2000, the metric of the recipe (lower is better): 4.40, 95 % interval 3.40 to 5.40, "
-        "over 5 pictures.",
+        "CIEDE2000, the metric of the recipe (lower is better): 4.40, 95 % interval 3.40 to 5.40, over 5 pictures.",
         "It is better than gray (12.00) and mean ab (4.50).",
         "The last epoch, 15, has 5.70.",
         "Best by other metrics: epoch 10 (PSNR (dB)).",

@@ -7,9 +7,7 @@ from config import UserError
 from runtime.device import pick_device, pick_precision
 
 
-@pytest.mark.parametrize(
-    ("cuda", "mps", "device"), [(True, True, "cuda"), (False, True, "mps"), (False, False, "cpu")]
-)
+@pytest.mark.parametrize(("cuda", "mps", "device"), [(True, True, "cuda"), (False, True, "mps"), (False, False, "cpu")])
 def test_auto_takes_the_best(monkeypatch: pytest.MonkeyPatch, cuda: bool, mps: bool, device: str) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: int(cuda))
@@ -33,12 +31,8 @@ def test_what_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch, name: str
         pick_device(name)
 
 
-@pytest.mark.parametrize(
-    ("feature", "auto"), [("avx2", "fp32"), ("amx_bf16", "bf16"), ("avx512_bf16", "bf16")]
-)
-def test_precision_is_what_the_hardware_multiplies(
-    monkeypatch: pytest.MonkeyPatch, feature: str, auto: str
-) -> None:
+@pytest.mark.parametrize(("feature", "auto"), [("avx2", "fp32"), ("amx_bf16", "bf16"), ("avx512_bf16", "bf16")])
+def test_precision_is_what_the_hardware_multiplies(monkeypatch: pytest.MonkeyPatch, feature: str, auto: str) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {feature: True})
     cpu = torch.device("cpu")
     assert pick_precision("auto", cpu) == auto

@@ -67,9 +67,7 @@ def generator(monkeypatch: pytest.MonkeyPatch) -> Path:
     return write_model(Path("generator.ts"))
 
 
-def test_a_generators_last_line_is_one_json_object(
-    generator: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_generators_last_line_is_one_json_object(generator: Path, capsys: pytest.CaptureFixture[str]) -> None:
     result = bench.main(model=generator, device="cpu", repeats=3)
     *said, last = capsys.readouterr().out.splitlines()
     assert json.loads(last) == result

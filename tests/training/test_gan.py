@@ -357,9 +357,7 @@ def test_a_state_without_gradient_scaling_can_go_on_with_it() -> None:
 
 @pytest.mark.parametrize(("given", "answer"), [("L", "ab"), ("L", "Lab"), ("gray", "rgb"), ("sketch", "rgb")])
 def test_perceptual_terms_compare_colour_images(given: str, answer: str) -> None:
-    recipe = tiny_recipe(
-        input=given, output=answer, lambda_perceptual=1.0, anime_share=0.5, discriminator="none"
-    )
+    recipe = tiny_recipe(input=given, output=answer, lambda_perceptual=1.0, anime_share=0.5, discriminator="none")
     networks, pictures = build(recipe), noise_batch(recipe)
     networks.extractors = {"G_perceptual": MeanColor(), "G_anime": MeanColor()}
     perfect = generator_terms(networks, pictures, pictures.y, recipe, False)

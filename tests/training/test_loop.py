@@ -116,9 +116,7 @@ def test_a_record_has_the_means_of_its_interval(
 @pytest.mark.parametrize(
     ("steps", "kept", "tail"), [(0, [], ""), (20, [10, 20], '{"steps": 30, "G_'), (25, [10, 20], "\0\0\0")]
 )
-def test_reopening_drops_later_records_and_a_line_that_was_cut_off(
-    steps: int, kept: list[int], tail: str
-) -> None:
+def test_reopening_drops_later_records_and_a_line_that_was_cut_off(steps: int, kept: list[int], tail: str) -> None:
     lines = [json.dumps({"steps": step, "G_l1": 0.5}) + "\n" for step in (10, 20, 30)]
     PATH.write_text("".join(lines) + tail)
     log = Log(PATH, state(steps=steps))
@@ -221,9 +219,7 @@ def test_a_record_ends_with_a_stage() -> None:
 
 
 @pytest.mark.parametrize("stop", [1, 3, 6])  # within an epoch, at its end, and where it is saved
-def test_a_stopped_run_says_how_to_go_on_and_goes_on_there(
-    stop: int, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_stopped_run_says_how_to_go_on_and_goes_on_there(stop: int, capsys: pytest.CaptureFixture[str]) -> None:
     seen: list[Any] = []
     with pytest.raises(SystemExit) as stopped:
         run_loop(seen, stop)

@@ -71,9 +71,7 @@ def test_what_a_resume_may_not_change(
         setup.go_on(trained, read_run(trained), name, data, given, None)
 
 
-def described(
-    recipe: str, loading: Loading | None = None, labels: str = "x", **fields: Any
-) -> dict[str, Any]:
+def described(recipe: str, loading: Loading | None = None, labels: str = "x", **fields: Any) -> dict[str, Any]:
     """Return what is announced of a recipe at 64 px."""
     made = fit_networks(make_recipe(recipe, {"size": 64, "load_size": 64, **fields}))
     items = [Item(Path(f"{i}.png"), f"{i}", label=label) for i, label in enumerate(labels)]

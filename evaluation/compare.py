@@ -11,6 +11,7 @@ import numpy as np
 
 from config import METRICS, UserError
 from evaluation import scores
+from evaluation.best_epoch import choose_epochs
 from evaluation.scores import Row, Score, ScoreFile, Scores
 from runtime.atomic import write_json
 from runtime.run_folder import epoch_path
@@ -90,7 +91,7 @@ def compare(ours: Side, theirs: Side, force: bool) -> Comparison:
 
 def scored_epoch(run: Path, epoch: str | int | None) -> tuple[str, ScoreFile]:
     """Return the row of an epoch, and all scores. Raises UserError where it is not scored as it is now."""
-    (number,) = scores.choose_epochs(run, "best" if epoch is None else epoch, all_epochs=False)
+    (number,) = choose_epochs(run, "best" if epoch is None else epoch, all_epochs=False)
     name, stored = epoch_path(run, number).stem, scores.read_scores(run)
     if name not in stored.rows or not scores.is_current(run, stored.rows[name]):
         command = f"python eval.py --epoch {number} --run {quote(str(run))}"

@@ -67,8 +67,7 @@ def plan_tasks(
 
 def key(result: Path) -> str:
     """Return what a disk may take for a result's name; most of macOS's know no case."""
-    name = str(result)
-    return unicodedata.normalize("NFC", name.casefold()) if sys.platform == "darwin" else name
+    return unicodedata.normalize("NFC", str(result).casefold()) if sys.platform == "darwin" else str(result)
 
 
 def identity(path: Path) -> object:
@@ -117,16 +116,18 @@ def is_inside(path: Path, folder: Path) -> bool:
 def matching_files(pattern: Path) -> Iterator[tuple[Path, Path, str]]:
     """Yield the files that a pattern matches, with their folders below its fixed part."""
     fixed = Path(*list(takewhile(lambda part: not has_magic(part), pattern.parts)))
-    try:  # Path's ** follows no links, which can lead round in circles; its * does
+    try:
         rest = pattern.relative_to(fixed) / ("*" if pattern.name == "**" else "")
         matches = sorted(fixed.glob(str(rest)))
     except ValueError as error:
         raise UserError(f"no pattern {pattern}: {error}") from None
-    shown = [m for m in matches if not any(part.startswith(".") for part in m.relative_to(fixed).parts)]
-    files = [match for match in shown if not match.is_dir()]
-    if not files:
+    names = [match.relative_to(fixed) for match in matches if not match.is_dir()]
+    names = [name for name in names if not any(part.startswith(".") for part in name.parts)]
+    # links to folders can lead round in circles: Path's ** follows none, and here no more does its *
+    names = [name for name in names if not any((fixed / folder).is_symlink() for folder in name.parents[:-1])]
+    if not names:
         raise UserError(f"no file matches {pattern}")
-    yield from ((path, path.relative_to(fixed), "") for path in files)
+    yield from ((fixed / name, name, "") for name in names)
 
 
 def listed_files() -> Iterator[tuple[Path, Path, str]]:

@@ -246,8 +246,8 @@ def test_links_are_inputs_and_lead_round_in_no_circle(scans: Path) -> None:
     for given in ("scans", "scans/**/*.*"):
         assert names(plan(given)) == before
     Path("scans/again").symlink_to("album")
-    assert outputs(plan("scans/**/two.JPG")) == ["album/two.JPG"]  # as a shell does, * follows links
-    assert outputs(plan("scans/*/two.JPG")) == ["again/two.JPG", "album/two.JPG"]
+    for pattern in ("scans/**/two.JPG", "scans/*/two.JPG"):  # patterns follow links in their fixed part alone
+        assert outputs(plan(pattern)) == ["album/two.JPG"]
     assert outputs(plan("scans/again/*.JPG")) == ["two.JPG"]
 
 

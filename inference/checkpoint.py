@@ -93,19 +93,20 @@ def load_exported(path: Path, device: torch.device) -> Exported:
             module = torch.jit.load(path, map_location="cpu", _extra_files=files)
     except (RuntimeError, ValueError):
         raise UserError(f"{path} is not a TorchScript file, or it is damaged") from None
-    known = {field.name for field in fields(Recipe)}  # another version of the same format may have more
     try:
         told = json.loads(files[METADATA])
-        form, version = told.get("format", 0), told["version"]
-        if form == EXPORT_FORMAT:
-            recipe = Recipe.from_record({key: value for key, value in told["recipe"].items() if key in known})
-            record = ExportRecord(recipe, told["epoch"], told["precision"], form, version, told["torch"])
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        foreign = f"{path} is a TorchScript file, but not one written by export.py"
-        raise UserError(f"{foreign} ({error!r})") from None
+        form, version, recipe = int(told.get("format", 0)), str(told["version"]), dict(told["recipe"])
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise UserError(f"{path} is a TorchScript file, but not one written by export.py") from None
     if form != EXPORT_FORMAT:
         age = f"the newer version {version}" if form > EXPORT_FORMAT else "an older version"
         raise UserError(f"{path} is of {age} of this project; export it again with this one")
+    known = {field.name for field in fields(Recipe)}  # another version of the same format may have more
+    try:
+        recipe = Recipe.from_record({key: value for key, value in recipe.items() if key in known})
+        record = ExportRecord(recipe, told["epoch"], told["precision"], form, version, told["torch"])
+    except (KeyError, UserError) as error:
+        raise UserError(f"{path} is not as export.py writes it: {error}") from None
     return Exported(module.eval().to(device), record)
 
 

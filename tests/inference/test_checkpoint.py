@@ -97,7 +97,8 @@ def test_an_exported_file_comes_back_with_its_record() -> None:
     assert torch.equal(result, colorizer(image))
 
 
-FOREIGN = "is a TorchScript file, but not one written by export.py"
+FOREIGN = "is a TorchScript file, but not one written by export.py$"
+OURS = "x.ts is not as export.py writes it"
 DAMAGED = "is not a TorchScript file, or it is damaged"
 
 
@@ -121,10 +122,13 @@ MODELS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "somebody's": (lambda path: script(None), FOREIGN),
     **{text: (lambda path, text=text: script(text), FOREIGN) for text in ("hello", "[1]", "{}")},
     "no recipe": (told(recipe=3), FOREIGN),
-    "bad recipe": (told(recipe={"name": "x", "input": "smell"}), f"{FOREIGN}.*input must be one of"),
+    "no number": (told(format="two"), FOREIGN),
+    "no epoch": (told(epoch=None), f"{OURS}: 'epoch'"),
+    "bad recipe": (told(recipe={"name": "x", "input": "smell"}), f"{OURS}: input must be one of"),
     "older": (told(format=None, recipe={}), "is of an older version of this project; export it again"),
-    "newer": (told(format=2, version="9.9"), "is of the newer version 9.9 of this project; export it again"),
-}
+    **{f"newer, {form!r}": (told(format=form, version="9.9"), "is of the newer version 9.9 .*; export it again")
+       for form in (2, "2")},
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", MODELS)

@@ -151,13 +151,12 @@ def main(
     import torch
 
     versions = library_versions(("torch", "numpy", "scikit-image", "pillow"))
-    machine = platform.processor() or platform.machine()
-    conditions = {"cores": torch.get_num_threads(), "machine": machine, **versions}
+    conditions = {"cores": torch.get_num_threads(), "machine": platform.processor() or platform.machine(), **versions}
     if model is not None:
         from runtime.device import pick_device
 
         on = pick_device(device)
-        times = bench_generator(model, on, repeats)
+        times = bench_generator(Path(model), on, repeats)
         name = torch.cuda.get_device_name(on) if on.type == "cuda" else on.type
         result = {"bench": "generator", "device": name, **conditions, **times}
     else:
@@ -167,8 +166,7 @@ def main(
         result = {"bench": "scoring", "images": len(pictures), "size": size, **conditions, **times}
         ours, plain = (statistics.median(times[side]) for side in ("ours", "plain"))
         print(f"{len(pictures)} pairs of {size} px: ours {ours:.2f} s, plain loop {plain:.2f} s")
-        ratio, apart = times["ratio"], times["largest_difference"]
-        print(f"{ratio:.1f} times faster; scores differ by {apart:.1e} at most")
+        print(f"{times['ratio']:.1f} times faster; scores differ by {times['largest_difference']:.1e} at most")
     print(json.dumps(result))
     return result
 

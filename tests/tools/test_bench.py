@@ -68,7 +68,7 @@ def generator(monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_generators_last_line_is_one_json_object(generator: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    result = bench.main(model=generator, device="cpu", repeats=3)
+    result = bench.main(model=str(generator), device="cpu", repeats=3)
     *said, last = capsys.readouterr().out.splitlines()
     assert json.loads(last) == result
     assert (result["bench"], result["device"]) == ("generator", "cpu")

@@ -212,7 +212,10 @@ def compare(name: str, one: Function, other: Function, device: torch.device, lim
     noise, errors = torch.Generator().manual_seed(0), []
     for batch, (height, width) in product(BATCHES, SIZES):
         image = torch.rand((batch, 3, height, width), generator=noise).to(device)
-        errors.append((one(image) - other(image)).abs().cpu().double() * LEVELS)  # MPS has no float64
+        first, second = one(image), other(image)
+        if first.shape != second.shape:  # or one would be repeated to fit
+            raise UserError(f"{name}: they differ in shape: {[*first.shape]}, {[*second.shape]}; nothing was written")
+        errors.append((first - second).abs().cpu().double() * LEVELS)  # MPS has no float64
     cells = [f"{f'{error.max():.3f} ({error.mean():.4f})':>16}" for error in errors]
     print(f"{name:<28}" + "  ".join(cells))
     worst = float(torch.stack([error.max() for error in errors]).max())  # NaN if any is
@@ -226,5 +229,5 @@ def compare_integers(name: str, one: Function, other: Function, device: torch.de
     for dtype, level in ((torch.uint8, 1), (torch.uint16, 257)):
         image = (ramp * level).to(dtype).to(device)
         first, second = one(image), other(image)
-        if second.dtype != dtype or (first.int() - second.int()).abs().max() > level:
+        if (second.dtype, second.shape) != (dtype, first.shape) or (first.int() - second.int()).abs().max() > level:
             raise UserError(f"{name}: they differ on {dtype} images; nothing was written")

@@ -133,18 +133,24 @@ def identity(image: Tensor) -> Tensor:
     return image.expand(-1, 3, -1, -1)
 
 
-@pytest.mark.parametrize("broken", ["nan", "level", "type"])
+@pytest.mark.parametrize("broken", ["nan", "level", "type", "shape", "shape of integers"])
 def test_what_differs_is_refused(broken: str) -> None:
+    def one(image: Tensor) -> Tensor:
+        return identity(image[:, :1])
+
     def other(image: Tensor) -> Tensor:
-        image = identity(image)
-        if not image.is_floating_point():
-            return image.to(torch.int32) if broken == "type" else image
-        worse = {"nan": float("nan"), "level": 1.1 / 255, "type": 0.0}[broken]
+        if "shape" in broken:
+            return image[:, :1]  # which broadcasts to what is equal
+        image = one(image)
+        if broken == "type":
+            return image.to(torch.int32)
+        worse = {"nan": float("nan"), "level": 1.1 / 255}[broken]
         return image + worse if len(image) == 3 else image  # in the last batches alone
 
-    compare = exporters.compare_integers if broken == "type" else partial(exporters.compare, limit=1.0)
+    integers = broken in ("type", "shape of integers")
+    compare = exporters.compare_integers if integers else partial(exporters.compare, limit=1.0)
     with pytest.raises(UserError, match=r"^x: they differ .*nothing was written$"):
-        compare("x", identity, other, CPU)
+        compare("x", one, other, CPU)
     exporters.compare("x", identity, identity, CPU, 0.0)
     exporters.compare_integers("x", identity, identity, CPU)
 

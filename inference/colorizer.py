@@ -21,8 +21,8 @@ STRIP = 2**18  # px processed at a time: they fit into a CPU's caches. 4 times a
 class Maps(NamedTuple):
     """What a prediction says of the full-resolution image; all (N, C, h, w) float32, of one h and w."""
 
-    gain: Tensor  # C like colours: how much they change per unit of the guide; 0 where upsampling is bicubic
     colours: Tensor  # C = 2: ab/110. C = 3: RGB - guide in [-1, 1], or for line art RGB in [0, 1]
+    gain: Tensor  # C like colours: how much they change per unit of the guide; 0 where upsampling is bicubic
     guide: Tensor  # C = 1: lightness L/100 or luma of the small image, in [0, 1]
     detail: Tensor  # output Lab: C = 1, in [0, 1], the share of the input's detail to keep. Else C = 0
     seen: Tensor  # output Lab: C = 1, the L/100 that the network saw. Else C = 0
@@ -84,11 +84,12 @@ class Colorizer(nn.Module):
         height, width = image.size(2), image.size(3)
         if not image.is_floating_point() and not bool(torch.isfinite(y).all()):
             raise ValueError("the network's output is not finite: use another precision, or another epoch")
-        packed = self.prepare(small, y, min(height, y.size(2)), min(width, y.size(3)))  # (N, M, h, w)
+        maps = self.prepare(small, y, min(height, y.size(2)), min(width, y.size(3)))
+        packed = pack(maps)  # (N, M, h, w), once for all strips
         out = torch.empty([image.size(0), 3, height, width], dtype=image.dtype, device=image.device)
         for top, bottom in strips(image, self.strip):
-            maps = self.unpack(enlarge(packed, top, bottom - top, height, width))
-            rgb = self.join(image[:, :, top:bottom], maps)
+            large = unpack(enlarge(packed, top, bottom - top, height, width), maps)
+            rgb = self.join(image[:, :, top:bottom], large)
             out[:, :, top:bottom] = color.to_dtype(rgb, image.dtype)
         return out
 
@@ -104,9 +105,7 @@ class Colorizer(nn.Module):
     def visible(self, image: Tensor) -> Tensor:
         """Return what the model may see, (N, 3, H, W) in [0, 1]: RGB for L and sketch, else luma."""
         rgb = color.rgb01(image)
-        if self.x_kind == "L" or self.x_kind == "sketch":
-            return rgb
-        return color.luma(rgb).expand(-1, 3, -1, -1)
+        return rgb if self.x_kind in ("L", "sketch") else color.luma(rgb).expand(-1, 3, -1, -1)
 
     def guide(self, rgb: Tensor) -> Tensor:
         """Return luma or lightness L/100 of (N, 3, H, W) in [0, 1]: (N, 1, H, W) in [0, 1]."""
@@ -138,8 +137,8 @@ class Colorizer(nn.Module):
         left = (columns.size(0) - width) // 2
         return y[:, :, top : top + height, left : left + width].to(torch.float32)
 
-    def prepare(self, small: Tensor, y: Tensor, rows: int, columns: int) -> Tensor:
-        """Turn a prediction into Maps of rows x columns px, packed into one tensor to be enlarged together.
+    def prepare(self, small: Tensor, y: Tensor, rows: int, columns: int) -> Maps:
+        """Turn a prediction into maps of rows x columns px.
 
         Args:
             small: (N, 3, h, w) in [0, 1], the image that the network saw.
@@ -165,18 +164,11 @@ class Colorizer(nn.Module):
             repaired = change - F.avg_pool2d(change, 17, 1, 8, count_include_pad=False)
             detail, seen = torch.exp(-(repaired**2)), guide
             guide = restored
-        n = colours.size(1)
-        maps = resize(torch.cat([colours, guide, detail, seen], 1), rows, columns)
-        gain = torch.zeros_like(maps[:, :n])
-        if self.upsampling == "guided":
-            gain = local_gain(maps[:, n : n + 1], maps[:, :n])
-        return torch.cat([gain, maps], 1)
-
-    def unpack(self, packed: Tensor) -> Maps:
-        """Return the maps in the channels of a tensor (N, M, H, W) that `prepare` has made."""
-        n, extra = 3 if self.guide_is_luma else 2, int(self.y_kind == "Lab")
-        gain, colours, guide, detail, seen = packed.split([n, n, 1, extra, extra], 1)
-        return Maps(gain, colours, guide, detail, seen)
+        n, extra = colours.size(1), detail.size(1)
+        resized = resize(torch.cat([colours, guide, detail, seen], 1), rows, columns)
+        colours, guide, detail, seen = resized.split([n, 1, extra, extra], 1)
+        gain = local_gain(guide, colours) if self.upsampling == "guided" else torch.zeros_like(colours)
+        return Maps(colours, gain, guide, detail, seen)
 
     def join(self, image: Tensor, maps: Maps) -> Tensor:
         """Combine an image (N, 1|3, H, W) with maps enlarged to H x W: (N, 3, H, W) in [0, 1]."""
@@ -193,6 +185,18 @@ class Colorizer(nn.Module):
         return color.join_lab(guide * 100.0, colours)
 
 
+def pack(maps: Maps) -> Tensor:
+    """Return all maps as channels of one tensor, to be enlarged together."""
+    return torch.cat([maps.colours, maps.gain, maps.guide, maps.detail, maps.seen], 1)
+
+
+def unpack(packed: Tensor, like: Maps) -> Maps:
+    """Return the maps in a tensor (N, M, H, W) that was made by `pack`; channels are counted in `like`."""
+    n, extra = like.colours.size(1), like.detail.size(1)
+    colours, gain, guide, detail, seen = packed.split([n, n, 1, extra, extra], 1)
+    return Maps(colours, gain, guide, detail, seen)
+
+
 def check_image(image: Tensor) -> None:
     """Raise ValueError unless an image is (N, 1|3, H, W), not empty, and of a dtype that Colorizer takes."""
     if image.dim() != 4 or (image.size(1) != 1 and image.size(1) != 3) or image.numel() == 0:
@@ -204,9 +208,7 @@ def check_image(image: Tensor) -> None:
 def strips(image: Tensor, pixels: int) -> List[Tuple[int, int]]:  # noqa: UP006
     """Cut an image (N, C, H, W) into strips of about `pixels` px; returns first row and end of each."""
     height = image.size(2)
-    if image.is_cuda:
-        pixels *= 16
-    rows = max(1, pixels // (image.size(0) * image.size(3)))
+    rows = max(1, (16 * pixels if image.is_cuda else pixels) // (image.size(0) * image.size(3)))
     return [(top, min(top + rows, height)) for top in range(0, height, rows)]
 
 
@@ -263,8 +265,7 @@ def resample(image: Tensor, height: int, width: int) -> Tensor:
     """
     rows, columns = image.size(2) // (16 * height), image.size(3) // (16 * width)
     if rows > 1 or columns > 1:
-        block = [max(1, rows), max(1, columns)]
-        image = F.avg_pool2d(image, block, ceil_mode=True, count_include_pad=False)
+        image = F.avg_pool2d(image, [max(1, rows), max(1, columns)], ceil_mode=True, count_include_pad=False)
     return resize(image, height, width)
 
 

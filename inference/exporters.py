@@ -22,7 +22,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from config import UserError
 from imaging import color
 from inference.checkpoint import METADATA, ExportRecord, infer, load_exported
-from inference.colorizer import Colorizer, enlarge, resize
+from inference.colorizer import Colorizer, enlarge, pack, resize, unpack
 from runtime.atomic import replacing
 
 FORMATS = ("ts", "onnx", "pt2")
@@ -58,8 +58,7 @@ def fold_batch_norm(module: nn.Module) -> nn.Module:
 
 def deployable(colorizer: Colorizer, precision: str) -> Colorizer:
     """Return a copy to export: BatchNorm folded, weights in a precision and in channels_last layout."""
-    folded = fold_batch_norm(copy.deepcopy(colorizer))
-    return folded.to(PRECISIONS[precision]).to(memory_format=torch.channels_last)
+    return fold_batch_norm(copy.deepcopy(colorizer)).to(PRECISIONS[precision]).to(memory_format=torch.channels_last)
 
 
 class Traceable(nn.Module):
@@ -78,13 +77,13 @@ class Traceable(nn.Module):
         c = self.colorizer
         height, width = (torch.scalar_tensor(side, dtype=torch.int64) for side in image.shape[2:])
         divisor = torch.maximum(2 * torch.minimum(height, width), torch.maximum(height, width))
-        rows = ((4 * c.size * height + divisor) // (2 * divisor)).clamp(min=1)
-        columns = ((4 * c.size * width + divisor) // (2 * divisor)).clamp(min=1)
+        rows, columns = (((4 * c.size * side + divisor) // (2 * divisor)).clamp(min=1) for side in (height, width))
         small = resize(c.visible(image), _length(rows), _length(columns)).clamp(0.0, 1.0)
         y = self.predict(color.encode(small, c.x_kind), rows, columns)
         sides = _length(torch.minimum(height, rows)), _length(torch.minimum(width, columns))
-        packed = enlarge(c.prepare(small, y, *sides), 0, image.size(2), image.size(2), image.size(3))
-        return c.join(image, c.unpack(packed))
+        maps = c.prepare(small, y, *sides)
+        large = enlarge(pack(maps), 0, image.size(2), image.size(2), image.size(3))
+        return c.join(image, unpack(large, maps))
 
     def predict(self, x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
         """Run the generator on x (N, C, rows, columns), padded by reflection."""

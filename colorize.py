@@ -134,8 +134,7 @@ def report(jobs: Iterable["Job"], total: int, out: Path) -> list["Job"]:
         job.scan = None  # the metadata of a file can be larger than its pixels
         finished.append(job)
     counts = Counter(job.status for job in finished)
-    statuses = [name for name in ("done", "kept", "skipped", "failed") if counts[name]]
-    done = ", ".join(f"{counts[name]} {name}" for name in statuses)
+    done = ", ".join(f"{counts[name]} {name}" for name in ("done", "kept", "skipped", "failed") if counts[name])
     files = "1 file" if total == 1 else f"{total} files"
     print(f"{files}: {done}; {time.monotonic() - began:.1f} s, in {out}/", file=sys.stderr)
     sys.stderr.writelines(f"not done: {job.reason}\n" for job in finished if job.status == "failed")
@@ -169,20 +168,19 @@ def main(
 ) -> list[Path]:
     """Colourise files; returns the results that now exist. Exits with 1 if some files fail."""
     from imaging.files import FORMS
+    from inference.colorizer import Colorizer
     from inference.pipeline import Pipeline
     from inference.runner import Runner
     from inference.tasks import plan_tasks
     from runtime.device import pick_device
 
-    choices = (("format", format_, FORMS), ("upsampling", upsampling, ("guided", "bicubic")))
-    for name, value, known in choices:
+    for name, value, known in (("format", format_, FORMS), ("upsampling", upsampling, Colorizer.UPSAMPLINGS)):
         if value is not None and value not in known:
             raise UserError(f"no {name} {value}: use one of {' '.join(known)}")
     on, out = pick_device(device), Path(out)
     given = [inputs] if isinstance(inputs, str | Path) else inputs
     tasks = plan_tasks([Path(path) for path in given], out, format_, compare, overwrite)
-    settings = {"size": size, "strength": strength, "upsampling": upsampling}
-    runner = Runner(Path(model or newest_run() / "generator.ts"), on, **settings)
+    runner = Runner(Path(model or newest_run() / "generator.ts"), on, size, strength, upsampling)
     try:
         out.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=out).close()

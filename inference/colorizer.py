@@ -7,7 +7,7 @@ Aiazzi, Baronti, Selva, "Improving component substitution pansharpening through 
 MS+Pan data", 2007 (such a function applied to the detail that the small image lost).
 """
 
-from typing import List, NamedTuple, Tuple  # noqa: UP035  TorchScript knows List and Tuple
+from typing import Final, List, NamedTuple, Tuple  # noqa: UP035  TorchScript knows List and Tuple
 
 import torch
 import torch.nn.functional as F
@@ -58,6 +58,8 @@ class Colorizer(nn.Module):
         strip: int, px of the image processed at a time (16 times as many on a GPU); fewer need less memory.
     """
 
+    UPSAMPLINGS: Final = ("guided", "bicubic")  # of the class, as TorchScript reads no constant of a module
+
     def __init__(
         self, generator: nn.Module, x_kind: str, y_kind: str, size: int, multiple: int, least: int = 1
     ) -> None:
@@ -99,7 +101,7 @@ class Colorizer(nn.Module):
             raise ValueError("size and strip are px, at least 1")
         if not 0.0 <= self.strength <= 100.0:  # also true of NaN
             raise ValueError("strength is from 0 to 100; 1 is as predicted")
-        if self.upsampling != "guided" and self.upsampling != "bicubic":
+        if self.upsampling not in self.UPSAMPLINGS:
             raise ValueError("upsampling is guided or bicubic")
 
     def visible(self, image: Tensor) -> Tensor:

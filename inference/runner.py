@@ -3,7 +3,7 @@
 import re
 import sys
 import threading
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ Pixels = NDArray[Any]  # (H, W, 3) uint8, uint16, or floating point in [0, 1]
 NOT_FINITE = "output is not finite"  # part of what Colorizer raises
 
 
+@dataclass(eq=False)
 class Runner:
     """Colourise pictures of one size in batches.
 
@@ -28,27 +29,28 @@ class Runner:
     is coloured on the CPU. Each of these is said once on stderr. Threads may share a Runner; they take turns.
     """
 
-    def __init__(self, path: Path, device: torch.device, **settings: float | str | None) -> None:
-        """Load a generator.ts and set attributes of Colorizer; None leaves one as exported.
+    path: Path  # of a generator.ts
+    device: torch.device
+    size: int | None = None  # it and what follows: attributes of Colorizer to set; None leaves one as exported
+    strength: float | None = None
+    upsampling: str | None = None
 
-        Raises:
-            UserError: no generator.ts that this version reads.
-        """
-        self.path, self.device, self.settings = path, device, settings
+    def __post_init__(self) -> None:
+        """Load the generator. Raises UserError where there is none that this version reads."""
         self.max_pixels = sys.maxsize  # of a batch; becomes less where memory runs out
         self.half = False
         self.said: set[str] = set()
         self.lock = threading.Lock()
         try:
-            self.model, self.record = load_exported(path, device)
+            self.model, self.record = load_exported(self.path, self.device)
         except Exception as error:
-            if device.type == "cpu" or not is_out_of_memory(error):
+            if self.device.type == "cpu" or not is_out_of_memory(error):
                 raise
-            self._say(f"the model does not fit into the memory of {device}: colouring on the CPU, which is slower")
+            self._say(f"the model does not fit into the memory of {self.device}: colouring on the CPU, which is slower")
             self.device = torch.device("cpu")
-            self.model, self.record = load_exported(path, self.device)
-        for name, value in settings.items():
-            if value is not None:
+            self.model, self.record = load_exported(self.path, self.device)
+        for name in ("size", "strength", "upsampling"):
+            if (value := getattr(self, name)) is not None:
                 setattr(self.model, name, value)
 
     def prepare(self, frame: Frame) -> Frame:
@@ -118,7 +120,7 @@ class Runner:
     @cached_property
     def on_cpu(self) -> "Runner":
         """Return a Runner of the same generator on the CPU, in the precision that was exported."""
-        return Runner(self.path, torch.device("cpu"), **self.settings)
+        return replace(self, device=torch.device("cpu"))
 
     def _say(self, sentence: str) -> None:
         if sentence not in self.said:

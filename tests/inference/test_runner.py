@@ -128,6 +128,8 @@ def test_settings_are_those_of_the_module_and_none_leaves_them(model: Path) -> N
     assert_same(Runner(model, CPU, **settings).run(pictures), singly(model, pictures, **settings))
     plain = Runner(model, CPU, size=None, strength=None, upsampling=None)
     assert (plain.model.size, plain.model.strength, plain.model.upsampling) == (32, 1.0, "guided")
+    with pytest.raises(TypeError, match="strenght"):
+        Runner(model, CPU, strenght=0.5)
 
 
 @pytest.mark.parametrize("kind", ["L", "sketch"])

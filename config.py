@@ -25,28 +25,23 @@ DEMO = "demo"  # name of the embedded data set, and of the recipe for it
 # metric -> which direction is better
 METRICS = {
     "psnr_db": "higher", "ssim": "higher", "ms_ssim": "higher", "ab_mse": "lower", "ciede2000": "lower",
-    "colorfulness": "closest to the truth", "colorfulness_error": "lower", "lpips_alex": "lower",
-    "lpips_vgg": "lower", "top1": "higher", "top5": "higher", "fid": "lower", "kid": "lower",
-    "s0_psnr_db": "higher", "s0_ssim": "higher",
+    "colorfulness": "closest to the truth", "colorfulness_error": "lower", "lpips_alex": "lower", "lpips_vgg": "lower",
+    "top1": "higher", "top5": "higher", "fid": "lower", "kid": "lower", "s0_psnr_db": "higher", "s0_ssim": "higher",
 }  # fmt: skip
 # degradations of the input, in the order in which they are applied: lens, film, years in a drawer, scan
 DEGRADATIONS = ("blur", "grain", "fading", "blotches", "stripes", "scratches", "jpeg")
 DRAWN_INPUTS = ("sketch", "line", "gray+line")  # inputs that are, or may be, line art
 CHOICES = {
-    "input": ("L", "gray", "sketch", "line", "gray+line"), "output": ("ab", "rgb", "Lab"),
-    "fit": ("crop", "squash"), "pair": ("auto", "none", "AB", "BA"),
-    "norm_d": ("batch", "instance", "none"), "norm_stats": ("running", "batch"),
+    "input": ("L", "gray", "sketch", "line", "gray+line"), "output": ("ab", "rgb", "Lab"), "fit": ("crop", "squash"),
+    "pair": ("auto", "none", "AB", "BA"), "norm_d": ("batch", "instance", "none"), "norm_stats": ("running", "batch"),
     "init": ("normal", "default", "kaiming"), "schedule": ("constant", "linear"),
-    "gan_mode": ("vanilla", "lsgan", "hinge"), "precision": ("auto", "fp32", "bf16", "fp16"),
-    "metric": tuple(METRICS),
+    "gan_mode": ("vanilla", "lsgan", "hinge"), "precision": ("auto", "fp32", "bf16", "fp16"), "metric": tuple(METRICS),
 }  # fmt: skip
 # ranges of numbers; those not named here are at least 0
 BELOW_ONE = {"val_fraction", "dropout", "beta1", "beta2", "ema", "momentum", "label_smoothing", "warmup"}
 UP_TO_ONE = {"flip", "line_share", "label_real", "anime_share"}
 UP_TO_ONE |= {f"{name}{end}" for name in DEGRADATIONS for end in ("", "_p")}
-POSITIVE = {
-    "size", "ngf", "ndf", "batch_size", "epochs", "save_every", "log_every", "samples", "lr", "label_real",
-}  # fmt: skip
+POSITIVE = {"size", "ngf", "ndf", "batch_size", "epochs", "save_every", "log_every", "samples", "lr", "label_real"}
 
 
 class UserError(ValueError):
@@ -250,61 +245,59 @@ def require(ok: bool, key: str, recipe: AnyRecipe, wanted: str) -> None:
 
 # Each published system: what it changes of the defaults above. L and ab are scaled to [-1, 1] in all of them.
 # fmt: off
-_URESNET = dict(
-    flip=0.5, min_colorfulness=10.0, generator="resunet", discriminator="patch15", pretrained=True,
-    epochs=120, pretrain_epochs=20, batch_size=4)
-_MANGA = dict(
-    input="gray", output="rgb", discriminator="patch15-bias", dropout=0.5,
-    lambda_gan=0.01, lambda_l1=1.0, lambda_perceptual=0.1)
-# All of the framework's were published with 5 epochs by default, batches of 100, a constant learning rate,
-# random crops of varying scale, ab in [0, 1]; with a discriminator, its loss not halved.
-_FRAMEWORK = dict(size=224, load_size=256, flip=0.5)
-_MSE = dict(discriminator="none", lambda_l1=0.0, lambda_mse=1.0, lr=1e-3, beta1=0.9, schedule="linear")
 RECIPES: dict[str, dict[str, Any]] = {
     # The embedded scenes; minutes on two CPU cores.
-    "demo": dict(
-        system="embedded scenes", size=128, flip=0.5,
+    "demo": dict(system="embedded scenes", size=128, flip=0.5,
         generator="unet", discriminator="patch30", ngf=32, ndf=16, depth=5, lambda_gan=0.05,
         epochs=20, batch_size=8, lr=2e-3, schedule="linear", ema=0.99, log_every=100),
     # Published: 950 epochs, images squashed to the square; flips from epoch 350 on, and of validation images.
-    "coco": dict(
-        system="photo in Lab, pix2pix", flip=0.5,
+    "coco": dict(system="photo in Lab, pix2pix", flip=0.5,
         generator="unet", discriminator="patch30", dropout=0.5, epochs=950, save_every=25),
     # Published: fastai's decoder; its code detached the generated image, so no GAN gradient reached G.
-    "coco-resnet": dict(_URESNET, system="photo, U-ResNet, COCO"),
+    "coco-resnet": dict(system="photo, U-ResNet, COCO", flip=0.5, min_colorfulness=10.0,
+        generator="resunet", discriminator="patch15", pretrained=True, epochs=120, pretrain_epochs=20, batch_size=4),
     # The same system on group portraits; its pictures were resized to the square, ours are cropped.
-    "groups": dict(_URESNET, system="photo, U-ResNet, portraits"),
+    "groups": dict(system="photo, U-ResNet, portraits", flip=0.5, min_colorfulness=10.0,
+        generator="resunet", discriminator="patch15", pretrained=True, epochs=120, pretrain_epochs=20, batch_size=4),
     # Published: 150 epochs, a checkpoint every 10, no augmentation; its resume began at epoch 1 again.
-    "anime": dict(
-        system="anime sketch, pix2pix", input="sketch", output="rgb",
+    "anime": dict(system="anime sketch, pix2pix", input="sketch", output="rgb",
         generator="unet-reflect", discriminator="patch26", dropout=0.5, epochs=150, save_every=10),
     # Published with anime_share 0, 0.1 and 1; the best pictures came from 0 with both additions.
-    "manga": dict(_MANGA, system="manga page", generator="unet-bn"),
+    "manga": dict(system="manga page", input="gray", output="rgb",
+        generator="unet-bn", discriminator="patch15-bias", dropout=0.5,
+        lambda_gan=0.01, lambda_l1=1.0, lambda_perceptual=0.1),
     # Published: attention over the single pixel of the bottleneck, which --set attention=32 mends.
-    "manga-att": dict(_MANGA, system="manga page, attention", generator="unet-att"),
+    "manga-att": dict(system="manga page, attention", input="gray", output="rgb",
+        generator="unet-att", discriminator="patch15-bias", dropout=0.5,
+        lambda_gan=0.01, lambda_l1=1.0, lambda_perceptual=0.1),
     # Published: the code computed the Danbooru term without gradient; here it reaches the generator.
-    "manga-ext": dict(_MANGA, system="manga page, extractor", generator="unet-ext", anime_share=0.1),
-    "manga-att-ext": dict(_MANGA, system="manga page, both", generator="unet-att-ext", anime_share=0.1),
-    "places-resnet": dict(_FRAMEWORK, **_MSE, system="framework, ResNet", generator="resnet"),
-    "unet32": dict(_MSE, system="framework, U-Net 32 px", size=32, flip=0.5, generator="unet32"),
-    "unet224": dict(_FRAMEWORK, **_MSE, system="framework, U-Net 224 px", generator="unet224"),
+    "manga-ext": dict(system="manga page, extractor", input="gray", output="rgb",
+        generator="unet-ext", discriminator="patch15-bias", dropout=0.5,
+        lambda_gan=0.01, lambda_l1=1.0, lambda_perceptual=0.1, anime_share=0.1),
+    "manga-att-ext": dict(system="manga page, both", input="gray", output="rgb",
+        generator="unet-att-ext", discriminator="patch15-bias", dropout=0.5,
+        lambda_gan=0.01, lambda_l1=1.0, lambda_perceptual=0.1, anime_share=0.1),
+    # Published, and so for all of the framework's: 5 epochs by default, batches of 100, a constant learning
+    # rate, random crops of varying scale, ab in [0, 1]; with a discriminator, its loss not halved.
+    "places-resnet": dict(system="framework, ResNet", size=224, load_size=256, flip=0.5,
+        generator="resnet", discriminator="none", lambda_l1=0, lambda_mse=1, lr=1e-3, beta1=0.9, schedule="linear"),
+    "unet32": dict(system="framework, U-Net 32 px", size=32, flip=0.5,
+        generator="unet32", discriminator="none", lambda_l1=0, lambda_mse=1, lr=1e-3, beta1=0.9, schedule="linear"),
+    "unet224": dict(system="framework, U-Net 224 px", size=224, load_size=256, flip=0.5,
+        generator="unet224", discriminator="none", lambda_l1=0, lambda_mse=1, lr=1e-3, beta1=0.9, schedule="linear"),
     # Published: L1 on the discriminator's output and two sigmoids; the paper it names puts L1 on the image.
     # With 2e-4 for both, 2 epochs of 5,000 CIFAR-10 pictures scored below one mean colour; so they beat it.
-    "nazerigan32": dict(
-        system="framework, GAN 32 px", size=32, flip=0.5,
-        generator="unet32", discriminator="image32", label_real=0.9,
-        lr=1e-3, lr_d=1e-5, schedule="linear", ema=0.99),
-    "nazerigan224": dict(
-        _FRAMEWORK, system="framework, GAN 224 px",
+    "nazerigan32": dict(system="framework, GAN 32 px", size=32, flip=0.5,
+        generator="unet32", discriminator="image32", label_real=0.9, lr=1e-3, lr_d=1e-5, schedule="linear", ema=0.99),
+    "nazerigan224": dict(system="framework, GAN 224 px", size=224, load_size=256, flip=0.5,
         generator="unet224", discriminator="image224", label_real=0.9),
     # Published: G saw 100 x gray, here L as everywhere; a last BatchNorm was counted but never called.
-    "cgan": dict(
-        _FRAMEWORK, system="framework, conditional GAN", output="rgb",
+    "cgan": dict(system="framework, conditional GAN", output="rgb", size=224, load_size=256, flip=0.5,
         generator="convgen", discriminator="image-rgb", init="kaiming", label_real=0.9),
     # Named by the U-ResNet's authors as future work: a degraded input, L restored beside ab. A U-Net of
     # pix2pix checkers the lightness, as nothing but transposed convolutions reaches its full resolution.
-    "restore": dict(
-        _URESNET, system="old photo, restored", output="Lab",
+    "restore": dict(system="old photo, restored", output="Lab", flip=0.5, min_colorfulness=10.0,
+        generator="resunet", discriminator="patch15", pretrained=True, epochs=120, pretrain_epochs=20, batch_size=4,
         scratches_p=0.5, stripes_p=0.2, blotches_p=0.4, fading_p=0.5, blur_p=0.3, grain_p=0.5, jpeg_p=0.3),
 }
 # fmt: on

@@ -10,13 +10,13 @@ import io
 import struct
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import IO, BinaryIO
 
 import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image
 from PIL.PngImagePlugin import PngImageFile, PngStream, putchunk
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
@@ -48,8 +48,6 @@ def guarded() -> Iterator[None]:
         yield
     except MemoryError:
         raise
-    except UnidentifiedImageError:
-        raise UserError("not an image that can be read") from None
     except NotImplementedError as error:
         raise UserError(f"a kind of image that cannot be read ({error})") from error
     except Image.DecompressionBombError as error:
@@ -70,21 +68,22 @@ def named(name: object) -> Iterator[None]:
 def open_image(file: BinaryIO) -> Image.Image:
     """Open an image as Image.open does, without its guard against large pictures; pixels come with load().
 
-    Raises UnidentifiedImageError where no plugin knows the format; plugins raise almost anything.
+    Raises UserError, without a file's name, where no plugin knows the format, or one finds the file damaged.
     """
     Image.preinit()  # the common formats are tried first
     Image.init()
-    start = file.read(16)
+    with guarded():
+        start = file.read(16)
     for form in Image.ID:
         factory, accepts = Image.OPEN[form]
-        try:
+        read = OWN.get(form, factory)
+        # by these errors a plugin says that the file is of another format
+        with guarded(), suppress(SyntaxError, IndexError, TypeError, struct.error):
             accepted = not accepts or accepts(start)
             if accepted and not isinstance(accepted, str):  # a text says that Pillow is built without it
                 file.seek(0)
-                return OWN.get(form, factory)(file, "")
-        except (SyntaxError, IndexError, TypeError, struct.error):
-            continue  # this is how a plugin says that the file is of another format
-    raise UnidentifiedImageError
+                return read(file, "")
+    raise UserError("not an image that can be read")
 
 
 class _Chunks(PngStream):
@@ -149,11 +148,8 @@ class _WebpBytes(io.BytesIO):
         return super().read(min(size, 16))
 
 
-OWN = {  # instead of the plugins that Pillow registers
-    "PNG": Png,
-    "TIFF": _Tiff,
-    "WEBP": lambda file, name: WebPImageFile(_WebpBytes(file.read()), name),
-}
+# instead of the plugins that Pillow registers
+OWN = {"PNG": Png, "TIFF": _Tiff, "WEBP": lambda file, name: WebPImageFile(_WebpBytes(file.read()), name)}
 
 
 def hidden(image: Image.Image) -> bool:
@@ -306,8 +302,10 @@ def read_deep_page(page: TiffPage) -> Frame | None:
         raise UserError(f"a kind of image that cannot be read ({samples} samples of {page.dtype} per pixel)")
     with guarded():
         profile, turn = page.iccprofile, page.tags.valueof(ExifTags.Base.Orientation, 1)
-        values = page.asarray().reshape(page.shaped)  # (planes, 1, H, W, samples); one of them is 1
-        values = np.moveaxis(values[:, 0], 0, 2).reshape(height, width, samples)
+        values, planes = page.asarray(), page.shaped[0]  # planes: samples, or 1 where they stand together
+    if values.size != height * width * samples:
+        raise UserError(f"damaged image ({values.size} values for {width} x {height} pixels)")
+    values = np.moveaxis(values.reshape(planes, height, width, -1), 0, 2).reshape(height, width, samples)
     white = 2**page.bitspersample - 1 if kind == "u" and page.bitspersample <= 16 else None
     kinds = (page.extrasamples or (EXTRASAMPLE.UNASSALPHA,) * extra)[:extra]
     which = next((i for i, meaning in enumerate(kinds) if meaning), None)  # 0 may mean anything

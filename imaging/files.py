@@ -73,8 +73,8 @@ def _opened(path: Path, content: bytes | None) -> Iterator[Image.Image | TiffFil
         with guarded():
             is_tiff = file.read(4) in decoders.TIFF_STARTS
             file.seek(0)
-            image = TiffFile(file) if is_tiff else decoders.open_image(file)
-        with image:
+            tiff = TiffFile(file) if is_tiff else None
+        with tiff or decoders.open_image(file) as image:
             if not is_tiff:
                 check_size(*image.size)
             yield image
@@ -122,8 +122,8 @@ def _pages(scan: Scan, pages: list[TiffPage]) -> Iterator[Frame]:
         for page in pages:
             frame = decoders.read_deep_page(page)
             if frame is None:
+                image = image or decoders.open_image(file)
                 with guarded():
-                    image = image or decoders.open_image(file)
                     image.seek(page.index)
                 check_size(*image.size)
                 frame = decoders.to_frame(image)

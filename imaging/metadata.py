@@ -33,6 +33,7 @@ DESCRIPTIVE = (  # tags of the main directory; the others describe how the pixel
     *(Base.Artist, Base.HostComputer, Base.Copyright, Base.Rating, Base.RatingPercent),
     *(Base.XPTitle, Base.XPComment, Base.XPAuthor, Base.XPKeywords, Base.XPSubject),
 )
+GROUPS = (IFD.Exif, IFD.GPSInfo)  # directories that are kept, but for what is stale
 STALE = {Base.ExifImageWidth, Base.ExifImageHeight, Base.ColorSpace, Base.Gamma, IFD.MakerNote, IFD.Interop}
 STALE_XMP = (
     rb"tiff:(?:Orientation|ImageWidth|ImageLength)|photoshop:(?:ColorMode|ICCProfile)"
@@ -180,11 +181,9 @@ def append_directories(path: Path, notes: Notes) -> None:
 def _directories(exif: Image.Exif) -> dict[int, dict[int, Any]]:
     """Return the EXIF and GPS directories that are not empty, without stale tags."""
     found = {}
-    for group in (IFD.Exif, IFD.GPSInfo):
-        values = {tag: _raw(value) for tag, value in exif.get_ifd(group).items() if tag not in STALE}
-        if values:
-            found[group] = values
-    return found
+    for group in GROUPS:
+        found[group] = {tag: _raw(value) for tag, value in exif.get_ifd(group).items() if tag not in STALE}
+    return {group: values for group, values in found.items() if values}
 
 
 def _tiff_exif(page: TiffPage) -> Image.Exif:
@@ -200,12 +199,18 @@ def _tiff_exif(page: TiffPage) -> Image.Exif:
 
 def _clean_exif(read: Callable[[], Image.Exif]) -> bytes:
     """Return EXIF with descriptive tags alone; nothing where it cannot be read, or not be written again."""
-    try:  # Pillow's parser raises almost anything, and its writer where a tag is of an unusual type
-        exif, clean = read(), Image.Exif()
-        directories = _directories(exif)
-        clean.update({tag: _raw(exif[tag]) for tag in DESCRIPTIVE if tag in exif})
-        for group, entries in directories.items():
-            clean.get_ifd(group).update(entries)
+    try:  # Pillow's parser raises almost anything; what it has parsed, `exif` keeps
+        exif = read()
+        values = {tag: exif[tag] for tag in DESCRIPTIVE if tag in exif}
+        for group in GROUPS:
+            exif.get_ifd(group)
+    except Exception:
+        return b""
+    clean, directories = Image.Exif(), _directories(exif)
+    clean.update({tag: _raw(value) for tag, value in values.items()})
+    for group, entries in directories.items():
+        clean.get_ifd(group).update(entries)
+    try:  # its writer does, too, where a tag is of another type than its number promises
         return clean.tobytes()[len(b"Exif\0\0") :] if clean or directories else b""
     except Exception:
         return b""

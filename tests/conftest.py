@@ -1,6 +1,8 @@
 """Fixtures: every test works in a folder of its own; a folder of small pictures; one tiny trained run."""
 
 import hashlib
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +69,22 @@ def weights_folder(stand_ins: dict[str, Path], monkeypatch: pytest.MonkeyPatch) 
 def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep runs/ and cache/ out of the checkout."""
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def time_limit() -> Iterator[None]:
+    """Let a test that would never end fail after two minutes, and the others go on."""
+
+    def give_up(*_: object) -> None:
+        pytest.fail("it takes for ever")
+
+    previous = signal.signal(signal.SIGALRM, give_up)
+    signal.alarm(120)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, previous)
 
 
 @pytest.fixture

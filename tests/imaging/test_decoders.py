@@ -3,13 +3,13 @@
 import io
 import itertools
 import os
-import signal
 import struct
 import warnings
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import imagecodecs
@@ -37,7 +37,7 @@ from config import UserError
 from imaging import decoders, pixels
 from imaging.decoders import to_frame
 from imaging.files import read_frames, read_image, scan, write_frames
-from imaging.pixels import Frame, flatten
+from imaging.pixels import flatten
 
 UPRIGHT: dict[int, Callable[[NDArray], NDArray]] = {
     1: lambda a: a,
@@ -437,13 +437,22 @@ def test_a_png_may_have_a_longer_profile_than_pillow_takes() -> None:
 # files that cannot be read
 
 
-@pytest.mark.parametrize("name", ["x.png", "x.tif", "film.gif", "deep.png", "deep.tif"])
-def test_a_bug_of_ours_is_not_called_damage(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*_: object) -> Frame:
+@pytest.mark.parametrize(
+    ("name", "module", "ours"),
+    [
+        *((name, decoders, "upright") for name in ("x.png", "x.tif", "film.gif", "deep.png", "deep.tif")),
+        *((name, decoders, ours) for name in ("x.png", "x.tif", "film.gif") for ours in ("open_image", "OWN")),
+        ("deep.tif", np, "moveaxis"),
+    ],
+)
+def test_a_bug_of_ours_is_not_called_damage(
+    name: str, module: ModuleType, ours: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
         raise IndexError("ours")  # as Pillow's plugins raise it
 
     data = encoded(name)
-    monkeypatch.setattr(decoders, "upright", broken)
+    monkeypatch.setattr(module, ours, SimpleNamespace(get=broken) if ours == "OWN" else broken)
     for read in (read_image, read_all):
         with pytest.raises(IndexError, match=r"^ours$"):
             read(Path(name), data)
@@ -507,12 +516,12 @@ def test_what_is_no_image(content: bytes) -> None:
             read(Path("x"), content)
 
 
+@pytest.mark.usefixtures("time_limit")
 def test_places_where_no_file_is() -> None:
     Path("folder.jpg").mkdir()
     Path("loop.jpg").symlink_to("loop.jpg")
     Path("nowhere.jpg").symlink_to("missing")
     os.mkfifo("pipe.jpg")  # who waits for it waits for ever
-    signal.alarm(10)
     for name, cause in {
         "missing.jpg": "no such file",
         "nowhere.jpg": "no such file",
@@ -525,7 +534,6 @@ def test_places_where_no_file_is() -> None:
         for read in (scan, read_image):
             with pytest.raises(UserError, match=f"^{name}: {cause}$"):
                 read(Path(name))
-    signal.alarm(0)
 
 
 @pytest.mark.parametrize(
@@ -546,6 +554,7 @@ def test_kinds_that_are_no_pictures(values: NDArray, options: dict[str, Any]) ->
         read_all("x.tif")
 
 
+@pytest.mark.usefixtures("time_limit")
 def test_pages_that_go_round_in_circles_end() -> None:
     with tifffile.TiffWriter("x.tif") as writer:
         writer.write(RGB, photometric="rgb")
@@ -555,9 +564,7 @@ def test_pages_that_go_round_in_circles_end() -> None:
         first, second = (page.offset for page in tiff.pages)
     entries = struct.unpack_from("<H", data, second)[0]
     struct.pack_into("<I", data, second + 2 + 12 * entries, first)
-    signal.alarm(10)
     assert len(read_all("x.tif", bytes(data))) == 2
-    signal.alarm(0)
 
 
 @pytest.mark.parametrize("bigtiff", [False, True])

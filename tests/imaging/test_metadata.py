@@ -1,6 +1,5 @@
 """metadata.py: what a file says goes along; what would be untrue of the coloured file does not."""
 
-import signal
 import struct
 import warnings
 from dataclasses import replace
@@ -13,6 +12,7 @@ import tifffile
 from image_samples import RGB, SRGB, chunk, scan_of
 from PIL import Image, IptcImagePlugin, PngImagePlugin
 
+from imaging import metadata
 from imaging.files import read_frames, scan, write_frames
 from imaging.metadata import Notes, tiff_tags
 from imaging.pixels import Frame
@@ -113,19 +113,11 @@ def test_xmp_goes_along_without_what_is_stale(source: str, target: str) -> None:
     assert xmp.endswith(b"</rdf:Description></x:xmpmeta>")
 
 
+@pytest.mark.usefixtures("time_limit")  # a pattern that goes back over all it has seen would take hours
 def test_xmp_full_of_traps_does_not_take_for_ever() -> None:
-    def give_up(*_: object) -> None:
-        raise TimeoutError
-
-    previous = signal.signal(signal.SIGALRM, give_up)
-    signal.alarm(120)  # a pattern that goes back over all it has seen would take hours
-    try:
-        for piece in (b"<xmp:Thumbnails>", b"<tiff:Orientation>", b' tiff:Orientation="'):
-            save("x.webp", xmp=piece * (2_000_000 // len(piece)))
-            assert len(scan(Path("x.webp")).notes.xmp) <= 2_000_000
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, previous)
+    for piece in (b"<xmp:Thumbnails>", b"<tiff:Orientation>", b' tiff:Orientation="'):
+        save("x.webp", xmp=piece * (2_000_000 // len(piece)))
+        assert len(scan(Path("x.webp")).notes.xmp) <= 2_000_000
 
 
 @pytest.mark.parametrize(
@@ -258,6 +250,17 @@ def test_exif_that_cannot_be_written_again_is_left_out() -> None:
     notes = scan(Path("x.png")).notes
     assert notes.exif == b"" or b"Ada" in notes.exif
     convert("x.png", "out.tif")
+
+
+@pytest.mark.parametrize("ours", ["_raw", "_directories"])
+def test_a_bug_of_ours_is_not_called_broken_exif(ours: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise IndexError("ours")
+
+    save("x.jpg", exif=full_exif())
+    monkeypatch.setattr(metadata, ours, broken)
+    with pytest.raises(IndexError, match=r"^ours$"):
+        scan(Path("x.jpg"))
 
 
 def test_what_is_too_long_for_a_jpeg_is_left_out_of_it() -> None:

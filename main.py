@@ -11,6 +11,8 @@ from pathlib import Path
 from config import DEMO, RUNS
 from runtime import cli
 
+ROWS = 5  # test images on the contact sheet
+
 
 def write_example(path: Path, kind: str) -> Path:
     """Write the photograph as a network input of `kind`; returns the file that holds it in colour."""
@@ -60,7 +62,7 @@ def main(
     coloured = colorize.main([example], model=model, out=folder / "colorized", device=device)[0]
     folders = (folder / "inputs", outputs_path(folder, best_epoch(folder)), folder / "targets")
     names = [path.name for path in find_images(folder / "targets")]
-    rows = [[read_image(where / names[i]) for where in folders] for i in evenly_spaced(len(names), 5)]
+    rows = [[read_image(where / names[i]) for where in folders] for i in evenly_spaced(len(names), ROWS)]
     shown = [read_image(path) for path in (example, coloured, photo)]
     width = rows[0][0].shape[1]
     height = round(width * shown[0].shape[0] / shown[0].shape[1])

@@ -26,9 +26,8 @@ NORMS = {"batch": nn.BatchNorm2d, "instance": nn.InstanceNorm2d, "none": None}
 
 
 def down(
-    in_channels: int, out_channels: int, kernel: int = 4, stride: int = 2, padding: int = 1,
-    bias: bool = False, norm: str = "batch", slope: float = 0.2, norm_last: bool = False,
-    padding_mode: str = "zeros",
+    in_channels: int, out_channels: int, kernel: int = 4, stride: int = 2, padding: int = 1, bias: bool = False,
+    norm: str = "batch", slope: float = 0.2, norm_last: bool = False, padding_mode: str = "zeros",
 ) -> nn.Sequential:  # fmt: skip
     """Convolve, normalise, LeakyReLU (`norm_last`: normalise after it); by default halves H and W.
 
@@ -115,8 +114,7 @@ class PixelShuffleUp(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
-        conv = nn.Conv2d(in_channels, 4 * out_channels, 1)
-        self.layers = nn.Sequential(conv, nn.ReLU(), nn.PixelShuffle(2))
+        self.layers = nn.Sequential(nn.Conv2d(in_channels, 4 * out_channels, 1), nn.ReLU(), nn.PixelShuffle(2))
         self.icnr_()
 
     def icnr_(self) -> None:
@@ -136,7 +134,8 @@ def init_normal(module: nn.Module) -> None:
     Source: arXiv 1611.07004, section 6.2, and its public code.
     """
     if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.BatchNorm2d):
-        nn.init.normal_(module.weight, float(isinstance(module, nn.BatchNorm2d)), 0.02)
+        mean = 1.0 if isinstance(module, nn.BatchNorm2d) else 0.0
+        nn.init.normal_(module.weight, mean, 0.02)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
     elif isinstance(module, PixelShuffleUp):  # comes after its own convolution
@@ -240,6 +239,7 @@ class DanbooruFeatures(FrozenFeatures):
 
 MULTIPLE = 16  # px; a size that can be halved less often would make the U-Net a shallow one
 MAX_DEPTH = 8  # halvings in pix2pix's U-Net: 256 px -> 1 px
+DROPOUT_BLOCKS = 3  # innermost decoder blocks with dropout, pix2pix section 6.1
 
 
 class UNet(nn.Module):
@@ -281,7 +281,7 @@ class UNet(nn.Module):
         self.decoder = nn.ModuleList()
         for i in range(depth - 1, 0, -1):
             joined = inner if i == depth - 1 else 2 * widths[i]
-            rate = dropout if i > depth - 4 else 0.0  # in the three innermost, pix2pix section 6.1
+            rate = dropout if depth - 1 - i < DROPOUT_BLOCKS else 0.0
             self.decoder.append(up(joined, widths[i - 1], bias=bias == "all", dropout=rate))
         last = nn.ConvTranspose2d(2 * widths[0], out_channels, 4, 2, 1, bias=bias != "none")
         self.last = nn.Sequential(last, nn.Tanh())

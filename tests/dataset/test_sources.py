@@ -222,6 +222,7 @@ def test_npz_labels_and_split(
         ("labels", {"labels": np.zeros(5, int)}),
         ("labels", {"labels": np.arange(6), "classes": np.array(["cat", "dog"])}),
         ("labels", {"labels": np.array(list("abcdef")), "classes": np.array(["cat", "dog"])}),
+        ("labels", {"labels": np.full(6, -1), "classes": np.array(["cat", "dog"])}),
         ("labels", {"labels": np.zeros(6, int), "classes": np.array("cat")}),
         ("allow_pickle", {"labels": np.array([1, None, 3, 4, 5, 6], object)}),
         ("is_test", {"is_test": np.zeros(5, bool)}), ("is_test", {"is_test": np.array(True)}),

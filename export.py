@@ -8,9 +8,8 @@
     model = torch.jit.load("generator.ts")
     colour = model(image)      # uint8, uint16 or float (N, 1|3, H, W) -> same dtype (N, 3, H, W)
 
-BatchNorm is folded into the convolutions before it. Nothing is written unless eager, scripted and reloaded
-modules agree, on images of three sizes in two batches, on every device there is; the table of differences is
-printed.
+BatchNorm is folded into the convolutions before it. Nothing is written unless eager, scripted and reloaded modules
+agree, on images of three sizes in two batches, on the CPU and on `device`; the table of differences is printed.
 """
 
 from pathlib import Path

@@ -70,6 +70,7 @@ def main(
     for name in metric or []:
         if name not in METRICS:
             raise UserError(f"no metric {name}{closest(name, list(METRICS))}")
+    weights, classifier = (Path(path) if path else None for path in (weights, classifier))
     if weights is not None and not weights.is_dir():
         raise UserError(f"no folder {weights}: --weights takes the folder that holds the weight files")
 

@@ -107,6 +107,7 @@ def main(
         Recipe, set_, epochs=epochs, size=size, batch_size=batch_size, limit=limit, save_every=save_every,
         gan_mode=gan_mode, pair=pair, seed=seed,
     )  # fmt: skip
+    weights = Path(weights) if weights else None
     if resume:
         folder = Path(run) if run else RUNS / recipe if recipe else run_folder.newest_run()
         plan = setup.go_on(folder, run_folder.read_run(folder), recipe, data, given, weights)
@@ -153,7 +154,7 @@ def main(
         return train_step(gan, batch, made, adversarial=schedule(gan, made, state, steps))
 
     def save(epoch: int, records: list[dict[str, Any]]) -> None:
-        save_generator(folder, epoch, made, gan.ema.module if gan.ema else gan.generator)
+        save_generator(folder, epoch, made, gan.generator if gan.ema is None else gan.ema.module)
         save_samples(folder, made, epoch, images["val"], on)
         plot_losses(folder / "losses.png", records)
 

@@ -151,7 +151,7 @@ def main(
         ClassifierRecipe, set_, network=network, pretrained=pretrained or None, size=size, epochs=epochs,
         seed=seed, batch_size=batch_size, limit=limit,
     )  # fmt: skip
-    folder = Path(run or RUNS / "classifier")
+    folder, weights = Path(run or RUNS / "classifier"), Path(weights) if weights else None
     if resume:
         plan = setup.go_on(folder, run_folder.read_classifier_run(folder), None, data, given, weights)
     elif data is None:

@@ -51,9 +51,13 @@ class RunRecord(Record):
     """What recipe.json holds: of a colouriser."""
 
     recipe: Recipe
-    mean_ab: Sequence[float]  # a and b of the training pictures, in Lab units
+    mean_ab: tuple[float, float]  # of the training pictures, in Lab units
     parameters: dict[str, int] = field(default_factory=dict)  # network -> trainable parameters
     overrides: dict[str, Any] | None = None  # recipe fields that the user set; None: not recorded
+
+    def __post_init__(self) -> None:
+        a, b = self.mean_ab  # JSON has lists alone
+        object.__setattr__(self, "mean_ab", (float(a), float(b)))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -213,7 +213,7 @@ def classifier(tmp_path: Path) -> Path:
 
 
 def test_with_a_classifier_the_ground_truth_is_scored_too(run: Path, classifier: Path) -> None:
-    scores = main(run=run, all_epochs=True, classifier=classifier, device="cpu")
+    scores = main(run=run, all_epochs=True, classifier=str(classifier), device="cpu")
     assert list(scores.rows) == [*BASE, "truth", "epoch_0001", "epoch_0002"]
     for row in scores.rows.values():
         assert (row.scores["top1"].mean, row.scores["top5"].mean) == (0.5, 0.5)
@@ -400,7 +400,7 @@ def test_a_folder_of_weights_makes_lpips_available(
     fresh: Path, weights_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(nn.init, "kaiming_uniform_", lambda tensor, *_, **__: tensor)  # what takes time
-    run, scores = fresh, main(run=fresh, epoch=1, weights=weights_folder, device="cpu")
+    run, scores = fresh, main(run=str(fresh), epoch=1, weights=str(weights_folder), device="cpu")
     lines = read_table(run / "scores_per_image.csv")
     for net, name in (("alex", "alexnet"), ("vgg", "vgg16")):
         metric = f"lpips_{net}"

@@ -14,7 +14,7 @@ from torch import nn
 
 import export
 from config import ROOT, VERSION
-from evaluation import scores
+from evaluation import best_epoch, scores
 from inference import checkpoint, exporters
 from inference.checkpoint import load_exported
 from reporting import summary
@@ -91,7 +91,7 @@ def test_the_best_epoch_is_exported_and_named(
     with pytest.raises(ValueError, match="no scores in "):
         export.main(run=run, epoch="best", device="cpu")
     assert not (run / "generator.ts").exists()
-    monkeypatch.setattr(scores, "best_epoch", lambda _: 1)  # not the last
+    monkeypatch.setattr(best_epoch, "best_epoch", lambda _: 1)  # not the last
     monkeypatch.setattr(scores, "read_scores", lambda _: "the scores")
     monkeypatch.setattr(summary, "why_best", lambda scores: f"best by {scores}")
     path = export.main(run=run, epoch="best", device="cpu")
@@ -113,7 +113,7 @@ def test_the_table_has_a_row_per_comparison_and_a_column_per_shape(
     monkeypatch.setattr(exporters, "SIZES", ((37, 61), (19, 34)))
     monkeypatch.setattr(exporters, "BATCHES", (1, 3))
     monkeypatch.setattr(device, "pick_device", lambda name: torch.device("cpu:0"))  # beside "cpu"
-    path = export.main(run=run, out=run / "x.ts")
+    path = export.main(run=str(run), out=str(run / "x.ts"))
     *table, wrote, use = capsys.readouterr().out.splitlines()
     names = [f"eager, {kind} on {on}" for on in ("cpu", "cpu:0") for kind in ("scripted", "reloaded")]
     expected = ["levels of 255: max (mean)", "trained, fp32 on cpu", *names]

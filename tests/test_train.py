@@ -47,7 +47,10 @@ def test_resume_equals_uninterrupted(pictures: Path, recipe: str, stop: int, set
     train.main(run=parts, resume=True, device="cpu")
     assert same_tensors(saved_weights(whole, 2), saved_weights(parts, 2))
     assert log_of(whole) == log_of(parts)  # the history has neither a gap nor a repetition
-    assert same_tensors(*(atomic.load(state_path(run))["discriminator"] for run in (whole, parts)))
+    first, second = (atomic.load(state_path(run)) for run in (whole, parts))
+    assert same_tensors(first["discriminator"], second["discriminator"])
+    averaged = {f"module.{name}": value for name, value in saved_weights(whole, 2).items()}
+    assert "ema" not in first or same_tensors(averaged | {"n_averaged": first["ema"]["n_averaged"]}, first["ema"])
 
 
 def test_a_run_that_ended_with_its_first_stage_goes_on_into_the_second(pictures: Path) -> None:
@@ -138,14 +141,14 @@ def test_published_weights_that_are_missing_are_found_before_any_work(pictures: 
     (tmp_path / "empty").mkdir()
     wanted = r"^no resnet18-\w+\.pth in empty: it is published at https://.* --weights"
     with pytest.raises(UserError, match=wanted):
-        train.main(recipe="coco-resnet", data=str(pictures), weights=Path("empty"), **TINY)
+        train.main(recipe="coco-resnet", data=str(pictures), weights="empty", **TINY)
     assert [path.name for path in tmp_path.iterdir()] == ["empty"]
 
 
 def test_a_resume_needs_the_weights_of_its_losses_alone(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
     monkeypatch.setattr(gan, "load_pretrained", lambda *args, fresh: asked.append((args[2], fresh)))
-    run = train.main(recipe="coco", data=str(pictures), epochs=1, weights=Path("w"), **TINY)
+    run = train.main(recipe="coco", data=str(pictures), epochs=1, weights="w", **TINY)
     train.main(run=run, resume=True, epochs=2, device="cpu")
     assert [fresh for _, fresh in asked] == [True, False]
     assert [Path(folder).resolve() for folder, _ in asked] == [Path("w").resolve()] * 2  # the run remembers

@@ -315,7 +315,7 @@ def test_dry_run_writes_nothing(pictures: Path, tmp_path: Path, capsys: pytest.C
         ({"network": "alexnet"}, r"^alexnet cannot work on 32 px"),
         ({"batch_size": 1}, r"^shufflenet_v2_x0_5 cannot work on 32 px in batches of 1"),
         ({"set_": ["ngf=3"]}, "^no recipe field ngf"),
-        ({"network": "resnet18", "pretrained": True, "weights": Path("other")}, r"^no resnet18-\w+\.pth in "),
+        ({"network": "resnet18", "pretrained": True, "weights": "other"}, r"^no resnet18-\w+\.pth in "),
         ({"set_": ["precision=fp16"]}, "^precision fp16 needs CUDA"),
         ({"run": Path("other")}, "^other is not empty and not a run"),
         ({"resume": True}, "^runs/classifier is not a classifier's run"),

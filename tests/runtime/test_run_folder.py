@@ -12,7 +12,7 @@ from runtime import atomic, run_folder
 from runtime.run_folder import RunRecord, epoch_path, newest_run, read_run, write_run
 
 RUN = Path("runs/x")
-RECORD = RunRecord(recipe=Recipe("x", size=32), data="demo", fingerprints={}, mean_ab=[1.0, 2.0])
+RECORD = RunRecord(recipe=Recipe("x", size=32), data="demo", fingerprints={}, mean_ab=(1.0, 2.0))
 
 
 def test_saved_epochs_are_in_numerical_order() -> None:
@@ -67,6 +67,10 @@ def test_a_missing_or_damaged_record_is_refused() -> None:
     RUN.mkdir(parents=True)
     for content in (b"", b"{", b"[]", b'{"recipe": {}}', b'{"data": "demo"}', b"\xff\xfe"):
         (RUN / "recipe.json").write_bytes(content)
+        with pytest.raises(UserError, match=r"^runs/x/recipe.json is damaged"):
+            read_run(RUN)
+    for mean_ab in (None, [1.0], ["a", "b"], 1.0):
+        atomic.write_json(RUN / "recipe.json", {**asdict(RECORD), "mean_ab": mean_ab})
         with pytest.raises(UserError, match=r"^runs/x/recipe.json is damaged"):
             read_run(RUN)
     record = asdict(RECORD)

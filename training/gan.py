@@ -198,7 +198,10 @@ def generator_terms(gan: Gan, batch: Batch, fake: Tensor, recipe: Recipe, advers
 
 
 def train_step(gan: Gan, batch: Batch, recipe: Recipe, adversarial: bool) -> dict[str, Tensor]:
-    """Update D, if it takes part, then G; returns every loss term, an unweighted scalar on the device."""
+    """Update D, if it takes part, then G; returns every loss term, an unweighted scalar on the device.
+
+    `adversarial` says whether it does: False in the first stage, and where there is no discriminator.
+    """
     weights, d_terms = recipe.term_weights, {}
     with gan.amp:
         fake = gan.generator(batch.x)  # (N, Cy, S, S)

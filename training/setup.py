@@ -7,16 +7,17 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from config import CACHE, DEMO, ROOT, AnyRecipe, Recipe, UserError, parse_settings
+from config import CACHE, DEMO, ROOT, AnyRecipe, ClassifierRecipe, Recipe, UserError, parse_settings
 from data import ImageSet, Loading, load_images
 from dataset.folders import Item
 from models import fit_networks, needs_two_images
 from runtime import run_folder
-from runtime.run_folder import Record, saved_epochs, state_path
+from runtime.run_folder import ClassifierRecord, Record, RunRecord, saved_epochs, state_path
 
 # what a resume may change
 RESUMABLE = {"epochs", "save_every", "log_every", "lr", "lr_d", "precision", "compile"}
 LIBRARIES = ("torch", "torchvision", "numpy", "pillow", "scikit-image")
+Stored = RunRecord | ClassifierRecord
 
 
 @dataclass(frozen=True)
@@ -24,11 +25,11 @@ class Setup:
     """What is settled of a run that begins or goes on."""
 
     folder: Path
-    recipe: Any  # Recipe | ClassifierRecipe
+    recipe: Recipe | ClassifierRecipe
     data: str  # path or name
     given: Mapping[str, Any]  # recipe fields that the user set
     weights: Path | None  # folder of weight files
-    stored: Any = None  # RunRecord | ClassifierRecord of a run that goes on
+    stored: Stored | None = None  # of a run that goes on
 
     @property
     def has_state(self) -> bool:
@@ -60,7 +61,7 @@ class Setup:
         if self.stored.fingerprints != found["fingerprints"]:
             print("the images have changed since this run began: it goes on with those there are now")
         changes = {"recipe": self.recipe, "resumed": [*self.stored.resumed, found]}
-        if getattr(self.stored, "overrides", None) is not None:
+        if isinstance(self.stored, RunRecord) and self.stored.overrides is not None:
             changes["overrides"] = {**self.stored.overrides, **self.given}
         run_folder.write_run(self.folder, replace(self.stored, **changes))
 
@@ -81,7 +82,7 @@ def require_free(folder: Path) -> None:
 
 
 def go_on(
-    run: Path, stored: Record, name: str | None, data: str | None, given: dict[str, Any], weights: Path | None
+    run: Path, stored: Stored, name: str | None, data: str | None, given: dict[str, Any], weights: Path | None
 ) -> Setup:
     """Settle a run that goes on: as it is stored, but for what a resume may change.
 

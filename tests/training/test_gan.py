@@ -49,6 +49,10 @@ def floats(network: nn.Module) -> list[Tensor]:
     return [value.clone() for value in network.state_dict().values() if value.is_floating_point()]
 
 
+def convolutions(network: nn.Module) -> list[nn.Conv2d | nn.ConvTranspose2d]:
+    return [module for module in network.modules() if isinstance(module, nn.Conv2d | nn.ConvTranspose2d)]
+
+
 def changed(network: nn.Module, before: list[Tensor]) -> list[bool]:
     return [not torch.equal(now, then) for now, then in zip(network.parameters(), before, strict=True)]
 
@@ -228,6 +232,10 @@ def test_networks_follow_the_recipe() -> None:
     for network in (networks.generator, networks.discriminator):
         big = torch.cat([p.flatten() for p in network.parameters() if p.ndim == 4])
         assert big.std().item() == pytest.approx(0.02, rel=0.1)
+    kaiming = build(tiny_recipe(init="kaiming", ngf=16))
+    for conv in convolutions(kaiming.generator):
+        fan = conv.kernel_size[0] * conv.kernel_size[1] * conv.out_channels
+        assert conv.weight.numel() < 1000 or conv.weight.std().item() == pytest.approx((2 / fan) ** 0.5, rel=0.1)
 
 
 def rates(networks: Gan) -> list[float]:
@@ -320,6 +328,8 @@ def test_every_kind_trains_and_goes_on_bitwise(fields: dict[str, Any]) -> None:
     if networks.discriminator is not None:
         norms = {type(module) for module in networks.discriminator.modules()} & set(NORMS.values())
         assert norms == {NORMS[recipe.norm_d]} - {None}
+        bounded = {hasattr(conv, "parametrizations") for conv in convolutions(networks.discriminator)}
+        assert bounded == {recipe.spectral_norm}
         judged = weights(networks.discriminator)
     terms = step(networks, recipe)
     assert set(terms) == set(recipe.term_weights)

@@ -45,10 +45,8 @@ class LPIPS:
         self.name = f"lpips_{net}"
         state = load_weights(NETWORKS[self.name], folder, download=download)
         self.network = _LPIPS(net=net, pnet_rand=True).to(device)
-        body = self.network.net
-        body.load_state_dict(
-            {name: state["features." + name.split(".", 1)[1]] for name in body.state_dict()}
-        )  # slice1.0.weight <- features.0.weight
+        body = self.network.net  # slice1.0.weight <- features.0.weight
+        body.load_state_dict({name: state["features." + name.split(".", 1)[1]] for name in body.state_dict()})
 
     def features(self, rgb: Tensor) -> list[Tensor]:
         """Return five layers (N, C, h, w) of images (N, 3, H, W) uint8, normalised along C."""
@@ -217,13 +215,14 @@ def add_metric(metrics: MetricSet, name: str, folder: Path | None, download: boo
             hint = "train one with python train_classifier.py and name its run with --classifier"
             raise UserError(f"it needs a classifier of these pictures' classes; {hint}")
         return
+    if name not in NETWORKS:
+        raise NotImplementedError(f"{name} is in config.METRICS, but nothing computes it; see docs/design.md")
     try:
         if name in ("fid", "kid"):
             metrics.inception = metrics.inception or Inception(folder, metrics.device, download)
             metrics.per_folder[name] = fid if name == "fid" else kid
         else:
-            net = name.removeprefix("lpips_")
-            metrics.per_image[name] = LPIPS(net, folder, metrics.device, download)
+            metrics.per_image[name] = LPIPS(name.removeprefix("lpips_"), folder, metrics.device, download)
     except UserError as error:
         hint = "" if download or folder else f"; or have it downloaded: --metric {name}"
         raise UserError(f"{error}{hint}") from None

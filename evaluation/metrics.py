@@ -27,11 +27,9 @@ MIN_SIZE = {"ssim": WINDOW, "s0_ssim": WINDOW, "ms_ssim": TAPS * 2 ** (len(SCALE
 class Pictures:
     """A batch of images, and what metrics need of them: computed when it is first asked for, then kept."""
 
-    def __init__(self, rgb: Tensor, labels: Tensor | None = None) -> None:
-        """Take (N, 3, H, W) uint8 sRGB and, where they are known, the classes (N,) int64."""
-        self.rgb, self.labels = rgb, labels
-        # of local sums; the range of a gray image may be tiny
-        self.precision = torch.float32 if rgb.size(1) == 3 else torch.float64
+    def __init__(self, rgb: Tensor, labels: Tensor | None = None, precision: torch.dtype = torch.float32) -> None:
+        """Take (N, 3, H, W) uint8 sRGB or (N, 1, H, W) gray; classes (N,) int64; the dtype of local sums."""
+        self.rgb, self.labels, self.precision = rgb, labels, precision
         self.kept: dict[str, Any] = {}
 
     def keep(self, name: str, compute: Callable[[], Any]) -> Any:
@@ -50,17 +48,17 @@ class Pictures:
 
     @property
     def centred(self) -> Tensor:
-        """Levels in [-128, 127], (N, 3, H, W): the sums of their squares are exact in float32."""
+        """Levels in [-128, 127], (N, 1|3, H, W): the sums of their squares are exact in float32."""
         return self.keep("centred", lambda: self.rgb.to(self.precision).sub_(128.0))
 
     @property
     def squares(self) -> Tensor:
-        """Squares of the centred levels, (N, 3, H, W)."""
+        """Squares of the centred levels, (N, 1|3, H, W)."""
         return self.keep("squares", self.centred.square)
 
     @property
     def means(self) -> Tensor:
-        """Means of the centred levels in the windows of SSIM, (N, 3, H-6, W-6)."""
+        """Means of the centred levels in the windows of SSIM, (N, 1|3, H-6, W-6)."""
         return self.keep("means", lambda: window_sums(self.centred).div_(WINDOW**2))
 
     @property
@@ -81,7 +79,7 @@ class Pictures:
         def compute() -> Pictures:
             red, green, blue = self.rgb.int().split(1, 1)
             gray = (19595 * red + 38470 * green + 7471 * blue + 2**15) >> 16
-            return Pictures(gray.to(torch.uint8))
+            return Pictures(gray.to(torch.uint8), precision=torch.float64)  # as the range may be tiny
 
         return self.keep("gray", compute)
 
@@ -238,11 +236,9 @@ def s0_ssim(target: Pictures, output: Pictures) -> Tensor:
     return ssim(target.gray, output.gray, s0_range(target))
 
 
-# name -> metric; also the ground truth's colourfulness, to compare colorfulness with
+# name in the score files -> metric; also the ground truth's colourfulness, to compare colorfulness with
 PER_IMAGE: dict[str, Metric] = {
-    metric.__name__: metric
-    for metric in (
-        psnr_db, ssim, ms_ssim, ab_mse, ciede2000, colorfulness, colorfulness_error, colorfulness_truth,
-        s0_psnr_db, s0_ssim,
-    )
+    "psnr_db": psnr_db, "ssim": ssim, "ms_ssim": ms_ssim, "ab_mse": ab_mse, "ciede2000": ciede2000,
+    "colorfulness": colorfulness, "colorfulness_error": colorfulness_error,
+    "colorfulness_truth": colorfulness_truth, "s0_psnr_db": s0_psnr_db, "s0_ssim": s0_ssim,
 }  # fmt: skip

@@ -311,6 +311,13 @@ def test_every_metric_is_there_or_says_why_not(asked: list[str]) -> None:
     assert asked == []
 
 
+@pytest.mark.usefixtures("asked")
+def test_a_metric_that_nothing_computes_is_a_bug(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(METRICS, "niqe", "lower")
+    with pytest.raises(NotImplementedError, match="niqe is in config"):
+        load()
+
+
 @pytest.mark.parametrize("metric", deep_metrics.NETWORKS)
 def test_only_what_is_required_is_downloaded(metric: str, asked: list[str]) -> None:
     with pytest.raises(ValueError, match=f"^{metric} unavailable: .*no route to host") as refused:

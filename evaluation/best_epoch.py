@@ -6,17 +6,8 @@ from pathlib import Path
 from shlex import quote
 
 from config import METRICS, UserError
-from evaluation.scores import (
-    TRUTH_COLORFULNESS,
-    PerImage,
-    Protocol,
-    Row,
-    ScoreFile,
-    epoch_number,
-    is_current,
-    read_scores,
-    summarise,
-)
+from evaluation import scores
+from evaluation.scores import PerImage, Protocol, Row, ScoreFile, epoch_number
 from runtime.run_folder import read_run, saved_epochs
 
 
@@ -48,13 +39,13 @@ def best_epoch(run: Path) -> int:
 
     Raises UserError where there are no scores, or not by that metric, or the epoch was trained again since.
     """
-    scores = read_scores(run)
-    metric, again = scores.metric, f"score again: python eval.py --all-epochs --run {quote(str(run))}"
-    if metric not in scores.best:
-        reasons = (row.missing[metric] for row in scores.rows.values() if metric in row.missing)
+    stored = scores.read_scores(run)
+    metric, again = stored.metric, f"score again: python eval.py --all-epochs --run {quote(str(run))}"
+    if metric not in stored.best:
+        reasons = (row.missing[metric] for row in stored.rows.values() if metric in row.missing)
         raise UserError(f"no best epoch by {metric} in {run}: {next(reasons, 'not scored')}; {again}")
-    row = scores.rows[scores.best[metric]]
-    if row.epoch is None or not is_current(run, row):
+    row = stored.rows[stored.best[metric]]
+    if row.epoch is None or not scores.is_current(run, row):
         raise UserError(f"the scores in {run} are older than its checkpoints; {again}")
     return row.epoch
 
@@ -64,7 +55,7 @@ def distance(metric: str, row: Row) -> float:
     mean = row.scores[metric].mean
     if METRICS[metric] == "higher":
         return -mean
-    return mean if METRICS[metric] == "lower" else abs(mean - row.scores[TRUTH_COLORFULNESS].mean)
+    return mean if METRICS[metric] == "lower" else abs(mean - row.scores[scores.TRUTH_COLORFULNESS].mean)
 
 
 def best_epochs(rows: Mapping[str, Row]) -> dict[str, str]:
@@ -82,7 +73,7 @@ def tied_epochs(per_image: PerImage, best: str | None, metric: str) -> list[str]
     epochs = {name: found[metric] for name, found in per_image.items() if epoch_number(name) and metric in found}
     if best not in epochs or METRICS[metric] not in ("higher", "lower") or len(epochs[best]) < 2:
         return []
-    found = summarise({name: scores - epochs[best] for name, scores in epochs.items()})
+    found = scores.summarise({name: values - epochs[best] for name, values in epochs.items()})
     return [name for name, score in found.items() if name != best and score.low <= 0 <= score.high]
 
 

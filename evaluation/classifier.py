@@ -196,7 +196,7 @@ def write_accuracy(run: Path, accuracy: Accuracy) -> None:
 
 
 def topk_correct(logits: Tensor, labels: Tensor, k: int) -> Tensor:
-    """Tell for each image whether the true class is among the k most likely of all C, which may be fewer.
+    """Tell for each image whether the true class is among the k most likely: all C where there are fewer than k.
 
     Of classes with equal logits the first is more likely. An image with a NaN is wrong. Takes logits (N, C)
     float and labels (N,) int64; returns (N,) bool.
@@ -211,7 +211,7 @@ def topk_correct(logits: Tensor, labels: Tensor, k: int) -> Tensor:
 def find_classes(items: Mapping[str, Sequence[Item]], data: str, known: Sequence[str] | None = None) -> list[str]:
     """Return the names of a data set's classes, in order; in a resumed run they must be those `known`.
 
-    Raises UserError where there is no folder per class, a single class, or one without training images.
+    Raises UserError on no folder per class, a single class, one without training images, or others than `known`.
     """
     train, val = ([item.label for item in items[split]] for split in ("train", "val"))
     classes = sorted(set(train))
@@ -236,9 +236,7 @@ def label_ids(labels: Sequence[str], classes: Sequence[str]) -> list[int]:
             "with train/ and val/ above or not"
         )
     indices = {name: i for i, name in enumerate(classes)}
-    try:
-        return [indices[label] for label in labels]
-    except KeyError as error:
-        (unknown,) = error.args
-        known = " ".join(classes)
-        raise UserError(f"no class {unknown} is known to the classifier; it knows {known}") from None
+    for label in labels:
+        if label not in indices:
+            raise UserError(f"no class {label} is known to the classifier; it knows {' '.join(classes)}")
+    return [indices[label] for label in labels]

@@ -8,6 +8,7 @@ from shlex import quote
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from config import METRICS, UserError
 from evaluation import scores
@@ -70,11 +71,10 @@ def compare(ours: Side, theirs: Side, force: bool) -> Comparison:
         raise UserError(f"{run} and {other} were not scored alike: {'; '.join(odd)}; {remedy}")
     one, stems = scores.read_per_image(run, stored, [name])
     two, their_stems = scores.read_per_image(other, others, [opponent])
-    shared, *places = np.intersect1d(stems, their_stems, return_indices=True)
+    shared, at, theirs_at = np.intersect1d(stems, their_stems, return_indices=True)
     if not len(shared):
         raise UserError("the two have no picture in common, so there is nothing to compare")
-    columns = zip((one[name], two[opponent]), places, strict=True)
-    metrics = paired(*[{metric: values[at] for metric, values in side.items()} for side, at in columns])
+    metrics = paired(pick(one[name], at), pick(two[opponent], theirs_at))
     sides = [f"{folder.resolve().name} {epoch}" for folder, epoch in ((run, name), (other, opponent))]
     protocols = [scores.identify(side.protocol) for side in (stored, others)]
     found = Comparison(sides, protocols, odd, metrics)
@@ -97,6 +97,11 @@ def scored_epoch(run: Path, epoch: str | int | None) -> tuple[str, ScoreFile]:
         command = f"python eval.py --epoch {number} --run {quote(str(run))}"
         raise UserError(f"epoch {number} of {run} is not scored: {command}")
     return name, stored
+
+
+def pick(columns: Mapping[str, Scores], places: NDArray[np.intp]) -> dict[str, Scores]:
+    """Return the scores of the images at these places, in their order."""
+    return {metric: values[places] for metric, values in columns.items()}
 
 
 def paired(ours: Mapping[str, Scores], theirs: Mapping[str, Scores]) -> dict[str, Difference]:

@@ -239,26 +239,27 @@ def read_per_image(run: Path, scores: ScoreFile, names: Sequence[str]) -> tuple[
     Raises UserError where they are missing, damaged, or of another evaluation than `scores`.
     """
     path = run / "scores_per_image.csv"
-    found: dict[str, dict[str, list[Any]]] = {name: {} for name in names}
+    stems: dict[str, list[str]] = {name: [] for name in names}
+    found: dict[str, dict[str, list[float]]] = {name: {} for name in names}
     protocols = set()
     try:
         with open(path, newline="", encoding="utf-8") as file:
             for line in csv.DictReader(file):
-                name, identity = line.pop("name"), line.pop("protocol")
+                name, stem, identity = (line.pop(key) for key in ("name", "stem", "protocol"))
                 if name in found:
                     protocols.add(identity)
-                    for key in [key for key, cell in line.items() if cell]:
-                        value = line[key] if key == "stem" else float(line[key])
-                        found[name].setdefault(key, []).append(value)
-        stems = [columns.pop("stem") for columns in found.values()]
-        counts = [{*map(len, (stems[0], *columns.values()))} for columns in found.values()]
-        sound = protocols == {identify(scores.protocol)} and all(other == stems[0] for other in stems)
-        sound = sound and counts == [{scores.rows[name].images} for name in names]
+                    stems[name].append(stem)
+                    for metric in [metric for metric, cell in line.items() if cell]:
+                        found[name].setdefault(metric, []).append(float(line[metric]))
+        sound = protocols == {identify(scores.protocol)}
+        for name in names:
+            counts = {len(values) for values in (stems[name], *found[name].values())}
+            sound = sound and counts == {scores.rows[name].images} and stems[name] == stems[names[0]]
     except (OSError, KeyError, ValueError, TypeError, csv.Error):
         sound = False
     if not sound:
         raise UserError(f"{path} is missing or damaged; score again with --all-epochs")
-    return {name: {key: np.array(v) for key, v in found[name].items()} for name in names}, stems[0]
+    return {name: {key: np.array(v) for key, v in found[name].items()} for name in names}, stems[names[0]]
 
 
 def write_csv(path: Path, header: Sequence[str], lines: Iterable[Mapping[str, object]]) -> None:

@@ -76,7 +76,7 @@ def score_pictures(
     """
     count = max(1, CHUNK_PIXELS[metrics.device.type] // size**2)
     chunks = [list(range(i, min(i + count, len(images)))) for i in range(0, len(images), count)]
-    threads = torch.get_num_threads()  # on the CPU each of ours is one of torch's, or there were too many
+    threads = torch.get_num_threads()  # one per worker on the CPU, so that they do not outnumber the cores
     limit = {"initializer": torch.set_num_threads, "initargs": (1,)} if metrics.device.type == "cpu" else {}
     try:
         with ThreadPoolExecutor(THREADS[metrics.device.type], **limit) as pool:

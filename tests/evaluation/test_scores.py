@@ -314,6 +314,7 @@ DAMAGE = {
     "no header": lambda text: text.partition("\n")[2],
     "another column": lambda text: text.replace("stem", "stam", 1),
     "no number": lambda text: text.replace("epoch_0005,a,", "epoch_0005,a,twenty", 1),
+    "another image": lambda text: text.replace("epoch_0005,a,", "epoch_0005,z,", 1),
     "a lost cell": lambda text: text.replace("epoch_0005,a,", "epoch_0005,", 1),
     "a lost row": lambda text: text.replace("epoch_0010", "epoch_0011"),
     "a lost line": lambda text: text[: text.rstrip().rfind("\n") + 1],

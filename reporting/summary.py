@@ -14,17 +14,15 @@ from evaluation.best_epoch import distance
 from evaluation.scores import BASELINES, TRUTH_COLORFULNESS, Row, ScoreFile, epoch_number
 from runtime.run_folder import RunRecord
 
-NAMES = {
+NAMES = {  # of metrics, and of rows
     "psnr_db": "PSNR (dB)", "ssim": "SSIM", "ms_ssim": "MS-SSIM", "ab_mse": "ab MSE",
     "ciede2000": "CIEDE2000", "colorfulness": "colourfulness", "colorfulness_error": "colourfulness error",
     "s0_psnr_db": "gray PSNR (dB)", "s0_ssim": "gray SSIM", "lpips_alex": "LPIPS AlexNet",
     "lpips_vgg": "LPIPS VGG-16", "top1": "top-1", "top5": "top-5", "fid": "FID", "kid": "KID",
     "gray": "gray", "mean_ab": "mean ab", "jpeg90": "JPEG 90", "truth": "truth",
-    "G_l1": "L1", "G_mse": "MSE", "G_perceptual": "VGG-16 features", "G_anime": "Danbooru features",
 }  # fmt: skip
-BETTER = {
-    "higher": "higher is better", "lower": "lower is better", "closest to the truth": "best near the truth",
-}  # fmt: skip
+TERMS = {"G_l1": "L1", "G_mse": "MSE", "G_perceptual": "VGG-16 features", "G_anime": "Danbooru features"}
+BETTER = {"higher": "higher is better", "lower": "lower is better", "closest to the truth": "best near the truth"}
 INPUTS = {"L": "lightness", "line": "line art", "gray+line": "gray or line art", "sketch": "sketches"}
 OUTPUTS = {"ab": "colour (a and b of Lab)", "rgb": "RGB", "Lab": "lightness and colour (Lab)"}
 
@@ -206,8 +204,8 @@ def recipe_words(record: RunRecord) -> list[str]:
     maps = f"{INPUTS.get(r.input, r.input)} to {OUTPUTS.get(r.output, r.output)} at {r.size} px"
     counts = {name: f", {count:,} parameters" for name, count in record.parameters.items()}
     discriminator = f"discriminator {r.discriminator}{counts.get('discriminator', '')}"
-    names = {**NAMES, "G_gan": f"GAN ({r.gan_mode})"}
-    losses = [f"{weight:g} x {names[term]}" for term, weight in r.term_weights.items() if term in names]
+    names = {**TERMS, "G_gan": f"GAN ({r.gan_mode})"}
+    losses = [f"{weight:g} x {names[term]}" for term, weight in r.term_weights.items() if term.startswith("G_")]
     alone = f", the first {r.pretrain_epochs} without the discriminator" if r.pretrain_epochs else ""
     rate = f"{r.lr:g}" + (f" ({r.lr_d:g} for the discriminator)" if r.is_adversarial and r.lr_d else "")
     degraded = [f"{name} ({100 * chance:g} %)" for name, (_, chance) in r.degradations.items()]

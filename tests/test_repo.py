@@ -108,6 +108,48 @@ def test_an_import_changes_nothing_for_the_program_around_it() -> None:
     assert changes == ["os.environ.setdefault('OMP_WAIT_POLICY', 'passive')"]
 
 
+IMPORTS = """
+import importlib, logging, os, sys, warnings
+import torch
+from PIL import Image, ImageFile, PngImagePlugin
+Image.init()
+def state():
+    loggers = {"root": logging.root, **logging.root.manager.loggerDict}
+    used = {name: (log.filters, log.handlers) for name, log in loggers.items() if hasattr(log, "filters")}
+    return {
+        "warnings": list(warnings.filters),
+        **{f"logger {name}": repr(parts) for name, parts in used.items() if any(parts)},
+        "Pillow's limits": (Image.MAX_IMAGE_PIXELS, PngImagePlugin.MAX_TEXT_CHUNK),
+        "Pillow's plugins": (repr(Image.OPEN), repr(Image.SAVE), ImageFile.LOAD_TRUNCATED_IMAGES),
+        "torch": (torch.get_default_dtype(), torch.get_num_threads(), torch.backends.cudnn.benchmark),
+        "environment": {**os.environ, "OMP_WAIT_POLICY": ""},  # the one that runtime/cli.py documents
+    }
+for name in sys.argv[1].split():
+    importlib.import_module(name)
+before = state()
+for name in sys.argv[2].split():
+    importlib.import_module(name)
+    after = state()
+    for what in before | after:
+        if before.get(what) != after.get(what):
+            print(f"{name} changes {what}")
+    before = after
+"""
+
+
+@pytest.mark.slow
+def test_an_import_leaves_pillow_filters_loggers_torch_and_the_environment_alone() -> None:
+    nodes = [node for path in FILES for node in ast.parse(path.read_text()).body]
+    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    names |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module}
+    foreign = " ".join(sorted(name for name in names if layer(name) not in LAYERS))
+    ours = " ".join(name_of(path).replace("/", ".") for path in FILES if path.stem != "__init__")
+    call = [sys.executable, "-c", IMPORTS, foreign, ours]
+    done = subprocess.run(call, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == []
+
+
 def test_readme_shows_the_commands_that_ci_runs() -> None:
     readme, ci = (ROOT / "README.md").read_text(), (ROOT / ".ci" / "run").read_text()
     (command,) = re.findall(r"^.*pip install.*pytest$", ci, re.M)

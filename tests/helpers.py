@@ -207,7 +207,7 @@ class StandInRunner(Runner):
 
     def __init__(self, kind: str = "L", bad: int = -1) -> None:
         recipe = Recipe("x", input=kind, output="ab" if kind == "L" else "rgb")
-        self.record = ExportRecord(recipe, 1, "fp32")
+        self.path, self.device, self.record = Path("generator.ts"), CPU, ExportRecord(recipe, 1, "fp32")
         self.bad = bad
         self.calls: list[list[Pixels]] = []
 

@@ -255,7 +255,7 @@ def test_a_pt2_file_agrees_with_eager_at_any_shape(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["resunet", "convgen", "unet-reflect", "unet-att-ext"])  # the U-Net: below
+@pytest.mark.parametrize("name", KINDS)
 def test_every_kind_of_network_can_be_written(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for package in exporters.PACKAGES:
         pytest.importorskip(package)

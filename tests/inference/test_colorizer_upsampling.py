@@ -74,9 +74,11 @@ def two_colours(left: Lab, right: Lab, slant: float, ink: int = 0) -> Tensor:
     return torch.where(beyond.abs() < ink / 2, torch.zeros_like(image), image)
 
 
-def colourise(truth: Tensor, x_kind: str, y_kind: str, upsampling: str) -> Tensor:
-    """Return the gray version of a picture given the true colours of the small picture."""
+def colourise(truth: Tensor, x_kind: str, y_kind: str, upsampling: str, noise: float = 0.0) -> Tensor:
+    """Return the gray version of a picture given the true colours of the small picture, `noise` in levels."""
     gray = color.show_input(truth, x_kind)[:, :1]
+    rng = torch.Generator().manual_seed(0)
+    gray = (gray + noise * torch.randn(gray.shape, generator=rng)).round().clamp(0, 255).to(torch.uint8)
     colorizer = Colorizer(nn.Identity(), x_kind, y_kind, SIZE, 8)
     y = color.encode(resample(color.rgb01(truth), SIZE, SIZE).clamp(0, 1), y_kind)
     if y_kind == "Lab":
@@ -124,6 +126,30 @@ def test_an_edge_of_equal_lightness_is_no_worse_than_bicubic(x_kind: str, y_kind
     bicubic, plain, guided, total = bleeding(truth, x_kind, y_kind)
     assert guided <= bicubic
     assert total <= plain * 1.001
+
+
+@pytest.mark.parametrize(("x_kind", "y_kind"), [("L", "ab"), ("gray", "rgb")])
+def test_noise_of_the_guide_stays_out_of_flat_colour(x_kind: str, y_kind: str) -> None:
+    truth = two_colours(LEAF, WALL, 0.0)
+    guided, plain = (color.rgb01(colourise(truth, x_kind, y_kind, way, noise=5.0)) for way in ("guided", "bicubic"))
+    ab = [color.rgb_to_lab(rgb)[:, 1:] for rgb in (guided, plain, color.rgb01(truth))]
+    edge = int((SIZE - 3) / 2 * FACTOR) + 1
+    far = torch.cat([torch.arange(edge - 4 * FACTOR), torch.arange(edge + 5 * FACTOR, SIZE * FACTOR)])
+    assert torch.equal(guided[..., far], plain[..., far])  # 4 small px off nothing knows of the edge
+    near = slice(edge - 3 * FACTOR, edge + 4 * FACTOR)
+    leaked, bled = ((image - ab[2])[..., near].square().mean().sqrt() for image in ab[:2])
+    assert leaked < 0.45 * bled
+
+
+@pytest.mark.parametrize("levels", [3.0, 20.0])
+def test_noise_of_guide_and_colour_that_agrees_by_chance_leaks_little(levels: float) -> None:
+    rng, side = torch.Generator().manual_seed(0), SIZE * FACTOR
+    gray = (128 + levels * torch.randn(1, 1, side, side, generator=rng)).clamp(0, 255) / 255
+    y = (torch.tensor([20.0, 30.0]).view(1, 2, 1, 1) + 3 * torch.randn(1, 2, SIZE, SIZE, generator=rng)) / 110
+    colorizer, ab = Colorizer(Fixed(y), "L", "ab", SIZE, 8), {}
+    for colorizer.upsampling in UPSAMPLINGS:
+        ab[colorizer.upsampling] = color.rgb_to_lab(colorizer(gray))[:, 1:]
+    assert 0 < float((ab["guided"] - ab["bicubic"]).std()) < 0.0025 * levels  # units of ab
 
 
 def test_gain_is_a_weighted_regression_in_windows() -> None:

@@ -102,6 +102,30 @@ def test_every_file_ends_in_order_with_a_record() -> None:
     assert list(Pipeline(StandInRunner(), 1).run([])) == []
 
 
+def test_seconds_are_those_of_all_steps_and_a_batch_shares_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0]
+    monkeypatch.setattr(pipeline, "monotonic", lambda: now[0])
+
+    def slow(owner: Any, step: str) -> None:
+        """Let a step last a second for each picture."""
+        works = getattr(owner, step)
+
+        def slowed(*arguments: Any) -> Any:
+            now[0] += len(arguments[-1]) if isinstance(arguments[-1], list) else 1
+            return works(*arguments)
+
+        monkeypatch.setattr(owner, step, slowed)
+
+    slow(StandInRunner, "run")
+    for i in range(4):
+        save_picture(f"p/{i}.png", gray(i))
+    assert [job.seconds for job in done(StandInRunner(), "p", jobs=1)] == [1.0] * 4
+    for step in ("scan", "read_frames", "write_frames"):
+        slow(pipeline, step)
+    (job,) = done(StandInRunner(), "p/0.png", jobs=1, options=AGAIN)
+    assert job.seconds == 4.0
+
+
 def test_what_exists_is_skipped_unless_it_is_to_be_overwritten() -> None:
     save_picture("a.png", gray(0))
     Path("b.png").write_bytes(b"no picture: it is not even opened")
@@ -171,9 +195,12 @@ def test_pages_are_kept_or_coloured_one_by_one() -> None:
 def test_kept_pictures_keep_their_transparency(name: str, form: str | None) -> None:
     alpha = np.where(np.arange(128) < 40, 0, 255).astype(np.uint8) + np.zeros((128, 1), np.uint8)
     save_film(name, *[np.dstack([scene(i), alpha]) for i in range(2 if name == "x.gif" else 1)])
-    (job,) = run(StandInRunner("sketch"), name, options=KEEP, form=form)
+    (job,) = run(StandInRunner("sketch"), name, options=KEEP, form=form, compare=True)
     for frame in frames_of(job.task.output):
         assert np.array_equal(frame.alpha == 0, alpha == 0)
+    sheet = frame_of(job.task.sheet).pixels.astype(int)
+    on_paper = np.where(alpha[..., None] == 0, 255, scene(0)).astype(int)
+    assert np.abs(sheet - np.concatenate([on_paper] * 2, 1)).mean() < 10  # of a palette, or lossy
 
 
 def test_a_sheet_shows_input_and_result_and_stacks_wide_ones(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -369,6 +396,20 @@ def test_the_number_of_threads_changes_nothing(photo_model: Path) -> None:
         Path("out").rename(f"out{jobs}")
     assert results[0] == results[1]
     assert len(results[0][1]) == 16
+
+
+@pytest.mark.parametrize("step", ["read_frames", "write_frames"])
+def test_files_are_read_and_written_beside_one_another(step: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    together, works = threading.Barrier(2, timeout=60), getattr(pipeline, step)
+
+    def meets(*arguments: Any) -> Any:
+        together.wait()
+        return works(*arguments)
+
+    for i in range(4):
+        save_picture(f"p/{i}.png", gray(i, 40 + i))
+    monkeypatch.setattr(pipeline, step, meets)
+    assert len(done(StandInRunner(), "p", jobs=2)) == 4  # one at a time would break the barrier, and fail
 
 
 class Watched:

@@ -309,8 +309,9 @@ def test_the_two_snippets_of_the_readme_do_the_same(model: Path) -> None:
 
 @pytest.mark.skipif(not shutil.which("cmake"), reason="no cmake")
 def test_cmake_says_which_torch_it_takes_and_that_there_is_none() -> None:
-    there = call("cmake", "-S", CPP, "-B", "build", f"-DPYTHON={sys.executable}")
-    assert f"torch: {Path(torch.__file__).parent}\n" in there.stdout
+    torch_folder = Path(torch.__file__).parent
+    for folder, where in (("other", f"-DTORCH_DIR={torch_folder}"), ("build", f"-DPYTHON={sys.executable}")):
+        assert f"torch: {torch_folder}\n" in call("cmake", "-S", CPP, "-B", folder, where).stdout
     for where in ("-DPYTHON=false", "-DTORCH_DIR=/nowhere"):  # what was found before does not count
         done = call("cmake", "-S", CPP, "-B", "build", where)
         assert done.returncode == 1

@@ -106,8 +106,13 @@ def test_second_outputs_are_left_out() -> None:
 def test_the_head_is_the_last_layer(network: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("kaiming_normal_", "kaiming_uniform_", "trunc_normal_", "normal_", "uniform_"):
         monkeypatch.setattr(nn.init, name, lambda tensor, *_, **__: tensor)  # what takes time
-    published = models.get_model(network).state_dict()  # of 1,000 classes
-    classifiers.load_pretrained(classifier(network, "abc"), published)
+    published = {name: torch.ones_like(value) for name, value in models.get_model(network).state_dict().items()}
+    built = classifier(network, "abc")  # published: 1,000 classes
+    for value in built.network.state_dict().values():
+        value.zero_()
+    classifiers.load_pretrained(built, published)
+    last = list(published)[-2:]
+    assert [name for name, value in built.network.state_dict().items() if not value.all()] == last
 
 
 def test_fine_tuning_starts_from_all_but_the_head(weights_folder: Path) -> None:

@@ -1,7 +1,10 @@
 """Colourise image files with an exported generator.
 
-    python colorize.py photo.jpg folder/                       # newest run's generator.ts, into out/
+    python colorize.py photo.jpg folder/                       # with pretrained/photo.ts, into out/
     python colorize.py scans/ --model runs/coco/generator.ts --out coloured/ --format png
+    python colorize.py photo.jpg --hints points.json           # with colours of your own
+    python colorize.py scans/ --palette reference.jpg          # one mood for all
+    python colorize.py page.png --panels                       # panel by panel
     python colorize.py 'pages/**/*.tif' --keep-coloured --compare
     find scans -name '*.jpg' -print0 | python colorize.py -
 
@@ -10,6 +13,9 @@ by a line of JSON on stdout; what failed is listed at the end on stderr. What is
 is skipped, so that an interrupted call can be repeated.
 
 Exit code: 0 all done, 1 some files failed, 2 a mistake in the call, and nothing was begun.
+
+Hints are points, {"photo.jpg": [{"x": 410, "y": 220, "radius": 8, "color": "#a03c28"}]}, in px of the upright
+picture; or a PNG with transparency, of the picture's size; or a folder of such, called as their pictures.
 
 From Python, `colorize` below does the same for one image in memory.
 """
@@ -21,21 +27,23 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from config import UserError
+from config import ROOT, UserError
 from runtime.cli import DeviceOption, command
-from runtime.run_folder import newest_run
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
     from PIL.Image import Image as PILImage
 
+    from imaging.pixels import Frame
+    from inference.hint_files import Point
     from inference.pipeline import Job
     from inference.runner import Runner
 
@@ -47,14 +55,17 @@ def colorize(
     image: "str | Path | bytes | PILImage | NDArray[Any]",
     model: str | Path | None = None,
     device: str = "auto",
+    hints: "Sequence[Point] | NDArray[np.uint8] | None" = None,
 ) -> "bytes | PILImage | NDArray[Any]":
     """Return the colour version of an image, of the kind that was given. Nothing is written.
 
     Args:
         image: a path or bytes: an image file, also an animation or a document of pages; or a PIL image; or an
             array (H, W) or (H, W, 1|3|4) in sRGB, uint8, uint16, or float32 or float64 in [0, 1].
-        model: a generator.ts; None: that of the newest run. It is loaded once for all calls and threads.
+        model: a generator.ts, or the name of one in pretrained/. It is loaded once for all calls and threads.
         device: auto, cpu, cuda, cuda:1 or mps.
+        hints: colours of a user: points (x, y, "#rrggbb", radius) in px of the upright image, or a layer
+            (H, W, 4) uint8 of colour and opacity.
 
     Returns:
         - For a path or bytes, the bytes of a file of the same format, or PNG where that cannot be written.
@@ -64,36 +75,48 @@ def colorize(
           has laid transparency over white paper, the result is opaque.
 
     Raises:
-        UserError: not such an image, or a damaged one; no such model or device.
+        UserError: not such an image, or a damaged one; no such model or device; hints outside the image, or
+            for a model that takes none.
     """
     import numpy as np
     from PIL import Image
 
     from imaging.decoders import named, to_frame
     from imaging.files import FORMATS, read_frames, scan, write_frames
-    from imaging.pixels import to_8_bits
+    from imaging.pixels import Frame, to_8_bits
+    from inference.hint_files import Point, draw_points
 
-    path = Path(model or newest_run() / "generator.ts").absolute()
+    path = find_model(model).absolute()
     with LOADING:
         runner = _load(path, path.stat().st_mtime_ns if path.is_file() else 0, device)
+
+    def colourise(frame: Frame) -> Frame:
+        height, width = frame.pixels.shape[:2]
+        layer = hints
+        if hints is not None and not isinstance(hints, np.ndarray):
+            layer = draw_points([Point(*point) for point in hints], height, width)
+        if layer is not None and (layer.shape != (height, width, 4) or layer.dtype != np.uint8):
+            raise UserError(f"a layer of hints is ({height}, {width}, 4) uint8, got {layer.shape} {layer.dtype}")
+        return runner.colourise(frame, layer)
+
     if isinstance(image, str | Path | bytes):
         found = scan(Path("image"), image) if isinstance(image, bytes) else scan(Path(image))
         suffix = next((suffix for suffix, form in FORMATS.items() if form == found.form), ".png")
         with tempfile.TemporaryDirectory() as folder:
             result = Path(folder, f"colour{suffix}")
-            write_frames(result, map(runner.colourise, read_frames(found)), found)
+            write_frames(result, map(colourise, read_frames(found)), found)
             return result.read_bytes()
     if isinstance(image, Image.Image):
         with named("the PIL image"):
-            colour = runner.colourise(to_frame(image))
+            colour = colourise(to_frame(image))
         layers = [colour.pixels] if colour.alpha is None else [colour.pixels, colour.alpha]
         return Image.fromarray(to_8_bits(np.dstack(layers)))
     if not isinstance(image, np.ndarray):
         raise UserError(f"an image is a path, bytes, a PIL image or an array, got {type(image).__name__}")
-    return _colorize_array(runner, image)
+    return _colorize_array(colourise, image)
 
 
-def _colorize_array(runner: "Runner", image: "NDArray[Any]") -> "NDArray[Any]":
+def _colorize_array(colourise: "Callable[[Frame], Frame]", image: "NDArray[Any]") -> "NDArray[Any]":
     import numpy as np
 
     from imaging.pixels import Frame
@@ -107,7 +130,7 @@ def _colorize_array(runner: "Runner", image: "NDArray[Any]") -> "NDArray[Any]":
         raise UserError(f"floating point is in [0, 1], got {image.min():.4g} to {image.max():.4g}")
     layers = np.array(image.reshape(*image.shape[:2], -1))  # a copy: torch needs ordinary strides
     alpha = layers[..., 3] if layers.shape[2] == 4 else None
-    colour = runner.colourise(Frame(layers[..., :3], alpha))
+    colour = colourise(Frame(layers[..., :3], alpha))
     if alpha is None:
         return colour.pixels
     return np.dstack([colour.pixels, np.full_like(alpha, white) if colour.alpha is None else alpha])
@@ -119,6 +142,12 @@ def _load(path: Path, changed: int, device: str) -> "Runner":
     from runtime.device import pick_device
 
     return Runner(path, pick_device(device))
+
+
+def find_model(model: str | Path | None) -> Path:
+    """Return the file that --model stands for: a path, or the name of one in pretrained/; default: photo."""
+    shipped = ROOT / "pretrained" / f"{model or 'photo'}.ts"
+    return shipped if shipped.is_file() and not Path(model or "").is_file() else Path(model or shipped)
 
 
 def report(jobs: Iterable["Job"], total: int, out: Path) -> list["Job"]:
@@ -146,7 +175,10 @@ def main(
         list[Path],
         typer.Argument(metavar="FILE|FOLDER|PATTERN|-...", help="What to colourise; -: names on stdin."),
     ],
-    model: Annotated[Path | None, typer.Option(metavar="FILE", help="An exported generator.ts.")] = None,
+    model: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE|NAME", help="A generator.ts; default: photo, which comes along."),
+    ] = None,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where the pictures go.")] = Path("out"),
     format_: Annotated[
         str | None, typer.Option("--format", metavar="png|jpg|webp|tif", help="Default: that of each input.")
@@ -163,12 +195,24 @@ def main(
     ] = None,
     strength: Annotated[float | None, typer.Option(min=0, max=100, help="Of colours; 1 as predicted")] = None,
     upsampling: Annotated[str | None, typer.Option(metavar="guided|bicubic", help="Of the colours.")] = None,
+    temperature: Annotated[
+        float | None, typer.Option(min=0.05, max=2, help="Low: vivid; high: safe and grayish.")
+    ] = None,
+    hints: Annotated[
+        Path | None, typer.Option(metavar="JSON|PNG|DIR", help="Colours of your own, points or painted.")
+    ] = None,
+    palette: Annotated[Path | None, typer.Option(metavar="FILE", help="A picture whose mood the results get.")] = None,
+    panels: Annotated[bool, typer.Option("--panels", help="Colour comic pages panel by panel.")] = False,
     jobs: Annotated[int, typer.Option(min=1, help="Threads that decode, and that encode.")] = JOBS,
     device: DeviceOption = "auto",
 ) -> list[Path]:
     """Colourise files; returns the results that now exist. Exits with 1 if some files fail."""
-    from imaging.files import FORMS
+    import torch
+
+    from imaging.color import palette_of
+    from imaging.files import FORMS, read_image
     from inference.colorizer import Colorizer
+    from inference.hint_files import Hints
     from inference.pipeline import Pipeline
     from inference.runner import Runner
     from inference.tasks import plan_tasks
@@ -180,13 +224,17 @@ def main(
     on, out = pick_device(device), Path(out)
     given = [inputs] if isinstance(inputs, str | Path) else inputs
     tasks = plan_tasks([Path(path) for path in given], out, format_, compare, overwrite)
-    runner = Runner(Path(model or newest_run() / "generator.ts"), on, size, strength, upsampling)
+    mood = palette_of(torch.from_numpy(read_image(palette)).permute(2, 0, 1)[None]) if palette else None
+    runner = Runner(find_model(model), on, size, strength, upsampling, temperature, mood, panels)
+    layers = Hints(hints, [task.path for task in tasks]) if hints else None
+    if hints and not runner.record.recipe.hints:
+        raise UserError(f"{runner.path} takes no hints: it is of recipe {runner.record.recipe.name}")
     try:
         out.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=out).close()
     except OSError as error:
         raise UserError(f"{out} cannot be written to ({error.strerror}); name another --out") from None
-    finished = report(Pipeline(runner, jobs, overwrite, keep_coloured).run(tasks), len(tasks), out)
+    finished = report(Pipeline(runner, jobs, overwrite, keep_coloured, layers).run(tasks), len(tasks), out)
     if any(job.status == "failed" for job in finished):
         raise SystemExit(1)
     return [job.task.output for job in finished]

@@ -34,7 +34,7 @@ DRAWN_INPUTS = ("sketch", "line", "gray+line")  # inputs that are, or may be, li
 CHOICES = {
     "input": ("L", "gray", "sketch", "line", "gray+line"), "output": ("ab", "rgb", "Lab"), "fit": ("crop", "squash"),
     "pair": ("auto", "none", "AB", "BA"), "norm_d": ("batch", "instance", "none"), "norm_stats": ("running", "batch"),
-    "init": ("normal", "default", "kaiming"), "schedule": ("constant", "linear"),
+    "init": ("normal", "default", "kaiming"), "schedule": ("constant", "linear", "cosine"),
     "gan_mode": ("vanilla", "lsgan", "hinge"), "precision": ("auto", "fp32", "bf16", "fp16"), "metric": tuple(METRICS),
 }  # fmt: skip
 # ranges of numbers; those not named here are at least 0
@@ -104,6 +104,7 @@ class Recipe(AnyRecipe):
     fit: str = "crop"  # crop: resize the short side, crop a square | squash: resize to the square
     pair: str = "auto"  # two pictures side by side: AB colour left | BA colour right | none | auto: look
     flip: float = 0.0  # probability of a horizontal flip, training only
+    hints: bool = False  # the network takes hints, a few patches of true colours, beside its input
     line_share: float = 0.5  # probability of line art where input is gray+line
     val_fraction: float = 0.1  # share held out where the data has no val folder
     limit: int = 0  # images of each split at most, chosen by a hash of their names; 0 = all
@@ -131,7 +132,7 @@ class Recipe(AnyRecipe):
     depth: int = 0  # downsampling steps of the U-Net; 0 = as many as `size` allows, at most 8
     dropout: float = 0.0  # on the three innermost decoder blocks of a U-Net
     attention: int = 0  # px, side of the feature map with self-attention (unet-att*); 0 = the innermost
-    pretrained: bool = False  # start the encoder of resunet* and resnet from ImageNet weights
+    pretrained: bool = False  # start the encoder of resunet*, resnet, lite-unet from ImageNet weights
     norm_d: str = "batch"  # normalisation in the discriminator: batch | instance | none
     spectral_norm: bool = False  # on the discriminator's convolutions
     norm_stats: str = "running"  # BatchNorm at test time: running statistics | batch (pix2pix's test mode)
@@ -143,14 +144,19 @@ class Recipe(AnyRecipe):
     batch_size: int = 16  # images per step
     lr: float = 2e-4  # Adam's learning rate
     lr_d: float = 0.0  # learning rate of the discriminator; 0 = lr
+    lr_encoder: float = 0.0  # learning rate of a pretrained encoder; 0 = lr
+    weight_decay: float = 0.0  # decoupled from the learning rate, as in AdamW
+    warmup: float = 0.0  # share of the steps in which the learning rate rises to lr; with schedule cosine
     beta1: float = 0.5  # Adam's decay of the mean
     beta2: float = 0.999  # Adam's decay of the square
-    schedule: str = "constant"  # constant | linear: constant for half of the GAN epochs, then down to 0
+    schedule: str = "constant"  # constant | linear: constant for half of the GAN epochs, then to 0 | cosine
     gan_mode: str = "vanilla"  # vanilla (BCE) | lsgan (MSE) | hinge
     label_real: float = 1.0  # label of a real image; 0.9 smooths the labels (vanilla, lsgan)
     lambda_gan: float = 1.0  # weights of the terms of the generator's loss; 0 = not computed
     lambda_l1: float = 100.0
     lambda_mse: float = 0.0
+    lambda_class: float = 0.0  # cross-entropy over bins of ab, weighted by rarity (lite-unet)
+    lambda_lpips: float = 0.0  # LPIPS through AlexNet
     lambda_perceptual: float = 0.0  # (1 - anime_share) x VGG-16 + anime_share x Danbooru ResNet-50
     anime_share: float = 0.0
     ema: float = 0.0  # decay per step of the averaged generator that is saved for use; 0 = off
@@ -171,9 +177,10 @@ class Recipe(AnyRecipe):
         most, reason = 0, "as there is no discriminator"
         if self.is_adversarial:
             most, reason = self.epochs, "the epochs in all (--set pretrain_epochs=...)"
-        other = self.lambda_l1 or self.lambda_mse or self.lambda_perceptual
+        weights = {key: value for key, value in vars(self).items() if key.startswith("lambda_")}
+        other = any(value for key, value in weights.items() if key != "lambda_gan")
         some = other or (self.is_adversarial and not self.pretrain_epochs)
-        require(bool(some), "lambda_l1", self, "greater than 0 where no other term trains the generator")
+        require(some, "lambda_l1", self, "greater than 0 where no other term trains the generator")
         require(self.pretrain_epochs <= most, "pretrain_epochs", self, f"at most {most}, {reason}")
 
     @property
@@ -192,6 +199,7 @@ class Recipe(AnyRecipe):
         adversarial = float(self.is_adversarial)
         weights = {
             "G_gan": self.lambda_gan * adversarial, "G_l1": self.lambda_l1, "G_mse": self.lambda_mse,
+            "G_class": self.lambda_class, "G_lpips": self.lambda_lpips,
             "G_perceptual": self.lambda_perceptual * (1 - self.anime_share),
             "G_anime": self.lambda_perceptual * self.anime_share,
             "D_real": 0.5 * adversarial, "D_fake": 0.5 * adversarial,
@@ -294,6 +302,11 @@ RECIPES: dict[str, dict[str, Any]] = {
     # Published: G saw 100 x gray, here L as everywhere; a last BatchNorm was counted but never called.
     "cgan": dict(system="framework, conditional GAN", output="rgb", size=224, load_size=256, flip=0.5,
         generator="convgen", discriminator="image-rgb", init="kaiming", label_real=0.9),
+    # The colouriser that comes along: pretrained/README.md.
+    "photo": dict(system="photo in Lab, hints", size=128, load_size=176, flip=0.5, hints=True,
+        generator="lite-unet", discriminator="none", pretrained=True, lambda_l1=10.0, lambda_class=0.1, lambda_lpips=1.0,
+        epochs=30, lr=1.5e-3, lr_encoder=3e-4, beta1=0.9, weight_decay=0.01, schedule="cosine", warmup=0.01, ema=0.998,
+        save_every=1),
     # Named by the U-ResNet's authors as future work: a degraded input, L restored beside ab. A U-Net of
     # pix2pix checkers the lightness, as nothing but transposed convolutions reaches its full resolution.
     "restore": dict(system="old photo, restored", output="Lab", flip=0.5, min_colorfulness=10.0,

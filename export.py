@@ -31,6 +31,9 @@ def main(
         str, typer.Option(metavar="fp32|fp16|bf16", help="Of the network; colours are computed in fp32.")
     ] = "fp32",
     format_: Annotated[str, typer.Option("--format", metavar="ts|onnx|pt2", help="What to write.")] = "ts",
+    trainable: Annotated[
+        bool, typer.Option("--trainable", help="Keep BatchNorm, so that train.py --init takes the file.")
+    ] = False,
     device: DeviceOption = "auto",
 ) -> Path:
     """Export one saved epoch; returns the file. The differences are checked on the CPU and on `device`."""
@@ -59,7 +62,7 @@ def main(
     if path.is_dir():
         raise UserError(f"{path} is a folder; name a file with --out")
     record = checkpoint.ExportRecord(read_run(folder).recipe, number, precision)
-    exporters.write(path, checkpoint.load_colorizer(folder, number, cpu), record, format_, devices)
+    exporters.write(path, checkpoint.load_colorizer(folder, number, cpu), record, format_, devices, trainable)
     print(f"wrote {path}, {path.stat().st_size / 1e6:.1f} MB")
     if format_ == "ts":
         print(f"use it with: python colorize.py photo.jpg --model {path}")

@@ -12,7 +12,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
-from typing import Final
+from pathlib import Path
+from typing import ClassVar, Final
 
 import torch
 import torch.nn.functional as F
@@ -206,6 +207,47 @@ class VGGFeatures(FrozenFeatures):
     def load_published(self, state: Mapping[str, Tensor]) -> None:
         """Take the layers that are used from torchvision's state dict."""
         self.body.load_state_dict({name: state[f"features.{name}"] for name in self.body.state_dict()})
+
+
+class LPIPSFeatures(FrozenFeatures):
+    """Features of AlexNet (`alex`) or VGG-16 (`vgg`) whose mean squared differences, summed, are LPIPS.
+
+    Version 0.1, with torchmetrics' linear layers. Source: Zhang et al., "The unreasonable effectiveness of
+    deep features", arXiv 1801.03924.
+    """
+
+    TAPS: ClassVar = {"alex": (1, 4, 7, 9, 11), "vgg": (3, 8, 15, 22, 29)}  # of torchvision's `features`
+
+    def __init__(self, net: str) -> None:
+        import torchvision  # a second, which whatever needs no LPIPS saves
+
+        with torch.device("meta"):  # without the classifier, half a gigabyte
+            body = torchvision.models.get_model({"alex": "alexnet", "vgg": "vgg16"}[net]).features
+        body = nn.Sequential(*body[: self.TAPS[net][-1] + 1]).to_empty(device="cpu")
+        super().__init__(body, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+        self.net = net
+
+    def forward(self, rgb01: Tensor) -> list[Tensor]:
+        """Map (N, 1|3, H, W) in [0, 1] to five layers (N, C, h, w)."""
+        x = self.normalise(rgb01)
+        found: list[Tensor] = []
+        for i, layer in enumerate(self.body):
+            x = layer(x)
+            if i in self.TAPS[self.net]:
+                length = (x.float().square().sum(1, keepdim=True) + 1e-8).sqrt()
+                found.append(x / length * getattr(self, f"scale{len(found)}"))
+        return found
+
+    def load_published(self, state: Mapping[str, Tensor]) -> None:
+        """Take torchvision's features; the linear layers come with torchmetrics."""
+        import torchmetrics
+
+        self.body.load_state_dict({name: state[f"features.{name}"] for name in self.body.state_dict()})
+        folder = Path(torchmetrics.__file__).parent / "functional/image/lpips_models"
+        lins = torch.load(folder / f"{self.net}.pth", map_location="cpu", weights_only=True)
+        for i, weight in enumerate(lins.values()):  # (1, C, 1, 1)
+            scale = (weight.clamp(min=0) * weight.size(1)).sqrt()
+            self.register_buffer(f"scale{i}", scale.to(self.mean.device), persistent=False)
 
 
 class DanbooruFeatures(FrozenFeatures):
@@ -414,6 +456,137 @@ class ResUNet(nn.Module):
         return self.last(torch.cat([self.ups[4](y), x], 1))  # (N, ngf + in, H, W) -> (N, out, H, W)
 
 
+# EfficientNet-Lite0 up to each halving: (repeats, channels, kernel, stride of the first block, expansion)
+LITE_STAGES = (
+    [(1, 16, 3, 1, 1)],
+    [(2, 24, 3, 2, 6)],
+    [(2, 40, 5, 2, 6)],
+    [(3, 80, 3, 2, 6), (3, 112, 5, 1, 6)],
+    [(4, 192, 5, 2, 6), (1, 320, 3, 1, 6)],
+)
+
+
+def lite_conv(
+    in_channels: int, out_channels: int, kernel: int = 1, stride: int = 1, groups: int = 1, act: bool = True
+) -> list[nn.Module]:
+    """Return a convolution, BatchNorm and ReLU6, padded as TensorFlow's SAME pads even sides."""
+    pads = [nn.ZeroPad2d([(kernel - 2) // 2, (kernel - 1) // 2] * 2)] if stride == 2 else []
+    conv = nn.Conv2d(in_channels, out_channels, kernel, stride, 0 if pads else kernel // 2, groups=groups, bias=False)
+    norm = nn.BatchNorm2d(out_channels, eps=1e-3, momentum=0.01)
+    return [*pads, conv, norm, *([nn.ReLU6()] if act else [])]
+
+
+class LiteBlock(nn.Module):
+    """An inverted residual: widen, convolve each channel by itself, narrow. Source: arXiv 1801.04381."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int, expansion: int) -> None:
+        super().__init__()
+        inner = in_channels * expansion
+        widen = lite_conv(in_channels, inner) if expansion > 1 else []
+        each = lite_conv(inner, inner, kernel, stride, inner)
+        self.layers = nn.Sequential(*widen, *each, *lite_conv(inner, out_channels, act=False))
+        self.adds = stride == 1 and in_channels == out_channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, in, H, W) to (N, out, H / stride, W / stride)."""
+        y = self.layers(x)
+        return x + y if self.adds else y
+
+
+class LiteEncoder(nn.Module):
+    """EfficientNet-Lite0 without its head, 2.96 M parameters. Source: Tan and Le, arXiv 1905.11946.
+
+    Its input is gray in [-1, 1], which its published weights know as three equal channels, and perhaps other
+    channels, whose weights begin at zero.
+    """
+
+    name = "lite0"
+
+    def __init__(self, in_channels: int) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(*lite_conv(in_channels, 32, 3, 2))
+        self.stages = nn.ModuleList()
+        width = 32
+        for stage in LITE_STAGES:
+            blocks = nn.Sequential()
+            for repeats, channels, kernel, stride, expansion in stage:
+                for i in range(repeats):
+                    blocks.append(LiteBlock(width, channels, kernel, 1 if i else stride, expansion))
+                    width = channels
+            self.stages.append(blocks)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Return features of 1/2, 1/4, 1/8, 1/16 and 1/32 of the size: 16, 24, 40, 112 and 320 channels."""
+        x = self.stem(x)
+        features: list[Tensor] = []
+        for stage in self.stages:
+            x = stage(x)
+            features.append(x)
+        return features
+
+    def load_pretrained(self, state: Mapping[str, Tensor]) -> None:
+        """Take the published ImageNet weights, whose names differ and whose order is the same."""
+        ours = self.state_dict()
+        taken = dict(zip(ours, state.values(), strict=False))  # the head comes last
+        first, gray = next(iter(ours)), next(iter(state.values())).sum(1, keepdim=True)
+        taken[first] = F.pad(gray, [0, 0, 0, 0, 0, ours[first].size(1) - 1])  # (32, in, 3, 3)
+        self.load_state_dict(taken)
+
+
+AB_STEP, AB_SIDE = 12.0, 16  # Lab units between bins of colour, and bins on a side; 256 in all
+AB_FIRST = (-84.0, -96.0)  # a and b of the first bin; the last has 96 and 84
+
+
+class LiteUNet(nn.Module):
+    """A U-Net on EfficientNet-Lite0 that answers at 1/4 of the size, which is then enlarged.
+
+    Of ab it predicts how likely each of 256 colours is; the answer is their mean, sharpened by `temperature`:
+    near 0 the likeliest colour, at 1 the mean of all, which is grayish where several are possible.
+
+    Source: Zhang, Isola and Efros, "Colorful image colorization", arXiv 1603.08511 (annealed mean).
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, ngf: int = 64) -> None:
+        super().__init__()
+        self.encoder = LiteEncoder(in_channels)
+        self.decoder = nn.ModuleList()
+        width = 320
+        for skip, out in zip((112, 40, 24), (2 * ngf, 3 * ngf // 2, ngf), strict=True):
+            conv = nn.Conv2d(width + skip, out, 3, 1, 1, bias=False)
+            self.decoder.append(nn.Sequential(conv, nn.BatchNorm2d(out), nn.ReLU()))
+            width = out
+        self.is_ab = out_channels == 2
+        self.last = nn.Conv2d(width, AB_SIDE**2 if self.is_ab else out_channels, 1)
+        self.temperature = 0.6
+        self.register_buffer("colors", bin_colors(), persistent=False)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Map x (N, in, H, W) to the last layer (N, 256|out, H/4, W/4); H and W are multiples of 32."""
+        features = self.encoder(x)
+        y = features.pop()
+        for block in self.decoder:
+            y = block(torch.cat([F.interpolate(y, scale_factor=2.0), features.pop()], 1))
+        return self.last(y)
+
+    def readout(self, logits: Tensor) -> Tensor:
+        """Return the answer (N, 2|out, H, W) in [-1, 1] that the last layer (N, 256|out, H/4, W/4) gives."""
+        if self.is_ab:
+            y = F.conv2d(torch.softmax(logits / self.temperature, 1), self.colors)
+        else:
+            y = torch.tanh(logits)
+        return F.interpolate(y, scale_factor=4.0, mode="bilinear")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map x (N, in, H, W) to (N, out, H, W) in [-1, 1]; H and W are multiples of 32."""
+        return self.readout(self.logits(x))
+
+
+def bin_colors() -> Tensor:
+    """Return ab/110 of the bins as the kernel of a 1x1 convolution, (2, 256, 1, 1); b varies fastest."""
+    a, b = (first + AB_STEP * torch.arange(AB_SIDE) for first in AB_FIRST)
+    return torch.stack(torch.meshgrid(a, b, indexing="ij")).view(2, -1, 1, 1) / 110.0
+
+
 class Discriminator(nn.Module):
     """Convolutions of cat(x, y), or of y alone, that end in logits: real or generated?"""
 
@@ -491,7 +664,8 @@ class Network:
     smallest: int = 1  # px, the shortest side that it takes
     attention: bool = False  # has self-attention, whose place a recipe chooses
     extractor: bool = False  # holds the frozen Danbooru ResNet-50
-    encoder: bool = False  # starts with a ResNet that has published weights
+    encoder: bool = False  # starts with a network that has published weights
+    bins: bool = False  # predicts how likely each colour is, where it answers with ab
 
 
 _manga = partial(UNet, bias="all", norm_all=True)
@@ -514,6 +688,7 @@ GENERATORS: dict[str, Network] = {
     "unet32": Network(NormLastUNet, halvings=4),
     "unet224": Network(partial(NormLastUNet, strides=_deep), halvings=5, smallest=96),
     "convgen": Network(ConvGenerator, halvings=5),
+    "lite-unet": Network(LiteUNet, halvings=5, encoder=True, bins=True),
 }
 
 # build(x_channels, y_channels, ndf, norm); patches are named by the side of their logits at 256 px
@@ -526,6 +701,12 @@ DISCRIMINATORS: dict[str, Network] = {
     "image224": Network(partial(image_discriminator, strides=_deep, last=3), smallest=160),
     "image-rgb": Network(color_discriminator, smallest=193),
 }
+
+
+def count_channels(recipe: Recipe) -> tuple[int, int]:
+    """Return the channels of the generator's input and output; hints are colours and where they are."""
+    out = CHANNELS[recipe.output]
+    return CHANNELS[recipe.input] + (out + 1 if recipe.hints else 0), out
 
 
 def fit_networks(recipe: Recipe) -> Recipe:
@@ -545,6 +726,8 @@ def fit_networks(recipe: Recipe) -> Recipe:
     wanted = f"0 or one of {' '.join(map(str, sides))} px" if sides else f"0 for generator {recipe.generator}"
     require(recipe.attention in (0, *sides), "attention", recipe, wanted)
     require(network.encoder or not recipe.pretrained, "pretrained", recipe, f"false for {recipe.generator}")
+    binned = network.bins and recipe.output == "ab"
+    require(binned or not recipe.lambda_class, "lambda_class", recipe, "0 but for lite-unet with output ab")
     reason = "as BatchNorm meets a single pixel at this size"
     if recipe.batch_size == 1:
         require(not needs_two_images(recipe), "batch_size", recipe, f"2 or more, {reason}")
@@ -574,9 +757,9 @@ def needs_two_images(recipe: Recipe, testing: bool = False) -> bool:
 
     Both networks are asked, or the generator alone (`testing`).
     """
-    kinds, shape = (recipe.input, recipe.output), (recipe.size, recipe.size)
+    shape = (recipe.size, recipe.size)
     with torch.device("meta"):  # shapes without numbers
-        x, y = (torch.empty(1, CHANNELS[kind], *shape) for kind in kinds)
+        x, y = (torch.empty(1, count, *shape) for count in count_channels(recipe))
         generator = build_generator(recipe)
         discriminator = None if testing else build_discriminator(recipe)
         try:
@@ -591,10 +774,10 @@ def needs_two_images(recipe: Recipe, testing: bool = False) -> bool:
 def build_generator(recipe: Recipe) -> nn.Module:
     """Build the untrained generator of a recipe that went through fit_networks.
 
-    It maps (N, Cx, H, W) to (N, Cy, H, W), see imaging.color.CHANNELS; H and W are multiples of 2^depth px.
+    It maps (N, Cx, H, W) to (N, Cy, H, W), see count_channels; H and W are multiples of 2^depth px.
     """
     network = GENERATORS[recipe.generator]
-    sizes = CHANNELS[recipe.input], CHANNELS[recipe.output], recipe.ngf
+    sizes = *count_channels(recipe), recipe.ngf
     if network.halvings:
         return network.build(*sizes)
     attention_depth = (recipe.size // recipe.attention).bit_length() - 1 if recipe.attention else 0
@@ -606,7 +789,7 @@ def build_discriminator(recipe: Recipe) -> nn.Module | None:
     """Build the untrained discriminator of a recipe; None where none takes part in the training."""
     if not recipe.is_adversarial:
         return None
-    channels = CHANNELS[recipe.input], CHANNELS[recipe.output]
+    channels = count_channels(recipe)
     return DISCRIMINATORS[recipe.discriminator].build(*channels, recipe.ndf, norm=recipe.norm_d)
 
 

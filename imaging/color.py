@@ -152,6 +152,24 @@ def recolor(image: Tensor, a: float, b: float) -> Tensor:
     return to_uint8(lab_to_rgb(torch.cat(planes, 1)))
 
 
+def palette_of(image: Tensor) -> Tensor:
+    """Return the means and standard deviations (4) of a/110 and b/110 of an image (1, 1|3, H, W)."""
+    ab = encode(image, "ab")[0].flatten(1)  # (2, HW)
+    return torch.cat([ab.mean(1), ab.std(1, correction=0)])
+
+
+def take_palette(ab: Tensor, palette: Tensor) -> Tensor:
+    """Give each image's colours ab/110 (N, 2, H, W) the mean and standard deviation of a palette (4).
+
+    Colours are spread or narrowed by a factor of 3 at most. Source: Reinhard et al., "Color transfer between
+    images", 2001.
+    """
+    mean = ab.mean([2, 3], keepdim=True)
+    spread = ((ab - mean) ** 2).mean([2, 3], keepdim=True).sqrt()
+    factor = (palette[2:].view(1, 2, 1, 1) / spread.clamp(min=1e-3)).clamp(1.0 / 3.0, 3.0)
+    return (ab - mean) * factor + palette[:2].view(1, 2, 1, 1)
+
+
 def show_input(source: Tensor, kind: str) -> Tensor:
     """Return a network's input, made of an image (N, 1|3, H, W), as (N, 3, H, W) uint8 to look at."""
     if kind == "L":

@@ -16,7 +16,8 @@ from runtime.atomic import load, save
 from runtime.run_folder import epoch_path
 
 FORMAT = "tinct-generator-2"
-EXPORT_FORMAT = 1  # of generator.ts; to be raised when its forward or its attributes change
+EXPORT_FORMAT = 2  # of generator.ts; to be raised when its forward or its attributes change: 2 takes hints
+READABLE = (1, 2)  # formats of generator.ts that `infer` can run
 METADATA = "tinct.json"  # the file inside an exported file that holds an ExportRecord
 
 
@@ -46,7 +47,7 @@ class Exported(NamedTuple):
 def build_colorizer(recipe: Recipe) -> Colorizer:
     """Build the untrained Colorizer of a recipe that went through models.fit_networks."""
     generator, least = build_generator(recipe), GENERATORS[recipe.generator].smallest
-    return Colorizer(generator, recipe.input, recipe.output, recipe.size, 2**recipe.depth, least)
+    return Colorizer(generator, recipe.input, recipe.output, recipe.size, 2**recipe.depth, least, recipe.hints)
 
 
 def save_generator(run: Path, epoch: int, recipe: Recipe, generator: nn.Module) -> None:
@@ -98,7 +99,7 @@ def load_exported(path: Path, device: torch.device) -> Exported:
         form, version, recipe = int(told.get("format", 0)), str(told["version"]), dict(told["recipe"])
     except (ValueError, TypeError, KeyError, AttributeError):
         raise UserError(f"{path} is a TorchScript file, but not one written by export.py") from None
-    if form != EXPORT_FORMAT:
+    if form not in READABLE:
         age = f"the newer version {version}" if form > EXPORT_FORMAT else "an older version"
         raise UserError(f"{path} is of {age} of this project; export it again with this one")
     known = {field.name for field in fields(Recipe)}  # another version of the same format may have more
@@ -110,10 +111,10 @@ def load_exported(path: Path, device: torch.device) -> Exported:
     return Exported(module.eval().to(device), record)
 
 
-def infer(model: nn.Module, image: Tensor) -> Tensor:
-    """Run an exported generator on (N, 1|3, H, W); see Colorizer.forward.
+def infer(model: nn.Module, image: Tensor, hints: Tensor | None = None) -> Tensor:
+    """Run an exported generator on (N, 1|3, H, W), perhaps with hints (N, 4, H, W); see Colorizer.forward.
 
     Without TorchScript's optimisation, whose profiling doubles the time of the first image.
     """
     with torch.inference_mode(), torch.jit.optimized_execution(False):
-        return model(image)
+        return model(image) if hints is None else model(image, hints)

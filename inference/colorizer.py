@@ -7,7 +7,7 @@ Aiazzi, Baronti, Selva, "Improving component substitution pansharpening through 
 MS+Pan data", 2007 (such a function applied to the detail that the small image lost).
 """
 
-from typing import Final, List, NamedTuple, Tuple  # noqa: UP035  TorchScript knows List and Tuple
+from typing import Final, List, NamedTuple, Optional, Tuple  # noqa: UP035  TorchScript knows these alone
 
 import torch
 import torch.nn.functional as F
@@ -34,6 +34,9 @@ class Colorizer(nn.Module):
     - Input: (N, 1|3, H, W), any N, H, W >= 1; uint8 in [0, 255], uint16 in [0, 65535], or floating point in
       [0, 1] (values outside are clipped). One channel is gray; three are sRGB, of which only a model of input
       `sketch` sees more than lightness or luma.
+    - Hints, for a model that takes them: (N, 4, H, W) of the image's dtype, sRGB and opacity; where it is 0
+      there is none. A spot keeps the colour of its hint, of which a model of output `ab` takes a and b alone,
+      and the network carries it on as far as it belongs.
     - Output: (N, 3, H, W) of the same dtype and range on the same device, which is the module's. `.half()`
       and `.to(torch.bfloat16)` set the precision of the network; all else computes in float32.
     - Images of a batch do not influence one another, unless the recipe says norm_stats=batch. Calls may
@@ -55,19 +58,26 @@ class Colorizer(nn.Module):
         size: int, px, the short side at which the network works; larger sees finer things and costs more.
         strength: float, 1 as predicted, 0 gray, above 1 more colourful; at most 100.
         upsampling: str, "guided" (colours follow the edges of the full-resolution image) or "bicubic".
+        palette: Tensor (4), mean and standard deviation of a/110 and b/110 that the colours get, as
+            imaging.color.palette_of takes them from a reference; empty: as predicted. Of output ab and Lab.
+        generator.temperature: float, of lite-unet: 0.1 vivid and patchy, 1 safe and grayish.
         strip: int, px of the image processed at a time (16 times as many on a GPU); fewer need less memory.
     """
 
     UPSAMPLINGS: Final = ("guided", "bicubic")  # of the class, as TorchScript reads no constant of a module
+    takes_hints: Final[bool]
 
     def __init__(
-        self, generator: nn.Module, x_kind: str, y_kind: str, size: int, multiple: int, least: int = 1
-    ) -> None:
+        self, generator: nn.Module, x_kind: str, y_kind: str, size: int, multiple: int, least: int = 1,
+        takes_hints: bool = False,
+    ) -> None:  # fmt: skip
         """Wrap a generator, which maps x (N, Cx, H, W) to y (N, Cy, H, W), both in [-1, 1]; see color.encode.
 
-        Its sides are multiples of `multiple` px, and at least `least`.
+        Its sides are multiples of `multiple` px, and at least `least`. With hints, x ends with Cy channels of
+        colour, 0 where there is no hint, and one that is 1 where there is one.
         """
         super().__init__()
+        self.takes_hints = takes_hints
         self.generator, self.x_kind, self.y_kind = generator, x_kind, y_kind
         self.size, self.multiple, self.least = size, multiple, least
         self.strength = 1.0
@@ -75,15 +85,22 @@ class Colorizer(nn.Module):
         self.strip = STRIP
         self.guide_is_luma = y_kind == "rgb" and x_kind != "L"  # else the guide is L/100
         self.keeps_lines = self.guide_is_luma and x_kind != "gray"  # dark parts of the guide are lines
+        self.register_buffer("palette", torch.zeros(0), persistent=False)
         self.register_buffer("precision", torch.zeros(0), persistent=False)  # its dtype is the network's
 
-    def forward(self, image: Tensor) -> Tensor:
+    def forward(self, image: Tensor, hints: Optional[Tensor] = None) -> Tensor:  # noqa: UP045
         """Colourise (N, 1|3, H, W), uint8, uint16 or floating point, to (N, 3, H, W); see the class."""
         check_image(image)
         self.check_settings()
         small = self.shrink(image)  # (N, 3, h, w)
-        y = self.predict(color.encode(small, self.x_kind))  # (N, 2|3, h, w)
+        x = color.encode(small, self.x_kind)  # (N, 1|3, h, w)
         height, width = image.size(2), image.size(3)
+        if self.takes_hints:
+            y = self.predict_with_hints(x, self.shrink_hints(hints, image, x))
+        elif hints is None:
+            y = self.predict(x)  # (N, 2|3, h, w)
+        else:
+            raise ValueError("this model takes no hints: use one that was trained with hints=true")
         if not image.is_floating_point() and not bool(torch.isfinite(y).all()):
             raise ValueError("the network's output is not finite: use another precision, or another epoch")
         maps = self.prepare(small, y, min(height, y.size(2)), min(width, y.size(3)))
@@ -103,6 +120,8 @@ class Colorizer(nn.Module):
             raise ValueError("strength is from 0 to 100; 1 is as predicted")
         if self.upsampling not in self.UPSAMPLINGS:
             raise ValueError("upsampling is guided or bicubic")
+        if self.palette.numel() > 0 and (self.palette.numel() != 4 or self.y_kind == "rgb"):
+            raise ValueError("a palette is four numbers, for a model whose output is ab or Lab")
 
     def visible(self, image: Tensor) -> Tensor:
         """Return what the model may see, (N, 3, H, W) in [0, 1]: RGB for L and sketch, else luma."""
@@ -127,6 +146,26 @@ class Colorizer(nn.Module):
         for top, bottom in strips(image, self.strip):
             narrow[:, :, top:bottom] = resample(self.visible(image[:, :, top:bottom]), bottom - top, columns)
         return resample(narrow, rows, columns).clamp(0.0, 1.0)
+
+    def shrink_hints(self, hints: Optional[Tensor], image: Tensor, x: Tensor) -> Tensor:  # noqa: UP045
+        """Return the hints that the network sees beside x (N, C, h, w): (N, Cy + 1, h, w)."""
+        rows, columns = x.size(2), x.size(3)
+        channels = 3 if self.y_kind == "ab" else 4
+        if hints is None:
+            return torch.zeros([x.size(0), channels, rows, columns], device=x.device)
+        if hints.dim() != 4 or hints.size(1) != 4 or hints.dtype != image.dtype:
+            raise ValueError("hints are (N, 4, H, W) of the image's dtype: red, green, blue, opacity")
+        if hints.size(0) != image.size(0) or hints.shape[2:] != image.shape[2:]:
+            raise ValueError("hints have the number and the size of the images")
+        narrow = torch.empty([x.size(0), 4, image.size(2), columns], device=x.device)  # (N, 4, H, w)
+        for top, bottom in strips(image, self.strip):
+            narrow[:, :, top:bottom] = average(weigh(hints[:, :, top:bottom]), bottom - top, columns)
+        return encode_hints(average(narrow, rows, columns), self.y_kind)
+
+    def predict_with_hints(self, x: Tensor, hints: Tensor) -> Tensor:
+        """Run the generator on x (N, C, h, w) and hints (N, Cy + 1, h, w); where there is one, y is it."""
+        y, there = self.predict(torch.cat([x, hints], 1)), hints[:, -1:]
+        return y * (1.0 - there) + hints[:, :-1] * there
 
     def predict(self, x: Tensor) -> Tensor:
         """Run the generator on x (N, C, h, w), padded by reflection; returns (N, Cy, h, w) float32."""
@@ -158,7 +197,10 @@ class Colorizer(nn.Module):
             elif not self.guide_is_luma:
                 colours = color.rgb_to_lab(rgb)[:, 1:] * (self.strength / 110.0)
         else:
-            colours = y[:, -2:] * self.strength
+            colours = y[:, -2:]
+            if self.palette.numel() == 4:
+                colours = color.take_palette(colours, self.palette)
+            colours = colours * self.strength
         if self.y_kind == "Lab":
             restored = (y[:, :1] + 1.0) / 2.0
             change = (restored - guide) * 25.0
@@ -205,6 +247,30 @@ def check_image(image: Tensor) -> None:
         raise ValueError(f"an image is (N, 1 or 3, H, W) and not empty, got {list(image.shape)}")
     if not (image.dtype == torch.uint8 or image.dtype == torch.uint16 or image.is_floating_point()):
         raise ValueError("an image is uint8, uint16, or floating point in [0, 1]; convert it first")
+
+
+def weigh(layer: Tensor) -> Tensor:
+    """Return a layer (N, 4, H, W) of colour and opacity as floats in [0, 1], the colour times the opacity."""
+    cover = color.rgb01(layer[:, 3:])
+    return torch.cat([color.rgb01(layer[:, :3]) * cover, cover[:, :1]], 1)
+
+
+def encode_hints(layer: Tensor, kind: str) -> Tensor:
+    """Return hints as a network sees them, (N, Cy + 1, h, w): colours as color.encode has them, and where.
+
+    Args:
+        layer: (N, 4, h, w) from `weigh`, reduced: a spot smaller than a pixel has little opacity, and beyond
+            the edge of a spot there is some, too.
+    """
+    cover = layer[:, 3:]
+    there = ((cover > 0.45 * F.max_pool2d(cover, 3, 1, 1)) & (cover > 0.001)).to(torch.float32)
+    rgb = (layer[:, :3] / cover.clamp(min=1e-6)).clamp(0.0, 1.0)
+    return torch.cat([color.encode(rgb, kind) * there, there], 1)
+
+
+def average(image: Tensor, height: int, width: int) -> Tensor:
+    """Resize (N, C, H, W) without overshoot, antialiased."""
+    return F.interpolate(image.contiguous(), [height, width], mode="bilinear", antialias=True)
 
 
 def strips(image: Tensor, pixels: int) -> List[Tuple[int, int]]:  # noqa: UP006

@@ -22,7 +22,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from config import UserError
 from imaging import color
 from inference.checkpoint import METADATA, ExportRecord, infer, load_exported
-from inference.colorizer import Colorizer, enlarge, pack, resize, unpack
+from inference.colorizer import Colorizer, average, encode_hints, enlarge, pack, resize, unpack, weigh
 from runtime.atomic import replacing
 
 FORMATS = ("ts", "onnx", "pt2")
@@ -34,7 +34,7 @@ BATCHES = (1, 3)
 LEVELS = 255.0  # differences are given in levels of uint8
 TOLERANCE = 1.0  # level
 
-Function = Callable[[Tensor], Tensor]
+Function = Callable[..., Tensor]  # of images, and perhaps hints
 
 
 def fold_batch_norm(module: nn.Module) -> nn.Module:
@@ -56,9 +56,11 @@ def fold_batch_norm(module: nn.Module) -> nn.Module:
     return module
 
 
-def deployable(colorizer: Colorizer, precision: str) -> Colorizer:
-    """Return a copy to export: BatchNorm folded, weights in a precision and in channels_last layout."""
-    return fold_batch_norm(copy.deepcopy(colorizer)).to(PRECISIONS[precision]).to(memory_format=torch.channels_last)
+def deployable(colorizer: Colorizer, precision: str, trainable: bool = False) -> Colorizer:
+    """Return a copy to export, in a precision and channels_last; BatchNorm folded, unless `trainable`."""
+    copied = copy.deepcopy(colorizer)
+    folded = copied if trainable else fold_batch_norm(copied)
+    return folded.to(PRECISIONS[precision]).to(memory_format=torch.channels_last)
 
 
 class Traceable(nn.Module):
@@ -72,14 +74,20 @@ class Traceable(nn.Module):
         super().__init__()
         self.colorizer = colorizer
 
-    def forward(self, image: Tensor) -> Tensor:
-        """Colourise (N, 3, H, W) float32 in [0, 1] to the same."""
+    def forward(self, image: Tensor, hints: Tensor | None = None) -> Tensor:
+        """Colourise (N, 3, H, W) float32 in [0, 1] to the same, perhaps with hints (N, 4, H, W)."""
         c = self.colorizer
         height, width = (torch.scalar_tensor(side, dtype=torch.int64) for side in image.shape[2:])
         divisor = torch.maximum(2 * torch.minimum(height, width), torch.maximum(height, width))
         rows, columns = (((4 * c.size * side + divisor) // (2 * divisor)).clamp(min=1) for side in (height, width))
         small = resize(c.visible(image), _length(rows), _length(columns)).clamp(0.0, 1.0)
-        y = self.predict(color.encode(small, c.x_kind), rows, columns)
+        x = color.encode(small, c.x_kind)
+        if hints is None:
+            y = self.predict(x, rows, columns)
+        else:
+            seen = encode_hints(average(weigh(hints), _length(rows), _length(columns)), c.y_kind)
+            there = seen[:, -1:]
+            y = self.predict(torch.cat([x, seen], 1), rows, columns) * (1.0 - there) + seen[:, :-1] * there
         sides = _length(torch.minimum(height, rows)), _length(torch.minimum(width, columns))
         maps = c.prepare(small, y, *sides)
         large = enlarge(pack(maps), 0, image.size(2), image.size(2), image.size(3))
@@ -112,8 +120,9 @@ def _length(value: Tensor) -> int:
 
 def trace(colorizer: Colorizer) -> ExportedProgram:
     """Return a Colorizer on the CPU as a program of torch.export, for any batch, height and width."""
-    example, sizes = torch.rand(2, 3, 90, 140), ({0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC},)
-    return torch.export.export(Traceable(colorizer), (example,), dynamic_shapes=sizes, strict=False)
+    example = (torch.rand(2, 3, 90, 140), torch.rand(2, 4, 90, 140))[: 1 + colorizer.takes_hints]
+    sizes = tuple({0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC} for _ in example)
+    return torch.export.export(Traceable(colorizer), example, dynamic_shapes=sizes, strict=False)
 
 
 def write_pt2(path: Path, colorizer: Colorizer, record: ExportRecord) -> None:
@@ -127,7 +136,7 @@ def write_pt2(path: Path, colorizer: Colorizer, record: ExportRecord) -> None:
 
 
 def load_pt2(path: Path) -> Function:
-    """Return the file of write_pt2 as a function of (N, 3, H, W) float32."""
+    """Return the file of write_pt2 as a function of float32 tensors."""
     with open(path, "rb") as file:
         return torch.export.load(file).module()
 
@@ -140,21 +149,27 @@ def require_onnx() -> None:
 
 
 def write_onnx(path: Path, colorizer: Colorizer, record: ExportRecord) -> None:
-    """Write ONNX, weights and metadata in one file; input `image`, output `colour`."""
+    """Write ONNX, weights and metadata in one file; input `image`, perhaps `hints`, output `colour`."""
     program = torch.onnx.export(
         trace(colorizer), (), dynamo=True, opset_version=OPSET, verbose=False,
-        input_names=["image"], output_names=["colour"],
+        input_names=["image", "hints"][: 1 + colorizer.takes_hints], output_names=["colour"],
     )  # fmt: skip
     program.model.metadata_props[METADATA] = record.to_json()
     program.save(path, external_data=False)
 
 
 def load_onnx(path: Path) -> Function:
-    """Return the file of write_onnx, run by onnxruntime on the CPU, as a function of (N, 3, H, W) float32."""
+    """Return the file of write_onnx, run by onnxruntime on the CPU, as a function of float32 tensors."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    return lambda image: torch.from_numpy(session.run(None, {"image": image.numpy()})[0])
+    names = [given.name for given in session.get_inputs()]
+
+    def run(*given: Tensor) -> Tensor:
+        arrays = {name: tensor.numpy() for name, tensor in zip(names, given, strict=True)}
+        return torch.from_numpy(session.run(None, arrays)[0])
+
+    return run
 
 
 def write_traced(path: Path, module: Colorizer, record: ExportRecord, form: str) -> None:
@@ -188,13 +203,20 @@ def write_script(path: Path, module: Colorizer, record: ExportRecord, on: list[t
             compare_integers(name, eager, run, device)
 
 
-def write(path: Path, trained: Colorizer, record: ExportRecord, form: str, on: list[torch.device]) -> None:
+def write(
+    path: Path, trained: Colorizer, record: ExportRecord, form: str, on: list[torch.device],
+    trainable: bool = False,
+) -> None:  # fmt: skip
     """Write a trained Colorizer in a format; prints how far each step is from the one before.
+
+    Args:
+        on: devices on which TorchScript is compared.
+        trainable: keep BatchNorm.
 
     Raises:
         UserError: a step differs too much, or the format cannot express the network. Nothing is written.
     """
-    module = deployable(trained, record.precision)
+    module = deployable(trained, record.precision, trainable)
     heads = [f"{f'{n} x {height} x {width}':>16}" for n, (height, width) in product(BATCHES, SIZES)]
     print(f"{'levels of 255: max (mean)':<28}" + "  ".join(heads))
     limit = TOLERANCE if record.precision == "fp32" else LEVELS
@@ -209,17 +231,32 @@ def write(path: Path, trained: Colorizer, record: ExportRecord, form: str, on: l
 def compare(name: str, one: Function, other: Function, device: torch.device, limit: float) -> None:
     """Print a row of differences on float images; UserError if any is above `limit` levels, or NaN."""
     noise, errors = torch.Generator().manual_seed(0), []
+    takes_hints = getattr(one, "takes_hints", False)
     for batch, (height, width) in product(BATCHES, SIZES):
         image = torch.rand((batch, 3, height, width), generator=noise).to(device)
-        first, second = one(image), other(image)
-        if first.shape != second.shape:  # or one would be repeated to fit
-            raise UserError(f"{name}: they differ in shape: {[*first.shape]}, {[*second.shape]}; nothing was written")
-        errors.append((first - second).abs().cpu().double() * LEVELS)  # MPS has no float64
+        given = [(image, hints.to(device)) for hints in example_hints(image)] if takes_hints else [(image,)]
+        found = [(one(*each), other(*each)) for each in given]
+        for first, second in found:
+            if first.shape != second.shape:  # or one would be repeated to fit
+                shapes = f"{[*first.shape]}, {[*second.shape]}"
+                raise UserError(f"{name}: they differ in shape: {shapes}; nothing was written")
+        apart = [(first - second).abs().cpu().double() for first, second in found]  # MPS has no float64
+        errors.append(torch.cat(apart) * LEVELS)
     cells = [f"{f'{error.max():.3f} ({error.mean():.4f})':>16}" for error in errors]
     print(f"{name:<28}" + "  ".join(cells))
     worst = float(torch.stack([error.max() for error in errors]).max())  # NaN if any is
     if not worst <= limit:
         raise UserError(f"{name}: they differ by {worst:.3g} of 255 levels; nothing was written")
+
+
+def example_hints(image: Tensor) -> list[Tensor]:
+    """Return no hints for images (N, 3, H, W), and two: each (N, 4, H, W) in [0, 1]."""
+    none = torch.zeros(len(image), 4, *image.shape[2:])
+    some, (height, width) = none.clone(), image.shape[2:]
+    for place, rgb in ((0.2, (0.8, 0.3, 0.2)), (0.6, (0.1, 0.4, 0.9))):
+        top, left = int(place * height), int(place * width)
+        some[:, :, top : top + height // 6, left : left + width // 6] = torch.tensor((*rgb, 1.0)).view(4, 1, 1)
+    return [none, some]
 
 
 def compare_integers(name: str, one: Function, other: Function, device: torch.device) -> None:

@@ -18,7 +18,8 @@ from config import UserError
 from imaging import color
 from imaging.files import FORMATS, check_frames, read_frames, scan, write_frames
 from imaging.metadata import Scan
-from imaging.pixels import Frame
+from imaging.pixels import Array, Frame
+from inference.hint_files import Hints
 from inference.runner import Pixels, Runner
 from inference.tasks import Task
 from runtime.atomic import replacing
@@ -41,6 +42,7 @@ class Job:
     seconds: float = 0.0  # of decoding, colouring and encoding
     scan: Scan | None = None
     frame: Frame | None = None  # of a file with one frame: as read, later in colour
+    hints: Array | None = None  # (H, W, 4) uint8
     given: Pixels | None = None  # the input of the network, kept where a sheet will show it
 
     def attempt(self, step: Callable[["Job"], None]) -> "Job":
@@ -56,7 +58,7 @@ class Job:
                 reason, self.bug = f"{type(error).__name__}: {error}", traceback.format_exc()
             sentence = reason if reason.startswith(str(self.task.path)) else f"{self.task.path}: {reason}"
             self.status, self.reason = "failed", " ".join(sentence.split())
-            self.frame = self.given = None
+            self.frame = self.given = self.hints = None
         self.seconds += monotonic() - began
         return self
 
@@ -95,6 +97,7 @@ class Pipeline:
     threads: int  # that decode, and as many that encode
     overwrite: bool = False  # results that exist
     keep_coloured: bool = False  # pictures that have colours are passed through as they are
+    hints: Hints | None = None
 
     def run(self, tasks: Iterable[Task]) -> Iterator[Job]:
         """Yield every task as a finished job, in order."""
@@ -124,8 +127,13 @@ class Pipeline:
         if not job.status and job.scan.count == 1:
             frame = next(read_frames(job.scan))
             job.frame = self.runner.prepare(frame)
+            job.hints = self.layer(job, job.frame)
             if self.keep_coloured and is_coloured(job.frame.pixels):
                 job.status, job.frame = "kept", frame
+
+    def layer(self, job: Job, frame: Frame) -> Array | None:
+        """Return the hints for a frame of a job."""
+        return self.hints.layer(job.task.path, *frame.pixels.shape[:2]) if self.hints else None
 
     def colour(self, batch: list[Job]) -> list[Job]:
         """Colour jobs of one shape, or colour and write one job of many frames; returns the jobs."""
@@ -135,13 +143,17 @@ class Pipeline:
             return [batch[0].attempt(self.write_many)]
         began = monotonic()
         try:
-            colours = self.runner.run([job.frame.pixels for job in batch])
+            colours = self.runner.run([job.frame.pixels for job in batch], batch[0].hints)
         except Exception:  # of one picture, or of all: each is tried alone, and says so
-            return [job.attempt(lambda job: job.take(*self.runner.run([job.frame.pixels]))) for job in batch]
+            return [job.attempt(self.colour_one) for job in batch]
         for job, colour in zip(batch, colours, strict=True):
             job.take(colour)
             job.seconds += (monotonic() - began) / len(batch)
         return batch
+
+    def colour_one(self, job: Job) -> None:
+        """Colour a job of one frame by itself."""
+        job.take(*self.runner.run([job.frame.pixels], job.hints))
 
     def write_many(self, job: Job) -> None:
         """Colour and write a file of several frames, one by one."""
@@ -155,7 +167,7 @@ class Pipeline:
         for frame in read_frames(job.scan):
             seen = self.runner.prepare(frame)
             keep = self.keep_coloured and is_coloured(seen.pixels)
-            colour = seen.pixels if keep else self.runner.run([seen.pixels])[0]
+            colour = seen.pixels if keep else self.runner.run([seen.pixels], self.layer(job, seen))[0]
             if job.task.sheet and job.frame is None:
                 job.frame = seen
                 job.take(colour)
@@ -173,7 +185,7 @@ class Pipeline:
             else:
                 write_frames(output, [job.frame], job.scan)
             job.status = job.status or "done"
-        job.frame = job.given = None
+        job.frame = job.given = job.hints = None
 
     def write_sheet(self, job: Job) -> None:
         """Write input and result side by side, if a sheet is asked for."""
@@ -199,8 +211,12 @@ def batches(jobs: Iterable[Job]) -> Iterator[list[Job]]:
 
 
 def batch_key(job: Job) -> object:
-    """Return what the jobs of a batch share; none that is large, needs no network or has many frames does."""
-    if job.status or job.frame is None or BATCH * job.frame.pixels[..., 0].size > BATCH_PIXELS:
+    """Return what the jobs of a batch share.
+
+    None that is large, needs no network, or has hints or many frames shares it.
+    """
+    alone = job.status or job.frame is None or job.hints is not None
+    if alone or BATCH * job.frame.pixels[..., 0].size > BATCH_PIXELS:
         return object()
     return job.frame.pixels.shape, job.frame.pixels.dtype
 

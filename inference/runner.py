@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from config import DRAWN_INPUTS, UserError
-from imaging.pixels import Frame
+from imaging.panels import find_panels, join_panels
+from imaging.pixels import Array, Frame
 from inference.checkpoint import infer, load_exported
 
 Pixels = NDArray[Any]  # (H, W, 3) uint8, uint16, or floating point in [0, 1]
@@ -34,9 +35,16 @@ class Runner:
     size: int | None = None  # it and what follows: attributes of Colorizer to set; None leaves one as exported
     strength: float | None = None
     upsampling: str | None = None
+    temperature: float | None = None
+    palette: Tensor | None = None  # (4), see imaging.color.palette_of
+    panels: bool = False  # cut pages into their panels, and colourise these one by one
 
     def __post_init__(self) -> None:
-        """Load the generator. Raises UserError where there is none that this version reads."""
+        """Load the generator.
+
+        Raises:
+            UserError: there is none that this version reads, or it has no such attribute.
+        """
         self.max_pixels = sys.maxsize  # of a batch; becomes less where memory runs out
         self.half = False
         self.said: set[str] = set()
@@ -49,9 +57,15 @@ class Runner:
             self._say(f"the model does not fit into the memory of {self.device}: colouring on the CPU, which is slower")
             self.device = torch.device("cpu")
             self.model, self.record = load_exported(self.path, self.device)
-        for name in ("size", "strength", "upsampling"):
+        for name in ("size", "strength", "upsampling", "temperature", "palette"):
             if (value := getattr(self, name)) is not None:
-                setattr(self.model, name, value)
+                self._set(name, value)
+
+    def _set(self, name: str, value: int | float | str | Tensor) -> None:
+        owner = self.model.generator if name == "temperature" else self.model
+        if not hasattr(owner, name) or (name == "palette" and self.record.recipe.output == "rgb"):
+            raise UserError(f"{self.path} has no {name}: it is of recipe {self.record.recipe.name}")
+        setattr(owner, name, value.to(self.device) if isinstance(value, Tensor) else value)
 
     def prepare(self, frame: Frame) -> Frame:
         """Return a frame as the model should see it.
@@ -68,34 +82,55 @@ class Runner:
         flat = frame.pixels * share + white * (1 - share)
         return Frame((flat.round() if white > 1 else flat).astype(frame.pixels.dtype), None)
 
-    def colourise(self, frame: Frame) -> Frame:
+    def colourise(self, frame: Frame, hints: Array | None = None) -> Frame:
         """Return the colour version of one frame. Raises as `run`."""
         seen = self.prepare(frame)
-        return Frame(self.run([seen.pixels])[0], seen.alpha)
+        return Frame(self.run([seen.pixels], hints)[0], seen.alpha)
 
-    def run(self, pictures: list[Pixels]) -> list[Pixels]:
+    def run(self, pictures: list[Pixels], hints: Array | None = None) -> list[Pixels]:
         """Return the colour versions of pictures of one shape and dtype, in batches that fit into memory.
 
+        Args:
+            hints: (H, W, 4) uint8, colour and opacity, for each of the pictures; see Colorizer.
+
         Raises:
-            UserError: the network's output is not finite.
+            UserError: the network's output is not finite, or hints for a model that takes none.
             MemoryError: a single picture does not fit into the CPU's memory.
             RuntimeError: the network failed; the message is one line.
         """
+        if hints is not None and not self.record.recipe.hints:
+            raise UserError(f"{self.path} takes no hints: it is of recipe {self.record.recipe.name}")
+        if self.panels:
+            return [self._run_panels(page, hints) for page in pictures]
+        return self._run(pictures, hints)
+
+    def _run_panels(self, page: Pixels, hints: Array | None) -> Pixels:
+        """Colourise a page panel by panel."""
+        panels = find_panels(page)
+        parts = []
+        for rows, columns, *_ in panels:
+            there = None if hints is None else hints[rows, columns]
+            parts += self._run([page[rows, columns]], there)
+        return join_panels(page, parts, panels)
+
+    def _run(self, pictures: list[Pixels], hints: Array | None) -> list[Pixels]:
         results: list[Pixels] = []
+        layer = None if hints is None else _as_dtype(hints, pictures[0].dtype)
         with self.lock:
             while len(results) < len(pictures):
                 height, width, _ = pictures[0].shape
                 part = pictures[len(results) :][: max(1, self.max_pixels // (height * width))]
                 stacked = part[0][None] if len(part) == 1 else np.stack(part)  # (N, H, W, 3)
-                colours = self._attempt(torch.from_numpy(stacked).permute(0, 3, 1, 2))
+                colours = self._attempt(torch.from_numpy(stacked).permute(0, 3, 1, 2), layer)
                 if colours is not None:
                     results += list(colours.permute(0, 2, 3, 1).numpy())
         return results
 
-    def _attempt(self, batch: Tensor) -> Tensor | None:
+    def _attempt(self, batch: Tensor, layer: Tensor | None) -> Tensor | None:
         """Colourise (N, 3, H, W) on the CPU to the same; None: it did not fit, try again with less."""
         try:
-            return infer(self.model, batch.to(self.device)).cpu()
+            hints = None if layer is None else layer.expand(len(batch), -1, -1, -1).to(self.device)
+            return infer(self.model, batch.to(self.device), hints).cpu()
         except Exception as error:  # TorchScript's is no RuntimeError
             not_finite = NOT_FINITE in str(error)
             overflow = self.half and not_finite
@@ -115,7 +150,7 @@ class Runner:
             raise MemoryError("not enough memory for a picture of this size")
         why = "overflows in fp16" if overflow else f"does not fit into the memory of {self.device}"
         self._say(f"a picture {why}: colouring it on the CPU, which is slower")
-        return torch.cat([self.on_cpu._attempt(picture) for picture in batch.split(1)])
+        return torch.cat([self.on_cpu._attempt(picture, layer) for picture in batch.split(1)])
 
     @cached_property
     def on_cpu(self) -> "Runner":
@@ -126,6 +161,16 @@ class Runner:
         if sentence not in self.said:
             print(sentence, file=sys.stderr)
         self.said.add(sentence)
+
+
+def _as_dtype(layer: Array, dtype: np.dtype[Any]) -> Tensor:
+    """Return hints (H, W, 4) uint8 as (1, 4, H, W) of the dtype of an image."""
+    planes = torch.from_numpy(np.ascontiguousarray(layer)).permute(2, 0, 1)[None]
+    if dtype == np.uint8:
+        return planes
+    if dtype == np.uint16:
+        return (planes.to(torch.int32) * 257).to(torch.uint16)
+    return planes.to(torch.float64 if dtype == np.float64 else torch.float32) / 255
 
 
 def is_out_of_memory(error: Exception) -> bool:

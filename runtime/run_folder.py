@@ -54,6 +54,7 @@ class RunRecord(Record):
     mean_ab: tuple[float, float]  # of the training pictures, in Lab units
     parameters: dict[str, int] = field(default_factory=dict)  # network -> trainable parameters
     overrides: dict[str, Any] | None = None  # recipe fields that the user set; None: not recorded
+    init: str | None = None  # trained generator whose weights it began with
 
     def __post_init__(self) -> None:
         a, b = self.mean_ab  # JSON has lists alone

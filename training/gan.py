@@ -6,14 +6,16 @@ lr_d under `schedule`. Without a discriminator there is one stage, scheduled, of
 
 Sources: Isola et al., arXiv 1611.07004 (the step, BCE + L1); Mao et al., "Least squares GAN", arXiv
 1611.04076; Lim and Ye, "Geometric GAN", arXiv 1705.02894 (hinge); Salimans et al., arXiv 1606.03498 (label
-smoothing); Johnson et al., "Perceptual losses", arXiv 1603.08155.
+smoothing); Johnson et al., "Perceptual losses", arXiv 1603.08155; Zhang, Isola and Efros, "Colorful image
+colorization", arXiv 1603.08511 (cross-entropy over bins of colour, weighted by rarity).
 """
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +24,9 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import models
 from config import Recipe
+from data import ImageSet, evenly_spaced
 from dataset.degradations import make_input, seeded
+from dataset.hints import draw_hints
 from imaging import color
 from runtime.device import autocast
 from runtime.weights import load_weights
@@ -32,9 +36,13 @@ FORMAT = "tinct-state-2"
 PIXEL = {"G_l1": F.l1_loss, "G_mse": F.mse_loss}  # term -> loss between the generated and the true image
 # term -> its extractor, the file of its weights, and the option that avoids the need for it
 PERCEPTUAL = {
+    "G_lpips": (partial(models.LPIPSFeatures, "alex"), "alexnet", "--set lambda_lpips=0"),
     "G_perceptual": (models.VGGFeatures, "vgg16", "--set lambda_perceptual=0"),
     "G_anime": (models.DanbooruFeatures, "danbooru", "--set anime_share=0"),
 }
+
+
+HINTS = 1  # tells the random numbers of hints from those of degradations
 
 
 def gan_loss(logits: Tensor, real: bool, gan_mode: str, label_real: float = 1.0) -> Tensor:
@@ -63,6 +71,8 @@ def adversarial_loss(fake_logits: Tensor, gan_mode: str, label_real: float = 1.0
 def perceptual_loss(extractor: nn.Module, fake_rgb: Tensor, real_rgb: Tensor) -> Tensor:
     """Return the MSE between the features of generated and true images, summed over the extractor's layers.
 
+    Of LPIPSFeatures that is LPIPS.
+
     Args:
         fake_rgb, real_rgb: (N, 3, H, W) in [0, 1]; no gradient goes back to real_rgb.
     """
@@ -70,6 +80,58 @@ def perceptual_loss(extractor: nn.Module, fake_rgb: Tensor, real_rgb: Tensor) ->
         real = extractor(real_rgb)
     pairs = zip(extractor(fake_rgb), real, strict=True)
     return torch.stack([F.mse_loss(ours.float(), truth.float()) for ours, truth in pairs]).sum()
+
+
+UNIFORM = 0.5  # share of the uniform distribution that is mixed into the colours' own before it is inverted
+MAX_RARITY = 20.0  # the largest weight of a colour, where the mean over pixels is 1
+
+
+class ClassLoss(nn.Module):
+    """Cross-entropy over the 256 colours of a LiteUNet, in which rare colours weigh more.
+
+    The true colour of a pixel is shared among the four bins around it, so that their mean is that colour.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("rarity", torch.ones(models.AB_SIDE**2))
+
+    def fit(self, images: ImageSet, size: int, most: int = 2048) -> None:
+        """Weigh colours by how rare they are in the centres of at most `most` evenly spaced images."""
+        shares = torch.zeros(models.AB_SIDE**2, dtype=torch.float64)
+        for i in evenly_spaced(len(images), most):
+            ab = color.encode(images.gather([i], size)[1], "ab")
+            bins, weights = soft_bins(F.avg_pool2d(ab, 4))
+            shares.index_add_(0, bins.flatten(), weights.flatten().double())
+        shares = shares / shares.sum()
+        rarity = 1 / ((1 - UNIFORM) * shares + UNIFORM / (shares > 1e-6).sum())
+        rarity = (rarity / (shares * rarity).sum()).clamp(max=MAX_RARITY)
+        self.rarity.copy_(rarity)
+
+    def forward(self, logits: Tensor, y: Tensor) -> Tensor:
+        """Return the loss of logits (N, 256, H/4, W/4) for true colours ab/110 (N, 2, H, W), a scalar."""
+        bins, weights = soft_bins(F.avg_pool2d(y, 4))  # (N, 4, H/4, W/4)
+        found = F.log_softmax(logits.float(), 1).gather(1, bins)
+        rarity = (weights * self.rarity[bins]).sum(1)  # (N, H/4, W/4)
+        return -((weights * found).sum(1) * rarity).sum() / rarity.sum()
+
+
+def soft_bins(y: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the four bins around each colour, and its share of each.
+
+    Args:
+        y: (N, 2, H, W), ab/110.
+
+    Returns:
+        bins (N, 4, H, W) int64 and weights (N, 4, H, W), whose sum is 1.
+    """
+    first = torch.tensor(models.AB_FIRST, device=y.device).view(1, 2, 1, 1)
+    place = ((y.float() * 110 - first) / models.AB_STEP).clamp(0, models.AB_SIDE - 1.001)
+    low = place.floor()
+    (a, b), (right, up) = low.long().unbind(1), (place - low).unbind(1)
+    bins = torch.stack([(a + i) * models.AB_SIDE + b + j for i in (0, 1) for j in (0, 1)], 1)
+    weights = torch.stack([x * y for x in (1 - right, right) for y in (1 - up, up)], 1)
+    return bins, weights
 
 
 def total(terms: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
@@ -88,11 +150,12 @@ class Gan:
     ema: AveragedModel | None
     scaler: torch.amp.GradScaler
     amp: torch.autocast  # in which the networks compute
+    class_loss: ClassLoss | None = None
     extractors: dict[str, nn.Module] = field(default_factory=dict)  # loss term -> frozen, so not saved
 
     def state(self) -> State:
         """Return the state of a training that begins."""
-        names = ("generator", "discriminator", "optimizer_g", "optimizer_d", "ema", "scaler")
+        names = ("generator", "discriminator", "optimizer_g", "optimizer_d", "ema", "scaler", "class_loss")
         parts = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         return State(FORMAT, parts, next(self.generator.parameters()).device)
 
@@ -115,15 +178,29 @@ def build_gan(recipe: Recipe, device: torch.device, precision: str) -> Gan:
         network.to(device, memory_format=torch.channels_last)
         if recipe.compile:
             network.compile()
-        trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
-        betas, fused = (recipe.beta1, recipe.beta2), device.type in ("cpu", "cuda")
-        optimizers[network] = torch.optim.Adam(trained, recipe.lr, betas, fused=fused)
+        optimizers[network] = build_optimizer(network, recipe, device)
     ema = None
     if recipe.ema > 0:
         ema = AveragedModel(generator, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema), use_buffers=True)
     optimizer_g, optimizer_d = optimizers[generator], optimizers.get(discriminator)
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
-    return Gan(generator, discriminator, optimizer_g, optimizer_d, ema, scaler, autocast(device, precision))
+    class_loss = ClassLoss().to(device) if "G_class" in recipe.term_weights else None
+    amp = autocast(device, precision)
+    return Gan(generator, discriminator, optimizer_g, optimizer_d, ema, scaler, amp, class_loss)
+
+
+def build_optimizer(network: nn.Module, recipe: Recipe, device: torch.device) -> torch.optim.Adam:
+    """Return Adam over what is trained of a network; a generator's encoder may have its own learning rate."""
+    encoder = network.encoder if recipe.lr_encoder and hasattr(network, "encoder") else nn.Module()
+    slow = [parameter for parameter in encoder.parameters() if parameter.requires_grad]
+    apart = {id(parameter) for parameter in slow}
+    rest = [p for p in network.parameters() if p.requires_grad and id(p) not in apart]
+    groups = [{"params": rest}, {"params": slow}] if slow else [{"params": rest}]
+    decay: dict[str, Any] = {}
+    if recipe.weight_decay:
+        decay = {"weight_decay": recipe.weight_decay, "decoupled_weight_decay": True}
+    betas, fused = (recipe.beta1, recipe.beta2), device.type in ("cpu", "cuda")
+    return torch.optim.Adam(groups, recipe.lr, betas, fused=fused, **decay)
 
 
 def load_pretrained(gan: Gan, recipe: Recipe, folder: Path | None, fresh: bool) -> None:
@@ -165,8 +242,12 @@ def make_batch(source: Tensor, target: Tensor, recipe: Recipe, device: torch.dev
     source = target if photograph else source.to(device, non_blocking=True)
     given = make_input(source, target, recipe, seeded(device, recipe.seed, step))
     if given is target and recipe.input == "L" and recipe.output == "ab":  # one conversion for both
-        return Batch(*color.encode(target, "Lab").split([1, 2], 1), target)
-    return Batch(color.encode(given, recipe.input), color.encode(target, recipe.output), target)
+        x, y = color.encode(target, "Lab").split([1, 2], 1)
+    else:
+        x, y = color.encode(given, recipe.input), color.encode(target, recipe.output)
+    if recipe.hints:
+        x = torch.cat([x, draw_hints(y, seeded("cpu", recipe.seed, step, HINTS))], 1)
+    return Batch(x, y, target)
 
 
 def discriminator_terms(gan: Gan, batch: Batch, fake: Tensor, recipe: Recipe) -> dict[str, Tensor]:
@@ -178,9 +259,22 @@ def discriminator_terms(gan: Gan, batch: Batch, fake: Tensor, recipe: Recipe) ->
     return {"D_real": real, "D_fake": gan_loss(fake_logits, False, recipe.gan_mode)}
 
 
-def generator_terms(gan: Gan, batch: Batch, fake: Tensor, recipe: Recipe, adversarial: bool) -> dict[str, Tensor]:
+def generate(gan: Gan, x: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Return what the generator makes of x, (N, Cy, S, S), and its logits where there is a loss on them."""
+    with gan.amp:
+        if gan.class_loss is None:
+            return gan.generator(x), None
+        logits = gan.generator.logits(x)
+        return gan.generator.readout(logits), logits
+
+
+def generator_terms(
+    gan: Gan, batch: Batch, fake: Tensor, logits: Tensor | None, recipe: Recipe, adversarial: bool
+) -> dict[str, Tensor]:
     """Return the generator's loss terms, unweighted, with or without that of the discriminator."""
     terms = {}
+    if gan.class_loss is not None and logits is not None:
+        terms["G_class"] = gan.class_loss(logits, batch.y)
     if adversarial:
         with gan.amp:
             fake_logits = gan.discriminator(batch.x, fake)  # (N, 1, h, w)
@@ -203,8 +297,7 @@ def train_step(gan: Gan, batch: Batch, recipe: Recipe, adversarial: bool) -> dic
     `adversarial` says whether it does: False in the first stage, and where there is no discriminator.
     """
     weights, d_terms = recipe.term_weights, {}
-    with gan.amp:
-        fake = gan.generator(batch.x)  # (N, Cy, S, S)
+    fake, logits = generate(gan, batch.x)
 
     if adversarial:
         gan.discriminator.requires_grad_(True)
@@ -214,7 +307,7 @@ def train_step(gan: Gan, batch: Batch, recipe: Recipe, adversarial: bool) -> dic
         gan.optimizer_d.zero_grad()
         gan.discriminator.requires_grad_(False)  # saves its weight gradients, a ninth of the step's work
 
-    g_terms = generator_terms(gan, batch, fake, recipe, adversarial)
+    g_terms = generator_terms(gan, batch, fake, logits, recipe, adversarial)
     gan.scaler.scale(total(g_terms, weights)).backward()
     gan.scaler.step(gan.optimizer_g)
     gan.optimizer_g.zero_grad()
@@ -232,9 +325,16 @@ def schedule(gan: Gan, recipe: Recipe, state: State, steps_per_epoch: int) -> bo
         gan.optimizer_g.state.clear()  # Adam starts anew with the second stage
     done = state.steps / steps_per_epoch - recipe.pretrain_epochs  # epochs of the second stage
     progress = done / max(1, recipe.epochs - recipe.pretrain_epochs)
-    factor = min(1.0, 2.0 * (1.0 - progress)) if recipe.schedule == "linear" else 1.0
+    factor = 1.0
+    if recipe.schedule == "linear":
+        factor = min(1.0, 2.0 * (1.0 - progress))
+    if recipe.schedule == "cosine":
+        progress += 0.5 / (steps_per_epoch * recipe.epochs)  # the first step is not for nothing
+        factor = min(1.0, progress / recipe.warmup if recipe.warmup else 1.0)
+        factor *= (1 + math.cos(math.pi * min(1.0, progress))) / 2
     lr_g = (recipe.pretrain_lr or recipe.lr) if first_stage else recipe.lr * factor
-    gan.optimizer_g.param_groups[0]["lr"] = lr_g
+    for group, share in zip(gan.optimizer_g.param_groups, (1.0, recipe.lr_encoder / recipe.lr), strict=False):
+        group["lr"] = lr_g * share
     if gan.optimizer_d is not None:
         gan.optimizer_d.param_groups[0]["lr"] = (recipe.lr_d or recipe.lr) * factor
     return recipe.is_adversarial and not first_stage
@@ -256,8 +356,8 @@ class Audited(NamedTuple):
 def audit(gan: Gan, batch: Batch, recipe: Recipe) -> dict[str, Audited]:
     """Look at every loss term of both stages, in float32: G_ in the generator, D_ in the discriminator."""
     gan = replace(gan, amp=autocast(batch.x.device, "fp32"))
-    fake = gan.generator(batch.x)  # (N, Cy, S, S)
-    terms = generator_terms(gan, batch, fake, recipe, recipe.is_adversarial)
+    fake, logits = generate(gan, batch.x)
+    terms = generator_terms(gan, batch, fake, logits, recipe, recipe.is_adversarial)
     if recipe.is_adversarial:
         terms |= discriminator_terms(gan, batch, fake, recipe)
 

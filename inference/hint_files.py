@@ -1,0 +1,136 @@
+"""Colour hints of a user -> a layer (H, W, 4) of colour and opacity, which Colorizer takes beside the image.
+
+Hints come as points, in JSON:
+
+    [{"x": 410, "y": 220, "radius": 8, "color": "#a03c28"}]             for the only picture
+    {"a.jpg": [{"x": 410, ...}], "scans/b.tif": [...]}                  for several, by name or path
+
+with x and y in px of the upright picture, from its top left corner; or as a painted layer: a PNG with
+transparency and the size of the picture, or a folder of such, each called as its picture.
+"""
+
+import json
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from config import UserError
+from imaging.files import EXTENSIONS, read_frames, scan
+from imaging.pixels import Array, to_8_bits
+
+RADIUS = 4.0  # px, of a point that does not say
+
+
+class Point(NamedTuple):
+    """A spot of one colour."""
+
+    x: float  # px, to the right from the left edge
+    y: float  # px, down from the upper edge
+    color: str  # "#rrggbb"
+    radius: float = RADIUS  # px
+
+
+def draw_points(points: Sequence[Point], height: int, width: int) -> Array:
+    """Return points as discs on a transparent layer (H, W, 4) uint8; later ones lie above earlier ones.
+
+    Raises:
+        UserError: a point lies outside the picture.
+    """
+    layer = np.zeros((height, width, 4), np.uint8)
+    for x, y, color, radius in points:
+        if not (0 <= x < width and 0 <= y < height):
+            raise UserError(f"the hint at {x:g}, {y:g} lies outside the picture of {width} x {height} px")
+        top, left = max(0, math.floor(y - radius)), max(0, math.floor(x - radius))
+        rows = np.arange(top, min(height, math.ceil(y + radius) + 1))[:, None]
+        columns = np.arange(left, min(width, math.ceil(x + radius) + 1))
+        inside = np.hypot(rows - y, columns - x) <= radius
+        inside |= (rows == int(y)) & (columns == int(x))  # a small one still has a pixel
+        layer[rows[0, 0] : rows[-1, 0] + 1, columns[0] : columns[-1] + 1][inside] = [
+            *bytes.fromhex(color[1:]),
+            255,
+        ]
+    return layer
+
+
+def parse_points(content: Any, where: str) -> list[Point]:
+    """Return points as JSON gives them. Raises UserError where they are something else."""
+    if not isinstance(content, list):
+        raise UserError(f"{where}: hints are a list of points, got {type(content).__name__}")
+    return [_parse_point(entry, f"{where}, hint {i + 1}") for i, entry in enumerate(content)]
+
+
+def _parse_point(entry: Any, where: str) -> Point:
+    if not isinstance(entry, dict) or not {"x", "y", "color"} <= entry.keys() <= set(Point._fields):
+        raise UserError(f'{where}: a point has x, y, color and perhaps radius, as in {{"x": 10, "y": 20, ...}}')
+    numbers = [entry["x"], entry["y"], entry.get("radius", RADIUS)]
+    if not all(isinstance(n, int | float) and not isinstance(n, bool) and math.isfinite(n) for n in numbers):
+        raise UserError(f"{where}: x, y and radius are numbers of px")
+    if numbers[2] <= 0:
+        raise UserError(f"{where}: radius is greater than 0")
+    if not re.fullmatch("#[0-9a-fA-F]{6}", str(entry["color"])):
+        raise UserError(f'{where}: color is written as "#rrggbb", got {entry["color"]!r}')
+    return Point(numbers[0], numbers[1], entry["color"], numbers[2])
+
+
+class Hints:
+    """The hints of all pictures of a call."""
+
+    def __init__(self, path: Path, pictures: Sequence[Path]) -> None:
+        """Read a JSON file; of a layer, or a folder of layers, see which picture each is for.
+
+        Args:
+            pictures: the inputs.
+
+        Raises:
+            UserError: no such file, not as it should be, or for no picture among the inputs.
+        """
+        self.found: dict[Path, list[Point] | Path] = {}  # picture -> points, or the file of its layer
+        if path.is_dir():
+            layers = [file for file in sorted(path.iterdir()) if file.suffix.lower() in EXTENSIONS]
+            given: dict[str, Any] = {file.stem: file for file in layers}
+        else:
+            content = _read_json(path) if path.suffix.lower() == ".json" else path
+            given = content if isinstance(content, dict) else {"": content}
+        for name, hints in given.items():
+            where = f"{path}, {name}" if name else str(path)
+            fitting = [picture for picture in pictures if not name or name in _names(picture)]
+            if not fitting:
+                raise UserError(f"{where}: hints for a picture that is not among the inputs")
+            if len(fitting) > 1:
+                hint = "name it by more of its path" if name else "name the picture that they are for"
+                raise UserError(f"{where}: hints for one picture, but {len(fitting)} fit; {hint}")
+            self.found[fitting[0]] = hints if isinstance(hints, Path) else parse_points(hints, where)
+
+    def layer(self, picture: Path, height: int, width: int) -> Array | None:
+        """Return the hints of a picture as (H, W, 4) uint8, None where it has none.
+
+        Raises:
+            UserError: a point outside the picture, or a layer of another size or without transparency.
+        """
+        hints = self.found.get(picture)
+        if not isinstance(hints, Path):
+            return draw_points(hints, height, width) if hints else None
+        frame = next(iter(read_frames(scan(hints))))
+        if frame.alpha is None:
+            raise UserError(f"{hints} has no transparency: paint hints on a transparent layer")
+        if frame.alpha.shape != (height, width):
+            size = f"{frame.alpha.shape[1]} x {frame.alpha.shape[0]}"
+            raise UserError(f"{hints} has {size} px, its picture {width} x {height}")
+        return np.dstack([to_8_bits(frame.pixels), to_8_bits(frame.alpha)])
+
+
+def _names(picture: Path) -> set[str]:
+    """Return what hints may call a picture: any end of its path, with or without the last suffix."""
+    ends = ["/".join(picture.parts[-n:]) for n in range(1, len(picture.parts) + 1)]
+    return {*ends, *(end.removesuffix(picture.suffix) for end in ends), str(picture)}
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # also text that is not UTF-8
+        raise UserError(f"{path} is not JSON ({error})") from None

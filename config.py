@@ -304,9 +304,9 @@ RECIPES: dict[str, dict[str, Any]] = {
         generator="convgen", discriminator="image-rgb", init="kaiming", label_real=0.9),
     # The colouriser that comes along: pretrained/README.md.
     "photo": dict(system="photo in Lab, hints", size=128, load_size=176, flip=0.5, hints=True,
-        generator="lite-unet", discriminator="none", pretrained=True, lambda_l1=10.0, lambda_class=0.1, lambda_lpips=1.0,
-        epochs=30, lr=1.5e-3, lr_encoder=3e-4, beta1=0.9, weight_decay=0.01, schedule="cosine", warmup=0.01,
-        ema=0.998, save_every=1),
+        generator="lite-unet", discriminator="none", pretrained=True,
+        lambda_l1=10.0, lambda_class=0.1, lambda_lpips=1.0, epochs=30, lr=1.5e-3, lr_encoder=3e-4,
+        beta1=0.9, weight_decay=0.01, schedule="cosine", warmup=0.01, ema=0.998, save_every=1),
     # Named by the U-ResNet's authors as future work: a degraded input, L restored beside ab. A U-Net of
     # pix2pix checkers the lightness, as nothing but transposed convolutions reaches its full resolution.
     "restore": dict(system="old photo, restored", output="Lab", flip=0.5, min_colorfulness=10.0,

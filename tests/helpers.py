@@ -22,6 +22,7 @@ from skimage.color import rgb2lab
 from torch import Tensor, nn
 
 from config import ROOT, Recipe, make_recipe
+from dataset.hints import draw_hints
 from imaging import color
 from imaging.files import read_frames, read_image, scan
 from imaging.pixels import Frame
@@ -145,7 +146,10 @@ def noise_batch(recipe: Recipe, seed: int = 0, images: int = 2) -> Batch:
     """Return a batch of random pictures."""
     noise, shape = torch.Generator().manual_seed(seed), (images, 3, recipe.size, recipe.size)
     source, target = (torch.randint(0, 256, shape, generator=noise, dtype=torch.uint8) for _ in range(2))
-    return Batch(color.encode(source, recipe.input), color.encode(target, recipe.output), target)
+    x, y = color.encode(source, recipe.input), color.encode(target, recipe.output)
+    if recipe.hints:
+        x = torch.cat([x, draw_hints(y, noise)], 1)
+    return Batch(x, y, target)
 
 
 def gray(seed: int, height: int = 40, width: int = 56, dtype: Any = np.uint8) -> NDArray:

@@ -6,25 +6,32 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from helpers import CPU, MeanColor, noise_batch, tiny_recipe
 from torch import Tensor, nn
 
+import models
 from config import CHOICES, Recipe
+from data import ImageSet
 from dataset import degradations
 from imaging import color
 from models import DISCRIMINATORS, NORMS
 from runtime import atomic
+from runtime.weights import load_weights
 from training import gan
 from training.gan import (
     Batch,
+    ClassLoss,
     Gan,
     build_gan,
     generator_terms,
     load_pretrained,
     make_batch,
+    perceptual_loss,
     schedule,
+    soft_bins,
     train_step,
 )
 
@@ -317,6 +324,8 @@ KINDS = [
     {"discriminator": "patch15-bias", "norm_d": "batch"},
     {"discriminator": "image32", "norm_d": "instance"},
     {"discriminator": "image32", "norm_d": "none", "spectral_norm": True},
+    {"generator": "lite-unet", "discriminator": "none", "hints": True, "lambda_class": 0.1, "weight_decay": 0.01,
+     "lr_encoder": 1e-4, "schedule": "cosine", "warmup": 0.1, "size": 64},
 ]  # fmt: skip
 
 
@@ -429,3 +438,64 @@ def test_an_extractor_inside_the_generator_is_loaded_and_left_alone(weights_fold
     assert bits(extractor.state_dict()) == before
     for key, value in networks.ema.module.extractor.state_dict().items():
         torch.testing.assert_close(value, extractor.state_dict()[key])
+
+
+# Classes of colour
+
+
+def test_the_bins_around_a_colour_have_it_as_their_mean() -> None:
+    y = torch.rand(2, 2, 8, 8, generator=torch.Generator().manual_seed(0)) * 1.4 - 0.7  # within the bins
+    bins, shares = soft_bins(y)
+    assert bins.shape == shares.shape == (2, 4, 8, 8)
+    torch.testing.assert_close(shares.sum(1), torch.ones(2, 8, 8))
+    colors = models.bin_colors().flatten(1)  # (2, 256)
+    mean = (colors[:, bins] * shares).sum(2).transpose(0, 1)
+    torch.testing.assert_close(mean, y, atol=2e-5, rtol=0)
+    far, _ = soft_bins(torch.tensor([[-1.0, 1.0], [-1.0, 1.0]]).view(1, 2, 1, 2))
+    assert far.min() >= 0
+    assert far.max() <= 255
+
+
+def test_class_loss_is_least_for_the_true_colour_and_weighs_rare_ones_more() -> None:
+    loss, y = ClassLoss(), torch.full((1, 2, 8, 8), 24 / 110)  # a bin's own colour: a = b = 24
+    right = torch.zeros(1, 256, 2, 2)
+    bins, shares = soft_bins(y[..., :2, :2])
+    right.scatter_add_(1, bins, 20 * shares)
+    assert loss(right, y) < 0.01 < loss(torch.zeros(1, 256, 2, 2), y)
+    gray, red = np.full((8, 32, 32, 3), 128, np.uint8), np.full((1, 32, 32, 3), (200, 60, 60), np.uint8)
+    pictures = np.concatenate([gray, red])
+    index = np.array([[i * 32 * 32 * 3, 32, 32] for i in range(9)], np.int64)
+    images = ImageSet(list("abcdefghi"), [""] * 9, pictures.ravel(), index, 3, [], 0, "key")
+    loss.fit(images, 32)
+    found = []
+    for picture in (gray[0], red[0]):
+        bins, shares = soft_bins(color.encode(torch.from_numpy(picture).permute(2, 0, 1)[None], "ab"))
+        found.append(bins[0, shares[0, :, 0, 0].argmax(), 0, 0])
+    common, rare = found
+    assert loss.rarity[rare] > 2 * loss.rarity[common]
+    assert loss.rarity.max() <= 20
+
+
+def test_a_readout_is_sharper_at_a_lower_temperature() -> None:
+    network = models.LiteUNet(1, 2, 8)
+    logits = torch.zeros(1, 256, 2, 2)
+    logits[:, 3], logits[:, 200] = 2.0, 1.0
+    found = []
+    for network.temperature in (0.05, 10.0):
+        found.append(network.readout(logits)[0, :, 0, 0])
+    torch.testing.assert_close(found[0], models.bin_colors().flatten(1)[:, 3], atol=1e-4, rtol=0)
+    assert found[1].abs().max() < 0.1  # about the mean of all
+
+
+def test_lpips_as_a_loss_is_torchmetrics(weights_folder: Path) -> None:
+    from torchmetrics.functional.image.lpips import _LPIPS
+
+    for net, name in (("alex", "alexnet"), ("vgg", "vgg16")):
+        state, ours = load_weights(name, weights_folder), models.LPIPSFeatures(net)
+        ours.load_published(state)
+        theirs = _LPIPS(net=net, pnet_rand=True)
+        names = theirs.net.state_dict()
+        theirs.net.load_state_dict({key: state[f"features.{key.split('.', 1)[1]}"] for key in names})
+        fake, real = torch.rand(2, 2, 3, 64, 48, generator=torch.Generator().manual_seed(0))
+        expected = theirs(fake * 2 - 1, real * 2 - 1).mean()
+        torch.testing.assert_close(perceptual_loss(ours, fake, real), expected, rtol=1e-5, atol=1e-7)

@@ -29,6 +29,8 @@ def stand_in(name: str) -> dict[str, Tensor]:
             head = {"0": "2", "1": "4"}  # places in the published file
             shapes = {f"0.{key}": value for key, value in extractor.body.state_dict().items()}
             shapes |= {f"1.{head[key[0]]}{key[1:]}": v for key, v in extractor.head.state_dict().items()}
+        elif name == "lite0":
+            shapes = models.LiteEncoder(3).state_dict()  # in the order of the published file, which has a head, too
         else:
             network = torchvision.models.get_model(name)
             shapes = network.state_dict()
@@ -61,7 +63,7 @@ def weights_folder(stand_ins: dict[str, Path], monkeypatch: pytest.MonkeyPatch) 
     """Return the folder of stand-ins, which WEIGHTS then names; the Danbooru network looks at 64 px."""
     monkeypatch.setattr(models.DanbooruFeatures, "SIZE", 64)
     for name, path in stand_ins.items():
-        monkeypatch.setitem(weights.WEIGHTS, name, f"https://example.org/{path.name}")
+        monkeypatch.setitem(weights.WEIGHTS, name, (f"https://example.org/{path.name}",))
     return next(iter(stand_ins.values())).parent
 
 

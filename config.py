@@ -35,7 +35,8 @@ CHOICES = {
     "input": ("L", "gray", "sketch", "line", "gray+line"), "output": ("ab", "rgb", "Lab"), "fit": ("crop", "squash"),
     "pair": ("auto", "none", "AB", "BA"), "norm_d": ("batch", "instance", "none"), "norm_stats": ("running", "batch"),
     "init": ("normal", "default", "kaiming"), "schedule": ("constant", "linear", "cosine"),
-    "gan_mode": ("vanilla", "lsgan", "hinge"), "precision": ("auto", "fp32", "bf16", "fp16"), "metric": tuple(METRICS),
+    "gan_mode": ("vanilla", "lsgan", "hinge"), "precision": ("auto", "fp32", "bf16", "fp16"),
+    "metric": ("auto", *METRICS),
 }  # fmt: skip
 # ranges of numbers; those not named here are at least 0
 BELOW_ONE = {"val_fraction", "dropout", "beta1", "beta2", "ema", "momentum", "label_smoothing", "warmup"}
@@ -168,7 +169,7 @@ class Recipe(AnyRecipe):
     log_every: int = 50  # steps between status lines
     samples: int = 6  # validation images on each sample sheet
     # evaluation
-    metric: str = "ciede2000"  # a key of METRICS, by which the best epoch is chosen
+    metric: str = "auto"  # of METRICS, chooses the best epoch; auto: lpips_alex if computed, else ciede2000
 
     def __post_init__(self) -> None:
         super().__post_init__()

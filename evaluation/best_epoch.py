@@ -10,6 +10,8 @@ from evaluation import scores
 from evaluation.scores import PerImage, Protocol, Row, ScoreFile, epoch_number
 from runtime.run_folder import read_run, saved_epochs
 
+AUTO = ("lpips_alex", "ciede2000")  # by which the best epoch is chosen, unless the recipe says; the first that there is
+
 
 def choose_epochs(run: Path, epoch: str | int | None, all_epochs: bool) -> list[int]:
     """Return the epochs that a stage works on: all, the one asked for (a number, or best), or the last.
@@ -80,7 +82,9 @@ def tied_epochs(per_image: PerImage, best: str | None, metric: str) -> list[str]
 def make_score_file(
     rows: dict[str, Row], per_image: PerImage, protocol: Protocol, metric: str, notes: Sequence[str]
 ) -> ScoreFile:
-    """Return rows together with the best epochs, and those that may be as good by `metric`."""
+    """Return rows together with the best epochs, and those that may be as good by `metric`, which may be auto."""
     best = best_epochs(rows)
+    if metric == "auto":
+        metric = next((name for name in AUTO if name in best), AUTO[-1])
     ties = tied_epochs(per_image, best.get(metric), metric)
     return ScoreFile(metric, best, ties, dict(METRICS), protocol, list(notes), rows)

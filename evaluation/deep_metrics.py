@@ -19,6 +19,7 @@ from config import METRICS, UserError
 from data import ImageSet
 from evaluation.classifier import Classifier, label_ids, load_classifier, pick_checkpoint, topk_correct
 from evaluation.metrics import MIN_SIZE, PER_IMAGE, Metric, Pictures
+from models import LPIPSFeatures
 from runtime.weights import file_hash, find_weights, load_weights
 
 # metric -> its network, a key of weights.WEIGHTS
@@ -40,24 +41,15 @@ class LPIPS:
 
     def __init__(self, net: str, folder: Path | None, device: torch.device, download: bool) -> None:
         """Load `net` (alex or vgg). Raises UserError where its weights cannot be had."""
-        from torchmetrics.functional.image.lpips import _LPIPS  # the network alone, without its download
-
         self.name = f"lpips_{net}"
-        state = load_weights(NETWORKS[self.name], folder, download=download)
-        self.network = _LPIPS(net=net, pnet_rand=True).to(device)
-        body = self.network.net  # slice1.0.weight <- features.0.weight
-        body.load_state_dict({name: state["features." + name.split(".", 1)[1]] for name in body.state_dict()})
-
-    def features(self, rgb: Tensor) -> list[Tensor]:
-        """Return five layers (N, C, h, w) of images (N, 3, H, W) uint8, normalised along C."""
-        layers = self.network.net(self.network.scaling_layer(rgb / 127.5 - 1.0))
-        return [layer / (layer.square().sum(1, keepdim=True) + 1e-8).sqrt() for layer in layers]
+        self.network = LPIPSFeatures(net)
+        self.network.load_published(load_weights(NETWORKS[self.name], folder, download=download))
+        self.network.to(device)
 
     def __call__(self, target: Pictures, output: Pictures) -> Tensor:
         """Return the distance of each pair (N,)."""
-        sides = (side.keep(self.name, partial(self.features, side.rgb)) for side in (target, output))
-        pairs = zip(self.network.lins, *sides, strict=True)
-        layers = [lin((a - b).square()).mean((1, 2, 3)) for lin, a, b in pairs]  # each (N,)
+        sides = (side.keep(self.name, partial(self.network, side.rgb / 255.0)) for side in (target, output))
+        layers = [(a - b).square().sum(1).mean((1, 2)) / a.size(1) for a, b in zip(*sides, strict=True)]  # each (N,)
         return torch.stack(layers).sum(0).double()
 
 

@@ -27,7 +27,7 @@
 namespace fs = std::filesystem;
 using Clock = std::chrono::steady_clock;
 
-constexpr long FORMAT = 1;  // of tinct.json; the newest that this program knows
+constexpr long FORMAT = 2;  // of tinct.json; the newest that this program knows
 constexpr const char* USAGE = R"(colorize --model FILE [--out DIR] [--device cpu|cuda] [--threads N] FILE...
 
 Colourise PNG and JPEG files into DIR/NAME.png.

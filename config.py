@@ -26,7 +26,8 @@ DEMO = "demo"  # name of the embedded data set, and of the recipe for it
 METRICS = {
     "psnr_db": "higher", "ssim": "higher", "ms_ssim": "higher", "ab_mse": "lower", "ciede2000": "lower",
     "colorfulness": "closest to the truth", "colorfulness_error": "lower", "lpips_alex": "lower", "lpips_vgg": "lower",
-    "top1": "higher", "top5": "higher", "fid": "lower", "kid": "lower", "s0_psnr_db": "higher", "s0_ssim": "higher",
+    "top1": "higher", "top5": "higher", "fid": "lower", "kid": "lower", "frechet_lite0": "lower",
+    "s0_psnr_db": "higher", "s0_ssim": "higher",
 }  # fmt: skip
 # degradations of the input, in the order in which they are applied: lens, film, years in a drawer, scan
 DEGRADATIONS = ("blur", "grain", "fading", "blotches", "stripes", "scratches", "jpeg")
@@ -102,6 +103,7 @@ class Recipe(AnyRecipe):
     output: str = "ab"  # ab (2 channels of Lab) | rgb (3 channels) | Lab (3 channels, lightness restored)
     size: int = 256  # px, side of the square training crops
     load_size: int = 0  # px, short side after loading, from which `size` is cropped; 0 = size
+    test_size: int = 0  # px, side of held-out squares, and short side at which the generator works in use; 0 = size
     fit: str = "crop"  # crop: resize the short side, crop a square | squash: resize to the square
     pair: str = "auto"  # two pictures side by side: AB colour left | BA colour right | none | auto: look
     flip: float = 0.0  # probability of a horizontal flip, training only
@@ -173,6 +175,8 @@ class Recipe(AnyRecipe):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.test_size == 0:
+            object.__setattr__(self, "test_size", self.size)
         if self.output != "rgb":  # both keep the input's lightness, which line art and luma do not have
             require(self.input == "L", "output", self, f"rgb where input is {self.input}")
         most, reason = 0, "as there is no discriminator"
@@ -304,10 +308,11 @@ RECIPES: dict[str, dict[str, Any]] = {
     "cgan": dict(system="framework, conditional GAN", output="rgb", size=224, load_size=256, flip=0.5,
         generator="convgen", discriminator="image-rgb", init="kaiming", label_real=0.9),
     # The colouriser that comes along: pretrained/README.md.
-    "photo": dict(system="photo in Lab, hints", size=128, load_size=176, flip=0.5, hints=True,
-        generator="lite-unet", discriminator="none", pretrained=True,
+    "photo": dict(system="photo in Lab, hints", size=128, load_size=176, test_size=256, flip=0.5, hints=True,
+        min_colorfulness=5.0, generator="lite-unet", discriminator="none", pretrained=True,
         lambda_l1=10.0, lambda_class=0.1, lambda_lpips=1.0, epochs=30, lr=1.5e-3, lr_encoder=3e-4,
-        beta1=0.9, weight_decay=0.01, schedule="cosine", warmup=0.01, ema=0.998, save_every=1),
+        beta1=0.9, weight_decay=0.01, schedule="cosine", warmup=0.01, ema=0.998, save_every=1,
+        scratches_p=0.08, stripes_p=0.03, blotches_p=0.08, fading_p=0.25, blur_p=0.15, grain_p=0.15, jpeg_p=0.1),
     # Named by the U-ResNet's authors as future work: a degraded input, L restored beside ab. A U-Net of
     # pix2pix checkers the lightness, as nothing but transposed convolutions reaches its full resolution.
     "restore": dict(system="old photo, restored", output="Lab", flip=0.5, min_colorfulness=10.0,

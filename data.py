@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from config import DRAWN_INPUTS, Recipe, UserError
+from config import DRAWN_INPUTS, AnyRecipe, Recipe, UserError
 from dataset import scenes
 from dataset.degradations import make_fixed_input
 from dataset.folders import Item, find_pair, list_items, read_picture
@@ -90,7 +90,7 @@ class ImageSet:
 
     def gather_fixed(self, ids: list[int], recipe: Recipe) -> tuple[Tensor, Tensor]:
         """Return fixed inputs (N, 1|3, S, S) and targets (N, 3, S, S), uint8, of the centres of images."""
-        source, target = self.gather(ids, recipe.size)
+        source, target = self.gather(ids, recipe.test_size)
         return make_fixed_input(source, target, recipe, ids), target
 
 
@@ -180,6 +180,12 @@ def find_loading(recipe: Recipe, items: Sequence[Item]) -> Loading:
     return Loading(recipe.load_size, recipe.fit, pair, sketch, recipe.min_colorfulness)
 
 
+def held_out(loading: Loading, recipe: AnyRecipe) -> Loading:
+    """Return how images are loaded that are not trained on: large enough for the recipe's test_size."""
+    least = recipe.test_size if isinstance(recipe, Recipe) else 0
+    return replace(loading, load_size=max(loading.load_size, least))
+
+
 def open_split(record: RunRecord, data: str | None, split: str, cache: Path) -> ImageSet:
     """Return a decoded split of a run's own data, or of other `data`, all of it."""
     recipe = record.recipe
@@ -190,7 +196,7 @@ def open_split(record: RunRecord, data: str | None, split: str, cache: Path) -> 
         loading = None if data else Loading(**record.loading)
     except TypeError as error:
         raise UserError(f"recipe.json is damaged, or of another version ({error})") from None
-    return load_images(items, loading or find_loading(recipe, items), cache, split)
+    return load_images(items, held_out(loading or find_loading(recipe, items), recipe), cache, split)
 
 
 def load_images(items: Sequence[Item], loading: Loading, cache: Path, label: str) -> ImageSet:

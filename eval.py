@@ -93,7 +93,7 @@ def main(
         record = read_run(folder)
         images = open_split(record, data, "test", CACHE)
         scorer = on if on.type == "cuda" else torch.device("cpu")  # MPS has no float64
-        metrics = load_metrics(images, record.recipe.size, scorer, metric or [], classifier, weights)
+        metrics = load_metrics(images, record.recipe.test_size, scorer, metric or [], classifier, weights)
         scores = evaluate(folder, epochs, images, metrics, on)
         print("\n".join([score_table(scores), *scores.notes]))
     report = write_report(folder)

@@ -533,6 +533,32 @@ class LiteEncoder(nn.Module):
         self.load_state_dict(taken)
 
 
+class LiteClassifier(nn.Module):
+    """EfficientNet-Lite0 with its head, which names 1,000 classes of ImageNet; 4.65 M parameters."""
+
+    WIDTH = 1280
+    CLASSES = 1000
+    MEAN, STD = (127 / 255,) * 3, (128 / 255,) * 3  # of RGB in [0, 1], as it was trained
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = LiteEncoder(3)
+        self.head = nn.Sequential(*lite_conv(320, self.WIDTH))
+        self.last = nn.Linear(self.WIDTH, self.CLASSES)
+
+    def features(self, x: Tensor) -> Tensor:
+        """Map normalised RGB (N, 3, H, W) to features (N, 1280)."""
+        return self.head(self.encoder(x)[-1]).mean((2, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map normalised RGB (N, 3, H, W) to logits (N, 1000)."""
+        return self.last(self.features(x))
+
+    def load_published(self, state: Mapping[str, Tensor]) -> None:
+        """Take the published weights, whose names differ and whose order is the same."""
+        self.load_state_dict(dict(zip(self.state_dict(), state.values(), strict=True)))
+
+
 AB_STEP, AB_SIDE = 12.0, 16  # Lab units between bins of colour, and bins on a side; 256 in all
 AB_FIRST = (-84.0, -96.0)  # a and b of the first bin; the last has 96 and 84
 

@@ -28,12 +28,14 @@ namespace fs = std::filesystem;
 using Clock = std::chrono::steady_clock;
 
 constexpr long FORMAT = 2;  // of tinct.json; the newest that this program knows
-constexpr const char* USAGE = R"(colorize --model FILE [--out DIR] [--device cpu|cuda] [--threads N] FILE...
+constexpr const char* USAGE = R"(colorize --model FILE [--out DIR] [--hints PNG|DIR] [--device cpu|cuda] [--threads N] FILE...
 
 Colourise PNG and JPEG files into DIR/NAME.png.
 
   --model FILE     generator.ts, as export.py writes it
   --out DIR        where the pictures go (default: out)
+  --hints PNG|DIR  colours of your own: a transparent layer of the picture's size, or a folder with NAME.png
+                   for each picture that has one
   --device NAME    cpu or cuda, where the network runs (default: cpu)
   --threads N      of the CPU (default: torch's, one per core)
 
@@ -41,12 +43,12 @@ Exit code: 0 all files are done; 1 some failed, each named on stderr; 2 the call
 )";
 
 struct Options {
-    std::string model, out = "out", device = "cpu", threads;
+    std::string model, hints, out = "out", device = "cpu", threads;
     std::vector<fs::path> files;
 };
 
 struct Job {
-    fs::path input, output;
+    fs::path input, output, hints;  // hints: empty where there are none
 };
 
 [[noreturn]] void refuse(const std::string& sentence) { throw std::runtime_error(sentence); }
@@ -68,6 +70,7 @@ Options parse(const std::vector<std::string>& words) {
     Options options;
     std::map<std::string, std::string*> values{{"--model", &options.model},
                                                {"--out", &options.out},
+                                               {"--hints", &options.hints},
                                                {"--device", &options.device},
                                                {"--threads", &options.threads}};
     bool names = false;  // -- ends the options
@@ -99,6 +102,13 @@ std::optional<std::pair<dev_t, ino_t>> identity(const fs::path& path) {
     return std::pair(found.st_dev, found.st_ino);
 }
 
+// Return the layer of hints for a picture; empty where there is none.
+fs::path find_hints(const Options& options, const fs::path& input) {
+    if (options.hints.empty() || !fs::is_directory(options.hints)) return options.hints;
+    const fs::path layer = fs::path(options.hints) / (input.stem().string() + ".png");
+    return fs::exists(layer) ? layer : fs::path();
+}
+
 std::vector<Job> plan(const Options& options) {
     std::set<std::optional<std::pair<dev_t, ino_t>>> inputs;
     for (const fs::path& input : options.files) inputs.insert(identity(input));
@@ -114,8 +124,15 @@ std::vector<Job> plan(const Options& options) {
         if (identity(output) && inputs.count(identity(output)))
             refuse(output.string() + ", the result of " + input.string() +
                    ", would overwrite an input; name another --out");
-        jobs.push_back({input, output});
+        jobs.push_back({input, output, find_hints(options, input)});
     }
+    if (options.hints.empty()) return jobs;
+    if (!fs::exists(options.hints)) refuse("no hints " + options.hints + "; name a PNG or a folder");
+    if (!fs::is_directory(options.hints) && jobs.size() > 1)
+        refuse(options.hints + ": hints for one picture, but " + std::to_string(jobs.size()) +
+               " are named; name a folder of hints");
+    if (std::all_of(jobs.begin(), jobs.end(), [](const Job& job) { return job.hints.empty(); }))
+        refuse("no file in " + options.hints + " is called as a picture, NAME.png");
     return jobs;
 }
 
@@ -142,7 +159,8 @@ at::Device pick_device(const std::string& name) {
     return at::Device(name);
 }
 
-torch::jit::Module load_model(const std::string& path, at::Device device) {
+torch::jit::Module load_model(const Options& options, at::Device device) {
+    const std::string& path = options.model;
     if (!fs::is_regular_file(path)) refuse("no model " + path + "; write one with: python export.py");
     torch::jit::ExtraFilesMap files{{"tinct.json", ""}};
     torch::jit::Module model;
@@ -161,15 +179,40 @@ torch::jit::Module load_model(const std::string& path, at::Device device) {
         refuse(path + " is of a newer version of Tinct, format " + std::to_string(format) +
                ", and this program knows format " + std::to_string(FORMAT) + "; build it from that version");
     std::cout << "model: " << metadata << std::endl;
+    if (!options.hints.empty() && metadata.find("\"hints\": true") == metadata.npos)
+        refuse(path + " takes no hints: use a model of a recipe with hints, or leave --hints out");
+    if (device.is_cpu() && metadata.find("\"precision\": \"fp16\"") != metadata.npos)
+        model.to(at::kFloat);  // half convolutions are slow on a CPU
     model.to(device);
     return model;
+}
+
+// Read a layer (H, W, 4) for an image (1, 1|3, H, W): (1, 4, H, W) of its dtype, on its device.
+at::Tensor read_hints(const fs::path& path, const at::Tensor& image) {
+    at::Tensor layer;
+    try {
+        layer = read_image(path, true);
+    } catch (const std::exception& error) {
+        refuse(path.string() + ": " + reason(error));
+    }
+    if (layer.size(0) != image.size(2) || layer.size(1) != image.size(3))
+        refuse(path.string() + " has " + std::to_string(layer.size(1)) + " x " + std::to_string(layer.size(0)) +
+               " px, its picture " + std::to_string(image.size(3)) + " x " + std::to_string(image.size(2)));
+    if (layer.scalar_type() != image.scalar_type()) {
+        const at::Tensor levels = layer.to(at::kInt);
+        const bool deeper = image.scalar_type() == at::kUInt16;
+        layer = (deeper ? levels * 257 : (levels + 128).div(257, "floor")).to(image.scalar_type());
+    }
+    return layer.permute({2, 0, 1}).unsqueeze(0).to(image.device());
 }
 
 void colorize(torch::jit::Module& model, const Job& job, at::Device device) {
     const auto start = Clock::now();
     const at::Tensor picture = read_image(job.input);                             // (H, W, 1|3)
     const at::Tensor image = picture.permute({2, 0, 1}).unsqueeze(0).to(device);  // (1, 1|3, H, W)
-    const at::Tensor colour = model.forward({image}).toTensor();                  // (1, 3, H, W)
+    std::vector<c10::IValue> given{image};
+    if (!job.hints.empty()) given.emplace_back(read_hints(job.hints, image));
+    const at::Tensor colour = model.forward(std::move(given)).toTensor();  // (1, 3, H, W)
     write_png(job.output, colour[0].permute({1, 2, 0}).cpu().contiguous());
     std::cout << job.input.string() << " -> " << job.output.string() << ' ' << image.size(3) << 'x'
               << image.size(2) << ' ' << seconds_since(start) << " s" << std::endl;
@@ -180,7 +223,7 @@ int run(const Options& options, char** argv) {
     if (!options.threads.empty()) set_threads(options.threads);
     let_threads_sleep(argv);
     const at::Device device = pick_device(options.device);
-    torch::jit::Module model = load_model(options.model, device);
+    torch::jit::Module model = load_model(options, device);
     std::error_code cause;
     fs::create_directories(options.out, cause);
     if (cause) refuse("folder " + options.out + " cannot be made: " + cause.message());

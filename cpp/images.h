@@ -149,7 +149,8 @@ inline at::Tensor upright(const at::Tensor& image, int orientation) {
     }
 }
 
-inline at::Tensor read_png(std::FILE* file) {
+// Read (H, W, 1|3), transparency laid over white; or as a `layer`, (H, W, 4).
+inline at::Tensor read_png(std::FILE* file, bool layer = false) {
     PngReader reader;
     png_structp png = reader.png;
     png_infop info = reader.info;
@@ -159,6 +160,7 @@ inline at::Tensor read_png(std::FILE* file) {
         png_set_expand(png);  // palette to RGB, fewer than 8 bits to 8, a transparent colour to alpha
         png_set_swap(png);    // of 16 bits; the file is big-endian, the machine little-endian
         png_set_interlace_handling(png);
+        if (layer) png_set_gray_to_rgb(png);
         png_read_update_info(png, info);
     });
     const int64_t height = png_get_image_height(png, info), width = png_get_image_width(png, info);
@@ -172,7 +174,8 @@ inline at::Tensor read_png(std::FILE* file) {
     png_bytep exif = nullptr;
     png_uint_32 size = 0;
     png_get_eXIf_1(png, info, &size, &exif);
-    if (image.size(2) % 2 == 0) image = deep ? over_white<uint16_t>(image) : over_white<uint8_t>(image);
+    if (layer && image.size(2) != 4) throw std::runtime_error("no transparency: paint hints on a transparent layer");
+    if (!layer && image.size(2) % 2 == 0) image = deep ? over_white<uint16_t>(image) : over_white<uint8_t>(image);
     return upright(image, orientation_of(exif, size));
 }
 
@@ -207,13 +210,15 @@ inline at::Tensor read_jpeg(std::FILE* file) {
 }
 
 // Read a file by what it holds, whatever its name: (H, W, 1|3), uint16 from a PNG of 16 bits, else uint8.
-inline at::Tensor read_image(const std::filesystem::path& path) {
+// A `layer` is a PNG with transparency, and keeps it: (H, W, 4).
+inline at::Tensor read_image(const std::filesystem::path& path, bool layer = false) {
     if (exists(path) && !is_regular_file(path)) throw std::runtime_error("not a file");  // a pipe would block
     const File file = open_file(path, "rb");
     unsigned char start[8] = {};
     const size_t count = std::fread(start, 1, sizeof start, file.get());
     std::rewind(file.get());
-    if (png_sig_cmp(start, 0, sizeof start) == 0) return read_png(file.get());
+    if (png_sig_cmp(start, 0, sizeof start) == 0) return read_png(file.get(), layer);
+    if (layer) throw std::runtime_error("not a PNG: paint hints on a transparent layer");
     if (count > 1 && start[0] == 0xFF && start[1] == 0xD8) return read_jpeg(file.get());
     throw std::runtime_error("neither PNG nor JPEG");
 }

@@ -164,9 +164,10 @@ def make_input(source: Tensor, target: Tensor, recipe: Recipe, rng: torch.Genera
 def make_fixed_input(source: Tensor, target: Tensor, recipe: Recipe, ids: list[int]) -> Tensor:
     """Return make_input as uint8, with a generator for each image, seeded by its number in `ids` (N).
 
-    So the images that are looked at or scored have the same inputs every time.
+    So the images that are looked at or scored have the same inputs every time. Where the network keeps the
+    lightness of its input, they are not degraded: nobody would be asked to mend it.
     """
-    if recipe.input != "gray+line" and not recipe.degradations:
+    if recipe.output == "ab" or (recipe.input != "gray+line" and not recipe.degradations):
         return source
     images = zip(source.split(1), target.split(1), ids, strict=True)
     rows = (make_input(x, y, recipe, seeded("cpu", recipe.seed, number)) for x, y, number in images)

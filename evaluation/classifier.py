@@ -21,11 +21,15 @@ from torch import Tensor, nn
 from config import UserError, closest
 from dataset.folders import Item
 from evaluation.scores import write_csv
+from models import LiteClassifier
 from runtime import atomic
 from runtime.run_folder import epoch_path, read_classifier_run, saved_epochs
+from runtime.weights import load_weights
 
 FORMAT = "tinct-classifier-1"
+IMAGENET = "imagenet-lite0"  # the name of the one classifier that needs no training
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's RGB in [0, 1]
+MANY = 100  # classes that a message names
 
 
 class Accuracy(NamedTuple):
@@ -45,20 +49,27 @@ class Accuracy(NamedTuple):
 class Classifier(nn.Module):
     """Images of any size -> logits of the classes."""
 
-    def __init__(self, name: str, network: nn.Module, classes: Sequence[str], size: int) -> None:
-        """Wrap a network of torchvision's that takes squares of `size` px."""
+    def __init__(
+        self, name: str, network: nn.Module, classes: Sequence[str], size: int,
+        mean: tuple[float, ...] = MEAN, std: tuple[float, ...] = STD,
+    ) -> None:  # fmt: skip
+        """Wrap a network that takes squares of `size` px, normalised by mean and std of RGB in [0, 1]."""
         super().__init__()
         self.name, self.classes, self.size = name, list(classes), size
         self.network = network
-        self.register_buffer("mean", 255 * torch.tensor(MEAN).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", 255 * torch.tensor(STD).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("mean", 255 * torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", 255 * torch.tensor(std).view(1, 3, 1, 1), persistent=False)
 
-    def forward(self, image: Tensor) -> Tensor:
-        """Map (N, 3, H, W) uint8 to logits (N, C) float32."""
+    def prepare(self, image: Tensor) -> Tensor:
+        """Return (N, 3, H, W) uint8 as what the network takes, (N, 3, size, size) float32."""
         x, square = image.float(), (self.size, self.size)
         if x.shape[2:] != square:
             x = F.interpolate(x, square, mode="bicubic", antialias=True).clamp(0, 255)
-        return self.network((x - self.mean) / self.std).float()  # (N, C)
+        return (x - self.mean) / self.std
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Map (N, 3, H, W) uint8 to logits (N, C) float32."""
+        return self.network(self.prepare(image)).float()  # (N, C)
 
 
 def build_classifier(network: str, classes: Sequence[str], size: int, batch: int = 2) -> Classifier:
@@ -126,6 +137,21 @@ def save_classifier(run: Path, epoch: int, classifier: Classifier) -> None:
     built = {"network": classifier.name, "size": classifier.size, "classes": classifier.classes}
     payload = {"format": FORMAT, "epoch": epoch, **built, "state": classifier.network.state_dict()}
     atomic.save(epoch_path(run, epoch), payload)
+
+
+def imagenet_lite0(folder: Path | None, device: torch.device, download: bool = True) -> Classifier:
+    """Return EfficientNet-Lite0 with its published weights. Raises UserError where they cannot be had.
+
+    Its classes have torchvision's names of ImageNet's classes.
+    """
+    from torchvision.models import get_model_weights  # a second, which programs without a classifier save
+
+    network = LiteClassifier()
+    network.load_published(load_weights("lite0", folder, download=download))
+    classes = get_model_weights("resnet18").DEFAULT.meta["categories"]
+    found = Classifier(IMAGENET, network, classes, 224, LiteClassifier.MEAN, LiteClassifier.STD)
+    found.eval().requires_grad_(False)
+    return found.to(device, memory_format=torch.channels_last)
 
 
 def load_classifier(path: Path, device: torch.device) -> Classifier:
@@ -238,5 +264,18 @@ def label_ids(labels: Sequence[str], classes: Sequence[str]) -> list[int]:
     indices = {name: i for i, name in enumerate(classes)}
     for label in labels:
         if label not in indices:
-            raise UserError(f"no class {label} is known to the classifier; it knows {' '.join(classes)}")
+            known = " ".join(classes[:MANY]) + (f" and {len(classes) - MANY} more" if len(classes) > MANY else "")
+            raise UserError(f"no class {label} is known to the classifier; it knows {known}")
     return [indices[label] for label in labels]
+
+
+def imagenet_name(label: str, classes: Sequence[str]) -> str:
+    """Return a folder's name as ImageNet's class: "n01440764_tench", "great_white_shark" or as it is.
+
+    Raises UserError on a name that two classes have.
+    """
+    name = re.sub(r"^n\d{8}[_ ]", "", label).replace("_", " ").lower()
+    found = [known for known in classes if known.lower() == name]
+    if len(found) > 1:
+        raise UserError(f"class {label}: ImageNet has {len(found)} classes of this name; leave its pictures out")
+    return found[0] if found else label

@@ -1,4 +1,4 @@
-"""Metrics that use a network: LPIPS, FID, KID, a classifier's accuracy; and which metrics are available.
+"""Metrics that use a network: LPIPS, Frechet distances, KID, a classifier's accuracy; which metrics there are.
 
 Weights come through runtime.weights. Where they are missing there is a reason, never a number.
 """
@@ -13,23 +13,38 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.stats import norm
 from torch import Tensor
 
 from config import METRICS, UserError
 from data import ImageSet
-from evaluation.classifier import Classifier, label_ids, load_classifier, pick_checkpoint, topk_correct
+from evaluation.classifier import (
+    IMAGENET,
+    Classifier,
+    imagenet_lite0,
+    imagenet_name,
+    label_ids,
+    load_classifier,
+    pick_checkpoint,
+    topk_correct,
+)  # fmt: skip
 from evaluation.metrics import MIN_SIZE, PER_IMAGE, Metric, Pictures
-from models import LPIPSFeatures
+from evaluation.scores import CONFIDENCE, SEED, Score
+from imaging.files import read_image
+from models import LiteClassifier, LPIPSFeatures
 from runtime.weights import file_hash, find_weights, load_weights
 
 # metric -> its network, a key of weights.WEIGHTS
-NETWORKS = {"lpips_alex": "alexnet", "lpips_vgg": "vgg16", "fid": "inception", "kid": "inception"}
+NETWORKS = {
+    "lpips_alex": "alexnet", "lpips_vgg": "vgg16", "fid": "inception", "kid": "inception", "frechet_lite0": "lite0",
+}  # fmt: skip
 DEEP_MIN_SIZE = {"lpips_alex": 31, "lpips_vgg": 16}  # px: smaller images have no pixel left after pooling
-MIN_IMAGES = {"fid": 256, "kid": 32}  # with fewer, noise is larger than the differences between epochs
-FILES = 128  # decoded at a time for FID
+MIN_IMAGES = {"fid": 256, "kid": 32, "frechet_lite0": 32}  # fewer show noise
+FILES = 128  # decoded at a time for features
+RESAMPLES = 20  # for the standard error of a Frechet distance
 
 Features = NDArray[np.float32]  # (N, D)
-FolderMetric = Callable[[Features, Features], float]  # (ground truth, outputs) -> number; may be NaN
+FolderMetric = Callable[[Features, Features], Score]  # (ground truth, outputs) -> score; may be NaN
 
 
 class LPIPS:
@@ -99,6 +114,25 @@ class Inception:
         return rows
 
 
+class Lite0:
+    """Image files -> the features before EfficientNet-Lite0's classes, of images resized to 224 px."""
+
+    dimensions = LiteClassifier.WIDTH
+
+    def __init__(self, folder: Path | None, device: torch.device, download: bool) -> None:
+        """Load the network. Raises UserError where its weights cannot be had."""
+        self.classifier, self.device = imagenet_lite0(folder, device, download), device
+
+    @torch.inference_mode()
+    def features(self, files: Sequence[Path]) -> Features:
+        """Return (N, 1280) float32."""
+        rows = np.empty((len(files), self.dimensions), np.float32)
+        for i, path in enumerate(files):
+            image = torch.from_numpy(read_image(path)).permute(2, 0, 1)[None].to(self.device)
+            rows[i] = self.classifier.network.features(self.classifier.prepare(image))[0].float().cpu()
+        return rows
+
+
 def moments(features: Features) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return the mean and sample covariance of features (N, D); reads a part of the rows at a time."""
     mean = features.mean(0, dtype=np.float64)
@@ -109,7 +143,7 @@ def moments(features: Features) -> tuple[NDArray[np.float64], NDArray[np.float64
     return mean, covariance / (len(features) - 1)
 
 
-def fid(targets: Features, outputs: Features) -> float:
+def fid(targets: Features, outputs: Features) -> Score:
     """Return the Frechet Inception distance, from 0, lower is better; NaN where it cannot be computed.
 
     It is biased upwards on few images. Source: Heusel et al., arXiv 1706.08500; the distance is clean-fid's.
@@ -118,12 +152,42 @@ def fid(targets: Features, outputs: Features) -> float:
 
     both = *moments(targets), *moments(outputs)
     try:
-        return float(np.maximum(frechet_distance(*both), 0.0))  # NaN stays NaN
+        return Score(float(np.maximum(frechet_distance(*both), 0.0)))  # NaN stays NaN
     except ValueError:  # the product of the covariances has no real square root
-        return math.nan
+        return Score(math.nan)
 
 
-def kid(targets: Features, outputs: Features) -> float:
+def frechet(targets: Features, outputs: Features) -> float:
+    """Return the Frechet distance of two Gaussians with the means and sample covariances of features (N, D).
+
+    The trace of the root of the product of two covariances is the sum of the singular values of A B^T / (N - 1),
+    where A and B are features less their means; triangular factors of A^T and B^T have the same and are smaller.
+    """
+    sides = [features.astype(np.float64) for features in (targets, outputs)]
+    means = [side.mean(0) for side in sides]
+    a, b = (side - mean for side, mean in zip(sides, means, strict=True))
+    if len(a) > a.shape[1]:
+        a, b = (np.linalg.qr(side, "r") for side in (a, b))
+    cross = np.linalg.svd(a @ b.T, compute_uv=False).sum()
+    spread = (np.square(a).sum() + np.square(b).sum() - 2 * cross) / (len(targets) - 1)
+    return float(np.square(means[0] - means[1]).sum() + spread)
+
+
+def frechet_lite0(targets: Features, outputs: Features) -> Score:
+    """Return the Frechet distance of Lite0's features, lower is better, with a normal interval by bootstrap.
+
+    It is biased upwards on few images. It is not FID, which takes Inception's features. Source of the distance:
+    Heusel et al., arXiv 1706.08500.
+    """
+    rng, count = np.random.default_rng(SEED), len(targets)
+    draws = (rng.integers(count, size=count) for _ in range(RESAMPLES))
+    error = float(np.std([frechet(targets[ids], outputs[ids]) for ids in draws], ddof=1))
+    found = frechet(targets, outputs)
+    reach = float(norm.ppf((1 + CONFIDENCE) / 2)) * error
+    return Score(found, error, max(0.0, found - reach), found + reach)
+
+
+def kid(targets: Features, outputs: Features) -> Score:
     """Return the kernel Inception distance, about 0 for equal distributions, lower is better; unbiased.
 
     Source: Binkowski et al., arXiv 1801.01401; the distance is clean-fid's, always of the same subsets.
@@ -133,9 +197,12 @@ def kid(targets: Features, outputs: Features) -> float:
     before = np.random.get_state()  # noqa: NPY002 - clean-fid draws from NumPy's global generator
     try:
         np.random.seed(0)  # noqa: NPY002
-        return kernel_distance(targets, outputs)
+        return Score(float(kernel_distance(targets, outputs)))
     finally:
         np.random.set_state(before)  # noqa: NPY002
+
+
+DISTANCES = {"fid": (Inception, fid), "kid": (Inception, kid), "frechet_lite0": (Lite0, frechet_lite0)}
 
 
 @dataclass
@@ -146,7 +213,7 @@ class MetricSet:
     per_image: dict[str, Metric] = field(default_factory=dict)
     of_truth: dict[str, Metric] = field(default_factory=dict)  # by which the ground truth is scored, too
     per_folder: dict[str, FolderMetric] = field(default_factory=dict)
-    inception: Inception | None = None
+    extractors: dict[str, Inception | Lite0] = field(default_factory=dict)  # network -> features for per_folder
     labels: Tensor | None = None  # (N,) int64, the images' classes, for the classifier
     missing: dict[str, str] = field(default_factory=dict)  # metric -> "unavailable: ..."
     weights: dict[str, str] = field(default_factory=dict)  # network -> SHA-256 of its file
@@ -167,7 +234,7 @@ def load_metrics(
         images: to be scored; their number and classes decide, too.
         size: px, side of the images.
         required: metrics whose networks are downloaded unless they are there already.
-        classifier: a run of train_classifier.py.
+        classifier: a run of train_classifier.py, or imagenet-lite0.
         folder: of weight files; None = torch.hub's cache.
 
     Raises:
@@ -175,7 +242,7 @@ def load_metrics(
     """
     metrics = MetricSet(device)
     if classifier is not None:
-        add_classifier(metrics, images, classifier)
+        add_classifier(metrics, images, classifier, folder)
     for name in METRICS:
         least, fewest = (MIN_SIZE | DEEP_MIN_SIZE).get(name, 1), MIN_IMAGES.get(name, 1)
         try:
@@ -189,11 +256,13 @@ def load_metrics(
             if name in required:
                 raise UserError(f"{name} {metrics.missing[name]}") from None
     metrics.per_image["colorfulness_truth"] = PER_IMAGE["colorfulness_truth"]
-    if "fid" in metrics.per_folder and len(images) < Inception.dimensions:
-        metrics.notes.append(
-            f"fid of {len(images):,} images is biased upwards: compare it with fid of as many images only "
-            f"({Inception.dimensions:,} are the least that is usual)"
-        )
+    for name in metrics.per_folder.keys() & {"fid", "frechet_lite0"}:
+        least = metrics.extractors[NETWORKS[name]].dimensions
+        if len(images) < least:
+            metrics.notes.append(
+                f"{name} of {len(images):,} images is biased upwards: compare it with {name} of as many images only "
+                f"({least:,} are the least that is usual)"
+            )
     return metrics
 
 
@@ -205,14 +274,15 @@ def add_metric(metrics: MetricSet, name: str, folder: Path | None, download: boo
     if name in ("top1", "top5"):
         if name not in metrics.per_image:
             hint = "train one with python train_classifier.py and name its run with --classifier"
-            raise UserError(f"it needs a classifier of these pictures' classes; {hint}")
+            raise UserError(f"it needs a classifier of these pictures' classes; {hint}, or {IMAGENET}")
         return
     if name not in NETWORKS:
         raise NotImplementedError(f"{name} is in config.METRICS, but nothing computes it; see docs/design.md")
     try:
-        if name in ("fid", "kid"):
-            metrics.inception = metrics.inception or Inception(folder, metrics.device, download)
-            metrics.per_folder[name] = fid if name == "fid" else kid
+        if name in DISTANCES:
+            build, metrics.per_folder[name] = DISTANCES[name]
+            if NETWORKS[name] not in metrics.extractors:
+                metrics.extractors[NETWORKS[name]] = build(folder, metrics.device, download)
         else:
             metrics.per_image[name] = LPIPS(name.removeprefix("lpips_"), folder, metrics.device, download)
     except UserError as error:
@@ -221,10 +291,15 @@ def add_metric(metrics: MetricSet, name: str, folder: Path | None, download: boo
     metrics.weights[NETWORKS[name]] = file_hash(find_weights(NETWORKS[name], folder, download=False))
 
 
-def add_classifier(metrics: MetricSet, images: ImageSet, classifier: Path) -> None:
+def add_classifier(metrics: MetricSet, images: ImageSet, classifier: Path, folder: Path | None) -> None:
     """Make top1 and top5 available. Raises UserError where the classifier does not know the classes."""
-    network = load_classifier(classifier, metrics.device)
-    metrics.labels = torch.tensor(label_ids(images.labels, network.classes))
-    metrics.weights["classifier"] = file_hash(pick_checkpoint(classifier))
+    labels = images.labels
+    if str(classifier) == IMAGENET:
+        network, file = imagenet_lite0(folder, metrics.device), find_weights("lite0", folder)
+        labels = [imagenet_name(label, network.classes) for label in labels]
+    else:
+        network, file = load_classifier(classifier, metrics.device), pick_checkpoint(classifier)
+    metrics.labels = torch.tensor(label_ids(labels, network.classes))
+    metrics.weights["classifier"] = file_hash(file)
     metrics.of_truth = {"top1": TopK(network, 1), "top5": TopK(network, 5)}
     metrics.per_image |= metrics.of_truth

@@ -74,7 +74,7 @@ def write_references(run: Path, images: ImageSet, recipe: Recipe) -> None:
         return color.show_input(images.gather_fixed(ids, recipe)[0], recipe.input)
 
     write_pictures(folders[0], images, show)
-    write_pictures(folders[1], images, lambda ids: images.gather(ids, recipe.size)[1])
+    write_pictures(folders[1], images, lambda ids: images.gather(ids, recipe.test_size)[1])
     mark.write_text(images.key)
 
 
@@ -120,7 +120,7 @@ def render_missing(run: Path, epochs: list[int], images: ImageSet, device: torch
             render_epoch(run, epoch, images, device)
 
     def truth(ids: list[int]) -> Tensor:
-        return images.gather(ids, record.recipe.size)[1]
+        return images.gather(ids, record.recipe.test_size)[1]
 
     draws: dict[str, Draw] = {
         "gray": lambda ids: color.recolor(truth(ids), 0.0, 0.0),

@@ -33,7 +33,7 @@ CONFIDENCE = 0.95
 SEED = 0  # of the resampling, so that the same scores always have the same interval
 BASELINES = ("gray", "mean_ab")  # must be beaten: no colour; the mean a and b of the training images
 UPPER_BOUNDS = ("jpeg90", "truth")  # cannot be beaten: the ground truth as a JPEG of quality 90; itself
-FOLDER_METRICS = ("fid", "kid")  # of a whole folder of images, so without an interval
+FOLDER_METRICS = ("fid", "kid", "frechet_lite0")  # of a whole folder of images
 TRUTH_COLORFULNESS = "colorfulness_truth"  # what colorfulness is compared with
 ENDS = ("", "_se", "_low", "_high")  # of the keys in score files that hold a Score
 # libraries that decide what a score is
@@ -133,10 +133,10 @@ def describe_protocol(
     """
     return {
         "images": len(stems),
-        "size": recipe.size,
+        "size": recipe.test_size,
         "file_list": hashlib.sha256("\n".join(stems).encode()).hexdigest(),
         "targets": hashlib.sha256(b"".join(digests)).hexdigest(),
-        "resize": f"{recipe.fit} {recipe.load_size}:{recipe.size} px, bicubic, antialiased",
+        "resize": f"{recipe.fit} {max(recipe.load_size, recipe.test_size)}:{recipe.test_size} px, bicubic, antialiased",
         "data_range": 255,
         "versions": library_versions(LIBRARIES),
         "weights": dict(weights),

@@ -16,10 +16,10 @@ from config import UserError
 from data import ImageSet
 from evaluation import scores
 from evaluation.best_epoch import make_score_file
-from evaluation.deep_metrics import MetricSet
+from evaluation.deep_metrics import NETWORKS, MetricSet
 from evaluation.metrics import Pictures
 from evaluation.render import render_missing
-from evaluation.scores import PerImage, Row, Score, ScoreFile
+from evaluation.scores import PerImage, Row, ScoreFile
 from imaging.files import read_image
 from runtime.run_folder import epoch_path, read_run, stamp
 
@@ -42,7 +42,7 @@ def evaluate(run: Path, epochs: list[int], images: ImageSet, metrics: MetricSet,
     bounds = [name for name in scores.UPPER_BOUNDS if name != "truth" or metrics.of_truth]
     folders = {name: run / "outputs" / name for name in (*scores.BASELINES, *bounds, *stamps)}
     with torch.backends.cudnn.flags(enabled=True, benchmark=False, allow_tf32=False):  # equal everywhere
-        per_image, digests = score_pictures(folders, images, recipe.size, metrics)
+        per_image, digests = score_pictures(folders, images, recipe.test_size, metrics)
         rows = {name: scores.make_row(name, per_image[name], images.stems) for name in folders}
         score_folders(run, rows, images, metrics)
     for name, text in stamps.items():
@@ -127,17 +127,17 @@ def read_outputs(folder: Path, stems: Sequence[str], size: int) -> Tensor:
 
 
 def score_folders(run: Path, rows: dict[str, Row], images: ImageSet, metrics: MetricSet) -> None:
-    """Add to every row its FID and KID, which compare whole folders, and why other metrics are missing."""
-    if metrics.inception is not None:
-        truth = metrics.inception.features([run / "targets" / f"{stem}.png" for stem in images.stems])
+    """Add to every row the distances of whole folders, and why other metrics are missing."""
+    for network, extractor in metrics.extractors.items():
+        truth = extractor.features([run / "targets" / f"{stem}.png" for stem in images.stems])
         names = [name for name in rows if name != "truth"]
         for name in tqdm(names, "features", leave=False, disable=None):
             files = [run / "outputs" / name / f"{stem}.png" for stem in images.stems]
-            features = metrics.inception.features(files)
-            for metric, distance in metrics.per_folder.items():
-                found = distance(truth, features)
-                if math.isfinite(found):
-                    rows[name].scores[metric] = Score(found)
+            features = extractor.features(files)
+            for metric in [metric for metric in metrics.per_folder if NETWORKS[metric] == network]:
+                found = metrics.per_folder[metric](truth, features)
+                if math.isfinite(found.mean):
+                    rows[name].scores[metric] = found
                 else:
                     rows[name].missing[metric] = NO_DISTANCE
     for row in rows.values():

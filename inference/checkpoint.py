@@ -47,7 +47,7 @@ class Exported(NamedTuple):
 def build_colorizer(recipe: Recipe) -> Colorizer:
     """Build the untrained Colorizer of a recipe that went through models.fit_networks."""
     generator, least = build_generator(recipe), GENERATORS[recipe.generator].smallest
-    return Colorizer(generator, recipe.input, recipe.output, recipe.size, 2**recipe.depth, least, recipe.hints)
+    return Colorizer(generator, recipe.input, recipe.output, recipe.test_size, 2**recipe.depth, least, recipe.hints)
 
 
 def save_generator(run: Path, epoch: int, recipe: Recipe, generator: nn.Module) -> None:
@@ -79,7 +79,7 @@ def load_colorizer(run: Path, epoch: int, device: torch.device) -> Colorizer:
 
 
 def load_exported(path: Path, device: torch.device) -> Exported:
-    """Return an exported generator.ts.
+    """Return an exported generator.ts; one of fp16 computes in fp32 on a CPU, where half convolutions are slow.
 
     Raises:
         UserError: missing, not TorchScript, not written by export.py, or of another format.
@@ -108,6 +108,8 @@ def load_exported(path: Path, device: torch.device) -> Exported:
         record = ExportRecord(recipe, told["epoch"], told["precision"], form, version, told["torch"])
     except (KeyError, UserError) as error:
         raise UserError(f"{path} is not as export.py writes it: {error}") from None
+    if record.precision == "fp16" and device.type == "cpu":
+        module.float()
     return Exported(module.eval().to(device), record)
 
 

@@ -19,9 +19,13 @@ NAMES = {  # of metrics, and of rows
     "ciede2000": "CIEDE2000", "colorfulness": "colourfulness", "colorfulness_error": "colourfulness error",
     "s0_psnr_db": "gray PSNR (dB)", "s0_ssim": "gray SSIM", "lpips_alex": "LPIPS AlexNet",
     "lpips_vgg": "LPIPS VGG-16", "top1": "top-1", "top5": "top-5", "fid": "FID", "kid": "KID",
+    "frechet_lite0": "Frechet Lite0",
     "gray": "gray", "mean_ab": "mean ab", "jpeg90": "JPEG 90", "truth": "truth",
 }  # fmt: skip
-TERMS = {"G_l1": "L1", "G_mse": "MSE", "G_perceptual": "VGG-16 features", "G_anime": "Danbooru features"}
+TERMS = {
+    "G_l1": "L1", "G_mse": "MSE", "G_class": "classes of colour", "G_lpips": "LPIPS AlexNet",
+    "G_perceptual": "VGG-16 features", "G_anime": "Danbooru features",
+}  # fmt: skip
 BETTER = {"higher": "higher is better", "lower": "lower is better", "closest to the truth": "best near the truth"}
 INPUTS = {"L": "lightness", "line": "line art", "gray+line": "gray or line art", "sketch": "sketches"}
 OUTPUTS = {"ab": "colour (a and b of Lab)", "rgb": "RGB", "Lab": "lightness and colour (Lab)"}
@@ -202,6 +206,7 @@ def recipe_words(record: RunRecord) -> list[str]:
     r = record.recipe
     system = f" ({r.system})" if r.system else ""
     maps = f"{INPUTS.get(r.input, r.input)} to {OUTPUTS.get(r.output, r.output)} at {r.size} px"
+    maps += f", scored at {r.test_size} px" if r.test_size != r.size else ""
     counts = {name: f", {count:,} parameters" for name, count in record.parameters.items()}
     discriminator = f"discriminator {r.discriminator}{counts.get('discriminator', '')}"
     names = {**TERMS, "G_gan": f"GAN ({r.gan_mode})"}

@@ -30,7 +30,7 @@ from inference import checkpoint
 from inference.checkpoint import METADATA, ExportRecord
 from inference.colorizer import Colorizer
 from inference.runner import Pixels, Runner
-from models import DISCRIMINATORS, GENERATORS, FrozenFeatures, UNet, fit_networks
+from models import DISCRIMINATORS, GENERATORS, FrozenFeatures, UNet, count_channels, fit_networks
 from runtime import atomic, run_folder
 from runtime.run_folder import RunRecord, read_records, write_run
 from training.gan import Batch
@@ -193,15 +193,16 @@ def chroma(pixels: Pixels) -> float:
     return float(np.ptp(pixels.astype(float), axis=2).mean() * 255 / np.iinfo(pixels.dtype).max)
 
 
-def write_model(path: Path, x_kind: str = "L", y_kind: str = "ab", **fields: Any) -> Path:
+def write_model(path: Path, x_kind: str = "L", y_kind: str = "ab", hints: bool = False, **fields: Any) -> Path:
     """Write a generator.ts of random weights that works at 32 px; `fields` replace those of tinct.json."""
     torch.manual_seed(3)
-    generator = UNet(color.CHANNELS[x_kind], color.CHANNELS[y_kind], ngf=4, depth=3, dropout=0.0)
-    record = ExportRecord(Recipe("coco", input=x_kind, output=y_kind, size=32), 1, "fp32")
+    recipe = Recipe("coco", input=x_kind, output=y_kind, size=32, hints=hints)
+    generator = UNet(*count_channels(recipe), ngf=4, depth=3, dropout=0.0)
+    record = ExportRecord(recipe, 1, "fp32")
     told = json.dumps({**asdict(record), **fields})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # TorchScript is deprecated
-        module = torch.jit.script(Colorizer(generator, x_kind, y_kind, 32, 8).eval())
+        module = torch.jit.script(Colorizer(generator, x_kind, y_kind, 32, 8, 1, hints).eval())
         module.save(path, _extra_files={METADATA: told})
     return path
 

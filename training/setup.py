@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from config import CACHE, DEMO, ROOT, AnyRecipe, ClassifierRecipe, Recipe, UserError, parse_settings
-from data import ImageSet, Loading, load_images
+from data import ImageSet, Loading, held_out, load_images
 from dataset.folders import Item
 from models import fit_networks, needs_two_images
 from runtime import run_folder
@@ -46,7 +46,8 @@ class Setup:
         """Return the pictures to train and to validate on, decoded; makes the run folder and the cache."""
         for place in (self.folder, CACHE):
             place.mkdir(parents=True, exist_ok=True)  # fails now rather than after decoding
-        return {name: load_images(items[name], loading, CACHE, name) for name in ("train", "val")}
+        loadings = {"train": loading, "val": held_out(loading, self.recipe)}
+        return {name: load_images(items[name], each, CACHE, name) for name, each in loadings.items()}
 
     def record(self, kind: type[Record], loading: Loading, images: Mapping[str, ImageSet], **own: Any) -> None:
         """Write the record of a new run; `own` has the fields of its kind beside those of Record."""

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -126,6 +127,12 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def guided(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a model that takes hints."""
+    return write_model(tmp_path_factory.mktemp("model") / "guided.ts", hints=True)
+
+
+@pytest.fixture(scope="session")
 def echo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save(tmp_path_factory.mktemp("model") / "echo.ts", '{"format": 1}')
 
@@ -167,6 +174,59 @@ def test_16_bits_stay_16_bits(program: Path, echo: Path, model: Path) -> None:
     image = torch.from_numpy(arrays[1]).permute(2, 0, 1)[None]
     expected = infer(load_exported(model, CPU).module, image)[0].permute(1, 2, 0).int().numpy()
     np.testing.assert_allclose(read(Path("out/1.png")), expected, rtol=0, atol=1)
+
+
+def test_hints_are_painted_layers(program: Path, guided: Path) -> None:
+    image, layer = np.asarray(draw(60, 90)), np.zeros((60, 90, 4), np.uint8)
+    layer[10:22, 20:32] = 200, 40, 60, 255
+    layer[40:50, 60:80] = 30, 80, 220, 128
+    Path("layers").mkdir()
+    Image.fromarray(image).save("one.png")
+    Image.fromarray(layer).save("layers/one.png")
+    Path("deep.png").write_bytes(imagecodecs.png_encode(image.astype(np.uint16) * 257))
+    Path("layers/deep.png").write_bytes(imagecodecs.png_encode(layer.astype(np.uint16) * 257))
+    module = load_exported(guided, CPU).module
+    planes, painted = (torch.from_numpy(array).permute(2, 0, 1)[None] for array in (image.copy(), layer))
+    bare, hinted = (infer(module, planes, hints)[0].permute(1, 2, 0).int().numpy() for hints in (None, painted))
+    assert np.abs(bare - hinted).max() > 20
+    cases = {"layers": hinted, "layers/one.png": hinted, "layers/deep.png": hinted, "": bare}
+    for hints, expected in cases.items():
+        given = ["--hints", hints] if hints else []
+        done = call(program, "--model", guided, *given, "one.png")
+        assert (done.returncode, done.stderr) == (0, "")
+        np.testing.assert_allclose(read(Path("out/one.png")), expected, rtol=0, atol=1)
+    assert call(program, "--model", guided, "--hints", "layers", "one.png", "deep.png").returncode == 0
+    np.testing.assert_allclose(read(Path("out/deep.png")) // 257, hinted, rtol=0, atol=1)
+
+
+def test_hints_that_do_not_fit_are_named(program: Path, guided: Path, model: Path) -> None:
+    draw(60, 90).save("one.png")
+    with_alpha(draw(60, 91)).save("wide.png")
+    Path("empty").mkdir()
+    for network, hints, code, sentence in (
+        (guided, "wide.png", 1, "not done: one.png: wide.png has 91 x 60 px, its picture 90 x 60"),
+        (guided, "one.png", 1, "not done: one.png: one.png: no transparency: paint hints on a transparent layer"),
+        (guided, "nothing.png", 2, "colorize: no hints nothing.png; name a PNG or a folder"),
+        (guided, "empty", 2, "colorize: no file in empty is called as a picture, NAME.png"),
+        (model, "wide.png", 2, f"colorize: {model} takes no hints: use a model of a recipe with hints"),
+    ):
+        done = call(program, "--model", network, "--hints", hints, "one.png")
+        assert (done.returncode, done.stderr.count("\n")) == (code, 1), hints
+        assert done.stderr.startswith(sentence)
+    done = call(program, "--model", guided, "--hints", "wide.png", "one.png", "wide.png")
+    assert done.stderr.startswith("colorize: wide.png: hints for one picture, but 2 are named; name a folder")
+
+
+def test_a_file_of_fp16_computes_in_fp32(program: Path, tmp_path: Path) -> None:
+    draw(60, 90).save("one.png")
+    path = write_model(tmp_path / "half.ts", precision="fp16")
+    module = torch.jit.load(path).half()
+    module.save(path, _extra_files={METADATA: json.dumps(asdict(load_exported(path, CPU).record))})
+    assert call(program, "--model", path, "one.png").returncode == 0
+    found = load_exported(path, CPU).module
+    assert {parameter.dtype for parameter in found.parameters()} == {torch.float32}
+    expected = infer(found, torch.from_numpy(read_image(Path("one.png"))).permute(2, 0, 1)[None])[0]
+    np.testing.assert_allclose(read(Path("out/one.png")), expected.permute(1, 2, 0).int().numpy(), rtol=0, atol=1)
 
 
 def test_says_what_it_does(program: Path, model: Path) -> None:
@@ -241,7 +301,7 @@ MISTAKES = {
     "--model one.png one.png": "one.png is not a TorchScript file",
     "--model bare.ts one.png": "bare.ts is a TorchScript file, but not one written by export.py",
     "--model old.ts one.png": "old.ts is of an older version of Tinct; export it again",
-    "--model new.ts one.png": "new.ts is of a newer version of Tinct, format 2, and this program knows",
+    "--model new.ts one.png": "new.ts is of a newer version of Tinct, format 3, and this program knows",
     "--model echo.ts --device tpu one.png": "no device tpu: use cpu or cuda",
     "--model echo.ts --threads 2x one.png": "--threads is a number from 1, got 2x",
     "--model echo.ts --out one.png/a one.png": "folder one.png/a cannot be made: Not a directory",
@@ -258,7 +318,7 @@ def test_a_mistake_is_one_sentence_before_any_work(program: Path, echo: Path) ->
     Path("echo.ts").symlink_to(echo)
     save(Path("bare.ts"), None)
     save(Path("old.ts"), '{"epoch": 2, "note": "\\"format\\": 1"}')
-    save(Path("new.ts"), '{"epoch": 1, "format": 2}')
+    save(Path("new.ts"), '{"epoch": 1, "format": 3}')
     before = Path("one.png").read_bytes()
     for words, sentence in MISTAKES.items():
         done = call(program, *words.split())

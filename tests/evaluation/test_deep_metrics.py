@@ -54,10 +54,10 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
                 key: numbers[: used[key]].view(shape) if key in used else torch.zeros(1).expand(shape)
                 for key, shape in shapes.items()
             }
-            path = folder / "checkpoints" / weights.WEIGHTS[name].rsplit("/", 1)[1]
+            path = folder / "checkpoints" / weights.file_name(weights.WEIGHTS[name][0])
             torch.save(state, path)
             digest = hashlib.sha256(path.read_bytes()).hexdigest()
-            patch.setitem(weights.WEIGHTS, name, f"https://example.org/{path.name}#{digest}")
+            patch.setitem(weights.WEIGHTS, name, (f"https://example.org/{path.name}#{digest}",))
         yield
 
 
@@ -234,7 +234,7 @@ def inception_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         warnings.simplefilter("ignore", FutureWarning)
         torch.jit.script(Program()).save(path)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    monkeypatch.setitem(weights.WEIGHTS, "inception", f"https://example.org/{path.name}#{digest}")
+    monkeypatch.setitem(weights.WEIGHTS, "inception", (f"https://example.org/{path.name}#{digest}",))
     return path.parent
 
 
@@ -295,7 +295,7 @@ def load(size: int = 32, count: int = 4, labels: str = "ab", **given: Any) -> Me
 
 
 def file_of(metric: str) -> str:
-    return weights.WEIGHTS[deep_metrics.NETWORKS[metric]].partition("#")[0].rsplit("/", 1)[1]
+    return weights.file_name(weights.WEIGHTS[deep_metrics.NETWORKS[metric]][0])
 
 
 def test_every_metric_is_there_or_says_why_not(asked: list[str]) -> None:

@@ -21,7 +21,7 @@ from evaluation import deep_metrics, scores, scoring
 from evaluation.classifier import build_classifier, save_classifier
 from evaluation.deep_metrics import LPIPS, MetricSet
 from evaluation.metrics import PER_IMAGE, Pictures
-from evaluation.scores import ScoreFile, read_scores
+from evaluation.scores import Score, ScoreFile, read_scores
 from imaging import color
 from imaging.files import read_image, write_image
 from imaging.pixels import Array, colorfulness
@@ -419,7 +419,8 @@ def test_epochs_with_and_without_fid_are_not_mixed(run: Path, monkeypatch: pytes
 
     def with_fid(*given: Any) -> MetricSet:
         metrics = plain(*given)
-        metrics.inception, metrics.per_folder = MeanLevel(), {"fid": lambda *_: 3.0, "kid": lambda *_: 1.0}
+        metrics.extractors["inception"] = MeanLevel()
+        metrics.per_folder |= {"fid": lambda *_: Score(3.0), "kid": lambda *_: Score(1.0)}
         metrics.missing = {name: why for name, why in metrics.missing.items() if name not in ("fid", "kid")}
         metrics.weights["inception"] = "0" * 64
         return metrics

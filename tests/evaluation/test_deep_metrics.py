@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 import torchvision
 from cleanfid import fid as clean_fid
 from cleanfid.features import build_feature_extractor
@@ -17,14 +18,27 @@ from cleanfid.inception_torchscript import InceptionV3W
 from torch import Tensor, nn
 from torchmetrics.functional.image.lpips import learned_perceptual_image_patch_similarity
 
-from config import METRICS
+from config import METRICS, ROOT
 from data import ImageSet
 from evaluation import deep_metrics
 from evaluation.classifier import Classifier, build_classifier, save_classifier
-from evaluation.deep_metrics import LPIPS, Inception, MetricSet, TopK, fid, kid, load_metrics
+from evaluation.deep_metrics import (
+    LPIPS,
+    Inception,
+    Lite0,
+    MetricSet,
+    TopK,
+    fid,
+    frechet,
+    frechet_lite0,
+    kid,
+    load_metrics,
+    moments,
+)  # fmt: skip
 from evaluation.metrics import MIN_SIZE, PER_IMAGE, Pictures
-from imaging.files import write_image
+from imaging.files import read_image, write_image
 from imaging.pixels import resize
+from models import LiteClassifier
 from runtime import weights
 
 CPU = torch.device("cpu")
@@ -149,21 +163,55 @@ def test_fid_and_kid_match_clean_fid(folders: tuple[Path, Path], monkeypatch: py
     model = Few()
     expected = clean_fid.compare_folders(*names, model, "clean", **options)
     targets, outputs = (few().features(files(folder)) for folder in folders)
-    assert fid(targets, outputs) == pytest.approx(expected, rel=1e-6)
-    assert fid(outputs, targets) == pytest.approx(expected, rel=1e-6)
+    assert fid(targets, outputs).mean == pytest.approx(expected, rel=1e-6)
+    assert fid(outputs, targets).mean == pytest.approx(expected, rel=1e-6)
     assert expected > 1e-3
     reference = [clean_fid.get_folder_features(name, model, **options) for name in names]
     np.random.seed(0)  # noqa: NPY002
     expected = clean_fid.kernel_distance(*reference)
-    assert kid(targets, outputs) == pytest.approx(expected, rel=1e-4)
+    assert kid(targets, outputs).mean == pytest.approx(expected, rel=1e-4)
     assert expected > 0
 
 
 def test_fid_of_a_folder_with_itself_is_nothing(folders: tuple[Path, Path]) -> None:
     found = few().features(files(folders[0]))
-    assert fid(found, found) == pytest.approx(0, abs=1e-6)
-    assert fid(found, found + 2.0) == pytest.approx(4.0 * 12, rel=1e-5)  # squared distance of the means
-    assert abs(kid(found, found)) < kid(found, few().features(files(folders[1])))
+    assert fid(found, found).mean == pytest.approx(0, abs=1e-6)
+    assert fid(found, found + 2.0).mean == pytest.approx(4.0 * 12, rel=1e-5)  # squared distance of the means
+    assert abs(kid(found, found).mean) < kid(found, few().features(files(folders[1]))).mean
+
+
+@pytest.mark.parametrize("count", [40, 200])  # fewer and more than the features
+def test_frechet_distance_is_clean_fids(count: int) -> None:
+    rng = np.random.default_rng(0)
+    mixed = rng.normal(size=(60, 60))
+    targets, outputs = (rng.normal(size=(count, 60)) @ mixed + shift for shift in (0, 0.3))
+    expected = clean_fid.frechet_distance(*moments(targets), *moments(outputs))
+    assert frechet(targets, outputs) == pytest.approx(expected, rel=1e-4)
+    assert frechet(targets, targets) == pytest.approx(0, abs=1e-6)
+    assert frechet(targets, targets + 2.0) == pytest.approx(4.0 * 60)
+
+
+def test_frechet_distance_has_an_interval() -> None:
+    rng = np.random.default_rng(1)
+    targets, outputs = (rng.normal(shift, 1, (300, 8)).astype(np.float32) for shift in (0, 0.5))
+    score = frechet_lite0(targets, outputs)
+    assert score == frechet_lite0(targets, outputs)  # the same draws every time
+    assert score.low < score.mean < score.high
+    again = [frechet(*(rng.normal(shift, 1, (300, 8)) for shift in (0, 0.5))) for _ in range(40)]
+    assert score.se == pytest.approx(np.std(again), rel=0.5)
+
+
+def test_lite0_sees_files_at_224_px(weights_folder: Path, folders: tuple[Path, Path]) -> None:
+    paths = files(folders[0])[:2]
+    found = Lite0(weights_folder, CPU, download=False).features(paths)
+    network = LiteClassifier()
+    network.load_published(weights.load_weights("lite0", weights_folder))
+    images = [torch.from_numpy(read_image(path)).permute(2, 0, 1)[None].float() for path in paths]
+    large = [F.interpolate(image, (224, 224), mode="bicubic", antialias=True).clamp(0, 255) for image in images]
+    with torch.inference_mode():
+        expected = network.eval().features((torch.cat(large) - 127) / 128)
+    assert found.shape == (2, 1280)
+    torch.testing.assert_close(torch.from_numpy(found), expected)
 
 
 def test_features_without_a_distance_have_none(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,11 +220,11 @@ def test_features_without_a_distance_have_none(monkeypatch: pytest.MonkeyPatch) 
 
     rows = np.random.default_rng(0).normal(size=(20, 3)).astype(np.float32)
     monkeypatch.setattr(clean_fid, "frechet_distance", refuse)
-    assert np.isnan(fid(rows, rows))
+    assert np.isnan(fid(rows, rows).mean)
     monkeypatch.setattr(clean_fid, "frechet_distance", lambda *_: np.nan)
-    assert np.isnan(fid(rows, rows))
+    assert np.isnan(fid(rows, rows).mean)
     monkeypatch.setattr(clean_fid, "frechet_distance", lambda *_: -1e-9)
-    assert fid(rows, rows) == 0.0
+    assert fid(rows, rows).mean == 0.0
 
 
 def test_kid_is_always_the_same_and_leaves_random_numbers_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,10 +235,10 @@ def test_kid_is_always_the_same_and_leaves_random_numbers_alone(monkeypatch: pyt
     assert few_draws(targets, outputs) != few_draws(targets, outputs)  # by itself it is not
     np.random.seed(7)  # noqa: NPY002
     before = np.random.get_state()[1].tolist()  # noqa: NPY002
-    first = kid(targets, outputs)
+    first = kid(targets, outputs).mean
     assert np.random.get_state()[1].tolist() == before  # noqa: NPY002
     np.random.seed(8)  # noqa: NPY002
-    assert kid(targets, outputs) == first
+    assert kid(targets, outputs).mean == first
 
 
 @pytest.mark.parametrize("n", [2, 129])
@@ -307,7 +355,7 @@ def test_every_metric_is_there_or_says_why_not(asked: list[str]) -> None:
         for word in (f"no {file_of(metric)} in ", "--weights DIR", f"--metric {metric}"):
             assert word in found.missing[metric]
     assert "--classifier" in found.missing["top1"] == found.missing["top5"]
-    assert (found.labels, found.inception, found.weights, found.notes) == (None, None, {}, [])
+    assert (found.labels, found.extractors, found.weights, found.notes) == (None, {}, {}, [])
     assert asked == []
 
 
@@ -322,7 +370,7 @@ def test_a_metric_that_nothing_computes_is_a_bug(monkeypatch: pytest.MonkeyPatch
 def test_only_what_is_required_is_downloaded(metric: str, asked: list[str]) -> None:
     with pytest.raises(ValueError, match=f"^{metric} unavailable: .*no route to host") as refused:
         load(count=300, required=[metric, "psnr_db"])
-    assert asked == [file_of(metric)]
+    assert asked == [weights.file_name(url) for url in weights.WEIGHTS[deep_metrics.NETWORKS[metric]]]
     assert "--metric" not in str(refused.value)  # as that is what was tried
 
 
@@ -352,7 +400,8 @@ class FakeInception:
 
 @pytest.fixture
 def inception(monkeypatch: pytest.MonkeyPatch, asked: list[str]) -> None:
-    monkeypatch.setattr(deep_metrics, "Inception", FakeInception)
+    for metric, (_, distance) in deep_metrics.DISTANCES.items():
+        monkeypatch.setitem(deep_metrics.DISTANCES, metric, (FakeInception, distance))
     monkeypatch.setattr(deep_metrics, "find_weights", lambda name, *_, **__: name)
     monkeypatch.setattr(deep_metrics, "file_hash", lambda name: f"hash of {name}")
 
@@ -362,8 +411,8 @@ def inception(monkeypatch: pytest.MonkeyPatch, asked: list[str]) -> None:
 def test_numbers_of_images_at_and_below_the_limit(metric: str, fewest: int) -> None:
     found = load(count=fewest)
     assert metric in found.per_folder
-    assert isinstance(found.inception, FakeInception)
-    assert found.weights == {"inception": "hash of inception"}
+    assert isinstance(found.extractors[deep_metrics.NETWORKS[metric]], FakeInception)
+    assert found.weights == {network: f"hash of {network}" for network in found.extractors}
     few = load(count=fewest - 1)
     assert metric not in few.per_folder
     assert f"{fewest - 1} test images, at least {fewest} are needed" in few.missing[metric]
@@ -372,10 +421,10 @@ def test_numbers_of_images_at_and_below_the_limit(metric: str, fewest: int) -> N
 @pytest.mark.usefixtures("inception")
 def test_fid_of_few_images_is_noted() -> None:
     found = load(count=300)
-    assert found.per_folder == {"fid": fid, "kid": kid}
-    (note,) = found.notes
-    assert "fid of 300 images is biased upwards" in note
-    assert "2,048" in note
+    assert found.per_folder == {"fid": fid, "kid": kid, "frechet_lite0": frechet_lite0}
+    for metric, note in zip(("fid", "frechet_lite0"), sorted(found.notes), strict=True):
+        assert f"{metric} of 300 images is biased upwards" in note
+        assert "2,048" in note
     assert load(count=2048).notes == []
 
 
@@ -405,3 +454,21 @@ def test_with_a_classifier_the_ground_truth_is_scored_too(classifier: Path) -> N
 def test_images_that_the_classifier_cannot_know(labels: str, sentence: str, classifier: Path) -> None:
     with pytest.raises(ValueError, match=sentence):
         load(labels=labels, classifier=classifier)
+
+
+PUBLISHED = {"alex": (0.7219, 0.1376), "vgg": (0.5686, 0.4217)}  # ex_ref.png against ex_p0.png and ex_p1.png
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("net", "expected"), PUBLISHED.items())
+def test_lpips_of_its_authors_pictures(net: str, expected: tuple[float, float]) -> None:
+    """Needs runs/weights (train.py --fetch-weights) and the pictures imgs/ex_*.png of PerceptualSimilarity."""
+    folder, pictures = ROOT / "runs" / "weights", ROOT / "runs" / "lpips"
+    if not (pictures.is_dir() and folder.is_dir()):
+        pytest.skip(f"needs {pictures} and {folder}")
+    metric = LPIPS(net, folder, CPU, download=False)
+    arrays = [read_image(pictures / f"ex_{name}.png") for name in ("ref", "p0", "p1")]
+    truth, *others = (Pictures(torch.from_numpy(array).permute(2, 0, 1)[None]) for array in arrays)
+    with torch.inference_mode():
+        found = [metric(truth, other).item() for other in others]
+    assert found == pytest.approx(expected, abs=5e-5)

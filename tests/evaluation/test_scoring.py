@@ -132,8 +132,8 @@ def test_folders_are_compared_with_the_targets() -> None:
     for name in ("gray", "epoch_0001"):
         for stem in images.stems:
             write_image(Path(f"run/outputs/{name}/{stem}.png"), rng.integers(0, 256, (16, 16, 3), np.uint8))
-    distances = {"fid": lambda a, b: float(np.abs(a - b).max()), "kid": lambda a, b: math.nan}
-    metrics = MetricSet(CPU, per_folder=distances, inception=MeanLevel())
+    distances = {"fid": lambda a, b: Score(float(np.abs(a - b).max())), "kid": lambda a, b: Score(math.nan)}
+    metrics = MetricSet(CPU, per_folder=distances, extractors={"inception": MeanLevel()})
     metrics.missing = {"top1": "unavailable: why"}
     rows = {name: Row(None, {}, 4) for name in ("gray", "truth", "epoch_0001")}
     score_folders(Path("run"), rows, images, metrics)

@@ -83,21 +83,14 @@ def colorize(
 
     from imaging.decoders import named, to_frame
     from imaging.files import FORMATS, read_frames, scan, write_frames
-    from imaging.pixels import Frame, to_8_bits
-    from inference.hint_files import Point, draw_points
+    from imaging.pixels import to_8_bits
 
     path = find_model(model).absolute()
     with LOADING:
         runner = _load(path, path.stat().st_mtime_ns if path.is_file() else 0, device)
 
-    def colourise(frame: Frame) -> Frame:
-        height, width = frame.pixels.shape[:2]
-        layer = hints
-        if hints is not None and not isinstance(hints, np.ndarray):
-            layer = draw_points([Point(*point) for point in hints], height, width)
-        if layer is not None and (layer.shape != (height, width, 4) or layer.dtype != np.uint8):
-            raise UserError(f"a layer of hints is ({height}, {width}, 4) uint8, got {layer.shape} {layer.dtype}")
-        return runner.colourise(frame, layer)
+    def colourise(frame: "Frame") -> "Frame":
+        return runner.colourise(frame, None if hints is None else _layer(hints, *frame.pixels.shape[:2]))
 
     if isinstance(image, str | Path | bytes):
         found = scan(Path("image"), image) if isinstance(image, bytes) else scan(Path(image))
@@ -114,6 +107,18 @@ def colorize(
     if not isinstance(image, np.ndarray):
         raise UserError(f"an image is a path, bytes, a PIL image or an array, got {type(image).__name__}")
     return _colorize_array(colourise, image)
+
+
+def _layer(hints: "Sequence[Point] | NDArray[np.uint8]", height: int, width: int) -> "NDArray[np.uint8]":
+    import numpy as np
+
+    from inference.hint_files import Point, draw_points
+
+    if not isinstance(hints, np.ndarray):
+        return draw_points([Point(*point) for point in hints], height, width)
+    if hints.shape != (height, width, 4) or hints.dtype != np.uint8:
+        raise UserError(f"a layer of hints is ({height}, {width}, 4) uint8, got {hints.shape} {hints.dtype}")
+    return hints
 
 
 def _colorize_array(colourise: "Callable[[Frame], Frame]", image: "NDArray[Any]") -> "NDArray[Any]":

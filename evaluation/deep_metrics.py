@@ -280,9 +280,10 @@ def add_metric(metrics: MetricSet, name: str, folder: Path | None, download: boo
         raise NotImplementedError(f"{name} is in config.METRICS, but nothing computes it; see docs/design.md")
     try:
         if name in DISTANCES:
-            build, metrics.per_folder[name] = DISTANCES[name]
+            build, distance = DISTANCES[name]
             if NETWORKS[name] not in metrics.extractors:
                 metrics.extractors[NETWORKS[name]] = build(folder, metrics.device, download)
+            metrics.per_folder[name] = distance
         else:
             metrics.per_image[name] = LPIPS(name.removeprefix("lpips_"), folder, metrics.device, download)
     except UserError as error:

@@ -30,7 +30,7 @@ def stand_in(name: str) -> dict[str, Tensor]:
             shapes = {f"0.{key}": value for key, value in extractor.body.state_dict().items()}
             shapes |= {f"1.{head[key[0]]}{key[1:]}": v for key, v in extractor.head.state_dict().items()}
         elif name == "lite0":
-            shapes = models.LiteEncoder(3).state_dict()  # in the order of the published file, which has a head, too
+            shapes = models.LiteClassifier().state_dict()  # in the order of the published file
         else:
             network = torchvision.models.get_model(name)
             shapes = network.state_dict()

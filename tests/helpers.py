@@ -25,7 +25,7 @@ from config import ROOT, Recipe, make_recipe
 from dataset.hints import draw_hints
 from imaging import color
 from imaging.files import read_frames, read_image, scan
-from imaging.pixels import Frame
+from imaging.pixels import Array, Frame
 from inference import checkpoint
 from inference.checkpoint import METADATA, ExportRecord
 from inference.colorizer import Colorizer
@@ -216,7 +216,7 @@ class StandInRunner(Runner):
         self.bad = bad
         self.calls: list[list[Pixels]] = []
 
-    def run(self, pictures: list[Pixels]) -> list[Pixels]:
+    def run(self, pictures: list[Pixels], hints: Array | None = None) -> list[Pixels]:
         self.calls.append([picture.copy() for picture in pictures])
         assert len({(picture.shape, picture.dtype) for picture in pictures}) == 1
         if any(picture[0, 0, 0] == self.bad for picture in pictures):

@@ -59,18 +59,20 @@ def test_keeps_names_folders_sizes_and_formats(model: Path, scans: Path) -> None
     assert colorize.main(**names, device="cpu") == [Path("other/one.png")]
 
 
-def test_model_is_by_default_that_of_the_newest_run(scans: Path) -> None:
-    with pytest.raises(UserError, match="no run in runs/"):
+def test_model_is_by_default_the_one_for_photographs_and_others_have_names(
+    scans: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(colorize, "ROOT", Path())
+    with pytest.raises(UserError, match=r"no model pretrained/photo.ts; .*python export.py"):
         colorize.main([scans], device="cpu")
-    for i, name in enumerate(("old", "new")):
-        Path("runs", name).mkdir(parents=True)
-        Path("runs", name, "recipe.json").write_text("{}")
-        os.utime(Path("runs", name, "recipe.json"), (i, i))
-    with pytest.raises(UserError, match=r"no model runs/new/generator.ts; .*python export.py"):
-        colorize.main([scans], device="cpu")
-    write_model(Path("runs/new/generator.ts"))
+    Path("pretrained").mkdir()
+    write_model(Path("pretrained/photo.ts"))
     assert len(colorize.main([scans], device="cpu")) == 3
     assert colorize.colorize(gray(0), device="cpu").shape == (40, 56, 3)
+    write_model(Path("pretrained/sketch.ts"), "sketch", "rgb")
+    assert colorize.find_model("sketch") == Path("pretrained/sketch.ts")
+    write_model(Path("sketch"))
+    assert colorize.find_model("sketch") == Path("sketch")  # a file of that name comes first
 
 
 def test_stdout_is_a_line_of_json_per_file_and_stderr_a_summary(
@@ -212,7 +214,7 @@ def test_an_interrupted_call_leaves_whole_files(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     class Interrupted(StandInRunner):
-        def run(self, pictures: list[Any]) -> list[Any]:
+        def run(self, pictures: list[Any], hints: Any = None) -> list[Any]:
             if len(self.calls) == 3:
                 raise KeyboardInterrupt
             return super().run(pictures)
@@ -360,8 +362,8 @@ def test_a_cut_file_or_a_bad_model_or_device_is_a_users_error(model: Path) -> No
         for given in (path, path.read_bytes(), image):
             with pytest.raises(UserError, match="truncated"):
                 colorize.colorize(given, model, "cpu")
-    for arguments in (("none.ts", "cpu"), (model, "tpu"), ()):
-        with pytest.raises(UserError, match=r"no model .*none\.ts|no device tpu|no run in runs/"):
+    for arguments in (("none.ts", "cpu"), (model, "tpu")):
+        with pytest.raises(UserError, match=r"no model .*none\.ts|no device tpu"):
             colorize.colorize(gray(0), *arguments)
 
 

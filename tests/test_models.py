@@ -47,6 +47,7 @@ PUBLISHED = {  # name -> px, parameters, shape of what comes out of one batch of
     "resnet": (224, 954_722, (2, 2, 224, 224)),
     "unet32": (32, 6_297_026, (2, 2, 32, 32)),
     "unet224": (224, 41_957_826, (2, 2, 224, 224)),
+    "lite-unet": (224, 3_687_424, (2, 2, 224, 224)),  # our own count; 2,958,272 of them the encoder's
     "convgen": (224, 7_822_342, (2, 3, 224, 224)),
     "patch30": (256, 2_765_633, (2, 1, 30, 30)),
     "patch26": (256, 2_768_640, (2, 1, 26, 26)),

@@ -29,11 +29,11 @@ def conv_up(x: Tensor, weights: Iterator[Tensor], stride: int = 2, extra: int = 
     return F.conv_transpose2d(x, weight, shift, stride, padding=1, output_padding=extra)
 
 
-def norm(x: Tensor, weights: Iterator[Tensor]) -> Tensor:
+def norm(x: Tensor, weights: Iterator[Tensor], eps: float = 1e-5) -> Tensor:
     """Normalise by the batch; skips the state's running statistics."""
     scale, shift, _, _, _ = (next(weights) for _ in range(5))
     mean, var = x.mean((0, 2, 3), keepdim=True), x.var((0, 2, 3), correction=0, keepdim=True)
-    return (x - mean) / (var + 1e-5).sqrt() * scale.view(1, -1, 1, 1) + shift.view(1, -1, 1, 1)
+    return (x - mean) / (var + eps).sqrt() * scale.view(1, -1, 1, 1) + shift.view(1, -1, 1, 1)
 
 
 def plain_attention(x: Tensor, weights: Iterator[Tensor]) -> Tensor:
@@ -123,6 +123,45 @@ def plain_resunet(features: list[Tensor], weights: Iterator[Tensor]) -> Tensor:
     return x
 
 
+# EfficientNet-Lite0's table: repeats, channels, kernel, stride, expansion; taps after its halvings
+LITE0 = [
+    (1, 16, 3, 1, 1), (2, 24, 3, 2, 6), (2, 40, 5, 2, 6), (3, 80, 3, 2, 6), (3, 112, 5, 1, 6), (4, 192, 5, 2, 6),
+    (1, 320, 3, 1, 6),
+]  # fmt: skip
+
+
+def conv_same(x: Tensor, weights: Iterator[Tensor], stride: int = 1, act: bool = True) -> Tensor:
+    """Convolve, by itself each channel that has a kernel of its own, padded as TensorFlow's SAME; normalise."""
+    weight = next(weights)
+    pads = []
+    for side in (x.size(3), x.size(2)):
+        total = max(0, (-(-side // stride) - 1) * stride + weight.size(2) - side)
+        pads += [total // 2, total - total // 2]
+    y = norm(F.conv2d(F.pad(x, pads), weight, None, stride, groups=x.size(1) // weight.size(1)), weights, 1e-3)
+    return y.clamp(0, 6) if act else y
+
+
+def plain_lite(x: Tensor, weights: Iterator[Tensor]) -> Tensor:
+    x, taps, number = conv_same(x, weights, 2), {}, 0
+    for repeats, channels, _, stride, expansion in LITE0:
+        for i in range(repeats):
+            y = conv_same(x, weights) if expansion > 1 else x
+            y = conv_same(conv_same(y, weights, 1 if i else stride), weights, act=False)
+            x = x + y if i else y
+            assert x.size(1) == channels
+            taps[number], number = x, number + 1
+    for tap in (10, 4, 2):
+        x = F.relu(
+            norm(
+                conv(torch.cat([x.repeat_interleave(2, 2).repeat_interleave(2, 3), taps[tap]], 1), weights, 1), weights
+            )
+        )
+    share = (conv(x, weights, 1, 0, bias=True) / 0.6).softmax(1)  # (N, 256, h, w)
+    bins = torch.tensor([[-84 + 12 * (i // 16), -96 + 12 * (i % 16)] for i in range(256)]) / 110
+    y = torch.einsum("nkhw,kc->nchw", share, bins)
+    return F.interpolate(y, scale_factor=4, mode="bilinear")
+
+
 def plain_patch(xy: Tensor, weights: Iterator[Tensor], name: str) -> Tensor:
     reflect = name == "patch26"
     xy = F.leaky_relu(conv(xy, weights, reflect=reflect, bias=not reflect), 0.2)
@@ -159,6 +198,8 @@ def plain(name: str, network: nn.Module, arguments: tuple[Tensor, ...], weights:
         return plain_resnet(features[2], weights) if name == "resnet" else plain_resunet([x, *features], weights)
     if name.startswith("unet"):
         return plain_norm_last(x, weights, DEEP if name == "unet224" else [2] * 4)
+    if name == "lite-unet":
+        return plain_lite(x, weights)
     if name == "convgen":
         return plain_convgen(x, weights)
     if name == "image-rgb":

@@ -14,7 +14,7 @@ from config import make_recipe
 from inference import checkpoint
 from models import fit_networks
 from runtime import run_folder
-from training.gan import audit, build_gan, generator_terms, load_pretrained, total, train_step
+from training.gan import audit, build_gan, generate, generator_terms, load_pretrained, total, train_step
 
 # one of each pair of networks and set of loss terms; the last holds a ResNet-50
 KINDS = ("coco", "restore", "anime", "places-resnet", "nazerigan224", "cgan", "manga-att-ext")
@@ -50,7 +50,7 @@ def test_every_term_reaches_its_network_and_every_parameter_gets_a_gradient(name
     assert found.keys() == recipe.term_weights.keys()
     assert [term for term, audited in found.items() if not audited.is_alive] == []
     train_step(networks, batch, recipe, recipe.is_adversarial)  # attention's weight is 0 before
-    terms = generator_terms(networks, batch, networks.generator(batch.x), recipe, recipe.is_adversarial)
+    terms = generator_terms(networks, batch, *generate(networks, batch.x), recipe, recipe.is_adversarial)
     total(terms, recipe.term_weights).backward()
     for key, parameter in networks.generator.named_parameters():
         if parameter.requires_grad:

@@ -127,7 +127,7 @@ MODELS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "bad recipe": (told(recipe={"name": "x", "input": "smell"}), f"{OURS}: input must be one of"),
     "older": (told(format=None, recipe={}), "is of an older version of this project; export it again"),
     **{f"newer, {form!r}": (told(format=form, version="9.9"), "is of the newer version 9.9 .*; export it again")
-       for form in (2, "2")},
+       for form in (3, "3")},
 }  # fmt: skip
 
 

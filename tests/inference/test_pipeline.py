@@ -111,7 +111,7 @@ def test_seconds_are_those_of_all_steps_and_a_batch_shares_its_own(monkeypatch: 
         works = getattr(owner, step)
 
         def slowed(*arguments: Any) -> Any:
-            now[0] += len(arguments[-1]) if isinstance(arguments[-1], list) else 1
+            now[0] += next((len(given) for given in arguments if isinstance(given, list)), 1)
             return works(*arguments)
 
         monkeypatch.setattr(owner, step, slowed)
@@ -318,7 +318,7 @@ def test_pictures_of_one_shape_share_a_forward(photo_model: Path, monkeypatch: p
     save_picture("p/06a.png", gray(6, dtype=np.uint16))
     runner = Runner(photo_model, CPU)
     sizes, real = [], runner.run
-    monkeypatch.setattr(runner, "run", lambda pictures: sizes.append(len(pictures)) or real(pictures))
+    monkeypatch.setattr(runner, "run", lambda pictures, _: sizes.append(len(pictures)) or real(pictures))
     jobs = done(runner, "p")
     assert sizes == [3, 1, 2, 1, 1, 3, 1, 1]
     for job in jobs:
@@ -427,7 +427,7 @@ class Watched:
         monkeypatch.setattr(pipeline, "ThreadPoolExecutor", self.pool)
         monkeypatch.setattr(pipeline, "read_frames", self.read_frames)
         monkeypatch.setattr(pipeline, "write_frames", self.write_frames)
-        monkeypatch.setattr(StandInRunner, "run", lambda runner, pictures: self.coloured(pictures))
+        monkeypatch.setattr(StandInRunner, "run", lambda runner, pictures, _: self.coloured(pictures))
 
     def add(self, pixels: Pixels) -> None:
         with self.lock:

@@ -56,13 +56,13 @@ class StandInMemory:
         self.owner, self.fits, self.error = owner, {FP32: fp32, FP16: fp16}, error
         self.calls: list[tuple[str, torch.dtype, int]] = []
 
-    def __call__(self, model: torch.jit.ScriptModule, images: Tensor) -> Tensor:
+    def __call__(self, model: torch.jit.ScriptModule, images: Tensor, hints: Tensor | None) -> Tensor:
         here, precision = model is self.owner.model, model.precision.dtype
         self.calls.append(("device" if here else "cpu", precision, len(images)))
         assert len(self.calls) < 50, "it goes on and on"
         if here and len(images) > self.fits[precision]:
             raise self.error
-        return infer(model, images)
+        return infer(model, images, hints)
 
 
 OnDevice = Callable[..., tuple[Runner, StandInMemory]]

@@ -379,11 +379,11 @@ def test_perceptual_terms_compare_colour_images(given: str, answer: str) -> None
     recipe = tiny_recipe(input=given, output=answer, lambda_perceptual=1.0, anime_share=0.5, discriminator="none")
     networks, pictures = build(recipe), noise_batch(recipe)
     networks.extractors = {"G_perceptual": MeanColor(), "G_anime": MeanColor()}
-    perfect = generator_terms(networks, pictures, pictures.y, recipe, False)
+    perfect = generator_terms(networks, pictures, pictures.y, None, recipe, False)
     assert set(perfect) == {"G_l1", "G_perceptual", "G_anime"}
     assert all(value < 1e-6 for value in perfect.values())  # the truth's own ab on the truth's own L
     fake = torch.zeros_like(pictures.y).requires_grad_()
-    terms = generator_terms(networks, pictures, fake, recipe, False)
+    terms = generator_terms(networks, pictures, fake, None, recipe, False)
     if answer == "ab":
         lab = color.rgb_to_lab(color.rgb01(pictures.target)) * torch.tensor([1.0, 0, 0]).view(1, 3, 1, 1)
         shown = color.lab_to_rgb(lab)

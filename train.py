@@ -56,7 +56,7 @@ def start_from(init: str, generator: "torch.nn.Module", recipe: Recipe) -> None:
     """
     import torch
 
-    from evaluation.scores import choose_epochs
+    from evaluation.best_epoch import choose_epochs
     from inference.checkpoint import load_colorizer, load_exported
     from runtime.run_folder import read_run
 
@@ -66,6 +66,8 @@ def start_from(init: str, generator: "torch.nn.Module", recipe: Recipe) -> None:
         held = record.recipe
     else:
         run, epoch = (Path(found[1]), found[2]) if found else (Path(init), None)
+        if not run.is_dir():
+            raise UserError(f"no {run}: --init takes a generator.ts, or a run's folder, perhaps with :EPOCH")
         held, number = read_run(run).recipe, choose_epochs(run, epoch, all_epochs=False)[0]
         model = load_colorizer(run, number, cpu)
     state = {key.removeprefix("generator."): value for key, value in model.generator.state_dict().items()}
@@ -152,6 +154,8 @@ def main(
         gan_mode=gan_mode, pair=pair, seed=seed,
     )  # fmt: skip
     weights = Path(weights) if weights else None
+    if resume and init:
+        raise UserError("--init begins a new run: --resume goes on with the weights that a run has")
     if resume:
         folder = Path(run) if run else RUNS / recipe if recipe else run_folder.newest_run()
         plan = setup.go_on(folder, run_folder.read_run(folder), recipe, data, given, weights)

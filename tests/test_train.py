@@ -10,6 +10,7 @@ import torch
 from helpers import CPU, TINY, log_of, run_stage, same_tensors, saved_weights, stop_in, times_of
 from torch import Tensor
 
+import export
 import train
 from config import RECIPES, UserError
 from runtime import atomic, run_folder
@@ -216,3 +217,48 @@ def test_dry_run_writes_nothing(
     assert train.main(dry_run=True) == Path("runs/demo")
     assert train.main(run=trained, dry_run=True) == trained  # which need not be free
     assert list(tmp_path.iterdir()) == []
+
+
+# --init
+
+
+def begin(pictures: Path, init: str | Path, run: str = "tuned", **options: Any) -> Path:
+    settings = [*TINY["set_"], "lr=1e-12", "dropout=0", *options.pop("set_", [])]
+    given = {**TINY, "recipe": "coco", "data": str(pictures), "run": Path(run), "epochs": 1, **options}
+    return train.main(**{**given, "set_": settings}, init=str(init))
+
+
+def test_a_run_starts_from_another_runs_epoch(pictures: Path, trained: Path) -> None:
+    for init, epoch in ((trained, 2), (f"{trained}:1", 1)):
+        run = begin(pictures, init, f"from-{epoch}")
+        theirs, ours = saved_weights(trained, epoch), saved_weights(run, 1)
+        weights = [name for name in theirs if name.endswith("weight")]
+        assert all(torch.allclose(theirs[name], ours[name], atol=1e-9) for name in weights)
+        assert read_run(run).init == str(init)
+
+
+def test_a_run_starts_from_an_exported_file_that_can_be_trained_on(pictures: Path, trained: Path) -> None:
+    for trainable in (True, False):
+        export.main(run=trained, out=Path(f"{trainable}.ts"), trainable=trainable, device="cpu")
+    ours, theirs = saved_weights(begin(pictures, "True.ts"), 1), saved_weights(trained, 2)
+    assert all(torch.allclose(theirs[name], ours[name], atol=1e-9) for name in theirs if name.endswith("weight"))
+    with pytest.raises(UserError, match=r"^False.ts cannot be trained on: export its run with --trainable, or name"):
+        begin(pictures, "False.ts", "other")
+    assert not Path("other").exists()
+
+
+def test_what_cannot_be_started_from_is_named_before_any_work(pictures: Path, trained: Path) -> None:
+    Path("x.ts").write_bytes(b"x")
+    for init, sentence in (
+        ("nothing:3", "no nothing: --init takes a generator.ts, or a run's folder"),
+        ("x.ts", "x.ts is not a TorchScript file, or it is damaged"),
+        (f"{trained}:9", "epoch 9 is not saved"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            begin(pictures, init)
+    fits = rf"^{trained} holds generator unet of ngf 4, L -> ab: it fits --recipe coco, not unet32$"
+    with pytest.raises(UserError, match=fits):
+        train.main(recipe="unet32", data=str(pictures), run=Path("tuned"), device="cpu", init=str(trained))
+    with pytest.raises(UserError, match=r"^--init begins a new run"):
+        train.main(resume=True, run=trained, init=str(trained))
+    assert not Path("tuned").exists()

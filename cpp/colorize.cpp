@@ -201,7 +201,7 @@ at::Tensor read_hints(const fs::path& path, const at::Tensor& image) {
     if (layer.scalar_type() != image.scalar_type()) {
         const at::Tensor levels = layer.to(at::kInt);
         const bool deeper = image.scalar_type() == at::kUInt16;
-        layer = (deeper ? levels * 257 : (levels + 128).div(257, "floor")).to(image.scalar_type());
+        layer = (deeper ? levels.mul(257) : levels.add(128).div(257, "floor")).to(image.scalar_type());
     }
     return layer.permute({2, 0, 1}).unsqueeze(0).to(image.device());
 }

@@ -76,7 +76,7 @@ def test_the_file_equals_eager_and_says_what_it_is(run: Path, epoch: str | None,
     told = {checkpoint.METADATA: ""}
     torch.jit.load(path, _extra_files=told)
     assert json.loads(told[checkpoint.METADATA]) == json.loads(record.to_json())
-    assert (record.format, record.version, record.torch) == (1, VERSION, torch.__version__)
+    assert (record.format, record.version, record.torch) == (2, VERSION, torch.__version__)
     assert (record.epoch, record.precision) == (int(epoch or 2), precision)
     assert record.recipe == read_run(run).recipe
     assert {parameter.dtype for parameter in model.parameters()} == {exporters.PRECISIONS[precision]}

@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
 
 from config import DRAWN_INPUTS, AnyRecipe, Recipe, UserError
 from dataset import scenes
@@ -27,6 +26,7 @@ from dataset.sources import Blob
 from imaging import color
 from imaging.line_art import line_art
 from imaging.pixels import Array, colorfulness, resize
+from runtime.progress import track
 from runtime.run_folder import RunRecord
 
 Corners = NDArray[np.float64]  # (N, 2) in [0, 1): positions of crops from top (left) to bottom (right)
@@ -269,10 +269,9 @@ def _decode_all(items: Sequence[Item], loading: Loading, label: str) -> Iterator
             return error
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        starts = range(0, len(items), CHUNK)
-        for start in tqdm(starts, f"decoding {label}", unit=f"x{CHUNK}", leave=False, disable=None):
-            chunk = items[start : start + CHUNK]
-            yield from zip(chunk, pool.map(attempt, chunk), strict=True)
+        chunks = (items[start : start + CHUNK] for start in range(0, len(items), CHUNK))
+        decoded = (pair for chunk in chunks for pair in zip(chunk, pool.map(attempt, chunk), strict=True))
+        yield from track(decoded, f"decoding {label}", len(items))
 
 
 def mean_ab(images: ImageSet, size: int, limit: int = 2048) -> tuple[float, float]:

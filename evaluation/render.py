@@ -15,13 +15,13 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
 from config import Recipe, UserError
 from data import ImageSet
 from imaging import color
 from imaging.files import write_image
 from inference.checkpoint import load_colorizer
+from runtime.progress import track
 from runtime.run_folder import STAMP, outputs_path, read_run, stamp
 
 BATCH = 16  # images per forward
@@ -82,7 +82,7 @@ def write_pictures(folder: Path, images: ImageSet, draw: Draw) -> None:
     """Write STEM.png for every image; PNGs are compressed in threads beside `draw`."""
     with ThreadPoolExecutor() as pool:
         starts = range(0, len(images), BATCH)
-        for start in tqdm(starts, folder.name, leave=False, disable=None):
+        for start in track(starts, folder.name, len(starts)):
             ids = list(range(start, min(start + BATCH, len(images))))
             arrays = draw(ids).permute(0, 2, 3, 1).numpy()  # (N, H, W, 3)
             list(pool.map(write_image, [folder / f"{images.stems[i]}.png" for i in ids], arrays))

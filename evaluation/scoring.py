@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from config import UserError
 from data import ImageSet
@@ -21,6 +20,7 @@ from evaluation.metrics import Pictures
 from evaluation.render import render_missing
 from evaluation.scores import PerImage, Row, ScoreFile
 from imaging.files import read_image
+from runtime.progress import track
 from runtime.run_folder import epoch_path, read_run, stamp
 
 CHUNK_PIXELS = {"cpu": 2**17, "cuda": 2**21}  # scored at a time by a thread; more do not fit the CPU's cache
@@ -81,7 +81,7 @@ def score_pictures(
     try:
         with ThreadPoolExecutor(THREADS[metrics.device.type], **limit) as pool:
             work = pool.map(lambda ids: score_chunk(ids, folders, images, size, metrics), chunks)
-            digests, parts = zip(*tqdm(work, "scoring", len(chunks), leave=False, disable=None), strict=True)
+            digests, parts = zip(*track(work, "scoring", len(chunks)), strict=True)
     finally:
         torch.set_num_threads(threads)
     per_image = {
@@ -131,7 +131,7 @@ def score_folders(run: Path, rows: dict[str, Row], images: ImageSet, metrics: Me
     for network, extractor in metrics.extractors.items():
         truth = extractor.features([run / "targets" / f"{stem}.png" for stem in images.stems])
         names = [name for name in rows if name != "truth"]
-        for name in tqdm(names, "features", leave=False, disable=None):
+        for name in track(names, "features", len(names)):
             files = [run / "outputs" / name / f"{stem}.png" for stem in images.stems]
             features = extractor.features(files)
             for metric in [metric for metric in metrics.per_folder if NETWORKS[metric] == network]:

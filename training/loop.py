@@ -19,16 +19,20 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from config import AnyRecipe, UserError
 from data import ImageSet, steps_per_epoch
 from runtime import atomic
 from runtime.atomic import replacing
 from runtime.device import restore_rng, rng_state
+from runtime.progress import Clock, duration, say, track
 from runtime.run_folder import read_records, state_path
 
 Save = Callable[[int, list[dict[str, Any]]], None]  # finished epoch, records of the log
+TITLES = {  # of loss terms
+    "G_gan": "GAN", "G_l1": "L1", "G_mse": "MSE", "G_class": "classes", "G_lpips": "LPIPS", "G_perceptual": "VGG",
+    "G_anime": "Danbooru", "D_real": "D-real", "D_fake": "D-fake", "C_loss": "loss",
+}  # fmt: skip
 REMEDY = "train with a smaller learning rate (--set lr=...) or with --set precision=fp32"
 
 
@@ -76,7 +80,7 @@ class State:
 
 
 class Log:
-    """Sums losses up on the device and, once per interval, turns them into a status line and a record."""
+    """Sums losses up on the device and, once per interval, turns them into a record."""
 
     def __init__(self, path: Path, state: State) -> None:
         """Open the log; records of later steps, left by a run that was cut off, are dropped."""
@@ -98,7 +102,7 @@ class Log:
         self.steps, self.images, self.waited = self.steps + 1, self.images + images, self.waited + waited
 
     def flush(self) -> None:
-        """End the interval: print a line, append the record. Raises UserError if a loss is not finite."""
+        """End the interval: append the record. Raises UserError if a loss is not finite."""
         if not self.steps:
             return
         values = (torch.stack(list(self.sums.values())) / self.steps).tolist()  # the one wait for the device
@@ -115,9 +119,56 @@ class Log:
         self.records.append({**done, **means, "lr": optimizer.param_groups[0]["lr"], **speed})
         with open(self.path, "a") as file:
             file.write(json.dumps(self.records[-1]) + "\n")
-        terms = " ".join(f"{name} {value:.4f}" for name, value in means.items())
-        words = f"{rate:.1f} images/s | data wait {wait:.1f} % | {memory_mb:.0f} MB"
-        tqdm.write(f"epoch {done['epoch']} step {done['steps']} | {terms} | {words}")
+        self.clear()
+
+
+class Status:
+    """Says now and then how a training goes and how long it will take; first what the whole of it takes here."""
+
+    PLAN = 10  # steps after which the time is told
+
+    def __init__(self, state: State, recipe: AnyRecipe, steps: int, images: int) -> None:
+        """`steps`: per epoch; `images`: to train on."""
+        self.state, self.recipe, self.steps, self.images = state, recipe, steps, images
+        self.count = min(images, recipe.batch_size)  # per step
+        self.clock, self.done, self.planned = Clock(), 0, False
+        self.clear()
+
+    def clear(self) -> None:
+        """Begin an interval."""
+        self.sums: dict[str, Tensor] = {}
+        self.first, self.began = self.done, time.monotonic()
+
+    @property
+    def seconds_left(self) -> float:
+        """How long the rest takes at the speed since the first step, which is slower than others."""
+        per_step = (time.monotonic() - self.warm) / (self.done - 1)
+        return per_step * (self.steps * self.recipe.epochs - self.state.steps)
+
+    def add(self, terms: Mapping[str, Tensor]) -> None:
+        """Count one step with its loss terms; says what is due."""
+        self.done += 1
+        for name, value in terms.items():
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
+        if self.done == 1:
+            self.warm = time.monotonic()
+            return
+        due = self.clock.due()
+        if not self.planned and (due or self.done == self.PLAN):
+            self.planned, left = True, self.seconds_left
+            look = "; for a first look: --quick" if left > 3600 else ""
+            whole = f"{self.recipe.epochs} epochs of {self.images:,} pictures"
+            say(f"{whole}: about {duration(left)} here; Ctrl-C keeps what is done{look}")
+        if due:
+            self.say()
+
+    def say(self) -> None:
+        """Print the means since the last line."""
+        count, rate = self.done - self.first, self.count / (time.monotonic() - self.began)
+        means = {name: float(value) / count for name, value in self.sums.items()}
+        terms = " ".join(f"{TITLES.get(name, name)} {value:.3g}" for name, value in means.items())
+        words = f"{rate * count:.1f} images/s | {duration(self.seconds_left)} left"
+        say(f"epoch {self.state.epoch}/{self.recipe.epochs} | {terms} | {words}")
         self.clear()
 
 
@@ -180,16 +231,18 @@ def fit(
     """
     log = Log(run / "log.jsonl", state)
     steps = steps_per_epoch(len(images["train"]), recipe.batch_size)
-    count = min(len(images["train"]), recipe.batch_size)  # of images per step
+    status = Status(state, recipe, steps, len(images["train"]))
     torch.backends.cudnn.benchmark = True  # every batch has one shape
     with noted_signals() as caught:
         while state.epoch <= recipe.epochs and not caught:
             title, todo = f"epoch {state.epoch}/{recipe.epochs}", batches(state.epoch, state.step)
             started = time.perf_counter()
-            for batch in tqdm(todo, title, steps, leave=False, initial=state.step, disable=None):
+            for batch in track(todo, title, steps, state.step, lines=False):
                 waited = time.perf_counter() - started
-                log.add(step(batch), count, waited)
+                terms = step(batch)
+                log.add(terms, status.count, waited)
                 state.step, state.steps = state.step + 1, state.steps + 1
+                status.add(terms)
                 if state.steps % recipe.log_every == 0:
                     log.flush()
                 if caught:
@@ -201,11 +254,11 @@ def fit(
             _save_state(run, log)
     for name, split in images.items():
         for sentence in split.bad:
-            print(f"skipped {sentence}")
+            say(f"skipped {sentence}")
         if split.gray:
-            print(f"left {split.gray} near-gray pictures out of {name} (min_colorfulness)")
+            say(f"left {split.gray} near-gray pictures out of {name} (min_colorfulness)")
     if state.epoch <= recipe.epochs:
-        print(f"stopped in epoch {state.epoch}; go on with: {command} --resume --run {quote(str(run))}")
+        say(f"stopped in epoch {state.epoch}; go on with: {command} --resume --run {quote(str(run))}")
         raise SystemExit(128 + caught[0])
 
 

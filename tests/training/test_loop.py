@@ -15,10 +15,10 @@ import torch
 from helpers import CPU
 from torch import Tensor, nn
 
-from config import ClassifierRecipe, UserError
+from config import ClassifierRecipe, Recipe, UserError
 from data import ImageSet
 from runtime import atomic
-from training.loop import Log, State, fit, noted_signals, peak_memory_mb
+from training.loop import Log, State, Status, fit, noted_signals, peak_memory_mb
 
 PATH = Path("log.jsonl")
 
@@ -108,9 +108,40 @@ def test_a_record_has_the_means_of_its_interval(
     assert first == {**expected, "memory_mb": first["memory_mb"]}
     assert (second["G_l1"], second["D_real"]) == (1.0, 3.0)
     assert (second["images_per_s"], second["data_wait_percent"]) == (2.0, 0.0)
+    assert capsys.readouterr().out == ""
+
+
+def test_status_lines_come_by_time_and_say_what_is_left(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    made = state(epoch=1, step=0, steps=0)
+    status = Status(made, Recipe("x", epochs=3, batch_size=4), steps=30, images=120)
+    for i in range(40):
+        now[0] += 5.0 if i == 0 else 2.0  # the first step is slower
+        made.steps += 1
+        status.add(terms(1.0, float(i)))
     said = capsys.readouterr().out.splitlines()
-    assert said[0].startswith("epoch 2 step 7 | G_l1 2.0000 | ")
-    assert said[1].startswith("epoch 2 step 7 | G_l1 1.0000 D_real 3.0000 | ")
+    assert said[0] == "3 epochs of 120 pictures: about 3 min here; Ctrl-C keeps what is done"  # 84 steps of 2 s
+    assert said[1] == "epoch 1/3 | L1 1 D-real 2.5 | 1.6 images/s | 3 min left"  # 6 steps, in 15 s
+    assert said[2] == "epoch 1/3 | L1 1 D-real 20.5 | 2.0 images/s | 2 min left"  # the next 60 s: steps 7 to 36
+    assert len(said) == 3
+
+
+def test_a_plan_of_days_says_so_after_ten_steps(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    made = state(epoch=1, step=0, steps=0)
+    status = Status(made, Recipe("x", epochs=950, batch_size=1), steps=1485, images=1485)
+    for _ in range(10):
+        now[0] += 0.9
+        made.steps += 1
+        status.add(terms(1.0, 1.0))
+    line = "950 epochs of 1,485 pictures: about 15 days here; Ctrl-C keeps what is done; for a first look: --quick"
+    assert capsys.readouterr().out.splitlines() == [line]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,64 @@
+"""What a long stage says while it works: lines that arrive at once, and how much time is left."""
+
+import os
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+from tqdm import tqdm
+
+T = TypeVar("T")
+FIRST, EVERY = 15.0, 60.0  # s until the first line, and between later ones
+
+
+def say(text: str) -> None:
+    """Print to stdout, above any progress bar and at once; a reader that has gone ends nothing."""
+    try:
+        tqdm.write(text, file=sys.stdout)
+        sys.stdout.flush()
+    except OSError:  # as of `| head`: what is said from now on has no reader
+        sys.stdout = open(os.devnull, "w")
+
+
+def duration(seconds: float) -> str:
+    """Return a time in words: "40 s", "21 min", "3.5 h" or "14 days"."""
+    for unit, length, most in (("s", 1, 90), ("min", 60, 90), ("h", 3600, 48)):
+        if seconds < most * length:
+            return f"{seconds / length:.1f} {unit}" if unit == "h" else f"{max(1, round(seconds / length))} {unit}"
+    return f"{round(seconds / 86400)} days"
+
+
+class Clock:
+    """Tells when the next line is due: the first soon, later ones now and then."""
+
+    def __init__(self) -> None:
+        self.said, self.wait = time.monotonic(), FIRST
+
+    def due(self) -> bool:
+        """Tell whether a line is due; if so, the next one is due in EVERY seconds."""
+        now = time.monotonic()
+        if now - self.said < self.wait:
+            return False
+        self.said, self.wait = now, EVERY
+        return True
+
+
+def track(items: Iterable[T], title: str, total: int, start: int = 0, lines: bool = True) -> Iterator[T]:
+    """Yield items under a progress bar; where stderr is no terminal, perhaps with a line now and then instead.
+
+    Args:
+        total, start: how many items there are, and how many of them were done before.
+    """
+    if sys.stderr.isatty():
+        yield from tqdm(items, title, total, initial=start, leave=False)
+        return
+    if not lines:
+        yield from items
+        return
+    clock, began = Clock(), time.monotonic()
+    for done, item in enumerate(items):
+        if done and clock.due():
+            left = (time.monotonic() - began) / done * (total - done)
+            print(f"{title}: {done:,} of {total:,}, about {duration(left)} left", file=sys.stderr, flush=True)
+        yield item

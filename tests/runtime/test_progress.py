@@ -1,0 +1,77 @@
+"""Progress: times in words, lines where there is no terminal, and a reader that goes away."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from itertools import count
+
+import pytest
+
+from config import ROOT
+from runtime import progress
+from runtime.progress import duration, say, track
+
+SECONDS = {
+    0.2: "1 s",
+    40: "40 s",
+    89.9: "90 s",
+    91: "2 min",
+    1260: "21 min",
+    12600: "3.5 h",
+    172700: "48.0 h",
+    1.2e6: "14 days",
+}
+
+
+@pytest.mark.parametrize(("seconds", "words"), SECONDS.items())
+def test_times_in_words(seconds: float, words: str) -> None:
+    assert duration(seconds) == words
+
+
+def test_without_a_terminal_a_line_comes_now_and_then(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = count(step=1)  # each look at the clock takes a second
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(now))
+    assert list(track(range(100), "scoring", 100)) == list(range(100))
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("scoring: 14 of 100, about ")
+    assert 2 <= len(lines) <= 4
+
+
+def test_a_terminal_has_a_bar(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    assert list(track("ab", "scoring", 2)) == ["a", "b"]
+    assert "scoring" in capsys.readouterr().err
+
+
+def test_items_are_not_read_ahead() -> None:
+    def items() -> Iterator[int]:
+        yield 1
+        raise AssertionError("nobody asked for a second one")
+
+    assert next(track(items(), "x", 2)) == 1
+
+
+PROGRAM = """
+import subprocess
+import sys
+from runtime.progress import say
+for i in range(20000):
+    say("a line that nobody reads")
+print("done", file=sys.stderr)
+"""
+
+
+def test_a_reader_that_goes_away_ends_nothing() -> None:
+    given = {"cwd": ROOT, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", PROGRAM], **given) as process:
+        process.stdout.readline()
+        process.stdout.close()
+        said = process.stderr.read()
+    assert (process.returncode, said) == (0, "done\n")
+
+
+def test_what_is_said_arrives_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+    say("a line")
+    assert capsys.readouterr().out == "a line\n"

@@ -328,15 +328,31 @@ def closest(name: str, names: Sequence[str]) -> str:
     return (f"; did you mean {near[0]}?" if near else "") + f" (known: {' '.join(sorted(names))})"
 
 
+def known_recipe(name: str) -> str:
+    """Return the name of a recipe. Raises UserError on an unknown one, naming the closest."""
+    if name not in RECIPES:
+        raise UserError(f"no recipe {name}{closest(name, list(RECIPES))}")
+    return name
+
+
 def make_recipe(name: str, overrides: Mapping[str, Any]) -> Recipe:
     """Build a recipe by name. `overrides` maps fields, as from parse_settings, to values; None is left out.
 
     Raises UserError on an unknown recipe (naming the closest), or a value out of range.
     """
-    if name not in RECIPES:
-        raise UserError(f"no recipe {name}{closest(name, list(RECIPES))}")
-    values = {key: value for key, value in RECIPES[name].items() if key != "system"}
-    return Recipe(name=name, **values | {key: value for key, value in overrides.items() if value is not None})
+    values = {key: value for key, value in RECIPES[known_recipe(name)].items() if key != "system"}
+    given = {key: value for key, value in overrides.items() if value is not None}
+    return Recipe(name=name, **values | settle(name, given) | given)
+
+
+def settle(name: str, given: Mapping[str, Any]) -> dict[str, int]:
+    """Return the fields of a known recipe that follow from those given, in the recipe's own proportions."""
+    plain, found = Recipe(name, **{key: value for key, value in RECIPES[name].items() if key != "system"}), {}
+    for key, follower in (("size", "load_size"), ("size", "test_size"), ("epochs", "pretrain_epochs")):
+        whole, part = getattr(plain, key), getattr(plain, follower)
+        if key in given and follower not in given and part not in (0, whole):
+            found[follower] = round(given[key] * part / whole)
+    return found
 
 
 def parse_settings(settings: Sequence[str], recipe: type[AnyRecipe] = Recipe) -> dict[str, Any]:

@@ -745,7 +745,8 @@ def fit_networks(recipe: Recipe) -> Recipe:
         if name not in known:
             raise UserError(f"no {kind} {name}{closest(name, list(known))}")
         smallest = known[name].smallest if known[name] else 1
-        require(recipe.size >= smallest, "size", recipe, f"at least {smallest} for {name}")
+        near = f"(the nearest that fits is {nearest_size(recipe)})"
+        require(recipe.size >= smallest, "size", recipe, f"at least {smallest} for {name} {near}")
     recipe = replace(recipe, depth=_fit_depth(recipe))
     network = GENERATORS[recipe.generator]
     sides = [recipe.size >> n for n in range(1, recipe.depth + 1)] if network.attention else []
@@ -762,19 +763,40 @@ def fit_networks(recipe: Recipe) -> Recipe:
     return recipe
 
 
+def nearest_size(recipe: Recipe) -> int:
+    """Return the size nearest to a recipe's that its networks, which are known, take."""
+    halvings = GENERATORS[recipe.generator].halvings or recipe.depth
+    step = 2**halvings if halvings else MULTIPLE
+    networks = (GENERATORS[recipe.generator], DISCRIMINATORS.get(recipe.discriminator))
+    least = max(network.smallest for network in networks if network)
+    return step * max(round(recipe.size / step), -(-least // step))
+
+
+def quick_fields(name: str) -> dict[str, int]:
+    """Return fields with which a known recipe shows in minutes whether pictures load and where colours begin."""
+    recipe = make_recipe(name, {})
+    network = GENERATORS[recipe.generator]
+    size = nearest_size(replace(recipe, size=min(recipe.size, 64), load_size=0, test_size=0))
+    slow = network.extractor or recipe.anime_share > 0  # a ResNet-50 looks at every picture at 360 px
+    widths = {key: min(16, getattr(recipe, key)) for key in ("ngf", "ndf")}
+    batch = min(8, recipe.batch_size)
+    fields = {"size": size, "epochs": 10, "limit": 30 if slow else 300, "batch_size": batch, "save_every": 5}
+    return fields if network.encoder else {**fields, **widths}
+
+
 def _fit_depth(recipe: Recipe) -> int:
     """Return the generator's number of downsampling steps; check that the size can be halved so often."""
-    own = GENERATORS[recipe.generator].halvings
+    own, near = GENERATORS[recipe.generator].halvings, f"(the nearest that fits is {nearest_size(recipe)})"
     if own:
         require(recipe.depth in (0, own), "depth", recipe, f"0 or {own} for {recipe.generator}")
-        require(recipe.size % 2**own == 0, "size", recipe, f"a multiple of {2**own} for {recipe.generator}")
+        require(recipe.size % 2**own == 0, "size", recipe, f"a multiple of {2**own} for {recipe.generator} {near}")
         return own
     depth = recipe.depth
     if depth == 0:
-        require(recipe.size % MULTIPLE == 0, "size", recipe, f"a multiple of {MULTIPLE} (or set depth)")
+        require(recipe.size % MULTIPLE == 0, "size", recipe, f"a multiple of {MULTIPLE} {near}")
         depth = next(n for n in range(MAX_DEPTH, 0, -1) if recipe.size % 2**n == 0)
-    fits = 2 <= depth <= MAX_DEPTH and recipe.size % 2**depth == 0
-    require(fits, "depth", recipe, f"2 to 8 with size a multiple of 2^depth (size is {recipe.size})")
+    require(2 <= depth <= MAX_DEPTH, "depth", recipe, f"2 to {MAX_DEPTH}")
+    require(recipe.size % 2**depth == 0, "size", recipe, f"a multiple of {2**depth} at depth {depth} {near}")
     return depth
 
 

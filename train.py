@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from config import CACHE, DEMO, RUNS, Recipe, UserError, make_recipe
+from config import CACHE, DEMO, RUNS, Recipe, UserError, known_recipe, make_recipe, settle
 from runtime import cli
 
 if TYPE_CHECKING:
@@ -113,6 +113,7 @@ def main(
         str | None, typer.Option(metavar="FILE|RUN[:N]", help="Start from a trained generator's weights.")
     ] = None,
     device: cli.DeviceOption = "auto",
+    quick: cli.QuickOption = False,
     resume: cli.ResumeOption = False,
     dry_run: cli.DryRunOption = False,
     audited: Annotated[
@@ -140,7 +141,7 @@ def main(
     from data import find_loading, load_images, mean_ab, steps_per_epoch, training_batches
     from dataset.folders import list_items, pick
     from inference.checkpoint import save_generator
-    from models import fit_networks
+    from models import fit_networks, quick_fields
     from reporting.curves import plot_losses
     from reporting.summary import score_command
     from runtime import atomic, run_folder
@@ -154,12 +155,16 @@ def main(
         gan_mode=gan_mode, pair=pair, seed=seed,
     )  # fmt: skip
     weights = Path(weights) if weights else None
+    if resume and quick:
+        raise UserError("--quick begins a new run: --resume goes on as a run was begun")
     if resume and init:
         raise UserError("--init begins a new run: --resume goes on with the weights that a run has")
     if resume:
         folder = Path(run) if run else RUNS / recipe if recipe else run_folder.newest_run()
         plan = setup.go_on(folder, run_folder.read_run(folder), recipe, data, given, weights)
     else:
+        if quick:
+            given = quick_fields(known_recipe(recipe or DEMO)) | given
         made = fit_networks(make_recipe(recipe or DEMO, given))
         if data is None and made.name != DEMO:
             raise UserError(f"recipe {made.name} needs --data PATH (or --data {DEMO})")
@@ -172,6 +177,8 @@ def main(
     loading = find_loading(made, items["train"])
     gan = build_gan(made, on, precision)
     facts = setup.describe(made, plan.data, items, loading, gan.parameters())
+    if settled := ({} if resume else settle(made.name, given)) | (given if quick else {}):
+        facts["settled"] = ", ".join(f"{key} {value}" for key, value in settled.items())
     plan.announce({**facts, "device": f"{on}, {precision}"}, dry_run)
     if dry_run:
         return folder

@@ -35,6 +35,7 @@ BatchSizeOption = Annotated[int | None, typer.Option(min=1, help="Images per ste
 LimitOption = Annotated[int | None, typer.Option(min=0, help="Images of each split at most; 0: all.")]
 SeedOption = Annotated[int | None, typer.Option(min=0, help="Of everything random.")]
 SettingsOption = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any recipe field.")]
+QuickOption = Annotated[bool, typer.Option("--quick", help="Small and short: a first look, in minutes.")]
 ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on where the run stopped.")]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Print what is resolved, and stop.")]
 DeviceOption = Annotated[str, typer.Option(metavar="auto|cpu|cuda|mps", help="Where the networks run.")]

@@ -1,5 +1,6 @@
 """Networks and their blocks: published counts and shapes, details of layers, gradients, scripting, sizes."""
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +12,7 @@ from helpers import NETWORKS, X_Y_CHANNELS, Glance, build_network, network_input
 from torch import Tensor, nn
 
 import models
-from config import CHOICES, DEGRADATIONS, Recipe, UserError
+from config import CHOICES, DEGRADATIONS, RECIPES, Recipe, UserError, make_recipe
 from dataset import degradations
 from imaging import color
 from models import (
@@ -33,6 +34,7 @@ from models import (
     init_kaiming,
     init_normal,
     needs_two_images,
+    quick_fields,
 )
 
 PUBLISHED = {  # name -> px, parameters, shape of what comes out of one batch of 2
@@ -208,13 +210,36 @@ ONE_PIXEL = [
 ]  # fmt: skip
 
 
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_takes_a_size_or_names_one_that_it_takes(name: str) -> None:
+    for size in (4, 30, 32, 50, 64, 96, 100, 128, 200, 224, 256, 300, 1000):
+        for epochs in (1, 2, 5, 21):
+            given = {"size": size, "epochs": epochs, "limit": 1}
+            try:
+                found = fit_networks(make_recipe(name, given))
+            except UserError as error:
+                named = re.search(rf"the nearest that fits is (\d+)\), got {size}$", str(error))
+                found = fit_networks(make_recipe(name, {**given, "size": int(named[1])}))
+            assert found.pretrain_epochs <= found.epochs == epochs
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_quick_is_a_small_valid_recipe(name: str) -> None:
+    plain, given = fit_networks(make_recipe(name, {})), quick_fields(name)
+    quick = fit_networks(make_recipe(name, given))
+    assert quick.size <= plain.size
+    assert quick.epochs * quick.limit * quick.size**2 <= 3000 * 224**2  # a few minutes of any CPU
+    assert (quick.pretrain_epochs > 0) == (plain.pretrain_epochs > 0)
+    assert (quick.generator, quick.term_weights) == (plain.generator, plain.term_weights)
+
+
 @pytest.mark.parametrize(
     ("given", "wanted"),
     [
-        ({"depth": 1}, "2 to 8 with size a multiple of 2^depth (size is 256)"),
-        ({"depth": 9, "size": 512}, "2 to 8 with size a multiple of 2^depth (size is 512)"),
-        ({"depth": 6, "size": 96}, "2 to 8 with size a multiple of 2^depth (size is 96)"),
-        ({"size": 250}, "a multiple of 16 (or set depth)"),
+        ({"depth": 1}, "2 to 8"),
+        ({"depth": 9, "size": 512}, "2 to 8"),
+        ({"size": 96, "depth": 6}, "a multiple of 64 at depth 6 (the nearest that fits is 128)"),
+        ({"size": 250}, "a multiple of 16 (the nearest that fits is 256)"),
         *(({"depth": n + 1, "generator": g}, f"0 or {n} for {g}") for g, n in HALVINGS.items()),
         *(({"size": 256 + 2**n // 2, "generator": g}, f"a multiple of {2**n}") for g, n in HALVINGS.items()),
         *(({"size": d.smallest - 1, "discriminator": n}, f"at least {d.smallest} for {n}")

@@ -2,15 +2,16 @@
 
     python colorize.py photo.jpg folder/                       # with pretrained/photo.ts, into out/
     python colorize.py scans/ --model runs/coco/generator.ts --out coloured/ --format png
+    python colorize.py scans/ --run runs/coco --epoch 50       # without exporting
     python colorize.py photo.jpg --hints points.json           # with colours of your own
     python colorize.py scans/ --palette reference.jpg          # one mood for all
     python colorize.py page.png --panels                       # panel by panel
     python colorize.py 'pages/**/*.tif' --keep-coloured --compare
     find scans -name '*.jpg' -print0 | python colorize.py -
 
-Names, folders, sizes, 16-bit depth, transparency, frames, pages and metadata are kept. Each file is answered
-by a line of JSON on stdout; what failed is listed at the end on stderr. What is already in the output folder
-is skipped, so that an interrupted call can be repeated.
+Names, folders, sizes, 16-bit depth, transparency, frames, pages and metadata are kept. Each file is answered by
+a line on stdout, of JSON with --json or where that is no terminal; what failed is listed at the end on stderr.
+What is already in the output folder is skipped, so that an interrupted call can be repeated.
 
 Exit code: 0 all done, 1 some files failed, 2 a mistake in the call, and nothing was begun.
 
@@ -35,7 +36,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from config import ROOT, UserError
-from runtime.cli import DeviceOption, command
+from runtime.cli import BestEpochOption, DeviceOption, RunOption, command
 
 if TYPE_CHECKING:
     import numpy as np
@@ -155,14 +156,24 @@ def find_model(model: str | Path | None) -> Path:
     return shipped if shipped.is_file() and not Path(model or "").is_file() else Path(model or shipped)
 
 
-def report(jobs: Iterable["Job"], total: int, out: Path) -> list["Job"]:
+def find_checkpoint(run: Path, epoch: str | None) -> Path:
+    """Return the file of one epoch of a run: by default the best scored, else the last. Raises UserError."""
+    from evaluation.best_epoch import best_or_last, choose_epochs
+    from runtime.run_folder import epoch_path
+
+    number = best_or_last(run)[0] if epoch is None else choose_epochs(run, epoch, all_epochs=False)[0]
+    return epoch_path(run, number)
+
+
+def report(jobs: Iterable["Job"], total: int, out: Path, as_json: bool) -> list["Job"]:
     """Print a line per job as it ends, and a summary; returns the jobs."""
     from tqdm import tqdm
 
+    from runtime.progress import say, track
+
     finished, began = [], time.monotonic()
-    for job in tqdm(jobs, "colourising", total, unit="file", leave=False, disable=None):
-        tqdm.write(json.dumps(job.record()), file=sys.stdout)
-        sys.stdout.flush()  # to a pipe, too
+    for job in track(jobs, "colourising", total, lines=False):
+        say(json.dumps(job.record()) if as_json else str(job))
         if job.bug and not any(other.bug for other in finished):
             tqdm.write(job.bug, file=sys.stderr)  # once: the next ones are often the same
         job.scan = None  # the metadata of a file can be larger than its pixels
@@ -184,13 +195,16 @@ def main(
         Path | None,
         typer.Option(metavar="FILE|NAME", help="A generator.ts; default: photo, which comes along."),
     ] = None,
+    run: RunOption = None,
+    epoch: BestEpochOption = None,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where the pictures go.")] = Path("out"),
     format_: Annotated[
         str | None, typer.Option("--format", metavar="png|jpg|webp|tif", help="Default: that of each input.")
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace results that exist.")] = False,
     keep_coloured: Annotated[
-        bool, typer.Option("--keep-coloured", help="Pass pictures that have colours through as they are.")
+        bool,
+        typer.Option("--keep-coloured", "--keep-colored", help="Pass pictures that have colours through as they are."),
     ] = False,
     compare: Annotated[
         bool, typer.Option("--compare", help="Also write input and result side by side, as STEM_compare.")
@@ -209,6 +223,9 @@ def main(
     palette: Annotated[Path | None, typer.Option(metavar="FILE", help="A picture whose mood the results get.")] = None,
     panels: Annotated[bool, typer.Option("--panels", help="Colour comic pages panel by panel.")] = False,
     jobs: Annotated[int, typer.Option(min=1, help="Threads that decode, and that encode.")] = JOBS,
+    json_: Annotated[
+        bool, typer.Option("--json", help="A line of JSON per file, as where stdout is no terminal.")
+    ] = False,
     device: DeviceOption = "auto",
 ) -> list[Path]:
     """Colourise files; returns the results that now exist. Exits with 1 if some files fail."""
@@ -223,6 +240,11 @@ def main(
     from inference.tasks import plan_tasks
     from runtime.device import pick_device
 
+    if run is None and epoch is not None:
+        raise UserError("--epoch is of a run: name it with --run")
+    if run is not None and model is not None:
+        raise UserError("--model and --run name two models; give one of them")
+    format_ = {"jpeg": "jpg", "tiff": "tif"}.get(format_ or "", format_)
     for name, value, known in (("format", format_, FORMS), ("upsampling", upsampling, Colorizer.UPSAMPLINGS)):
         if value is not None and value not in known:
             raise UserError(f"no {name} {value}: use one of {' '.join(known)}")
@@ -230,7 +252,8 @@ def main(
     given = [inputs] if isinstance(inputs, str | Path) else inputs
     tasks = plan_tasks([Path(path) for path in given], out, format_, compare, overwrite)
     mood = palette_of(torch.from_numpy(read_image(palette)).permute(2, 0, 1)[None]) if palette else None
-    runner = Runner(find_model(model), on, size, strength, upsampling, temperature, mood, panels)
+    path = find_model(model) if run is None else find_checkpoint(Path(run), epoch)
+    runner = Runner(path, on, size, strength, upsampling, temperature, mood, panels)
     layers = Hints(hints, [task.path for task in tasks]) if hints else None
     if hints and not runner.record.recipe.hints:
         raise UserError(f"{runner.path} takes no hints: it is of recipe {runner.record.recipe.name}")
@@ -239,7 +262,9 @@ def main(
         tempfile.TemporaryFile(dir=out).close()
     except OSError as error:
         raise UserError(f"{out} cannot be written to ({error.strerror}); name another --out") from None
-    finished = report(Pipeline(runner, jobs, overwrite, keep_coloured, layers).run(tasks), len(tasks), out)
+    print(f"model {path}: {runner.record}; on {runner.device}", file=sys.stderr, flush=True)
+    pipeline = Pipeline(runner, jobs, overwrite, keep_coloured, layers)
+    finished = report(pipeline.run(tasks), len(tasks), out, json_ or not sys.stdout.isatty())
     if any(job.status == "failed" for job in finished):
         raise SystemExit(1)
     return [job.task.output for job in finished]

@@ -367,6 +367,7 @@ def parse_settings(settings: Sequence[str], recipe: type[AnyRecipe] = Recipe) ->
         key, equals, text = setting.partition("=")
         if not equals:
             raise UserError(f"--set takes key=value, got {setting!r}")
+        key = key.replace("colour", "color")  # both spellings
         if key not in kinds:
             raise UserError(f"no recipe field {key}{closest(key, list(kinds))}")
         kind = kinds[key]

@@ -67,7 +67,8 @@ def main(
         return compare((folder, epoch), parse_opponent(against, folder), force)
     if force:
         raise UserError("--force is for comparing with --against RUN")
-    for name in metric or []:
+    metric = [name.replace("colour", "color") for name in metric or []]  # both spellings
+    for name in metric:
         if name not in METRICS:
             raise UserError(f"no metric {name}{closest(name, list(METRICS))}")
     weights, classifier = (Path(path) if path else None for path in (weights, classifier))
@@ -78,7 +79,7 @@ def main(
     from evaluation.scores import read_scores
     from reporting.curves import plot_scores
     from reporting.page import write_report
-    from reporting.summary import score_table
+    from reporting.summary import model_words, score_table
 
     if not report_only:
         import torch
@@ -91,9 +92,10 @@ def main(
         on = pick_device(device)
         epochs = choose_epochs(folder, epoch, all_epochs)
         record = read_run(folder)
+        print(f"scoring {folder}: {model_words(record, epochs, on)}", flush=True)
         images = open_split(record, data, "test", CACHE)
         scorer = on if on.type == "cuda" else torch.device("cpu")  # MPS has no float64
-        metrics = load_metrics(images, record.recipe.test_size, scorer, metric or [], classifier, weights)
+        metrics = load_metrics(images, record.recipe.test_size, scorer, metric, classifier, weights)
         scores = evaluate(folder, epochs, images, metrics, on)
         print("\n".join([score_table(scores), *scores.notes]))
     report = write_report(folder)

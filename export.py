@@ -1,6 +1,6 @@
 """Write generator.ts: one TorchScript file that turns any image into a colour image, with torch alone.
 
-    python export.py                                 # newest run, last epoch
+    python export.py                                 # newest run, its best scored epoch, else the last
     python export.py --run runs/coco --epoch best    # by the recipe's metric, as eval.py found it
     python export.py --precision bf16                # half the size, faster where the machine has it
     python export.py --format onnx                   # or pt2, torch.export's
@@ -18,12 +18,12 @@ from typing import Annotated
 import typer
 
 from config import UserError
-from runtime.cli import DeviceOption, EpochOption, RunOption, command
+from runtime.cli import BestEpochOption, DeviceOption, RunOption, command
 
 
 def main(
     run: RunOption = None,
-    epoch: EpochOption = None,
+    epoch: BestEpochOption = None,
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Default: generator.ts in the run; or .onnx, .pt2.")
     ] = None,
@@ -39,7 +39,7 @@ def main(
     """Export one saved epoch; returns the file. The differences are checked on the CPU and on `device`."""
     import torch
 
-    from evaluation.best_epoch import choose_epochs
+    from evaluation.best_epoch import best_or_last, choose_epochs
     from evaluation.scores import read_scores
     from inference import checkpoint, exporters
     from reporting.summary import why_best
@@ -55,13 +55,15 @@ def main(
     cpu = torch.device("cpu")
     devices = list(dict.fromkeys([cpu, pick_device(device)]))
     folder = Path(run or newest_run())
-    number = choose_epochs(folder, epoch, all_epochs=False)[0]
-    if epoch == "best":
-        print(why_best(read_scores(folder)))
+    number, why = best_or_last(folder) if epoch is None else (choose_epochs(folder, epoch, all_epochs=False)[0], "")
+    run_record = read_run(folder)
+    record = checkpoint.ExportRecord(run_record.recipe, number, precision, trained_on=run_record.trained_on)
     path = Path(out or folder / f"generator.{format_}")
     if path.is_dir():
         raise UserError(f"{path} is a folder; name a file with --out")
-    record = checkpoint.ExportRecord(read_run(folder).recipe, number, precision)
+    print(f"exporting {folder}: {record}{f' ({why})' if why else ''}")
+    if epoch == "best":
+        print(why_best(read_scores(folder)))
     exporters.write(path, checkpoint.load_colorizer(folder, number, cpu), record, format_, devices, trainable)
     print(f"wrote {path}, {path.stat().st_size / 1e6:.1f} MB")
     if format_ == "ts":

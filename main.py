@@ -1,14 +1,15 @@
 """Train, test, score, export and colourise in one go; on the embedded demo scenes unless told otherwise.
 
-    python main.py                                   # minutes on two CPU cores, no download
-    python main.py --recipe coco --data photos/
+    python main.py                                   # the embedded scenes: minutes on two CPU cores, no download
+    python main.py --data photos/                    # looks: pairs of drawings -> anime, photographs -> coco
+    python main.py --recipe coco --data photos/ --quick
 
 If the run exists, its training goes on where it stopped. Every option means the same as in the stages.
 """
 
 from pathlib import Path
 
-from config import DEMO, RUNS
+from config import CACHE, DEMO, RUNS, make_recipe
 from runtime import cli
 
 ROWS = 5  # test images on the contact sheet
@@ -30,11 +31,29 @@ def write_example(path: Path, kind: str) -> Path:
     return photo
 
 
+def find_recipe(data: str) -> str:
+    """Return the recipe for a data set whose user named none: anime for pairs, else coco; says which."""
+    from dataset.folders import find_pair, list_items
+
+    items = list_items(data, make_recipe("anime", {}), CACHE)["train"]
+    if isinstance(items[0].target, int):
+        return DEMO
+    pairs = items[0].source is not None or find_pair(items) != "none"
+    name, seen = ("anime", "pairs of a drawing and its colours") if pairs else ("coco", "colour pictures")
+    print(f"{data} holds {seen}: recipe {name} (--recipe NAME for another)", flush=True)
+    return name
+
+
 def main(
     recipe: cli.RecipeOption = None,
     data: cli.DataOption = None,
     run: cli.RunOption = None,
     epochs: cli.EpochsOption = None,
+    size: cli.SizeOption = None,
+    batch_size: cli.BatchSizeOption = None,
+    limit: cli.LimitOption = None,
+    set_: cli.SettingsOption = None,
+    quick: cli.QuickOption = False,
     weights: cli.WeightsOption = None,
     device: cli.DeviceOption = "auto",
 ) -> Path:
@@ -50,13 +69,15 @@ def main(
     from imaging.pixels import contact_sheet, resize
     from runtime.run_folder import outputs_path, read_run
 
+    recipe = recipe or (find_recipe(str(data)) if data and not run else None)
     folder = Path(run or RUNS / (recipe or DEMO))
     common = {"run": folder, "device": device}
+    given = {"epochs": epochs, "size": size, "batch_size": batch_size, "limit": limit, "set_": set_}
     resume = (folder / "recipe.json").exists()
-    train.main(recipe=recipe, data=data, epochs=epochs, weights=weights, resume=resume, **common)
+    train.main(recipe=recipe, data=data, weights=weights, resume=resume, quick=quick and not resume, **given, **common)
     test.main(all_epochs=True, **common)
     scoring.main(all_epochs=True, weights=weights, **common)
-    model = export.main(epoch="best", **common)
+    model = export.main(**common)
     example = folder / "photograph.png"
     photo = write_example(example, read_run(folder).recipe.input)
     coloured = colorize.main([example], model=model, out=folder / "colorized", device=device)[0]

@@ -24,13 +24,16 @@ def main(
     from data import open_split
     from evaluation.best_epoch import choose_epochs
     from evaluation.render import render_epoch
+    from reporting.summary import model_words
     from runtime.device import pick_device
     from runtime.run_folder import newest_run, read_run
 
     on = pick_device(device)
     folder = Path(run or newest_run())
     epochs = choose_epochs(folder, epoch, all_epochs)
-    images = open_split(read_run(folder), data, "test", CACHE)
+    record = read_run(folder)
+    print(f"rendering {folder}: {model_words(record, epochs, on)}", flush=True)
+    images = open_split(record, data, "test", CACHE)
     outputs = [render_epoch(folder, number, images, on) for number in epochs]
     for output in outputs:
         print(f"rendered {len(images)} images into {output}")

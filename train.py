@@ -100,7 +100,7 @@ def main(
     data: cli.DataOption = None,
     run: cli.RunOption = None,
     epochs: cli.EpochsOption = None,
-    size: Annotated[int | None, typer.Option(min=4, help="Side of the training squares, px.")] = None,
+    size: cli.SizeOption = None,
     batch_size: cli.BatchSizeOption = None,
     limit: cli.LimitOption = None,
     save_every: Annotated[int | None, typer.Option(min=1, help="Epochs between checkpoints.")] = None,

@@ -52,6 +52,20 @@ def best_epoch(run: Path) -> int:
     return row.epoch
 
 
+def best_or_last(run: Path) -> tuple[int, str]:
+    """Return the best scored epoch, or the last one where none is known to be best, and which of the two it is.
+
+    Raises UserError where none is saved.
+    """
+    last = choose_epochs(run, None, all_epochs=False)[0]
+    if not (run / "scores.json").exists():
+        return last, "the last: none is scored"
+    try:
+        return best_epoch(run), "the best scored"
+    except UserError as error:
+        return last, f"the last: {error}"
+
+
 def distance(metric: str, row: Row) -> float:
     """Return a number in the metric's unit that is the smaller, the better the row is."""
     mean = row.scores[metric].mean

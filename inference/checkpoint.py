@@ -1,6 +1,7 @@
 """A trained generator <-> a file: the checkpoints of a run, and the exported generator.ts."""
 
 import json
+import re
 import warnings
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -13,7 +14,7 @@ from config import VERSION, Recipe, UserError
 from inference.colorizer import Colorizer, use_batch_statistics
 from models import GENERATORS, build_generator
 from runtime.atomic import load, save
-from runtime.run_folder import epoch_path
+from runtime.run_folder import epoch_path, read_run
 
 FORMAT = "tinct-generator-2"
 EXPORT_FORMAT = 2  # of generator.ts; to be raised when its forward or its attributes change: 2 takes hints
@@ -31,6 +32,12 @@ class ExportRecord:
     format: int = EXPORT_FORMAT
     version: str = VERSION  # of this project
     torch: str = torch.__version__  # that wrote the file
+    trained_on: str = ""  # data set, see RunRecord.trained_on; earlier files do not say
+
+    def __str__(self) -> str:
+        """Say what is about to run."""
+        seen = f", trained on {self.trained_on}" if self.trained_on else ""
+        return f"recipe {self.recipe.name}, epoch {self.epoch}, {self.precision}{seen}"
 
     def to_json(self) -> str:
         """Return the record as JSON."""
@@ -38,9 +45,9 @@ class ExportRecord:
 
 
 class Exported(NamedTuple):
-    """An exported generator in memory."""
+    """A trained generator in memory."""
 
-    module: torch.jit.ScriptModule  # a scripted Colorizer, to be run by `infer`
+    module: nn.Module  # a Colorizer, scripted where it comes from an exported file, to be run by `infer`
     record: ExportRecord
 
 
@@ -78,6 +85,17 @@ def load_colorizer(run: Path, epoch: int, device: torch.device) -> Colorizer:
     return colorizer.eval().requires_grad_(False).to(device)
 
 
+def load_model(path: Path, device: torch.device) -> Exported:
+    """Return the generator of an exported generator.ts, or of one of a run's checkpoints. Raises UserError."""
+    match = re.fullmatch(r"epoch_(\d+)\.pt", path.name)
+    if not match:
+        return load_exported(path, device)
+    run, epoch = path.parent.parent, int(match[1])
+    record = read_run(run)
+    told = ExportRecord(record.recipe, epoch, "fp32", trained_on=record.trained_on)
+    return Exported(load_colorizer(run, epoch, device), told)
+
+
 def load_exported(path: Path, device: torch.device) -> Exported:
     """Return an exported generator.ts; one of fp16 computes in fp32 on a CPU, where half convolutions are slow.
 
@@ -105,7 +123,8 @@ def load_exported(path: Path, device: torch.device) -> Exported:
     known = {field.name for field in fields(Recipe)}  # another version of the same format may have more
     try:
         recipe = Recipe.from_record({key: value for key, value in recipe.items() if key in known})
-        record = ExportRecord(recipe, told["epoch"], told["precision"], form, version, told["torch"])
+        seen = str(told.get("trained_on", ""))
+        record = ExportRecord(recipe, told["epoch"], told["precision"], form, version, told["torch"], seen)
     except (KeyError, UserError) as error:
         raise UserError(f"{path} is not as export.py writes it: {error}") from None
     if record.precision == "fp16" and device.type == "cpu":

@@ -64,6 +64,8 @@ def parse_points(content: Any, where: str) -> list[Point]:
 
 
 def _parse_point(entry: Any, where: str) -> Point:
+    if isinstance(entry, dict) and "colour" in entry:
+        entry = {"color" if key == "colour" else key: value for key, value in entry.items()}
     if not isinstance(entry, dict) or not {"x", "y", "color"} <= entry.keys() <= set(Point._fields):
         raise UserError(f'{where}: a point has x, y, color and perhaps radius, as in {{"x": 10, "y": 20, ...}}')
     numbers = [entry["x"], entry["y"], entry.get("radius", RADIUS)]

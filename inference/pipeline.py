@@ -67,6 +67,16 @@ class Job:
         self.given = self.frame.pixels if self.task.sheet else None
         self.frame = Frame(colour, self.frame.alpha)
 
+    def __str__(self) -> str:
+        """Return what is printed for people."""
+        if self.status == "failed":
+            return f"failed: {self.reason}"
+        if self.status == "skipped":
+            return f"skipped: {self.task.path}, as {self.task.output} is there"
+        frames = f", {self.scan.count} frames" if self.scan and self.scan.count > 1 else ""
+        kept = ", as it is" if self.status == "kept" else ""
+        return f"{self.task.path} -> {self.task.output}{kept}{frames}, {self.seconds:.2f} s"
+
     def record(self) -> dict[str, Any]:
         """Return what is printed as JSON."""
         line = {"file": str(self.task.path), "output": str(self.task.output), "status": self.status}

@@ -16,7 +16,7 @@ from torch import Tensor
 from config import DRAWN_INPUTS, UserError
 from imaging.panels import find_panels, join_panels
 from imaging.pixels import Array, Frame
-from inference.checkpoint import infer, load_exported
+from inference.checkpoint import infer, load_model
 
 Pixels = NDArray[Any]  # (H, W, 3) uint8, uint16, or floating point in [0, 1]
 NOT_FINITE = "output is not finite"  # part of what Colorizer raises
@@ -30,7 +30,7 @@ class Runner:
     is coloured on the CPU. Each of these is said once on stderr. Threads may share a Runner; they take turns.
     """
 
-    path: Path  # of a generator.ts
+    path: Path  # of a generator.ts, or a checkpoint of a run
     device: torch.device
     size: int | None = None  # it and what follows: attributes of Colorizer to set; None leaves one as exported
     strength: float | None = None
@@ -50,13 +50,13 @@ class Runner:
         self.said: set[str] = set()
         self.lock = threading.Lock()
         try:
-            self.model, self.record = load_exported(self.path, self.device)
+            self.model, self.record = load_model(self.path, self.device)
         except Exception as error:
             if self.device.type == "cpu" or not is_out_of_memory(error):
                 raise
             self._say(f"the model does not fit into the memory of {self.device}: colouring on the CPU, which is slower")
             self.device = torch.device("cpu")
-            self.model, self.record = load_exported(self.path, self.device)
+            self.model, self.record = load_model(self.path, self.device)
         for name in ("size", "strength", "upsampling", "temperature", "palette"):
             if (value := getattr(self, name)) is not None:
                 self._set(name, value)

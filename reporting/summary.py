@@ -9,6 +9,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from shlex import quote
 
+import torch
+
 from config import RECIPES, Recipe, make_recipe
 from evaluation.best_epoch import distance
 from evaluation.scores import BASELINES, TRUTH_COLORFULNESS, Row, ScoreFile, epoch_number
@@ -34,6 +36,12 @@ OUTPUTS = {"ab": "colour (a and b of Lab)", "rgb": "RGB", "Lab": "lightness and 
 def score_command(run: Path) -> str:
     """Return the command that scores every epoch of a run."""
     return f"python eval.py --all-epochs --run {quote(str(run))}"
+
+
+def model_words(record: RunRecord, epochs: Sequence[int], device: torch.device) -> str:
+    """Return what is about to run: recipe, epochs, what they were trained on, device."""
+    several = f"epochs {' '.join(map(str, epochs))}" if len(epochs) > 1 else f"epoch {epochs[0]}"
+    return f"recipe {record.recipe.name}, {several}, trained on {record.trained_on}; on {device}"
 
 
 def title(name: str) -> str:

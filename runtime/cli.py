@@ -30,7 +30,11 @@ EpochOption = Annotated[
     str | None,
     typer.Option(metavar="N|best", help="One saved epoch; best: by the recipe's metric. Default: the last."),
 ]
+BestEpochOption = Annotated[
+    str | None, typer.Option(metavar="N|best", help="One saved epoch. Default: the best scored, else the last.")
+]
 AllEpochsOption = Annotated[bool, typer.Option("--all-epochs", help="Every saved epoch.")]
+SizeOption = Annotated[int | None, typer.Option(min=4, help="Side of the training squares, px.")]
 BatchSizeOption = Annotated[int | None, typer.Option(min=1, help="Images per step.")]
 LimitOption = Annotated[int | None, typer.Option(min=0, help="Images of each split at most; 0: all.")]
 SeedOption = Annotated[int | None, typer.Option(min=0, help="Of everything random.")]

@@ -22,7 +22,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
 
-from config import RUNS, VERSION, AnyRecipe, ClassifierRecipe, Recipe, UserError
+from config import DEMO, RUNS, VERSION, AnyRecipe, ClassifierRecipe, Recipe, UserError
 from runtime.atomic import write_json
 
 R = TypeVar("R", bound="Record")
@@ -55,6 +55,14 @@ class RunRecord(Record):
     parameters: dict[str, int] = field(default_factory=dict)  # network -> trainable parameters
     overrides: dict[str, Any] | None = None  # recipe fields that the user set; None: not recorded
     init: str | None = None  # trained generator whose weights it began with
+
+    @property
+    def trained_on(self) -> str:
+        """What a model of this run has seen, in words, without the path."""
+        if self.data == DEMO:
+            return "drawn scenes alone: expect wrong colours on photographs"
+        count = f", {self.images['train']:,} pictures" if "train" in self.images else ""
+        return f"{Path(self.data).name}{count}"
 
     def __post_init__(self) -> None:
         a, b = self.mean_ab  # JSON has lists alone

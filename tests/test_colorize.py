@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import weakref
@@ -22,6 +23,7 @@ import colorize
 from config import ROOT, UserError
 from imaging.files import FORMS, scan
 from inference import pipeline, runner
+from inference.checkpoint import load_colorizer
 from runtime import cli
 
 
@@ -89,10 +91,45 @@ def test_stdout_is_a_line_of_json_per_file_and_stderr_a_summary(
         ("album/three.tif", "done"), ("album/two.JPG", "done"), ("broken.jpg", "failed"),
         ("colour.png", "kept"), ("one.png", "skipped"),
     ]  # fmt: skip
-    summary, failed = said.err.splitlines()
+    header, summary, failed = said.err.splitlines()
+    assert header == f"model {model}: recipe coco, epoch 1, fp32; on cpu"
     assert summary.startswith("5 files: 2 done, 1 kept, 1 skipped, 1 failed; ")
     assert failed == f"not done: {lines[2]['reason']}"
     assert lines[2]["reason"] == "scans/broken.jpg: not an image that can be read"
+
+
+def test_people_read_lines(
+    model: Path, scans: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    (scans / "broken.jpg").write_bytes(b"")
+    save_picture("out/one.png", gray(0))
+    with pytest.raises(SystemExit):
+        colorize.main([scans], model=model, device="cpu")
+    lines = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(rf"{scans}/album/three.tif -> out/album/three.tif, \d+\.\d\d s", lines[0])
+    assert lines[2] == f"failed: {scans}/broken.jpg: not an image that can be read"
+    assert lines[3] == f"skipped: {scans}/one.png, as out/one.png is there"
+    colorize.main([scans / "one.png"], model=model, device="cpu", json_=True)
+    assert records(capsys.readouterr().out)[0]["status"] == "skipped"
+
+
+def test_a_run_is_coloured_with_as_it_is(scans: Path, trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert len(colorize.main([scans], run=trained, epoch="1", device="cpu")) == 3
+    said = capsys.readouterr().err
+    assert said.startswith(f"model {trained}/checkpoints/epoch_0001.pt: recipe coco, epoch 1, fp32, trained on ")
+    found = load_colorizer(trained, 1, torch.device("cpu"))
+    expected = found(torch.from_numpy(frame_of(scans / "one.png").pixels).permute(2, 0, 1)[None])
+    np.testing.assert_array_equal(frame_of("out/one.png").pixels, expected[0].permute(1, 2, 0).numpy())
+    for options, words in (({"epoch": "1"}, "--epoch is of a run"), ({"run": trained, "model": "x.ts"}, "two models")):
+        with pytest.raises(UserError, match=words):
+            colorize.main([scans], device="cpu", **options)
+
+
+def test_what_people_type_is_understood(model: Path, scans: Path) -> None:
+    assert run_stage("colorize", scans / "one.png", "--model", model, "--format", "jpeg", "--keep-colored") == 0
+    assert run_stage("colorize", scans / "one.png", "--model", model, "--format", "tiff") == 0
+    assert sorted(path.name for path in Path("out").iterdir()) == ["one.jpg", "one.tif"]
 
 
 def test_every_line_goes_out_at_once(model: Path, scans: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -370,8 +407,8 @@ def test_a_cut_file_or_a_bad_model_or_device_is_a_users_error(model: Path) -> No
 def test_a_model_is_loaded_once_by_all_threads_and_again_when_it_changes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path, loaded, real = write_model(tmp_path / "m.ts"), [], runner.load_exported
-    monkeypatch.setattr(runner, "load_exported", lambda *given: loaded.append(given) or real(*given))
+    path, loaded, real = write_model(tmp_path / "m.ts"), [], runner.load_model
+    monkeypatch.setattr(runner, "load_model", lambda *given: loaded.append(given) or real(*given))
     pictures = [gray(i) for i in range(4)]
     alone = [expected(path, picture[..., None]) for picture in pictures]
     loaded.clear()

@@ -11,7 +11,7 @@ import config
 import main
 from dataset import scenes
 from imaging import color
-from imaging.files import read_image
+from imaging.files import read_image, write_image
 from inference import checkpoint
 
 
@@ -56,17 +56,28 @@ def test_stages_are_given_the_options(monkeypatch: pytest.MonkeyPatch, begun: bo
     monkeypatch.setattr("test.main", lambda **options: given.update(test=options))
     monkeypatch.setattr("eval.main", stop)
     options = {"recipe": "coco-resnet", "data": "photos", "epochs": 3, "weights": Path("w"), "device": "cpu"}
+    rest = {"size": 64, "batch_size": 2, "limit": 9, "set_": ["ngf=4"]}
     run = Path("runs/coco-resnet")
     run.mkdir(parents=True)
     if begun:
         (run / "recipe.json").touch()
     with pytest.raises(InterruptedError):
-        main.main(**options)
+        main.main(**options, **rest, quick=True)
     assert given == {
-        "train": {**options, "run": run, "resume": begun},
+        "train": {**options, **rest, "run": run, "resume": begun, "quick": not begun},
         "test": {"run": run, "all_epochs": True, "device": "cpu"},
         "eval": {"run": run, "all_epochs": True, "weights": Path("w"), "device": "cpu"},
     }
+
+
+def test_without_a_recipe_the_pictures_decide(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    colours, lines = scenes.draw(1, 64)
+    for name, picture in (("photos/a", colours), ("pairs/a", np.hstack([colours, lines]))):
+        for i in range(3):
+            write_image(tmp_path / f"{name}{i}.png", picture)
+    for folder, name in (("photos", "coco"), ("pairs", "anime")):
+        assert main.find_recipe(str(tmp_path / folder)) == name
+        assert f": recipe {name} (--recipe NAME for another)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("kind", ["L", "gray", "line", "gray+line", "sketch"])

@@ -296,7 +296,7 @@ def test_a_model_that_does_not_fit_works_on_the_cpu(
             raise NO_MEMORY
         return load_exported(path, device)
 
-    monkeypatch.setattr(runner, "load_exported", full)
+    monkeypatch.setattr(runner, "load_model", full)
     made, pictures = Runner(model, StandInDevice("cuda:0"), strength=0.5), draw(2)
     assert made.device == CPU
     assert "does not fit into the memory of cuda:0" in capsys.readouterr().err

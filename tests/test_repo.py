@@ -170,6 +170,7 @@ def test_the_tree_in_design_md_is_the_tree() -> None:
 
 
 PAGES = [path.relative_to(ROOT).as_posix() for path in sorted([*ROOT.glob("*/*.md"), ROOT / "README.md"])]
+PAGES.remove("docs/design.md")  # whose names the test above looks at
 
 
 @pytest.mark.parametrize("name", PAGES)

@@ -21,6 +21,7 @@
 #include <map>
 #include <optional>
 #include <set>
+#include <sstream>
 #include <string>
 #include <utility>
 
@@ -28,7 +29,7 @@ namespace fs = std::filesystem;
 using Clock = std::chrono::steady_clock;
 
 constexpr long FORMAT = 2;  // of tinct.json; the newest that this program knows
-constexpr const char* USAGE = R"(colorize --model FILE [--out DIR] [--hints PNG|DIR] [--device cpu|cuda] [--threads N] FILE...
+constexpr const char* USAGE = R"(colorize --model FILE [--out DIR] [--hints PNG|DIR] [--device cpu|cuda] [--threads N] [--json] FILE...
 
 Colourise PNG and JPEG files into DIR/NAME.png.
 
@@ -38,11 +39,13 @@ Colourise PNG and JPEG files into DIR/NAME.png.
                    for each picture that has one
   --device NAME    cpu or cuda, where the network runs (default: cpu)
   --threads N      of the CPU (default: torch's, one per core)
+  --json           a line of JSON per file, as where stdout is no terminal
 
 Exit code: 0 all files are done; 1 some failed, each named on stderr; 2 the call is wrong, nothing was done.
 )";
 
 struct Options {
+    bool json = !isatty(STDOUT_FILENO);
     std::string model, hints, out = "out", device = "cpu", threads;
     std::vector<fs::path> files;
 };
@@ -81,6 +84,10 @@ Options parse(const std::vector<std::string>& words) {
         }
         if (names || !word->starts_with("-")) {
             options.files.push_back(*word);
+            continue;
+        }
+        if (*word == "--json") {
+            options.json = true;
             continue;
         }
         const auto value = values.find(*word);
@@ -159,6 +166,40 @@ at::Device pick_device(const std::string& name) {
     return at::Device(name);
 }
 
+// Return where the value of a key begins in JSON; npos if it is not there. A quoted key and its colon cannot be part
+// of a text, where JSON escapes quotes.
+size_t value_at(const std::string& json, const std::string& key) {
+    const std::string quoted = "\"" + key + "\":";
+    const size_t found = json.find(quoted);
+    return found == json.npos ? json.npos : json.find_first_not_of(' ', found + quoted.size());
+}
+
+long number_of(const std::string& json, const std::string& key) {
+    const size_t start = value_at(json, key);
+    return start == json.npos ? 0 : std::strtol(&json[start], nullptr, 10);
+}
+
+std::string text_of(const std::string& json, const std::string& key) {
+    const size_t start = value_at(json, key);
+    return start == json.npos ? "?" : json.substr(start + 1, json.find('"', start + 1) - start - 1);
+}
+
+// Return a text as JSON writes it.
+std::string quoted(const std::string& text) {
+    std::ostringstream out;
+    out << '"';
+    for (const unsigned char c : text) {
+        if (c == '"' || c == '\\')
+            out << '\\' << c;
+        else if (c < 0x20)
+            out << "\\u" << std::hex << std::setw(4) << std::setfill('0') << int(c) << std::dec;
+        else
+            out << c;
+    }
+    out << '"';
+    return out.str();
+}
+
 torch::jit::Module load_model(const Options& options, at::Device device) {
     const std::string& path = options.model;
     if (!fs::is_regular_file(path)) refuse("no model " + path + "; write one with: python export.py");
@@ -171,14 +212,14 @@ torch::jit::Module load_model(const Options& options, at::Device device) {
     }
     const std::string& metadata = files["tinct.json"];
     if (metadata.empty()) refuse(path + " is a TorchScript file, but not one written by export.py");
-    const std::string key = "\"format\":";  // cannot be part of a text, where JSON escapes quotes
-    const size_t found = metadata.find(key);
-    const long format = found == key.npos ? 0 : std::strtol(&metadata[found + key.size()], nullptr, 10);
+    const long format = number_of(metadata, "format");
     if (format < 1) refuse(path + " is of an older version of Tinct; export it again with this one");
     if (format > FORMAT)
         refuse(path + " is of a newer version of Tinct, format " + std::to_string(format) +
                ", and this program knows format " + std::to_string(FORMAT) + "; build it from that version");
-    std::cout << "model: " << metadata << std::endl;
+    std::cerr << "model " << path << ": recipe " << text_of(metadata, "name") << ", epoch "
+              << number_of(metadata, "epoch") << ", " << text_of(metadata, "precision") << "; on " << device
+              << std::endl;
     if (!options.hints.empty() && metadata.find("\"hints\": true") == metadata.npos)
         refuse(path + " takes no hints: use a model of a recipe with hints, or leave --hints out");
     if (device.is_cpu() && metadata.find("\"precision\": \"fp16\"") != metadata.npos)
@@ -206,7 +247,7 @@ at::Tensor read_hints(const fs::path& path, const at::Tensor& image) {
     return layer.permute({2, 0, 1}).unsqueeze(0).to(image.device());
 }
 
-void colorize(torch::jit::Module& model, const Job& job, at::Device device) {
+void colorize(torch::jit::Module& model, const Job& job, at::Device device, bool json) {
     const auto start = Clock::now();
     const at::Tensor picture = read_image(job.input);                             // (H, W, 1|3)
     const at::Tensor image = picture.permute({2, 0, 1}).unsqueeze(0).to(device);  // (1, 1|3, H, W)
@@ -214,8 +255,12 @@ void colorize(torch::jit::Module& model, const Job& job, at::Device device) {
     if (!job.hints.empty()) given.emplace_back(read_hints(job.hints, image));
     const at::Tensor colour = model.forward(std::move(given)).toTensor();  // (1, 3, H, W)
     write_png(job.output, colour[0].permute({1, 2, 0}).cpu().contiguous());
-    std::cout << job.input.string() << " -> " << job.output.string() << ' ' << image.size(3) << 'x'
-              << image.size(2) << ' ' << seconds_since(start) << " s" << std::endl;
+    if (json)
+        std::cout << "{\"file\": " << quoted(job.input.string()) << ", \"output\": " << quoted(job.output.string())
+                  << ", \"status\": \"done\", \"seconds\": " << seconds_since(start) << '}' << std::endl;
+    else
+        std::cout << job.input.string() << " -> " << job.output.string() << ", " << image.size(3) << " x "
+                  << image.size(2) << " px, " << seconds_since(start) << " s" << std::endl;
 }
 
 int run(const Options& options, char** argv) {
@@ -234,13 +279,16 @@ int run(const Options& options, char** argv) {
     size_t done = 0;
     for (const Job& job : jobs) {
         try {
-            colorize(model, job, device);
+            colorize(model, job, device, options.json);
             ++done;
         } catch (const std::exception& error) {
             std::cerr << "not done: " << job.input.string() << ": " << reason(error) << std::endl;
+            if (options.json)
+                std::cout << "{\"file\": " << quoted(job.input.string()) << ", \"status\": \"failed\", \"reason\": "
+                          << quoted(reason(error)) << '}' << std::endl;
         }
     }
-    std::cout << "coloured " << done << " of " << jobs.size() << " images in " << seconds_since(start)
+    std::cerr << "coloured " << done << " of " << jobs.size() << " images in " << seconds_since(start)
               << " s\n";
     return done == jobs.size() ? 0 : 1;
 }

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from config import UserError
-from runtime.atomic import load, replacing, save, write_json
+from runtime.atomic import bounded, load, replacing, save, write_json, writing
 
 
 def test_a_finished_block_replaces_the_file(tmp_path: Path) -> None:
@@ -48,6 +48,26 @@ def test_a_full_disk_names_the_file(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []  # whatever it was, nothing half written stays
 
 
+def test_a_full_disk_names_a_file_that_grows() -> None:
+    for error, named in ((OSError(errno.ENOSPC, "No space left on device"), "log.jsonl"), (OSError("odd"), None)):
+        with pytest.raises(OSError) as raised, writing(Path("log.jsonl")):  # noqa: PT011 - told by what it names
+            raise error
+        assert raised.value.filename == named
+    with pytest.raises(OSError, match="other"), writing(Path("log.jsonl")):
+        raise OSError(errno.ENOSPC, "No space left on device", "other")
+
+
+def test_a_long_name_is_cut_and_stays_unique_and_text() -> None:
+    assert bounded("short") == "short"
+    names = [f"{head}{'é' * 100}" for head in ("a", "b", "ab", "\udce9")]
+    found = [bounded(name) for name in names]
+    assert len(set(found)) == len(names)
+    for name in found:
+        assert 110 < len(name.encode()) <= 120  # no half of a letter, no byte that is no text
+        assert name.endswith("é" * 50)
+    assert len(bounded("x" * 300, 200)) == 200
+
+
 PAYLOAD = {"weights": torch.arange(5.0), "nested": {"epoch": 3, "names": ["a", "b"]}}
 NO_CHECKPOINT = r"^x.pt is not a checkpoint of this project, or it is damaged$"
 
@@ -61,6 +81,16 @@ def test_a_checkpoint_comes_back(tmp_path: Path) -> None:
     assert list(path.parent.iterdir()) == [path]
     with pytest.raises(UserError, match=r"^no checkpoint gone.pt$"):
         load(Path("gone.pt"))
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="asks Linux")
+def test_a_checkpoint_on_a_full_disk_ends_in_the_systems_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = Path.open
+    monkeypatch.setattr("builtins.open", lambda _, mode: real(Path("/dev/full"), mode))
+    with pytest.raises(OSError, match="No space left on device") as raised:
+        save(Path("x.pt"), PAYLOAD)
+    assert (raised.value.errno, raised.value.filename) == (errno.ENOSPC, "x.pt")
+    assert "unexpected pos" not in str(raised.value)
 
 
 @pytest.mark.parametrize("write", [save, write_json])

@@ -15,7 +15,8 @@ from config import UserError
 if TYPE_CHECKING:
     import torch
 
-MAX_STEM = 120  # bytes; names have at most 255, and 143 on encrypted disks, and endings are still to come
+MAX_NAME = 255  # bytes of a file's name
+MAX_STEM = 120  # of a name that we derive: encrypted disks take 143, and an ending is still to come
 
 
 @contextmanager

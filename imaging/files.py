@@ -64,15 +64,20 @@ class Found:
     @property
     def left_out(self) -> list[str]:
         """What is not taken, a sentence each; of closed folders nothing."""
-        endings = Counter(path.suffix.lower() or "without ending" for path in self.others)
-        counts = ", ".join(f"{number} {ending}" for ending, number in sorted(endings.items()))
-        return [*self.notes, *([f"left out: files in {self.folder} that are no images: {counts}"] if counts else [])]
+        return [*self.notes, *count_endings(self.folder, self.others)]
 
     def require(self) -> None:
         """Raise UserError where there is no image, unless a folder could not be read."""
         if not self.images and not self.closed:
             told = "; ".join([f"looked for {' '.join(sorted(EXTENSIONS))}", *self.left_out])
             raise UserError(f"no image in {self.folder}: {told}")
+
+
+def count_endings(where: Path, others: Iterable[Path]) -> list[str]:
+    """Return a sentence that counts by ending what is not taken of a folder or archive; [] where there is nothing."""
+    endings = Counter(path.suffix.lower() or "without ending" for path in others)
+    counts = ", ".join(f"{number} {ending}" for ending, number in sorted(endings.items()))
+    return [f"left out: files in {where} that are no images: {counts}"] if counts else []
 
 
 def is_shown(name: str) -> bool:

@@ -106,6 +106,9 @@ def main(
     save_every: Annotated[int | None, typer.Option(min=1, help="Epochs between checkpoints.")] = None,
     gan_mode: Annotated[str | None, typer.Option(metavar="vanilla|lsgan|hinge", help="Adversarial loss.")] = None,
     pair: Annotated[str | None, typer.Option(metavar="AB|BA|none|auto", help="Colour left (AB) or right.")] = None,
+    pair_folders: Annotated[
+        tuple[str, str] | None, typer.Option(metavar="COLOUR SKETCH", help="Folders of pairs, of unknown names.")
+    ] = None,
     seed: cli.SeedOption = None,
     set_: cli.SettingsOption = None,
     weights: cli.WeightsOption = None,
@@ -145,15 +148,16 @@ def main(
     from reporting.summary import score_command
     from runtime import atomic, run_folder
     from runtime.device import pick_device, pick_precision
+    from runtime.weights import require_folder
     from training import setup
     from training.gan import build_gan, load_pretrained, make_batch, schedule, train_step
     from training.loop import fit
 
     given = setup.given_fields(
         Recipe, set_, epochs=epochs, size=size, batch_size=batch_size, limit=limit, save_every=save_every,
-        gan_mode=gan_mode, pair=pair, seed=seed,
+        gan_mode=gan_mode, pair=pair, pair_folders="/".join(pair_folders) if pair_folders else None, seed=seed,
     )  # fmt: skip
-    weights = Path(weights) if weights else None
+    weights = require_folder(weights)
     if resume and init:
         raise UserError("--init begins a new run: --resume goes on with the weights that a run has")
     if resume:
@@ -172,7 +176,7 @@ def main(
     loading = find_loading(made, items["train"])
     gan = build_gan(made, on, precision)
     facts = setup.describe(made, plan.data, items, loading, gan.parameters())
-    plan.announce({**facts, "device": f"{on}, {precision}"}, dry_run)
+    plan.announce({**facts, "device": f"{on}, {precision}"}, dry_run, items.notes)
     if dry_run:
         return folder
     state = gan.state()
@@ -191,6 +195,7 @@ def main(
     if resume:
         plan.record_resume(images)
     else:
+        setup.require_colour(images["train"])
         if gan.class_loss is not None:
             gan.class_loss.fit(images["train"], made.size)
         mean, sizes = mean_ab(images["train"], made.size), gan.parameters()

@@ -148,6 +148,7 @@ def test_published_weights_that_are_missing_are_found_before_any_work(pictures: 
 
 def test_a_resume_needs_the_weights_of_its_losses_alone(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
+    Path("w").mkdir()
     monkeypatch.setattr(gan, "load_pretrained", lambda *args, fresh: asked.append((args[2], fresh)))
     run = train.main(recipe="coco", data=str(pictures), epochs=1, weights="w", **TINY)
     train.main(run=run, resume=True, epochs=2, device="cpu")
@@ -166,6 +167,8 @@ def test_a_resume_needs_the_weights_of_its_losses_alone(pictures: Path, monkeypa
         ({"gan_mode": "wgan"}, "gan_mode must be one of"),
         ({"device": "tpu"}, "no device tpu"),
         ({"set_": ["precision=fp16"], "device": "cpu"}, "precision fp16 needs CUDA"),
+        ({"weights": Path("no/such/folder")}, "no folder no/such/folder: --weights takes the folder"),
+        ({"set_": ["pair_folders=A"]}, "pair_folders must be COLOUR/SKETCH"),
         ({"run": Path("other")}, "other is not empty and not a run"),
         ({"run": Path("nothing"), "resume": True}, "nothing is not a run folder"),
         ({"resume": True}, "no run in runs/"),

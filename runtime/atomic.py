@@ -45,8 +45,10 @@ def writing(path: Path, place: Path | None = None) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        # a library's error has no number; a full disk names no file
-        if error.errno is None or not place.is_relative_to(str(error.filename or place)):
+        names = [str(name) for name in (error.filename, error.filename2) if name] or [
+            str(place)
+        ]  # a full disk's has none
+        if error.errno is None or not any(place.is_relative_to(name) for name in names):  # a library's has no number
             raise
         raise OSError(error.errno, error.strerror, str(path)) from error
 
@@ -59,10 +61,15 @@ def bounded(stem: str, most: int = MAX_STEM) -> str:
     return f"{zlib.crc32(encoded):08x}_{encoded[9 - most :].decode(errors='ignore')}"
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a text, complete or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_text(text)
+
+
 def write_json(path: Path, payload: Any) -> None:
     """Write JSON, complete or not at all."""
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(payload, indent=1) + "\n")
+    write_text(path, json.dumps(payload, indent=1) + "\n")
 
 
 def save(path: Path, payload: dict[str, Any]) -> None:

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from config import AnyRecipe, UserError
 from data import ImageSet, steps_per_epoch
 from runtime import atomic
-from runtime.atomic import replacing
+from runtime.atomic import replacing, writing
 from runtime.device import restore_rng, rng_state
 from runtime.run_folder import read_records, state_path
 
@@ -113,7 +113,7 @@ class Log:
         parts = self.state.parts.values()
         optimizer = next(part for part in parts if isinstance(part, torch.optim.Optimizer))  # a GAN's: of G
         self.records.append({**done, **means, "lr": optimizer.param_groups[0]["lr"], **speed})
-        with open(self.path, "a") as file:
+        with writing(self.path), open(self.path, "a") as file:
             file.write(json.dumps(self.records[-1]) + "\n")
         terms = " ".join(f"{name} {value:.4f}" for name, value in means.items())
         words = f"{rate:.1f} images/s | data wait {wait:.1f} % | {memory_mb:.0f} MB"

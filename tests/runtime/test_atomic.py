@@ -53,6 +53,9 @@ def test_a_full_disk_names_a_file_that_grows() -> None:
         with pytest.raises(OSError) as raised, writing(Path("log.jsonl")):  # noqa: PT011 - told by what it names
             raise error
         assert raised.value.filename == named
+    with pytest.raises(OSError, match="No space") as raised, writing(Path("copy"), Path("copy.tmp")):
+        raise OSError(errno.ENOSPC, "No space left on device", "read.png", None, "copy.tmp")  # shutil's
+    assert raised.value.filename == "copy"
     with pytest.raises(OSError, match="other"), writing(Path("log.jsonl")):
         raise OSError(errno.ENOSPC, "No space left on device", "other")
 

@@ -170,6 +170,7 @@ def main(
         plan = setup.Setup(Path(run or RUNS / made.name), made, str(data or DEMO), given, weights)
         if not (dry_run or audited):
             setup.require_free(plan.folder)
+    setup.require_effect(plan.recipe, given)
     made, folder, on = plan.recipe, plan.folder, pick_device(device)
     precision = pick_precision(made.precision, on)
     items = list_items(plan.data, made, CACHE)

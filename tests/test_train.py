@@ -11,6 +11,7 @@ from helpers import CPU, TINY, log_of, run_stage, same_tensors, saved_weights, s
 from torch import Tensor
 
 import export
+import test as tester
 import train
 from config import RECIPES, UserError
 from runtime import atomic, run_folder
@@ -87,6 +88,20 @@ def test_killed_run_goes_on_from_its_last_checkpoint(trained: Path, run: Path, p
     train.main(run=run, resume=True, device="cpu")
     assert same_tensors(saved_weights(trained, 2), saved_weights(run, 2))
     assert log_of(run) == log_of(trained)
+
+
+def test_a_run_inside_its_own_data_does_not_grow(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(pictures, "data")
+    monkeypatch.chdir("data")
+    for folder in ("train", "val"):
+        for path in Path(folder).rglob("*.*"):
+            path.rename(path.name)
+    run = train.main(recipe="coco", data=".", epochs=1, **TINY)
+    tester.main(run=run, device="cpu")
+    train.main(run=run, resume=True, epochs=2, device="cpu")
+    record = read_run(run)
+    assert sum(record.images.values()) == 16
+    assert [entry["fingerprints"] for entry in record.resumed] == [record.fingerprints]
 
 
 def test_the_seed_decides_every_weight_and_how_often_samples_are_drawn_none(trained: Path, pictures: Path) -> None:

@@ -7,11 +7,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from config import CACHE, DEMO, ROOT, AnyRecipe, ClassifierRecipe, Recipe, UserError, parse_settings
+from config import CACHE, DEGRADATIONS, DEMO, ROOT, AnyRecipe, ClassifierRecipe, Recipe, UserError, parse_settings
 from data import ImageSet, Loading, evenly_spaced, held_out, load_images
 from dataset.folders import Item, Splits
 from inference.pipeline import is_coloured
-from models import fit_networks, needs_two_images
+from models import GENERATORS, fit_networks, needs_two_images
 from runtime import run_folder
 from runtime.run_folder import ClassifierRecord, Record, RunRecord, saved_epochs, state_path
 
@@ -86,6 +86,31 @@ def given_fields(recipe: type[AnyRecipe], settings: list[str] | None, **options:
     """Return the fields of a recipe that the user set, by options of their names or by --set."""
     found = {**options, **parse_settings(settings or [], recipe)}
     return {key: value for key, value in found.items() if value is not None}
+
+
+def require_effect(recipe: Recipe, given: Mapping[str, Any]) -> None:
+    """Raise UserError where the user set a field that changes nothing in this recipe.
+
+    Args:
+        recipe: one that went through fit_networks.
+        given: fields that the user set, with their values.
+    """
+    network, adversarial = GENERATORS[recipe.generator], recipe.is_adversarial
+    needed = {name: (adversarial, "a discriminator") for name in ("ndf", "norm_d", "spectral_norm", "lr_d", "gan_mode")}
+    needed |= {name: (recipe.degradations.get(name), f"{name}_p above 0") for name in DEGRADATIONS}
+    needed |= {
+        "label_real": (adversarial and recipe.gan_mode != "hinge", "a discriminator with gan_mode vanilla or lsgan"),
+        "lambda_gan": (recipe.discriminator != "none", "a discriminator"),
+        "pretrain_lr": (recipe.pretrain_epochs, "pretrain_epochs above 0"),
+        "warmup": (recipe.schedule == "cosine", "schedule cosine"),
+        "anime_share": (recipe.lambda_perceptual, "lambda_perceptual above 0"),
+        "line_share": (recipe.input == "gray+line", "input gray+line"),
+        "lr_encoder": (network.encoder, "a generator with a pretrained encoder"),
+        "dropout": (not network.halvings, "a U-Net of pix2pix as generator"),
+    }
+    for name, (has_effect, need) in needed.items():
+        if name in given and given[name] != getattr(Recipe("x"), name) and not has_effect:
+            raise UserError(f"{name} {given[name]} has no effect here: it needs {need}; leave it out")
 
 
 def require_free(folder: Path) -> None:

@@ -12,7 +12,7 @@ from helpers import TINY
 from PIL import Image
 
 import train
-from config import UserError, make_recipe
+from config import Recipe, UserError, make_recipe
 from data import ImageSet, Loading, find_loading
 from dataset import scenes
 from dataset.folders import Halves, Item, Splits, list_items
@@ -159,6 +159,44 @@ def test_sketches_of_another_shape_are_named(tmp_path: Path, capsys: pytest.Capt
     said = capsys.readouterr().out
     assert "sketches of train have another shape than their pictures and are cut around their centres: " in said
     assert "sketches of val" in said
+
+
+# fields without effect
+
+
+@pytest.mark.parametrize(
+    ("recipe", "given", "need"),
+    [
+        ("unet32", {"norm_d": "none"}, "a discriminator"), ("unet32", {"ndf": 8}, "a discriminator"),
+        ("coco", {"label_real": 0.9, "gan_mode": "hinge"}, "gan_mode vanilla or lsgan"),
+        ("coco", {"lambda_gan": 0.0, "spectral_norm": True}, "a discriminator"),
+        ("coco", {"pretrain_lr": 1e-3}, "pretrain_epochs"), ("coco", {"grain": 0.9}, "grain_p above 0"),
+        ("coco", {"warmup": 0.1}, "schedule cosine"), ("coco", {"line_share": 0.3}, "input gray"),
+        ("coco", {"lr_encoder": 1e-5}, "encoder"), ("coco-resnet", {"dropout": 0.5}, "U-Net"),
+        ("coco", {"anime_share": 0.5}, "lambda_perceptual"),
+    ],
+)  # fmt: skip
+def test_what_has_no_effect_is_refused(recipe: str, given: dict[str, Any], need: str) -> None:
+    made = fit_networks(make_recipe(recipe, given))
+    with pytest.raises(UserError, match=rf"has no effect here: it needs .*{need}.*; leave it out"):
+        setup.require_effect(made, given)
+    setup.require_effect(made, {key: getattr(Recipe("x"), key) for key in given})  # the default does no harm
+    setup.require_effect(made, {})
+
+
+def test_what_has_an_effect_is_taken() -> None:
+    for recipe, given in (
+        ("coco", {"norm_d": "none", "label_real": 0.9, "lr_d": 1e-5, "dropout": 0.1, "grain": 0.9, "grain_p": 0.1}),
+        ("photo", {"warmup": 0.1, "lr_encoder": 1e-5}), ("manga", {"anime_share": 0.1, "lambda_gan": 0.1}),
+        ("coco-resnet", {"pretrain_lr": 1e-3, "lr_encoder": 1e-5, "gan_mode": "hinge"}),
+    ):  # fmt: skip
+        setup.require_effect(fit_networks(make_recipe(recipe, given)), given)
+
+
+def test_a_field_without_effect_ends_the_call(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="norm_d none has no effect here"):
+        train.main(recipe="unet32", data="demo", set_=["norm_d=none"])
+    assert list(tmp_path.iterdir()) == []
 
 
 # a resume where the data has moved

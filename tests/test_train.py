@@ -237,6 +237,16 @@ def test_dry_run_writes_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_folders_of_pairs_are_named_and_announced(pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for folder in ("before", "After"):
+        shutil.copytree(pictures / "train", Path("data", folder))
+    call = ("train", "--recipe", "anime", "--data", "data", "--size", "64", "--dry-run", "--device", "cpu")
+    assert run_stage(*call) == 2
+    assert "--pair-folders COLOUR SKETCH" in capsys.readouterr().err
+    assert run_stage(*call, "--pair-folders", "after", "before") == 0
+    assert "(pairs, colour in After/, sketches in before/)" in capsys.readouterr().out
+
+
 # --init
 
 

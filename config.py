@@ -106,6 +106,7 @@ class Recipe(AnyRecipe):
     test_size: int = 0  # px, side of held-out squares, and short side at which the generator works in use; 0 = size
     fit: str = "crop"  # crop: resize the short side, crop a square | squash: resize to the square
     pair: str = "auto"  # two pictures side by side: AB colour left | BA colour right | none | auto: look
+    pair_folders: str = ""  # COLOUR/SKETCH, names of the folders of pairs; "": known names are looked for
     flip: float = 0.0  # probability of a horizontal flip, training only
     hints: bool = False  # the network takes hints, a few patches of true colours, beside its input
     line_share: float = 0.5  # probability of line art where input is gray+line
@@ -177,6 +178,9 @@ class Recipe(AnyRecipe):
         super().__post_init__()
         if self.test_size == 0:
             object.__setattr__(self, "test_size", self.size)
+        both = self.pair_folders.split("/")
+        fit = not self.pair_folders or (len(both) == 2 and all(both) and both[0] != both[1])
+        require(fit, "pair_folders", self, "COLOUR/SKETCH, the names of two folders")
         if self.output != "rgb":  # both keep the input's lightness, which line art and luma do not have
             require(self.input == "L", "output", self, f"rgb where input is {self.input}")
         most, reason = 0, "as there is no discriminator"

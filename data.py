@@ -9,7 +9,7 @@ import os
 import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +21,21 @@ from torch import Tensor
 from config import DRAWN_INPUTS, AnyRecipe, Recipe, UserError
 from dataset import scenes
 from dataset.degradations import make_fixed_input
-from dataset.folders import Item, find_pair, list_items, read_picture
+from dataset.folders import Item, find_pair, list_items, read_picture, to_bytes
 from dataset.sources import Blob
 from imaging import color
 from imaging.line_art import line_art
 from imaging.pixels import Array, colorfulness, resize
+from runtime.atomic import writing
 from runtime.progress import track
 from runtime.run_folder import RunRecord
+from runtime.weights import file_hash
 
 Corners = NDArray[np.float64]  # (N, 2) in [0, 1): positions of crops from top (left) to bottom (right)
 Flips = NDArray[np.bool_]  # (N,): which crops are mirrored left to right
+ODD_ASPECT = 1.02  # a sketch's aspect / its colour image's; above, it is cut rather than stretched
 MAX_ASPECT = 3  # long side / short side; what is longer is cropped around the centre
-VERSION = 2  # of the cached pixels; raise it when decoding changes by more than a rounding
+VERSION = 3  # of the cached pixels; raise it when decoding changes by more than a rounding
 CHUNK = 64  # images that are decoded before they are written; bounds the memory
 
 
@@ -58,7 +61,8 @@ class ImageSet:
     channels: int
     bad: list[str]  # one sentence per file that cannot be read
     gray: int  # images left out because of min_colorfulness
-    key: str  # fingerprint of the files and of how they were loaded
+    key: str  # hash of what the files hold and of how they were loaded, wherever they lie
+    cut: list[str] = field(default_factory=list)  # stems of sketches of another shape than their colour image
 
     def __len__(self) -> int:
         return len(self.stems)
@@ -129,8 +133,10 @@ def steps_per_epoch(images: int, batch_size: int) -> int:
     return max(1, images // batch_size)
 
 
-def decode(item: Item, loading: Loading) -> Array:
+def decode(item: Item, loading: Loading, cut: set[str] | None = None) -> Array:
     """Read one item as (H, W, 3) uint8, or (H, W, 6) where its sketch follows the colour.
+
+    A sketch of another shape is cut around its centre, and its stem is added to `cut`.
 
     Raises UserError, which names the file, where it cannot be read, or is a pair of odd width.
     """
@@ -145,6 +151,7 @@ def decode(item: Item, loading: Loading) -> Array:
             raise UserError(f"{item.target}: a pair needs an even width, this one is {width} px wide")
         left, right = np.split(colour, 2, 1)
         colour, sketch = (left, right) if loading.pair == "AB" else (right, left)
+    aspect = colour.shape[0] / colour.shape[1]
     colour = fit_image(colour, loading.load_size, loading.fit)
     if not loading.sketch:
         return colour
@@ -152,8 +159,21 @@ def decode(item: Item, loading: Loading) -> Array:
         planes = torch.from_numpy(colour).permute(2, 0, 1)[None]  # (1, 3, H, W)
         drawn = line_art(planes)[0].permute(1, 2, 0).numpy()
     else:
+        ratio = sketch.shape[0] / sketch.shape[1] / aspect
+        if max(ratio, 1 / ratio) > ODD_ASPECT:
+            sketch = crop_to(sketch, aspect)
+            if cut is not None:
+                cut.add(item.stem)
         drawn = resize(fit_image(sketch, loading.load_size, loading.fit), *colour.shape[:2])
     return np.concatenate([colour, drawn], 2)
+
+
+def crop_to(image: Array, aspect: float) -> Array:
+    """Return the largest part of an image (H, W, 3), around its centre, of an aspect height / width."""
+    height, width = image.shape[:2]
+    rows, columns = min(height, max(1, round(width * aspect))), min(width, max(1, round(height / aspect)))
+    top, left = (height - rows) // 2, (width - columns) // 2
+    return image[top : top + rows, left : left + columns]
 
 
 def fit_image(image: Array, load_size: int, fit: str) -> Array:
@@ -190,7 +210,7 @@ def open_split(record: RunRecord, data: str | None, split: str, cache: Path) -> 
     """Return a decoded split of a run's own data, or of other `data`, all of it."""
     recipe = record.recipe
     if data:  # limits of the training do not apply
-        recipe = replace(recipe, limit=0, min_colorfulness=0.0)
+        recipe = replace(recipe, limit=0, min_colorfulness=0.0, pair_folders="")
     items = list_items(str(data or record.data), recipe, cache)[split]
     try:
         loading = None if data else Loading(**record.loading)
@@ -204,18 +224,17 @@ def load_images(items: Sequence[Item], loading: Loading, cache: Path, label: str
 
     Raises UserError where not one image can be used.
     """
-    key = fingerprint(items, loading)
-    folder = cache / key
+    folder = cache / cache_key(items, loading)
     if not folder.is_dir():
         _fill_cache(folder, items, loading, label)
     meta = json.loads((folder / "meta.json").read_text())
     index = np.array(meta.pop("index"), np.int64).reshape(-1, 3)
     pixels = np.memmap(folder / "pixels.bin", np.uint8, mode="r")
-    return ImageSet(**meta, index=index, pixels=pixels, channels=6 if loading.sketch else 3, key=key)
+    return ImageSet(**meta, index=index, pixels=pixels, channels=6 if loading.sketch else 3)
 
 
-def fingerprint(items: Sequence[Item], loading: Loading) -> str:
-    """Return a hash that changes with the name, size or time of any file, and with how files are loaded."""
+def cache_key(items: Sequence[Item], loading: Loading) -> str:
+    """Return a hash that changes with the place, name, size or time of any file, and with how files are loaded."""
     digest = hashlib.sha256(repr((VERSION, loading)).encode())
     stats: dict[Path, os.stat_result] = {}  # an archive is looked at once, not once per image
     for item in items:
@@ -223,11 +242,25 @@ def fingerprint(items: Sequence[Item], loading: Loading) -> str:
             path = picture.archive if isinstance(picture, Blob) else picture
             if isinstance(path, Path):
                 stats[path] = stats.get(path) or path.stat()
-                digest.update(f"{path.resolve()} {stats[path].st_size} {stats[path].st_mtime_ns}".encode())
-        digest.update(f"{item.stem} {getattr(item.target, 'name', '')}".encode())
+                digest.update(os.fsencode(path.resolve()))
+                digest.update(f" {stats[path].st_size} {stats[path].st_mtime_ns}".encode())
+        digest.update(to_bytes(f"{item.stem} {getattr(item.target, 'name', '')}"))
     if items and isinstance(items[0].target, int):
         digest.update(f"scenes {scenes.VERSION}".encode())
     return digest.hexdigest()[:16]
+
+
+def content_hash(item: Item) -> str:
+    """Return a hash of what an item's files hold; of a scene or a named data set's image, of what they are called."""
+    parts = [item.stem]
+    for picture in (item.target, item.source):
+        if isinstance(picture, Path):
+            parts.append(file_hash(picture))
+        elif isinstance(picture, Blob):
+            parts.append(hashlib.sha256(picture.data[picture.start : picture.stop]).hexdigest())
+        else:
+            parts.append(f"{picture} {scenes.VERSION if isinstance(picture, int) else ''}")
+    return " ".join(parts)
 
 
 def _fill_cache(folder: Path, items: Sequence[Item], loading: Loading, label: str) -> None:
@@ -235,10 +268,11 @@ def _fill_cache(folder: Path, items: Sequence[Item], loading: Loading, label: st
     partial = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
     partial.mkdir(parents=True, exist_ok=True)
     meta: dict[str, Any] = {"stems": [], "labels": [], "index": [], "bad": [], "gray": 0}  # of an ImageSet
-    offset = 0
+    offset, cut, digest = 0, set(), hashlib.sha256(repr((VERSION, loading)).encode())
     try:
-        with open(partial / "pixels.bin", "wb") as file:
-            for item, picture in _decode_all(items, loading, label):
+        with writing(folder / "pixels.bin", partial), open(partial / "pixels.bin", "wb") as file:
+            for item, picture, content in _decode_all(items, loading, label, cut):
+                digest.update(content.encode())
                 if isinstance(picture, UserError):
                     meta["bad"].append(str(picture))
                 elif loading.min_colorfulness and colorfulness(picture[..., :3]) < loading.min_colorfulness:
@@ -252,26 +286,34 @@ def _fill_cache(folder: Path, items: Sequence[Item], loading: Loading, label: st
         if not offset:
             first = f"the first: {meta['bad'][0]}" if meta["bad"] else "all are below min_colorfulness"
             raise UserError(f"none of the {len(items)} {label} images can be used; {first}")
-        (partial / "meta.json").write_text(json.dumps(meta))
+        meta |= {"key": digest.hexdigest()[:16], "cut": [stem for stem in meta["stems"] if stem in cut]}
+        with writing(folder / "meta.json", partial):
+            (partial / "meta.json").write_text(json.dumps(meta))
         if not folder.is_dir():  # another process may have been faster
             os.replace(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _decode_all(items: Sequence[Item], loading: Loading, label: str) -> Iterator[tuple[Item, Array | UserError]]:
-    """Yield each item with its pixels, or with what is wrong with its file; decoded in parallel, in order."""
+def _decode_all(
+    items: Sequence[Item], loading: Loading, label: str, cut: set[str]
+) -> Iterator[tuple[Item, Array | UserError, str]]:
+    """Yield each item with its pixels, or what is wrong with its file, and its content_hash; in order.
 
-    def attempt(item: Item) -> Array | UserError:
+    They are decoded in parallel. Stems of sketches that were cut are added to `cut`.
+    """
+
+    def attempt(item: Item) -> tuple[Item, Array | UserError, str]:
         try:
-            return decode(item, loading)
+            return item, decode(item, loading, cut), content_hash(item)
         except UserError as error:
-            return error
+            return item, error, f"{item.stem} bad"
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         chunks = (items[start : start + CHUNK] for start in range(0, len(items), CHUNK))
-        decoded = (pair for chunk in chunks for pair in zip(chunk, pool.map(attempt, chunk), strict=True))
-        yield from track(decoded, f"decoding {label}", len(items))
+        yield from track(
+            (found for chunk in chunks for found in pool.map(attempt, chunk)), f"decoding {label}", len(items)
+        )
 
 
 def mean_ab(images: ImageSet, size: int, limit: int = 2048) -> tuple[float, float]:

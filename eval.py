@@ -54,6 +54,7 @@ def main(
     With `report_only`, returns the scores that the report was written from.
     """
     from runtime.run_folder import newest_run, read_run
+    from runtime.weights import require_folder
 
     folder = Path(run or newest_run())
     scoring = bool(all_epochs or data or metric or classifier or weights)
@@ -71,9 +72,7 @@ def main(
     for name in metric:
         if name not in METRICS:
             raise UserError(f"no metric {name}{closest(name, list(METRICS))}")
-    weights, classifier = (Path(path) if path else None for path in (weights, classifier))
-    if weights is not None and not weights.is_dir():
-        raise UserError(f"no folder {weights}: --weights takes the folder that holds the weight files")
+    weights, classifier = require_folder(weights), Path(classifier) if classifier else None
 
     from evaluation.best_epoch import choose_epochs
     from evaluation.scores import read_scores

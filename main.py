@@ -31,11 +31,12 @@ def write_example(path: Path, kind: str) -> Path:
     return photo
 
 
-def find_recipe(data: str) -> str:
+def find_recipe(data: str, pair_folders: tuple[str, str] | None = None) -> str:
     """Return the recipe for a data set whose user named none: anime for pairs, else coco; says which."""
     from dataset.folders import find_pair, list_items
 
-    items = list_items(data, make_recipe("anime", {}), CACHE)["train"]
+    looked_at = make_recipe("anime", {"pair_folders": "/".join(pair_folders or ())})
+    items = list_items(data, looked_at, CACHE)["train"]
     if isinstance(items[0].target, int):
         return DEMO
     pairs = items[0].source is not None or find_pair(items) != "none"
@@ -52,6 +53,7 @@ def main(
     size: cli.SizeOption = None,
     batch_size: cli.BatchSizeOption = None,
     limit: cli.LimitOption = None,
+    pair_folders: cli.PairFoldersOption = None,
     set_: cli.SettingsOption = None,
     quick: cli.QuickOption = False,
     weights: cli.WeightsOption = None,
@@ -69,10 +71,11 @@ def main(
     from imaging.pixels import contact_sheet, resize
     from runtime.run_folder import outputs_path, read_run
 
-    recipe = recipe or (find_recipe(str(data)) if data and not run else None)
+    recipe = recipe or (find_recipe(str(data), pair_folders) if data and not run else None)
     folder = Path(run or RUNS / (recipe or DEMO))
     common = {"run": folder, "device": device}
     given = {"epochs": epochs, "size": size, "batch_size": batch_size, "limit": limit, "set_": set_}
+    given |= {"pair_folders": pair_folders}
     resume = (folder / "recipe.json").exists()
     train.main(recipe=recipe, data=data, weights=weights, resume=resume, quick=quick and not resume, **given, **common)
     test.main(all_epochs=True, **common)

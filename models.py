@@ -778,7 +778,8 @@ def quick_fields(name: str) -> dict[str, int]:
     network = GENERATORS[recipe.generator]
     size = nearest_size(replace(recipe, size=min(recipe.size, 64), load_size=0, test_size=0))
     slow = network.extractor or recipe.anime_share > 0  # a ResNet-50 looks at every picture at 360 px
-    widths = {key: min(16, getattr(recipe, key)) for key in ("ngf", "ndf")}
+    keys = ("ngf", "ndf") if recipe.is_adversarial else ("ngf",)
+    widths = {key: min(16, getattr(recipe, key)) for key in keys}
     batch = min(8, recipe.batch_size)
     fields = {"size": size, "epochs": 10, "limit": 30 if slow else 300, "batch_size": batch, "save_every": 5}
     return fields if network.encoder else {**fields, **widths}

@@ -106,6 +106,7 @@ def main(
     save_every: Annotated[int | None, typer.Option(min=1, help="Epochs between checkpoints.")] = None,
     gan_mode: Annotated[str | None, typer.Option(metavar="vanilla|lsgan|hinge", help="Adversarial loss.")] = None,
     pair: Annotated[str | None, typer.Option(metavar="AB|BA|none|auto", help="Colour left (AB) or right.")] = None,
+    pair_folders: cli.PairFoldersOption = None,
     seed: cli.SeedOption = None,
     set_: cli.SettingsOption = None,
     weights: cli.WeightsOption = None,
@@ -146,15 +147,16 @@ def main(
     from reporting.summary import score_command
     from runtime import atomic, run_folder
     from runtime.device import pick_device, pick_precision
+    from runtime.weights import require_folder
     from training import setup
     from training.gan import build_gan, load_pretrained, make_batch, schedule, train_step
     from training.loop import fit
 
     given = setup.given_fields(
         Recipe, set_, epochs=epochs, size=size, batch_size=batch_size, limit=limit, save_every=save_every,
-        gan_mode=gan_mode, pair=pair, seed=seed,
+        gan_mode=gan_mode, pair=pair, pair_folders="/".join(pair_folders) if pair_folders else None, seed=seed,
     )  # fmt: skip
-    weights = Path(weights) if weights else None
+    weights = require_folder(weights)
     if resume and quick:
         raise UserError("--quick begins a new run: --resume goes on as a run was begun")
     if resume and init:
@@ -171,6 +173,7 @@ def main(
         plan = setup.Setup(Path(run or RUNS / made.name), made, str(data or DEMO), given, weights)
         if not (dry_run or audited):
             setup.require_free(plan.folder)
+    setup.require_effect(plan.recipe, given)
     made, folder, on = plan.recipe, plan.folder, pick_device(device)
     precision = pick_precision(made.precision, on)
     items = list_items(plan.data, made, CACHE)
@@ -179,7 +182,7 @@ def main(
     facts = setup.describe(made, plan.data, items, loading, gan.parameters())
     if settled := ({} if resume else settle(made.name, given)) | (given if quick else {}):
         facts["settled"] = ", ".join(f"{key} {value}" for key, value in settled.items())
-    plan.announce({**facts, "device": f"{on}, {precision}"}, dry_run)
+    plan.announce({**facts, "device": f"{on}, {precision}"}, dry_run, items.notes)
     if dry_run:
         return folder
     state = gan.state()
@@ -198,6 +201,7 @@ def main(
     if resume:
         plan.record_resume(images)
     else:
+        setup.require_colour(images["train"])
         if gan.class_loss is not None:
             gan.class_loss.fit(images["train"], made.size)
         mean, sizes = mean_ab(images["train"], made.size), gan.parameters()

@@ -143,7 +143,7 @@ def main(
     from reporting.curves import plot_losses
     from runtime import atomic, run_folder
     from runtime.device import pick_device, pick_precision
-    from runtime.weights import load_weights
+    from runtime.weights import load_weights, require_folder
     from training import setup
     from training.loop import State, fit
 
@@ -151,7 +151,7 @@ def main(
         ClassifierRecipe, set_, network=network, pretrained=pretrained or None, size=size, epochs=epochs,
         seed=seed, batch_size=batch_size, limit=limit,
     )  # fmt: skip
-    folder, weights = Path(run or RUNS / "classifier"), Path(weights) if weights else None
+    folder, weights = Path(run or RUNS / "classifier"), require_folder(weights)
     if resume:
         plan = setup.go_on(folder, run_folder.read_classifier_run(folder), None, data, given, weights)
     elif data is None:
@@ -169,7 +169,7 @@ def main(
     count = f"{data}: {len(items['train'])} to train, {len(items['val'])} to validate, {len(classes)} classes"
     layout = f"{made.network} at {made.size} px, {count_parameters(classifier):,} parameters, from {start}"
     facts = {"data": count, "network": layout, "epochs": made.epochs, "device": f"{on}, {precision}"}
-    plan.announce(facts, dry_run)
+    plan.announce(facts, dry_run, items.notes)
     if dry_run:
         return folder
 

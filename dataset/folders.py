@@ -1,14 +1,20 @@
 """The images of a data set: their names, splits, pairs and labels.
 
-A data set is a folder of images (any depth), of pairs side by side in one image (colour and sketch, --pair),
-or of two folders `targets/` and `inputs/` (or `color/` and `sketch/`) matched by stem; or an archive with the
-same inside; or a torchvision data set by name; or `demo`, the embedded scenes. Folders `train/` and `val/` or
-`test/` are used as the splits. Without them a share is held out by a hash of the name, so that new files do
-not move old ones to the other split. The first folder below the split is the label.
+A data set is a folder of images (any depth), of pairs side by side in one image (colour and sketch, --pair), or of
+two folders of pairs that are matched by stem; or an archive with the same inside; or a torchvision data set by
+name; or `demo`, the embedded scenes. Folders `train/` and `val/` or `test/` are used as the splits. Without them
+a share is held out by a hash of the name, so that new files do not move old ones to the other split. The first
+folder below the split is the label.
+
+Folders of pairs are known by their names (color and sketch, targets and inputs, ...) in any case, in the singular
+and plural, beside each other (train/color), above the splits (color/train, pix2pix) or in their names (trainA,
+CycleGAN). Which of A and B is in colour their images tell. Of other names --pair-folders says it.
 """
 
 import hashlib
 import math
+import re
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
@@ -17,17 +23,26 @@ from pathlib import Path
 
 import numpy as np
 
-from config import DEMO, AnyRecipe, UserError
+from config import DEMO, AnyRecipe, Recipe, UserError
 from dataset import scenes
 from dataset.sources import Blob, Entry, find_named, open_archive, open_named
-from imaging.files import find_images, read_image
+from imaging.files import find_images, read_image, search
 from imaging.pixels import Array
+from runtime.atomic import MAX_STEM, bounded
 
 SALT = "42"  # of the hash that decides which images are held out
-PAIR_FOLDERS = (("targets", "inputs"), ("color", "sketch"))  # (colour, sketch)
+# names of folders, without case, marks, plural and British u
+SPLITS = {"training": "train", "train": "train", "validation": "val", "valid": "val", "val": "val",
+          "testing": "test", "test": "test"}  # fmt: skip
+COLOUR = {"color", "colored", "colorized", "colorimage", "target", "groundtruth", "gt", "truth", "rgb"}
+SKETCH = {"sketch", "lineart", "line", "linedrawing", "drawing", "outline", "edge", "edgemap", "input", "source",
+          "gray", "grey", "grayscale", "greyscale", "bw", "mono", "monochrome"}  # fmt: skip
+LETTERS = {"a", "b"}  # of CycleGAN and pix2pix
+GRAY = 4  # of 255 levels between an image's channels, on average; JPEG's chroma noise is below
 
 Picture = Path | int | Blob | Entry  # file, number of a demo scene, image in an archive or data set
 Tree = dict[str, Picture]  # name with folders -> image, in order
+Halves = tuple[str, str]  # folders of pairs: colour, sketch
 
 
 @dataclass(frozen=True)
@@ -46,26 +61,41 @@ def read_picture(picture: Path | Blob | Entry) -> Array:
     return read_image(picture) if isinstance(picture, Path) else picture.read()
 
 
-def list_items(data: str, recipe: AnyRecipe, cache: Path) -> dict[str, list[Item]]:
+class Splits(dict[str, list[Item]]):
+    """The items of the splits train, val and test, and how they were understood."""
+
+    halves: Halves | None = None  # the folders of pairs, colour and sketch
+    has_val: bool = False  # whether the data has a folder for validation; else some images are held out
+    notes: Sequence[str] = ()  # what was left out, a sentence each
+
+
+def list_items(data: str, recipe: AnyRecipe, cache: Path) -> Splits:
     """Return the items of the splits train, val and test; without test images, test is val.
 
     Args:
         data: folder, .tar or .npz file, demo, or name of a torchvision data set.
-        recipe: uses val_fraction and limit, not seed: runs of other seeds hold out the same images.
+        recipe: uses val_fraction, limit and pair_folders, not seed: runs of other seeds hold out the same images.
         cache: folder to which a data set by name is downloaded.
 
-    Raises UserError on no such data, no image, pairs without partners, or too few images to split.
+    Raises UserError on no such data, no image, pairs without partners, folders that may be pairs, or too few
+    images to split.
     """
-    tree = open_tree(data, cache)
+    notes: list[str] = []
+    given = recipe.pair_folders.split("/") if isinstance(recipe, Recipe) and recipe.pair_folders else []
+    tree = by_splits(open_tree(data, cache, notes), given)
     parts = {split: _below(tree, split) for split in ("train", "val", "test")}
     if not parts["train"] or not (parts["val"] or parts["test"]):
         parts = {"train": parts["train"] if len(parts["train"]) == len(tree) else tree}
     where = {split: f"{data}/{split}" if len(parts) > 1 else data for split in parts}
-    splits = {split: find_items(part, where[split]) for split, part in parts.items() if part}
-    if "val" not in splits:
+    halves = find_halves(parts["train"], where["train"], recipe, given)
+    items = {split: find_items(part, where[split], halves) for split, part in parts.items() if part}
+    splits = Splits(items)
+    splits.halves, splits.has_val, splits.notes = halves, "val" in items, notes
+    if not splits.has_val:
         splits["train"], splits["val"] = hold_out(splits["train"], recipe.val_fraction)
-    splits = {split: pick(items, recipe.limit) for split, items in splits.items()}
-    return {"test": splits["val"], **splits}
+    splits.update({split: pick(found, recipe.limit) for split, found in splits.items()})
+    splits.setdefault("test", splits["val"])
+    return splits
 
 
 def _below(tree: Tree, folder: str) -> Tree:
@@ -73,15 +103,22 @@ def _below(tree: Tree, folder: str) -> Tree:
     return {name[len(folder) + 1 :]: image for name, image in tree.items() if name.startswith(f"{folder}/")}
 
 
-def open_tree(data: str, cache: Path) -> Tree:
-    """Return all images of a data set by their names. Raises UserError where there are none."""
+def open_tree(data: str, cache: Path, notes: list[str]) -> Tree:
+    """Return all images of a data set by their names; what is left out is added to `notes`, a sentence each.
+
+    Raises UserError where there are none.
+    """
     root = Path(data)
     if data == DEMO:
         return {f"scene_{i:04d}": i for i in range(scenes.SCENES)}
     if root.is_dir():
-        return {path.relative_to(root).as_posix(): path for path in find_images(root)}
+        found = search(root)
+        notes += found.left_out
+        notes += [f"left out: {error.filename}, which cannot be read ({error.strerror})" for error in found.closed]
+        images = found.images or find_images(root)  # which says why there are none
+        return {path.relative_to(root).as_posix(): path for path in images}
     if root.is_file():
-        return dict(open_archive(root))
+        return dict(open_archive(root, notes))
     if find_named(data):
         return dict(open_named(data, cache / "datasets"))
     raise UserError(
@@ -90,9 +127,99 @@ def open_tree(data: str, cache: Path) -> Tree:
     )
 
 
+# layouts
+
+
+def plain(folder: str) -> str:
+    """Return what a folder's name means: without case, marks, plural and British u."""
+    name = re.sub(r"[\W_]+", "", folder.casefold()).replace("colour", "color")
+    return re.sub(r"(?<=ch)es$|(?<=[^s])s$", "", name)
+
+
+def by_splits(tree: Tree, given: Sequence[str]) -> Tree:
+    """Return a tree in which splits are the first folders, called train, val and test, and halves of pairs the second.
+
+    So color/train/x and train_color/x become train/color/x, but only where there is another half, too.
+    `given`: folders of pairs, besides those that are known.
+    """
+    known = COLOUR | SKETCH | LETTERS | {*map(plain, given)}
+    read = {name: _read_folders(name, known) for name in tree}
+    halves = {plain(half) for _, half, _ in read.values() if half}
+    whole = all(split for split, _, _ in read.values())  # A and B may be two classes of many
+    are_pairs = len(halves) > 1 and (whole or not halves <= LETTERS)
+    renamed = {
+        name if found[1] and not are_pairs else "/".join(filter(None, found)): tree[name]
+        for name, found in read.items()
+    }
+    return renamed if len(renamed) == len(tree) else tree
+
+
+def _read_folders(name: str, known: set[str]) -> tuple[str, str, str]:
+    """Return what the first folders of a name say: split and half, or "", and the rest of the name."""
+    first, *rest = name.split("/")
+    if not rest:
+        return "", "", name
+    for word, split in SPLITS.items():  # train, trainA and A_train
+        found = re.fullmatch(f"(.*){word}(.*)", plain(first))
+        half = found[1] + found[2] if found and not (found[1] and found[2]) else None
+        if half == "" or half in known:
+            return split, half, "/".join(rest)
+    if len(rest) > 1 and plain(first) in known and plain(rest[0]) in SPLITS:
+        return SPLITS[plain(rest[0])], first, "/".join(rest[1:])
+    return "", "", name
+
+
+def find_halves(tree: Tree, where: str, recipe: AnyRecipe, given: Sequence[str]) -> Halves | None:
+    """Return the folders of pairs, colour and sketch: those of --pair-folders, or known names, or A and B.
+
+    None: there are none. Raises UserError where the two are not there, or where folders may be pairs.
+    """
+    tops = sorted({name.split("/", 1)[0] for name in tree if "/" in name})
+    if given:
+        found = [next((top for top in tops if plain(top) == plain(name)), "") for name in given]
+        if not all(found):
+            held = f"it holds {', '.join(tops[:9])}" if tops else "it holds no folders"
+            raise UserError(f"no folders {given[0]} and {given[1]} in {where}: {held}; correct --pair-folders")
+        return found[0], found[1]
+    colour, sketch = ([top for top in tops if plain(top) in names] for names in (COLOUR, SKETCH))
+    if colour and sketch:
+        if len(colour + sketch) > 2:
+            told = f"{', '.join(colour + sketch)} in {where} may all be halves of pairs"
+            raise UserError(f"{told}; say which are, with --pair-folders COLOUR SKETCH")
+        return colour[0], sketch[0]
+    two = len(tops) == 2 and isinstance(recipe, Recipe) and recipe.pair != "none"
+    return _look_at_halves(tree, tops, where, recipe) if two else None
+
+
+def _look_at_halves(tree: Tree, tops: list[str], where: str, recipe: Recipe) -> Halves | None:
+    """Return A and B, if one of them is gray, as colour and sketch; UserError where other folders may be pairs."""
+    halves = [_below(tree, top) for top in tops]
+    one, other = ({*unique_stems([*half])} for half in halves)
+    shared, letters = len(one & other), {*map(plain, tops)} == LETTERS
+    if shared < 2 and not letters:
+        return None
+    gray = [is_gray([*half.values()]) for half in halves]
+    if letters and {*gray} == {True, False}:
+        return tops[gray.index(False)], tops[gray.index(True)]
+    drawn = recipe.input != "L"  # photographs come in classes, and these may be numbered alike
+    if shared > 1 and ({*gray} == {True, False} or (one == other and (letters or drawn))):
+        told = f"{tops[0]} and {tops[1]} in {where} hold {shared} images of equal names"
+        raise UserError(f"{told}: if they are pairs, say --pair-folders COLOUR SKETCH, else --pair none")
+    return None
+
+
+def is_gray(images: Sequence[Picture]) -> bool | None:
+    """Tell whether most of the first eight images are gray. None: not one can be read."""
+    found = []
+    for image in images[:8]:
+        with suppress(UserError):  # load_images will list it
+            found.append(np.ptp(read_picture(image), 2).mean() < GRAY)
+    return 2 * sum(found) > len(found) if found else None
+
+
 def share(item: Item, salt: str) -> float:
     """Return a number in [0, 1) that depends on an item's name and the salt alone."""
-    digest = hashlib.sha256(f"{salt}/{item.name}".encode()).digest()
+    digest = hashlib.sha256(to_bytes(f"{salt}/{item.name}")).digest()
     return int.from_bytes(digest[:8], "big") / 2**64
 
 
@@ -117,15 +244,17 @@ def pick(items: list[Item], limit: int) -> list[Item]:
     return [item for item in items if item.stem in chosen]
 
 
-def find_items(tree: Tree, where: str) -> list[Item]:
-    """Return the items of a split: pairs by stem if it has two such folders, else single images.
+def find_items(tree: Tree, where: str, halves: Halves | None = None) -> list[Item]:
+    """Return the items of a split: pairs by stem of the two folders `halves`, or else single images.
 
     Raises UserError where an image has no partner.
     """
-    for colour, sketch in PAIR_FOLDERS:
-        halves = _below(tree, colour), _below(tree, sketch)
-        if all(halves):
-            return _match_stems(*halves, where)
+    if halves:
+        tops = {plain(name.split("/", 1)[0]): name.split("/", 1)[0] for name in tree if "/" in name}
+        colour, sketch = (_below(tree, tops.get(plain(half), half)) for half in halves)
+        if not colour and not sketch:
+            raise UserError(f"no folders {halves[0]} and {halves[1]} in {where}, as there are in train")
+        return _match_stems(colour, sketch, where)
     return [
         Item(stem, picture, None, name.split("/", 1)[0] if "/" in name else "", name)
         for stem, (name, picture) in zip(unique_stems([*tree]), tree.items(), strict=True)
@@ -141,17 +270,29 @@ def _match_stems(colour: Tree, sketch: Tree, where: str) -> list[Item]:
     return [Item(stem, colour[name], sketch[partners[stem]], "", name) for stem, name in names.items()]
 
 
+def to_bytes(name: str) -> bytes:
+    """Return the bytes of a file's name, which need not be UTF-8."""
+    return name.encode(errors="surrogateescape")
+
+
 def unique_stems(names: list[str]) -> list[str]:
-    """Return a flat name per file: its path without ending; with ending, then with a hash, if not unique."""
-    flat = [name.replace("/", "__") for name in names]
-    stems = [str(Path(name).with_suffix("")) for name in flat]
-    with_ending = ["_".join(name.rsplit(".", 1)) for name in flat]
-    digests = (hashlib.sha256(name.encode()).hexdigest() for name in names)
-    with_hash = [f"{name}_{digest[:8]}" for name, digest in zip(flat, digests, strict=True)]
+    """Return a flat name per file: its path without ending; with ending, then with a hash, if not unique.
+
+    It is text of at most MAX_STEM bytes, and unique where a disk knows no case, too.
+    """
+    flat = [to_bytes(name.replace("/", "__")).decode(errors="replace") for name in names]
+    stems = [bounded(str(Path(name).with_suffix(""))) for name in flat]
+    with_ending = [bounded("_".join(name.rsplit(".", 1))) for name in flat]
+    digests = (hashlib.sha256(to_bytes(name)).hexdigest()[:8] for name in names)
+    with_hash = [f"{bounded(name, MAX_STEM - 9)}_{digest}" for name, digest in zip(flat, digests, strict=True)]
     for others in (with_ending, with_hash):
-        count = Counter(stems)
-        stems = [stem if count[stem] == 1 else other for stem, other in zip(stems, others, strict=True)]
+        count = Counter(map(_without_case, stems))
+        stems = [stem if count[_without_case(stem)] == 1 else other for stem, other in zip(stems, others, strict=True)]
     return stems
+
+
+def _without_case(name: str) -> str:
+    return unicodedata.normalize("NFC", name.casefold())
 
 
 def find_pair(items: Sequence[Item]) -> str:
@@ -179,5 +320,5 @@ def _pair_kind(image: Array) -> list[str]:
         return ["none"]
     spread = np.ptp(image, 2)
     halves = spread[:, : width // 2], spread[:, width // 2 :]
-    gray = tuple(bool(half.mean() < 4) for half in halves)  # of 255 levels; JPEG's chroma noise is below
+    gray = tuple(bool(half.mean() < GRAY) for half in halves)
     return {(True, True): [], (False, True): ["AB"], (True, False): ["BA"]}.get(gray, ["none"])

@@ -26,7 +26,7 @@ from PIL import Image
 
 from config import UserError
 from imaging.decoders import guarded, named, to_frame
-from imaging.files import EXTENSIONS, read_image
+from imaging.files import EXTENSIONS, count_endings, is_shown, read_image
 from imaging.pixels import Array, flatten
 
 # our split -> its names in torchvision's data sets; the first that a data set knows is used
@@ -74,13 +74,16 @@ class Entry:
             return flatten(to_frame(image))
 
 
-def open_archive(path: Path) -> dict[str, Blob]:
-    """Return the images of a .tar or .npz file by name. Raises UserError where it is neither, or damaged."""
+def open_archive(path: Path, notes: list[str] | None = None) -> dict[str, Blob]:
+    """Return the images of a .tar or .npz file by name; what is left out of it is added to `notes`.
+
+    Raises UserError where it is neither, or damaged.
+    """
     read = {".tar": _read_tar, ".npz": _read_npz}.get(path.suffix.lower())
     if read is None:
         raise UserError(f"{path} is neither a folder nor a .tar or .npz file; unpack it and name its folder")
     try:
-        found = read(path)
+        found = read(path, [] if notes is None else notes)
     except UserError as error:
         reason = f"{path} cannot be read as {path.suffix} ({error})"
         raise UserError(f"{reason}; unpack it, or pack it anew") from None
@@ -89,7 +92,7 @@ def open_archive(path: Path) -> dict[str, Blob]:
     return found
 
 
-def _read_tar(path: Path) -> dict[str, Blob]:
+def _read_tar(path: Path, notes: list[str]) -> dict[str, Blob]:
     """Index an uncompressed tar. A single folder at the top that is no split is left out of the names."""
     try:
         with tarfile.open(path, "r:") as archive:
@@ -102,14 +105,15 @@ def _read_tar(path: Path) -> dict[str, Blob]:
     if 0 < len(rest) < 512 or rest.any():  # tarfile takes a damaged header for the end
         raise UserError("it is cut short or damaged behind its last whole file")
     spans = {file.name.removeprefix("./"): (file.offset_data, file.offset_data + file.size) for file in files}
-    images = (name for name in spans if Path(name).suffix.lower() in EXTENSIONS)
-    shown = sorted(name for name in images if not re.search(r"(^|/)\.", name))
+    everything = sorted(name for name in spans if all(map(is_shown, name.split("/"))))
+    shown = [name for name in everything if Path(name).suffix.lower() in EXTENSIONS]
+    notes += count_endings(path, map(Path, {*everything} - {*shown}))
     tops = {name.split("/", 1)[0] if "/" in name else "" for name in shown}
     cut = len(f"{tops.pop()}/") if len(tops) == 1 and not tops & {"", *SPLITS} else 0
     return {name[cut:]: Blob(path, name, *spans[name], data) for name in shown}
 
 
-def _read_npz(path: Path) -> dict[str, Blob]:
+def _read_npz(path: Path, _: list[str]) -> dict[str, Blob]:
     arrays = _load_arrays(path)
     for name in ("data", "offsets"):
         _require(name in arrays, f"it has no array {name!r}")

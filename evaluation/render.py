@@ -21,6 +21,7 @@ from data import ImageSet
 from imaging import color
 from imaging.files import write_image
 from inference.checkpoint import load_colorizer
+from runtime.atomic import write_text
 from runtime.progress import track
 from runtime.run_folder import STAMP, outputs_path, read_run, stamp
 
@@ -47,7 +48,7 @@ def render_epoch(run: Path, epoch: int, images: ImageSet, device: torch.device) 
         return color.to_uint8(rgb).cpu()
 
     write_pictures(folder, images, draw)
-    (folder / STAMP).write_text(stamp(run, epoch, images.key))
+    write_text(folder / STAMP, stamp(run, epoch, images.key))
     return folder
 
 
@@ -75,7 +76,7 @@ def write_references(run: Path, images: ImageSet, recipe: Recipe) -> None:
 
     write_pictures(folders[0], images, show)
     write_pictures(folders[1], images, lambda ids: images.gather(ids, recipe.test_size)[1])
-    mark.write_text(images.key)
+    write_text(mark, images.key)
 
 
 def write_pictures(folder: Path, images: ImageSet, draw: Draw) -> None:
@@ -131,4 +132,4 @@ def render_missing(run: Path, epochs: list[int], images: ImageSet, device: torch
         folder = run / "outputs" / name
         if not is_rendered(folder, images.key, images):
             write_pictures(folder, images, draw)
-            (folder / STAMP).write_text(images.key)
+            write_text(folder / STAMP, images.key)

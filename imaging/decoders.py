@@ -29,6 +29,7 @@ from imaging.pixels import Depth, Frame, check_size, strips, to_16_bits
 PNG_START = b"\x89PNG\r\n\x1a\n"
 PNG_NOTES = (b"tEXt", b"zTXt", b"iTXt", b"eXIf", b"pHYs")  # chunks that say something beside the pixels
 TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+HEIC = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx"}  # brands; those of AVIF are others
 MAX_TEXT = 2**24  # bytes of an inflated PNG text or profile
 SRGB = imagecodecs.cms_profile("srgb")
 INTEGERS = (  # fields of a page to which a damaged file can give a tuple or bytes
@@ -73,7 +74,10 @@ def open_image(file: BinaryIO) -> Image.Image:
     Image.preinit()  # the common formats are tried first
     Image.init()
     with guarded():
-        start = file.read(16)
+        head = file.read(64)
+    start = head[:16]
+    if start[4:8] == b"ftyp" and not HEIC.isdisjoint(head[i : i + 4] for i in range(8, 64, 4)):
+        return _open_heic(file)
     for form in Image.ID:
         factory, accepts = Image.OPEN[form]
         read = OWN.get(form, factory)
@@ -83,7 +87,19 @@ def open_image(file: BinaryIO) -> Image.Image:
             if accepted and not isinstance(accepted, str):  # a text says that Pillow is built without it
                 file.seek(0)
                 return read(file, "")
-    raise UserError("not an image that can be read")
+    jpeg_xl = start.startswith((b"\xff\x0a", b"\0\0\0\x0cJXL "))
+    raise UserError("a JPEG XL image, which cannot be read" if jpeg_xl else "not an image that can be read")
+
+
+def _open_heic(file: BinaryIO) -> Image.Image:
+    """Open a HEIC image by pillow-heif. Raises UserError where that is not installed, or finds it damaged."""
+    try:
+        from pillow_heif import HeifImageFile  # optional
+    except ImportError:
+        raise UserError("a HEIC image: it can be read after pip install pillow-heif") from None
+    with guarded():
+        file.seek(0)
+        return HeifImageFile(file, "")
 
 
 class _Chunks(PngStream):

@@ -15,22 +15,24 @@ import io
 import math
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO
 
 from PIL import Image
 from tifffile import TiffFile, TiffPage
 
-from config import UserError
+from config import CACHE, UserError
 from imaging import decoders
 from imaging.decoders import guarded
 from imaging.encoders import check_side, write
 from imaging.metadata import Scan, info_of, read_notes, read_tiff_notes
 from imaging.pixels import Array, Frame, check_size, flatten
 from runtime.atomic import replacing
+from runtime.run_folder import CLASSIFIER_RECORD, LOG, RECORD
 
 FORMS = ("png", "jpg", "webp", "tif")  # what a user can ask for
 FORMATS = {  # endings that can be written, and Pillow's names of their formats
@@ -38,32 +40,117 @@ FORMATS = {  # endings that can be written, and Pillow's names of their formats
     **{".webp": "WEBP", ".tif": "TIFF", ".tiff": "TIFF", ".gif": "GIF", ".bmp": "BMP", ".ppm": "PPM"},
     ".avif": "AVIF",
 }
-EXTENSIONS = frozenset([*FORMATS, ".mpo", ".pbm", ".pgm", ".jp2", ".tga"])  # that are found in folders
+EXTENSIONS = frozenset([  # that are found in folders
+    *FORMATS, ".mpo", ".pbm", ".pgm", ".pnm", ".tga", ".pcx", ".dib", ".jp2", ".j2k", ".j2c", ".jpf", ".jpx",
+    ".heic", ".heif", ".hif",
+])  # fmt: skip
 MOVING = ("GIF", "PNG", "WEBP", "AVIF")  # formats that hold an animation; a TIFF holds pages
+SERVICE = frozenset([  # what disks and desktops put beside images, in lower case
+    "@eadir", "@recycle", "#recycle", "#snapshot", "$recycle.bin", "system volume information", "lost+found",
+    "__macosx", "thumbs", "thumbs.db", "desktop.ini",
+])  # fmt: skip
 
 
-def find_images(folder: Path, closed: list[OSError] | None = None) -> list[Path]:
-    """Return all image files below a folder, sorted; hidden files and folders are left out.
+@dataclass(frozen=True)
+class Found:
+    """What a folder holds, at any depth."""
 
-    Raises UserError where there is no such folder or no image in it, and OSError where it cannot be read.
-    Errors of folders below it are put into `closed`, with their names, or else raised.
+    folder: Path
+    images: list[Path] = field(default_factory=list)  # by their endings
+    others: list[Path] = field(default_factory=list)  # files that are not taken
+    closed: list[OSError] = field(default_factory=list)  # of folders that cannot be read; they name them
+    notes: list[str] = field(default_factory=list)  # folders that were not entered, a sentence each
+
+    @property
+    def left_out(self) -> list[str]:
+        """What is not taken, a sentence each; of closed folders nothing."""
+        return [*self.notes, *count_endings(self.folder, self.others)]
+
+    def require(self) -> None:
+        """Raise UserError where there is no image, unless a folder could not be read."""
+        if not self.images and not self.closed:
+            told = "; ".join([f"looked for {' '.join(sorted(EXTENSIONS))}", *self.left_out])
+            raise UserError(f"no image in {self.folder}: {told}")
+
+
+def count_endings(where: Path, others: Iterable[Path]) -> list[str]:
+    """Return a sentence that counts by ending what is not taken of a folder or archive; [] where there is nothing."""
+    endings = Counter(path.suffix.lower() or "without ending" for path in others)
+    counts = ", ".join(f"{number} {ending}" for ending, number in sorted(endings.items()))
+    return [f"left out: files in {where} that are no images: {counts}"] if counts else []
+
+
+def is_shown(name: str) -> bool:
+    """Tell whether a file or folder of this name is the user's: not hidden, and not a disk's or a desktop's own."""
+    return not name.startswith(".") and name.casefold() not in SERVICE
+
+
+def search(folder: Path, enter: Callable[[Path], bool] | None = None) -> Found:
+    """Return what a folder holds, sorted; without what `is_shown` knows as none of the user's.
+
+    Links to folders are followed, but no folder is entered twice. Runs and the cache of this project are left out.
+
+    Args:
+        enter: which of the folders below to search; then also runs and the cache.
+
+    Raises UserError where there is no such folder, and OSError where it cannot be read.
     """
-
-    def refused(error: OSError) -> None:
-        if closed is None or error.filename == str(folder):
-            raise error
-        closed.append(error)
-
     if not folder.is_dir():
         raise UserError(f"no folder {folder}: give the folder that holds the images")
-    found: list[Path] = []
-    for parent, folders, names in os.walk(folder, onerror=refused):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        shown = [name for name in names if not name.startswith(".")]
-        found += [Path(parent, name) for name in shown if Path(name).suffix.lower() in EXTENSIONS]
-    if not found and not closed:
-        raise UserError(f"no image in {folder}: looked for {' '.join(sorted(EXTENSIONS))}")
-    return sorted(found, key=Path.as_posix)
+    found, seen = Found(folder), {}  # (device, number) -> folder
+    tops = [folder]  # grows by links, which come after all that needs none
+
+    def refused(error: OSError) -> None:
+        if error.filename == str(folder):
+            raise error
+        found.closed.append(error)
+
+    for top in tops:
+        for parent, folders, names in os.walk(top, onerror=refused):
+            status = os.stat(parent)
+            first = seen.setdefault((status.st_dev, status.st_ino), parent)
+            why = "" if first == parent else f"it is {Path(first)}, which is searched already"
+            if parent == str(top) != str(folder) and _leads_back(top):
+                why = why or "it leads back to a folder above it"
+            elif parent != str(folder) and enter is None:
+                why = why or _own_product(parent, names)
+            if why:
+                found.notes.append(f"left out: {Path(parent)}, as {why}")
+                folders.clear()
+                continue
+            below = (name for name in sorted(folders) if is_shown(name))
+            folders[:] = [name for name in below if enter is None or enter(Path(parent, name))]
+            tops += [Path(parent, name) for name in folders if os.path.islink(Path(parent, name))]
+            for name in filter(is_shown, names):
+                known = Path(name).suffix.lower() in EXTENSIONS
+                (found.images if known else found.others).append(Path(parent, name))
+    for paths in (found.images, found.others):
+        paths.sort(key=Path.as_posix)
+    return found
+
+
+def _leads_back(link: Path) -> bool:
+    """Tell whether a link leads to a folder in which it lies."""
+    return Path(os.path.realpath(link.parent)).is_relative_to(os.path.realpath(link))
+
+
+def _own_product(folder: str, names: list[str]) -> str:
+    """Return what a folder with files of these names is of this project's, or nothing."""
+    if LOG in names and not {RECORD, CLASSIFIER_RECORD}.isdisjoint(names):
+        return "it is a run of this project"
+    return "it is the cache of this project" if CACHE.is_dir() and os.path.samefile(folder, CACHE) else ""
+
+
+def find_images(folder: Path) -> list[Path]:
+    """Return all image files below a folder, sorted, as `search` does.
+
+    Raises UserError where there is no such folder or no image in it, and OSError where one cannot be read.
+    """
+    found = search(folder)
+    found.require()
+    if found.closed:
+        raise found.closed[0]
+    return found.images
 
 
 @contextmanager

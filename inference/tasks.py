@@ -3,14 +3,15 @@
 import os
 import sys
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from glob import has_magic
-from itertools import takewhile
 from pathlib import Path
 
 from config import UserError
-from imaging.files import find_images, output_suffix
+from imaging.files import Found, output_suffix, search
+from runtime.atomic import MAX_NAME, bounded
 
 
 @dataclass(frozen=True)
@@ -48,21 +49,27 @@ def plan_tasks(
         if path != given and out.is_dir() and is_inside(path, out) and not is_inside(given, out):
             former.append(path)
             continue
-        output = out / name.with_suffix(output_suffix(name.suffix, form))
+        output, sheet = (out / result_name(name, form, end) for end in ("", "_compare"))
         if (os.path.realpath(path), output) in seen:
             continue  # named twice
         seen.add((os.path.realpath(path), output))
-        results = [output, *([output.with_stem(f"{output.stem}_compare")] if compare else [])]
+        results = [output, sheet] if compare else [output]
         taken = next((result for result in results if key(result) in owners), None)
         if taken and not problem:
             problem = f"{path}: {owners[key(taken)][1]} becomes {taken} too; colourise it with another --out"
         elif not problem:
             owners |= {key(result): (result, path) for result in results}
-        tasks.append(Task(path, output, results[1] if compare else None, problem))
+        tasks.append(Task(path, output, sheet if compare else None, problem))
     if former:
         print(f"left out: {len(former)} files in {out}, the output folder", file=sys.stderr)
     refuse_overwriting(owners.values(), [task.path for task in tasks], former * overwrite, out)
     return tasks
+
+
+def result_name(name: Path, form: str | None, end: str) -> Path:
+    """Return a result's name: an input's with `end` and the ending of its format, no longer than names may be."""
+    suffix = output_suffix(name.suffix, form)
+    return name.with_name(bounded(f"{name.stem}{end}", MAX_NAME - len(os.fsencode(suffix))) + suffix)
 
 
 def key(result: Path) -> str:
@@ -95,10 +102,11 @@ def expand(given: Path) -> Iterator[tuple[Path, Path, str]]:
     if str(given) == "-":
         yield from listed_files()
     elif given.is_dir():
-        closed: list[OSError] = []
-        yield from ((path, path.relative_to(given), "") for path in find_images(given, closed))
-        for folder, reason in ((Path(error.filename), error.strerror) for error in closed):
-            yield folder, folder.relative_to(given), f"{folder}: the folder cannot be read ({reason})"
+        found = search(given)
+        found.require()
+        tell(found.left_out)
+        yield from ((path, path.relative_to(given), "") for path in found.images)
+        yield from closed_folders(found)
     elif given.exists() or given.is_symlink():  # a link to nowhere is an input that cannot be read
         yield given, Path(given.name), ""
     elif has_magic(str(given)):
@@ -113,21 +121,50 @@ def is_inside(path: Path, folder: Path) -> bool:
     return identity(folder) in map(identity, (real, *real.parents))
 
 
+def tell(sentences: Iterable[str]) -> None:
+    """Print sentences on stderr."""
+    sys.stderr.writelines(f"{sentence}\n" for sentence in sentences)
+
+
+def closed_folders(found: Found) -> Iterator[tuple[Path, Path, str]]:
+    """Yield folders that cannot be read as files with a problem."""
+    for folder, reason in ((Path(error.filename), error.strerror) for error in found.closed):
+        yield folder, folder.relative_to(found.folder), f"{folder}: the folder cannot be read ({reason})"
+
+
 def matching_files(pattern: Path) -> Iterator[tuple[Path, Path, str]]:
-    """Yield the files that a pattern matches, with their folders below its fixed part."""
-    fixed = Path(*list(takewhile(lambda part: not has_magic(part), pattern.parts)))
-    try:
-        rest = pattern.relative_to(fixed) / ("*" if pattern.name == "**" else "")
-        matches = sorted(fixed.glob(str(rest)))
-    except ValueError as error:
-        raise UserError(f"no pattern {pattern}: {error}") from None
-    names = [match.relative_to(fixed) for match in matches if not match.is_dir()]
-    names = [name for name in names if not any(part.startswith(".") for part in name.parts)]
-    # links to folders can lead round in circles: Path's ** follows none, and here no more does its *
-    names = [name for name in names if not any((fixed / folder).is_symlink() for folder in name.parents[:-1])]
-    if not names:
-        raise UserError(f"no file matches {pattern}")
-    yield from ((fixed / name, name, "") for name in names)
+    """Yield the files that a pattern matches, with their folders below its fixed part.
+
+    A folder whose own name is like a pattern, as in "[Group] Title/*.jpg", is taken for itself.
+    """
+    fixed, *rest = Path(pattern.anchor), *pattern.relative_to(pattern.anchor).parts
+    while rest and (not has_magic(rest[0]) or ("[" in rest[0] and (fixed / rest[0]).is_dir())):
+        fixed /= rest.pop(0)
+    matches: list[Path] = []
+    if fixed.is_dir():
+        found = search(fixed, lambda folder: fits(folder.relative_to(fixed).parts, rest, begun=True))
+        tell(found.notes)
+        files = sorted([*found.images, *found.others], key=Path.as_posix)
+        matches = [path for path in files if fits(path.relative_to(fixed).parts, rest)]
+        yield from closed_folders(found)
+    if not matches:
+        quoting = "; [ begins a choice of letters: write [[] for the letter itself" if "[" in str(pattern) else ""
+        raise UserError(f"no file matches {pattern}{quoting}")
+    yield from ((path, path.relative_to(fixed), "") for path in matches)
+
+
+def fits(parts: Sequence[str], pattern: Sequence[str], begun: bool = False) -> bool:
+    """Tell whether a path matches a pattern, in which ** is any number of folders.
+
+    begun: whether it, or something below it, may do so.
+    """
+    if not parts:
+        return begun or all(part == "**" for part in pattern)
+    if not pattern:
+        return False
+    if pattern[0] == "**":
+        return fits(parts[1:], pattern, begun) or fits(parts, pattern[1:], begun)
+    return fnmatchcase(parts[0], pattern[0]) and fits(parts[1:], pattern[1:], begun)
 
 
 def listed_files() -> Iterator[tuple[Path, Path, str]]:

@@ -1,6 +1,5 @@
 """Files that appear complete or not at all: any file, JSON, and checkpoints of torch."""
 
-import errno
 import json
 import os
 import pickle
@@ -16,6 +15,9 @@ from config import UserError
 if TYPE_CHECKING:
     import torch
 
+MAX_NAME = 255  # bytes of a file's name
+MAX_STEM = 120  # of a name that we derive: encrypted disks take 143, and an ending is still to come
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -27,23 +29,47 @@ def replacing(path: Path) -> Iterator[Path]:
     unique = f"{zlib.crc32(os.fsencode(path.name)):08x}.{os.getpid()}"  # a long name leaves no room for more
     temporary = path.with_name(f".{path.name[:40]}.{unique}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        os.replace(temporary, path)
-    except OSError as error:
-        # a library's error has no number; a full disk names no file
-        if error.errno is None or not temporary.is_relative_to(str(error.filename or temporary)):
-            raise
-        raise OSError(error.errno, error.strerror, str(path)) from error
+        with writing(path, temporary):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            os.replace(temporary, path)
     finally:
         with suppress(OSError):  # or the failure to tidy up would hide why the block failed
             temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def writing(path: Path, place: Path | None = None) -> Iterator[None]:
+    """Let an OSError of the block name the file `path`, which is written at `place`, unless it is another file's."""
+    place = place or path
+    try:
+        yield
+    except OSError as error:
+        names = [str(name) for name in (error.filename, error.filename2) if name] or [
+            str(place)
+        ]  # a full disk's has none
+        if error.errno is None or not any(place.is_relative_to(name) for name in names):  # a library's has no number
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def bounded(stem: str, most: int = MAX_STEM) -> str:
+    """Return a name of at most `most` bytes: of a longer one the end, behind a hash of it all."""
+    encoded = os.fsencode(stem)
+    if len(encoded) <= most:
+        return stem
+    return f"{zlib.crc32(encoded):08x}_{encoded[9 - most :].decode(errors='ignore')}"
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text, complete or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_text(text)
+
+
 def write_json(path: Path, payload: Any) -> None:
     """Write JSON, complete or not at all."""
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(payload, indent=1) + "\n")
+    write_text(path, json.dumps(payload, indent=1) + "\n")
 
 
 def save(path: Path, payload: dict[str, Any]) -> None:
@@ -53,8 +79,10 @@ def save(path: Path, payload: dict[str, Any]) -> None:
     with replacing(path) as temporary, open(temporary, "wb") as file:
         try:
             torch.save(payload, file)
-        except RuntimeError as error:  # what torch makes of a full disk
-            raise OSError(errno.EIO, f"could not be written ({error})", str(path)) from error
+        except RuntimeError as error:  # torch closes its file after a failure, and stumbles over what is missing there
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
 
 
 def load(path: Path, device: "torch.device | str" = "cpu") -> dict[str, Any]:

@@ -5,9 +5,12 @@ wait; left alone they spin on their cores, and beside another busy process on tw
 took 531 ms instead of 21. A value that is set already is kept.
 """
 
+import errno
+import io
 import logging
 import os
 import sys
+import tempfile
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -35,6 +38,9 @@ BestEpochOption = Annotated[
 ]
 AllEpochsOption = Annotated[bool, typer.Option("--all-epochs", help="Every saved epoch.")]
 SizeOption = Annotated[int | None, typer.Option(min=4, help="Side of the training squares, px.")]
+PairFoldersOption = Annotated[
+    tuple[str, str] | None, typer.Option(metavar="COLOUR SKETCH", help="Folders of pairs, of unknown names.")
+]
 BatchSizeOption = Annotated[int | None, typer.Option(min=1, help="Images per step.")]
 LimitOption = Annotated[int | None, typer.Option(min=0, help="Images of each split at most; 0: all.")]
 SeedOption = Annotated[int | None, typer.Option(min=0, help="Of everything random.")]
@@ -50,6 +56,7 @@ UsageError = typer.BadParameter.__bases__[0]  # click's, wherever this version o
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # torch reads it when it is imported
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # errors of a write, which name no file
 INTERRUPTED = 130  # what typer returns for Ctrl-C
 
 
@@ -62,6 +69,8 @@ def command(main: Callable[..., object]) -> None:
     # remarks about odd metadata in image files, among which our own messages would be lost
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a file's name need not be text
     app = typer.Typer(add_completion=False)
     app.command()(main)
     try:
@@ -72,9 +81,10 @@ def command(main: Callable[..., object]) -> None:
     except UserError as error:
         _quit(str(error), 2)
     except OSError as error:
-        if error.filename is None:
+        if error.filename is None and error.errno not in FULL:
             raise
-        _quit(f"{error.filename}: {error.strerror}", 2)
+        place = error.filename or f"standard output, or a temporary file in {tempfile.gettempdir()}"
+        _quit(f"{place}: {error.strerror}", 2)
     except (KeyboardInterrupt, typer.Abort):
         _quit("interrupted; what was saved before is kept", INTERRUPTED)
 

@@ -27,7 +27,7 @@ from runtime.atomic import write_json
 
 R = TypeVar("R", bound="Record")
 
-RECORD, CLASSIFIER_RECORD = "recipe.json", "classifier.json"
+RECORD, CLASSIFIER_RECORD, LOG = "recipe.json", "classifier.json", "log.jsonl"
 STAMP = ".stamp"  # file in a folder of rendered pictures that says what they were rendered from
 
 

@@ -163,6 +163,13 @@ def weights_urls(name: str) -> tuple[str, ...]:
     return (models.get_model_weights(name).DEFAULT.url,)
 
 
+def require_folder(folder: Path | None) -> Path | None:
+    """Return the folder of --weights, if it was given. Raises UserError where there is none."""
+    if folder is not None and not Path(folder).is_dir():
+        raise UserError(f"no folder {folder}: --weights takes the folder that holds the weight files")
+    return Path(folder) if folder else None
+
+
 def file_hash(path: Path) -> str:
     """Return a file's SHA-256, in hexadecimal."""
     digest = hashlib.sha256()

@@ -81,7 +81,8 @@ def test_of_a_folder_of_bad_files_each_is_answered_and_the_good_are_coloured(mod
     assert done.returncode == 1
     lines = records(done.stdout)
     assert list(lines) == sorted([*GOOD, *BAD])
-    summary, *failed = done.stderr.splitlines()
+    link, summary, *failed = done.stderr.splitlines()
+    assert link == "left out: scans/album/parent, as it is scans, which is searched already"
     assert summary.startswith(f"{len(lines)} files: {len(GOOD)} done, {len(BAD)} failed; ")
     for name, line in lines.items():
         assert (line["status"], line["output"]) == ("done" if name in GOOD else "failed", f"out/{name}")

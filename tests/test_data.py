@@ -1,6 +1,7 @@
 """data.py: decoding, the cache, exact cuts, and an order that depends on seed and epoch alone."""
 
 import os
+import sys
 import tarfile
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -21,10 +22,10 @@ from config import Recipe, UserError
 from data import (
     ImageSet,
     Loading,
+    cache_key,
     decode,
     evenly_spaced,
     find_loading,
-    fingerprint,
     fit_image,
     load_images,
     mean_ab,
@@ -143,6 +144,56 @@ def test_decode_brings_a_partner_file_to_the_same_size() -> None:
     assert np.array_equal(out[..., 3:], resize(picture(64, 96, 1), 16, 24))
 
 
+@pytest.mark.parametrize("shape", [(32, 64), (64, 32), (64, 97)])
+def test_a_sketch_of_another_shape_is_cut_and_not_stretched(shape: tuple[int, int]) -> None:
+    height, width = shape
+    sketch, cut = picture(height, width, 1), set()
+    item = Item("x", write("colour.png", picture(32, 48)).target, write("sketch.png", sketch).target)
+    out = decode(item, replace(PHOTO, sketch=True), cut)
+    rows, columns = min(height, round(width * 32 / 48)), min(width, round(height * 48 / 32))
+    top, left = (height - rows) // 2, (width - columns) // 2
+    part = sketch if shape == (64, 97) else sketch[top : top + rows, left : left + columns]
+    assert np.array_equal(out[..., 3:], resize(fit_image(part, 16, "crop"), 16, 24))
+    assert cut == (set() if shape == (64, 97) else {"x"})  # a pixel is a rounding
+    images = load_images([item], replace(PHOTO, sketch=True), CACHE, "train")
+    assert images.cut == sorted(cut)
+
+
+def test_the_key_is_what_files_hold_wherever_they_lie() -> None:
+    items = write_set()
+    key = load_images(items, PHOTO, CACHE, "train").key
+    Path("data").rename("moved")
+    moved = [replace(item, target=Path("moved", item.target.name)) for item in items]
+    for item in moved:
+        os.utime(item.target, (1, 1))
+    assert load_images(moved, PHOTO, CACHE, "train").key == key
+    Image.fromarray(255 - picture(16, 20)).save(moved[0].target)
+    os.utime(moved[0].target, (2, 2))
+    assert len({key, *(load_images(some, PHOTO, CACHE, "train").key for some in (moved, moved[1:], moved[::-1]))}) == 4
+    assert load_images(moved, replace(PHOTO, fit="squash"), CACHE, "train").key != key
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="asks Linux")
+def test_a_full_disk_names_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    items = write_set()
+    real = open
+    monkeypatch.setattr("builtins.open", lambda path, mode: real("/dev/full" if "pixels" in str(path) else path, mode))
+    with pytest.raises(OSError, match="No space left on device") as raised:
+        load_images(items, PHOTO, CACHE, "train")
+    assert str(raised.value.filename).startswith("cache/")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems know no such names")
+def test_names_that_are_no_text_are_loaded() -> None:
+    for name in (b"caf\xe9.png", b"bad\xe9.png"):
+        write(os.fsdecode(name), picture(16, 16))
+    Path(os.fsdecode(b"data/bad\xe9.png")).write_bytes(b"")
+    write_set()
+    splits = list_items("data", recipe(), CACHE)
+    images = load_images(splits["train"] + splits["val"], PHOTO, CACHE, "train")
+    assert (len(images), len(images.bad)) == (6, 1)
+
+
 def test_decode_draws_demo_scenes() -> None:
     colour, sketch = scenes.draw(3, 32)
     loading = Loading(32, "crop", "none", sketch=True)
@@ -240,21 +291,21 @@ def test_load_images_is_what_decode_returns_and_decodes_once(sketch: bool, monke
     assert np.array_equal(changed.picture(2), decode(items[2], loading))
 
 
-def test_fingerprint_sees_files_order_names_and_loading(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cache_key_sees_files_order_names_and_loading(monkeypatch: pytest.MonkeyPatch) -> None:
     items = write_set(3)
     others = [items[:2], items[::-1], [Item("scene_0001", 1)]]
     others += [[replace(items[0], **change), *items[1:]] for change in ({"stem": "x"}, {"source": Path(".")})]
-    keys = [fingerprint(some, PHOTO) for some in (items, *others)]
+    keys = [cache_key(some, PHOTO) for some in (items, *others)]
     changes: list[dict[str, Any]] = [{"load_size": 17}, {"fit": "squash"}, {"pair": "AB"}, {"sketch": True}]
     for change in (*changes, {"min_colorfulness": 1.0}):
-        keys.append(fingerprint(items, replace(PHOTO, **change)))
+        keys.append(cache_key(items, replace(PHOTO, **change)))
     monkeypatch.setattr(scenes, "VERSION", scenes.VERSION + 1)
-    keys.append(fingerprint([Item("scene_0001", 1)], PHOTO))
+    keys.append(cache_key([Item("scene_0001", 1)], PHOTO))
     stat = os.stat(items[0].target)
     os.utime(items[0].target, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
-    keys.append(fingerprint(items, PHOTO))
+    keys.append(cache_key(items, PHOTO))
     assert len(set(keys)) == len(keys)
-    assert fingerprint(items, PHOTO) == keys[-1]
+    assert cache_key(items, PHOTO) == keys[-1]
 
 
 def test_bad_files_are_skipped_and_reported() -> None:
@@ -274,7 +325,7 @@ def test_what_is_not_the_files_fault_ends_the_loading_and_leaves_nothing_behind(
 ) -> None:
     items = write_set(data.CHUNK + 6)
 
-    def fail(item: Item, loading: Loading) -> Array:
+    def fail(item: Item, loading: Loading, cut: set[str]) -> Array:
         if item.stem == "p66":  # of the second chunk
             raise bug("not the file's fault")
         return decode(item, loading)
@@ -350,7 +401,7 @@ def test_an_archive_is_decoded_as_its_folder_is() -> None:
     items = write_set()
     ours = load_images(packed(items), PHOTO, CACHE, "train")
     theirs = load_images(items, PHOTO, CACHE, "train")
-    assert ours.key != theirs.key
+    assert ours.key == theirs.key  # whose files hold the same
     assert (ours.stems, ours.index.tolist()) == (theirs.stems, theirs.index.tolist())
     assert np.array_equal(ours.pixels, theirs.pixels)
 
@@ -374,18 +425,18 @@ def test_files_of_more_than_8_bits_are_trained_on_as_they_are_coloured(archived:
         assert np.array_equal(images.picture(i), picture(16, 24)[..., :1].repeat(3, 2) if gray else levels)
 
 
-def test_fingerprint_sees_an_archives_time_and_size() -> None:
+def test_cache_key_sees_an_archives_time_and_size() -> None:
     items = packed(write_set())
-    keys = [fingerprint(items, PHOTO), fingerprint(items[1:], PHOTO)]
+    keys = [cache_key(items, PHOTO), cache_key(items[1:], PHOTO)]
     stat = os.stat("set.tar")
     os.utime("set.tar", ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
-    keys.append(fingerprint(items, PHOTO))
+    keys.append(cache_key(items, PHOTO))
     with open("set.tar", "ab") as file:
         file.write(bytes(512))
     os.utime("set.tar", ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    keys.append(fingerprint(items, PHOTO))
+    keys.append(cache_key(items, PHOTO))
     assert len(set(keys)) == len(keys)
-    assert fingerprint(items, PHOTO) == keys[-1]
+    assert cache_key(items, PHOTO) == keys[-1]
 
 
 @pytest.mark.parametrize(
@@ -444,4 +495,4 @@ def test_evenly_spaced_keeps_both_ends_and_rounds_down(count: int, most: int, ex
 def test_the_key_does_not_depend_on_how_a_path_is_written() -> None:
     item = write("p.png", picture(16, 16))
     assert not item.target.is_absolute()
-    assert fingerprint([item], PHOTO) == fingerprint([replace(item, target=item.target.resolve())], PHOTO)
+    assert cache_key([item], PHOTO) == cache_key([replace(item, target=item.target.resolve())], PHOTO)

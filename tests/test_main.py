@@ -56,7 +56,7 @@ def test_stages_are_given_the_options(monkeypatch: pytest.MonkeyPatch, begun: bo
     monkeypatch.setattr("test.main", lambda **options: given.update(test=options))
     monkeypatch.setattr("eval.main", stop)
     options = {"recipe": "coco-resnet", "data": "photos", "epochs": 3, "weights": Path("w"), "device": "cpu"}
-    rest = {"size": 64, "batch_size": 2, "limit": 9, "set_": ["ngf=4"]}
+    rest = {"size": 64, "batch_size": 2, "limit": 9, "set_": ["ngf=4"], "pair_folders": None}
     run = Path("runs/coco-resnet")
     run.mkdir(parents=True)
     if begun:

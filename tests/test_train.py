@@ -11,6 +11,7 @@ from helpers import CPU, TINY, log_of, run_stage, same_tensors, saved_weights, s
 from torch import Tensor
 
 import export
+import test as tester
 import train
 from config import RECIPES, UserError
 from runtime import atomic, run_folder
@@ -89,6 +90,20 @@ def test_killed_run_goes_on_from_its_last_checkpoint(trained: Path, run: Path, p
     assert log_of(run) == log_of(trained)
 
 
+def test_a_run_inside_its_own_data_does_not_grow(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(pictures, "data")
+    monkeypatch.chdir("data")
+    for folder in ("train", "val"):
+        for path in Path(folder).rglob("*.*"):
+            path.rename(path.name)
+    run = train.main(recipe="coco", data=".", epochs=1, **TINY)
+    tester.main(run=run, device="cpu")
+    train.main(run=run, resume=True, epochs=2, device="cpu")
+    record = read_run(run)
+    assert sum(record.images.values()) == 16
+    assert [entry["fingerprints"] for entry in record.resumed] == [record.fingerprints]
+
+
 def test_the_seed_decides_every_weight_and_how_often_samples_are_drawn_none(trained: Path, pictures: Path) -> None:
     options = {"recipe": "coco", "data": str(pictures), "epochs": 2, "save_every": 2, **TINY}
     seldom, other = (train.main(run=Path(str(seed)), seed=seed, **options) for seed in (42, 43))
@@ -148,6 +163,7 @@ def test_published_weights_that_are_missing_are_found_before_any_work(pictures: 
 
 def test_a_resume_needs_the_weights_of_its_losses_alone(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
+    Path("w").mkdir()
     monkeypatch.setattr(gan, "load_pretrained", lambda *args, fresh: asked.append((args[2], fresh)))
     run = train.main(recipe="coco", data=str(pictures), epochs=1, weights="w", **TINY)
     train.main(run=run, resume=True, epochs=2, device="cpu")
@@ -166,6 +182,8 @@ def test_a_resume_needs_the_weights_of_its_losses_alone(pictures: Path, monkeypa
         ({"gan_mode": "wgan"}, "gan_mode must be one of"),
         ({"device": "tpu"}, "no device tpu"),
         ({"set_": ["precision=fp16"], "device": "cpu"}, "precision fp16 needs CUDA"),
+        ({"weights": Path("no/such/folder")}, "no folder no/such/folder: --weights takes the folder"),
+        ({"set_": ["pair_folders=A"]}, "pair_folders must be COLOUR/SKETCH"),
         ({"run": Path("other")}, "other is not empty and not a run"),
         ({"run": Path("nothing"), "resume": True}, "nothing is not a run folder"),
         ({"resume": True}, "no run in runs/"),
@@ -217,6 +235,16 @@ def test_dry_run_writes_nothing(
     assert train.main(dry_run=True) == Path("runs/demo")
     assert train.main(run=trained, dry_run=True) == trained  # which need not be free
     assert list(tmp_path.iterdir()) == []
+
+
+def test_folders_of_pairs_are_named_and_announced(pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for folder in ("before", "After"):
+        shutil.copytree(pictures / "train", Path("data", folder))
+    call = ("train", "--recipe", "anime", "--data", "data", "--size", "64", "--dry-run", "--device", "cpu")
+    assert run_stage(*call) == 2
+    assert "--pair-folders COLOUR SKETCH" in capsys.readouterr().err
+    assert run_stage(*call, "--pair-folders", "after", "before") == 0
+    assert "(pairs, colour in After/, sketches in before/)" in capsys.readouterr().out
 
 
 # --init

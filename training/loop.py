@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from config import AnyRecipe, UserError
 from data import ImageSet, steps_per_epoch
 from runtime import atomic
-from runtime.atomic import replacing
+from runtime.atomic import replacing, writing
 from runtime.device import restore_rng, rng_state
 from runtime.progress import Clock, duration, say, track
 from runtime.run_folder import read_records, state_path
@@ -117,7 +117,7 @@ class Log:
         parts = self.state.parts.values()
         optimizer = next(part for part in parts if isinstance(part, torch.optim.Optimizer))  # a GAN's: of G
         self.records.append({**done, **means, "lr": optimizer.param_groups[0]["lr"], **speed})
-        with open(self.path, "a") as file:
+        with writing(self.path), open(self.path, "a") as file:
             file.write(json.dumps(self.records[-1]) + "\n")
         self.clear()
 

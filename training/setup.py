@@ -2,20 +2,22 @@
 
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from config import CACHE, DEMO, ROOT, AnyRecipe, ClassifierRecipe, Recipe, UserError, parse_settings
-from data import ImageSet, Loading, held_out, load_images
-from dataset.folders import Item
-from models import fit_networks, needs_two_images
+from config import CACHE, DEGRADATIONS, DEMO, ROOT, AnyRecipe, ClassifierRecipe, Recipe, UserError, parse_settings
+from data import ImageSet, Loading, evenly_spaced, held_out, load_images
+from dataset.folders import Item, Splits
+from inference.pipeline import is_coloured
+from models import GENERATORS, fit_networks, needs_two_images
 from runtime import run_folder
 from runtime.run_folder import ClassifierRecord, Record, RunRecord, saved_epochs, state_path
 
 # what a resume may change
 RESUMABLE = {"epochs", "save_every", "log_every", "lr", "lr_d", "precision", "compile"}
+LOOKED_AT = 64  # training pictures of which it is checked whether they have colours
 LIBRARIES = ("torch", "torchvision", "numpy", "pillow", "scikit-image")
 Stored = RunRecord | ClassifierRecord
 
@@ -36,10 +38,11 @@ class Setup:
         """Whether the run goes on from a state.pt."""
         return self.stored is not None and state_path(self.folder).exists()
 
-    def announce(self, facts: Mapping[str, object], all_fields: bool) -> None:
-        """Print what is resolved, one line each."""
+    def announce(self, facts: Mapping[str, object], all_fields: bool, notes: Sequence[str] = ()) -> None:
+        """Print what is resolved, one line each, and what was left out of the data."""
         lines = [f"{name:<14} {value}" for name, value in {"run": self.folder, **facts}.items()]
         lines += [f"  {key} = {value}" for key, value in asdict(self.recipe).items() if all_fields]
+        lines += notes
         print("\n".join(lines), flush=True)
 
     def load_splits(self, items: Mapping[str, list[Item]], loading: Loading) -> dict[str, ImageSet]:
@@ -47,7 +50,12 @@ class Setup:
         for place in (self.folder, CACHE):
             place.mkdir(parents=True, exist_ok=True)  # fails now rather than after decoding
         loadings = {"train": loading, "val": held_out(loading, self.recipe)}
-        return {name: load_images(items[name], each, CACHE, name) for name, each in loadings.items()}
+        images = {name: load_images(items[name], each, CACHE, name) for name, each in loadings.items()}
+        for name, split in images.items():
+            if split.cut:
+                told = f"{len(split.cut)} sketches of {name} have another shape than their pictures"
+                print(f"{told} and are cut around their centres: {listed(split.cut)}")
+        return images
 
     def record(self, kind: type[Record], loading: Loading, images: Mapping[str, ImageSet], **own: Any) -> None:
         """Write the record of a new run; `own` has the fields of its kind beside those of Record."""
@@ -57,11 +65,18 @@ class Setup:
         run_folder.write_run(self.folder, made)
 
     def record_resume(self, images: Mapping[str, ImageSet]) -> None:
-        """Add a resume to the record; says so where the pictures are not those that the run began with."""
+        """Add a resume to the record; says so where the pictures are not those that the run began with.
+
+        Raises UserError where other data was given that does not hold the same pictures.
+        """
         found = provenance(images)
-        if self.stored.fingerprints != found["fingerprints"]:
+        known = [self.stored.fingerprints, *(entry.get("fingerprints") for entry in self.stored.resumed)]
+        if found["fingerprints"] not in known and self.data != self.stored.data:
+            told = f"{self.data} does not hold the images of {self.stored.data}, with which {self.folder} was trained"
+            raise UserError(f"{told}; to train on others begin a new run, with --init {self.folder}")
+        if found["fingerprints"] != self.stored.fingerprints:
             print("the images have changed since this run began: it goes on with those there are now")
-        changes = {"recipe": self.recipe, "resumed": [*self.stored.resumed, found]}
+        changes = {"recipe": self.recipe, "data": self.data, "resumed": [*self.stored.resumed, found]}
         if isinstance(self.stored, RunRecord) and self.stored.overrides is not None:
             changes["overrides"] = {**self.stored.overrides, **self.given}
         run_folder.write_run(self.folder, replace(self.stored, **changes))
@@ -71,6 +86,31 @@ def given_fields(recipe: type[AnyRecipe], settings: list[str] | None, **options:
     """Return the fields of a recipe that the user set, by options of their names or by --set."""
     found = {**options, **parse_settings(settings or [], recipe)}
     return {key: value for key, value in found.items() if value is not None}
+
+
+def require_effect(recipe: Recipe, given: Mapping[str, Any]) -> None:
+    """Raise UserError where the user set a field that changes nothing in this recipe.
+
+    Args:
+        recipe: one that went through fit_networks.
+        given: fields that the user set, with their values.
+    """
+    network, adversarial = GENERATORS[recipe.generator], recipe.is_adversarial
+    needed = {name: (adversarial, "a discriminator") for name in ("ndf", "norm_d", "spectral_norm", "lr_d", "gan_mode")}
+    needed |= {name: (recipe.degradations.get(name), f"{name}_p above 0") for name in DEGRADATIONS}
+    needed |= {
+        "label_real": (adversarial and recipe.gan_mode != "hinge", "a discriminator with gan_mode vanilla or lsgan"),
+        "lambda_gan": (recipe.discriminator != "none", "a discriminator"),
+        "pretrain_lr": (recipe.pretrain_epochs, "pretrain_epochs above 0"),
+        "warmup": (recipe.schedule == "cosine", "schedule cosine"),
+        "anime_share": (recipe.lambda_perceptual, "lambda_perceptual above 0"),
+        "line_share": (recipe.input == "gray+line", "input gray+line"),
+        "lr_encoder": (network.encoder, "a generator with a pretrained encoder"),
+        "dropout": (not network.halvings, "a U-Net of pix2pix as generator"),
+    }
+    for name, (has_effect, need) in needed.items():
+        if name in given and given[name] != getattr(Recipe("x"), name) and not has_effect:
+            raise UserError(f"{name} {given[name]} has no effect here: it needs {need}; leave it out")
 
 
 def require_free(folder: Path) -> None:
@@ -88,10 +128,12 @@ def go_on(
     """Settle a run that goes on: as it is stored, but for what a resume may change.
 
     Raises:
-        UserError: something else was given than the run was trained with, or its state is missing.
+        UserError: something else was given than the run was trained with, or its state or data is missing.
     """
-    asked = {"data": (stored.data, remembered(data or stored.data))}
-    asked |= {key: (getattr(stored.recipe, key), value) for key, value in given.items()}
+    data = remembered(data) if data else stored.data  # record_resume finds out whether it holds the same
+    if Path(data).is_absolute() and not Path(data).exists():
+        raise UserError(f"no {data}, on which {run} was trained; where it was moved, say its new place with --data")
+    asked = {key: (getattr(stored.recipe, key), value) for key, value in given.items()}
     asked |= {"recipe": (stored.recipe.name, name)} if name else {}
     for key, (before, now) in asked.items():
         if key not in RESUMABLE and now != before:
@@ -104,12 +146,31 @@ def go_on(
     recipe = replace(stored.recipe, **given)
     recipe = fit_networks(recipe) if isinstance(recipe, Recipe) else recipe
     weights = weights or (Path(stored.weights) if stored.weights else None)
-    return Setup(run, recipe, stored.data, given, weights, stored)
+    return Setup(run, recipe, data, given, weights, stored)
 
 
 def remembered(data: str) -> str:
     """Return how a run stores the name of its data: absolute, so that stages may run anywhere."""
     return str(Path(data).resolve()) if Path(data).exists() and data != DEMO else data
+
+
+def require_colour(images: ImageSet) -> None:
+    """Look at some of the pictures to train on, and say so where many have no colour.
+
+    Raises UserError where none has.
+    """
+    ids = evenly_spaced(len(images), LOOKED_AT)
+    gray = [images.stems[i] for i in ids if not is_coloured(images.picture(i)[..., :3].copy())]
+    if len(gray) == len(ids):
+        raise UserError(f"no colour in the {len(ids)} training pictures looked at: there is nothing to learn from them")
+    if len(gray) > len(ids) / 4:
+        told = f"{len(gray)} of {len(ids)} training pictures looked at have no colour"
+        print(f"{told}: {listed(gray)}; leave such out with --set min_colorfulness=15")
+
+
+def listed(names: Sequence[str]) -> str:
+    """Return the first few of some names."""
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def require_batch(recipe: Recipe, images: int) -> None:
@@ -118,15 +179,18 @@ def require_batch(recipe: Recipe, images: int) -> None:
         raise UserError("1 training picture is too few for this network at this size; give it more")
 
 
-def describe(
-    recipe: Recipe, data: str, items: Mapping[str, list[Item]], loading: Loading, sizes: Mapping[str, int]
-) -> dict[str, object]:
+def describe(recipe: Recipe, data: str, items: Splits, loading: Loading, sizes: Mapping[str, int]) -> dict[str, object]:
     """Return what is to be announced of a colouriser; `sizes`: network -> number of parameters."""
     kind = {"AB": "pairs, colour left", "BA": "pairs, colour right", "none": "pictures"}[loading.pair]
     if loading.sketch and loading.pair == "none" and data != DEMO:
-        kind = "sketch and colour files" if items["train"][0].source else "pictures, lines drawn from them"
+        kind = "pictures, lines drawn from them"
+    if items.halves:
+        colour, sketch = items.halves
+        kind = f"pairs, colour in {colour}/, sketches in {sketch}/"
+        kind = kind if loading.sketch else f"pictures in {colour}/; those in {sketch}/ are not needed"
     classes = len({item.label for item in items["train"]} - {""})
     kind += f", {classes} classes" if classes > 1 else ""
+    kind += "; val/ is used" if items.has_val else ""
     alone = f", the first {recipe.pretrain_epochs} without the discriminator" if recipe.pretrain_epochs else ""
     discriminator = "none: the generator learns alone"
     if "discriminator" in sizes:

@@ -1,5 +1,8 @@
 """dataset/folders.py: which pictures a data set holds, how they are split, labelled, limited and paired."""
 
+import os
+import shutil
+import sys
 from collections import Counter
 from hashlib import sha256
 from pathlib import Path
@@ -9,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from config import DEMO, Recipe, UserError
+from config import DEMO, ClassifierRecipe, Recipe, UserError
 from dataset import scenes
 from dataset.folders import (
     SALT,
@@ -211,6 +214,149 @@ def test_paired_folders_match_by_stem(colour: str, sketch: str) -> None:
     assert item == Item("n__b", train / colour / "n/b.jpg", train / sketch / "n/b.png", "", "n/b.jpg")
 
 
+LAYOUTS = {  # folders of colour and of sketches, for one split or {split}
+    **{f"{a} {b}": (b, a) for a, b in (
+        ("sketch", "colour"), ("Sketch", "Color"), ("input", "target"), ("lineart", "color"), ("Line Art", "Colours"),
+        ("LINE_ARTS", "colored"), ("edges", "rgb"), ("grey", "colour"), ("inputs", "targets"),
+        ("source", "ground_truth"),
+    )},
+    "split above": ("{split}/Color", "{split}/Sketches"), "split below": ("color/{split}", "sketch/{split}"),
+    "pix2pix": ("B/{split}", "A/{split}"), "CycleGAN": ("{split}B", "{split}A"), "letters": ("b", "a"),
+    "in the name": ("{split}_colour", "{split}_lines"), "behind": ("color_{split}", "sketch_{split}"),
+}  # fmt: skip
+
+
+def write_halves(colour: str, sketch: str, names: list[str]) -> None:
+    """Write pictures of noise, and gray ones of the same names."""
+    for folder, kind in ((colour, "c"), (sketch, "g")):
+        for name in names:
+            path = Path("data", folder, name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(halves(kind)).save(path)
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize("split", ["val", "Valid", "validation"])
+def test_layouts_of_pairs_are_known(name: str, split: str) -> None:
+    colour, sketch = LAYOUTS[name]
+    if "{split}" in colour:
+        write_halves(colour.format(split="train"), sketch.format(split="train"), ["a.png", "b.png"])
+        write_halves(colour.format(split=split), sketch.format(split=split), ["c.png"])
+    else:
+        write_halves(colour, sketch, ["a.png", "b.png", "c.png"])
+    splits = listed(input="sketch", output="rgb")
+    assert sorted(stems(splits["train"] + splits["val"])) == ["a", "b", "c"]
+    if "{split}" in colour:
+        assert (splits.has_val, stems(splits["val"]), splits["test"]) == (True, ["c"], splits["val"])
+    for item in splits["train"] + splits["val"]:
+        where = item.target.parent.relative_to("data").as_posix()
+        assert where in (colour, colour.format(split="train"), colour.format(split=split))
+        assert item.source.name == item.target.name
+        assert not np.ptp(read_picture(item.source), 2).any()
+        assert np.ptp(read_picture(item.target), 2).any()
+        assert item.label == ""
+
+
+def test_folders_that_may_be_pairs_are_asked_about() -> None:
+    write_halves("after", "before", ["x.png", "y.png"])
+    asks = r"^after and before in data hold 2 images of equal names: .* --pair-folders COLOUR SKETCH, else --pair none$"
+    for recipe in ({}, {"input": "sketch", "output": "rgb"}):
+        with pytest.raises(UserError, match=asks):
+            listed(**recipe)
+        assert {item.label for item in listed(**recipe, pair="none")["train"]} <= {"after", "before"}
+        splits = listed(**recipe, pair_folders="After/before")
+        assert splits.halves == ("after", "before")
+        assert {item.source.parent.name for item in splits["train"] + splits["val"]} == {"before"}
+    with pytest.raises(UserError, match=r"^no folders sketches and after in data: it holds after, before; correct"):
+        listed(pair_folders="sketches/after")
+    assert len(list_items("data", ClassifierRecipe(val_fraction=0.3), CACHE)["train"]) > 1  # which has no pairs
+
+
+def test_classes_are_no_pairs() -> None:
+    write_halves("cat", "drawing", [f"{i}.png" for i in range(3)])
+    shutil.copytree("data/cat", "data/dog")
+    assert {item.label for item in everything()} == {"cat", "dog", "drawing"}
+    shutil.rmtree("data/drawing")
+    assert {item.label for item in everything()} == {"cat", "dog"}  # photographs, numbered alike
+    with pytest.raises(UserError, match="--pair-folders"):  # for a model of drawings they may be pairs
+        listed(input="sketch", output="rgb")
+    Path("data").rename("other")
+    touch(*(f"{letter}/{split}/{letter}.png" for letter in "abc" for split in ("train", "val")))
+    assert {item.label for item in everything()} == {"a", "b", "c"}
+
+
+def test_halves_that_do_not_fit_are_named() -> None:
+    write_halves("train/color", "train/sketch", ["a.png", "b.png"])
+    touch("val/c.png")
+    with pytest.raises(UserError, match="no folders color and sketch in data/val"):
+        listed()
+    touch("train/lines/a.png")
+    with pytest.raises(UserError, match=r"color, lines, sketch in data/train may all .*--pair-folders"):
+        listed()
+    write_halves("other/b", "other/a", ["a.png", "b.png"])
+    Path("data/other/a/a.png").rename("data/other/a/z.png")
+    with pytest.raises(UserError, match="2 pictures in data/other have no partner"):
+        list_items("data/other", Recipe("x"), CACHE)
+
+
+def test_what_is_left_out_is_noted_and_the_rest_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    touch("a.png", "b.png", "c.jxl", "locked/d.png", "@eaDir/a.png")
+    Path("more").mkdir()
+    Path("more/val.png").touch()
+    Path("data/linked").symlink_to("../more")
+    real = os.scandir
+
+    def stand_in(path: str) -> Any:
+        if str(path).endswith("locked"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", stand_in)  # root may read all
+    splits = listed()
+    assert sorted(stems(splits["train"] + splits["val"])) == ["a", "b", "linked__val"]
+    assert splits.notes == [
+        "left out: files in data that are no images: 1 .jxl",
+        "left out: data/locked, which cannot be read (Permission denied)",
+    ]
+
+
+def test_a_val_folder_that_is_a_link_is_the_val_folder() -> None:
+    touch("train/a.png", "train/b.png")
+    Path("held").mkdir()
+    Path("held/c.png").touch()
+    Path("data/val").symlink_to("../held")
+    assert stems(listed()["val"]) == ["c"]
+
+
+def test_own_runs_are_no_data() -> None:
+    touch(*numbered(9), "runs/x/recipe.json", "runs/x/log.jsonl", "runs/x/targets/c.png")
+    assert len(everything()) == 9
+    assert listed().notes == ["left out: data/runs/x, as it is a run of this project"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems know no such names")
+def test_names_that_are_no_text_are_names() -> None:
+    for name in (b"data/a.png", b"data/caf\xe9.png", b"data/caf\xe8.png"):
+        touch(os.fsdecode(name)[5:])
+    found = stems(everything())
+    assert len({*found}) == 3
+    for stem in found:
+        stem.encode()  # raises where it is no text
+    assert sum(stem.startswith("caf\ufffd.png_") for stem in found) == 2
+
+
+def test_stems_are_short_and_unique_on_disks_without_case() -> None:
+    folder = "/".join(["x" * 60] * 4)
+    touch(f"{folder}/a.png", f"{folder}/b.png", "A.png", "a.png", "B.png")
+    found = stems(everything())
+    assert len({stem.lower() for stem in found}) == 5
+    assert max(len(stem.encode()) for stem in found) <= 120
+    assert "B" in found
+    Path("data", "é" * 100).mkdir()
+    touch(f"{'é' * 100}/a.png")
+    assert max(len(stem.encode()) for stem in stems(everything())) <= 120
+
+
 @pytest.mark.parametrize("alone", ["targets/c.png", "inputs/c.png"])
 def test_paired_folders_name_a_missing_partner(alone: str) -> None:
     touch("targets/a.png", "targets/b.png", "inputs/a.png", "inputs/b.png", alone)
@@ -229,10 +375,10 @@ def test_pairs_are_split_and_limited_together() -> None:
 
 def test_open_tree_of_each_kind() -> None:
     touch("b.png", "a/c.png")
-    assert open_tree("data", CACHE) == {"a/c.png": Path("data/a/c.png"), "b.png": Path("data/b.png")}
-    assert open_tree(DEMO, CACHE)["scene_0007"] == 7
+    assert open_tree("data", CACHE, []) == {"a/c.png": Path("data/a/c.png"), "b.png": Path("data/b.png")}
+    assert open_tree(DEMO, CACHE, [])["scene_0007"] == 7
     Path("demo").mkdir()
-    assert open_tree(DEMO, CACHE)["scene_0007"] == 7  # the name is taken
+    assert open_tree(DEMO, CACHE, [])["scene_0007"] == 7  # the name is taken
 
 
 def test_a_picture_is_read_from_a_file_or_from_an_archive() -> None:

@@ -274,7 +274,7 @@ def test_fakedata_as_it_is() -> None:
     assert str(items[7].target) == "FakeData/[7]"
     assert not CACHE.exists()
     write_folder(["a.png", "b.png"], "fake_data")
-    assert len(open_tree("fake_data", CACHE)) == 2  # a folder of that name comes first
+    assert len(open_tree("fake_data", CACHE, [])) == 2  # a folder of that name comes first
 
 
 def write_imagenette(counts: dict[str, int]) -> None:

@@ -2,9 +2,11 @@
 
 import errno
 import os
+import sys
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,6 +26,7 @@ from imaging.files import (
     read_frames,
     read_image,
     scan,
+    search,
     write_frames,
     write_image,
 )
@@ -32,21 +35,80 @@ from imaging.pixels import Frame, flatten
 # finding
 
 
-def test_find_images() -> None:
-    shown = ["B.JPG", "a.jpeg", "a/x.Png", "a/b/c.tIf", "b.webp", "z.avif"]
-    for name in [*shown, ".hidden.png", ".cache/x.png", "a/.trash/y.png", "notes.txt", "png", "x.png.txt"]:
-        path = Path("root", name)
+def place(*names: str) -> None:
+    for name in names:
+        path = Path(name)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
-    assert [path.relative_to("root").as_posix() for path in find_images(Path("root"))] == sorted(shown)
+
+
+def inside(found: list[Path], folder: str = "root") -> list[str]:
+    return [path.relative_to(folder).as_posix() for path in found]
+
+
+def test_find_images() -> None:
+    shown = ["B.JPG", "a.jpeg", "a/x.Png", "a/b/c.tIf", "b.webp", "z.avif", "a/c.HEIC", "a/d.pcx", "a/e.j2k"]
+    place(*(f"root/{name}" for name in [*shown, "notes.txt", "png", "x.png.txt"]))
+    assert inside(find_images(Path("root"))) == sorted(shown)
+
+
+def test_service_folders_hold_no_images() -> None:
+    hidden = [".hidden.png", ".cache/x.png", "a/.trash/y.png", ".Trash-1000/files/z.png", "a/._x.png"]
+    disks = [f"{name}/x.png" for name in ("@eaDir", "a/#recycle", "$RECYCLE.BIN", "__MACOSX", "Thumbs", "lost+found")]
+    place(*(f"root/{name}" for name in ["a/x.png", "a/Thumbs.db", "desktop.ini", *hidden, *disks]))
+    found = search(Path("root"))
+    assert (inside(found.images), found.left_out) == (["a/x.png"], [])
+    assert inside(search(Path("root/@eaDir")).images, "root/@eaDir") == ["x.png"]  # if named
+
+
+def test_what_is_not_taken_is_counted_by_ending() -> None:
+    place("root/a.png", "root/b.jxl", "root/c/d.JXL", "root/c/e.txt", "root/f")
+    assert search(Path("root")).left_out == [
+        "left out: files in root that are no images: 2 .jxl, 1 .txt, 1 without ending"
+    ]
+
+
+def test_links_to_folders_are_followed_once() -> None:
+    place("root/b/x.png", "far/away/y.png", "z/z.png")
+    for link, target in {"root/a": "b", "root/b/up": "..", "root/far": "../far", "root/b/all": "../..",
+                         "far/away/more": "../../z", "far/back": "../root/b"}.items():  # fmt: skip
+        Path(link).symlink_to(target)
+    found = search(Path("root"))
+    assert inside(found.images) == ["b/x.png", "far/away/more/z.png", "far/away/y.png"]
+    said = "\n".join(sorted(found.left_out))
+    assert said == (
+        "left out: root/a, as it is root/b, which is searched already\n"
+        "left out: root/b/all, as it leads back to a folder above it\n"
+        "left out: root/b/up, as it is root, which is searched already\n"
+        "left out: root/far/back, as it is root/b, which is searched already"
+    )
+    Path("linked").symlink_to("root")
+    assert len(search(Path("linked")).images) == 3
+    place("links/.hidden")
+    Path("links/b").symlink_to("../root/b")
+    assert inside(search(Path("links")).images, "links") == ["b/x.png"]
+
+
+def test_runs_and_the_cache_are_left_out_unless_they_are_named() -> None:
+    place("x.png", "runs/a/targets/x.png", "runs/a/recipe.json", "runs/a/log.jsonl", "b/classifier.json", "b/log.jsonl")
+    place("b/y.png", "cache/datasets/z.png", "cake/recipe.json", "cake/x.png")
+    found = search(Path())
+    assert inside(found.images, ".") == ["cake/x.png", "x.png"]
+    assert found.left_out == [
+        "left out: b, as it is a run of this project",
+        "left out: cache, as it is the cache of this project",
+        "left out: runs/a, as it is a run of this project",
+        "left out: files in . that are no images: 1 .json",
+    ]
+    for named in ("runs/a", "cache", "b"):
+        assert len(find_images(Path(named))) == 1
 
 
 def test_find_images_errors() -> None:
     with pytest.raises(UserError, match="no folder nowhere"):
         find_images(Path("nowhere"))
-    Path("empty").mkdir()
-    Path("empty/readme.txt").touch()
-    with pytest.raises(UserError, match=r"no image in empty: looked for .*\.png"):
+    place("empty/readme.txt")
+    with pytest.raises(UserError, match=r"no image in empty: looked for .*\.png.*; left out: .*: 1 \.txt"):
         find_images(Path("empty"))
 
 
@@ -58,17 +120,35 @@ def test_a_folder_that_cannot_be_read_is_no_empty_one(monkeypatch: pytest.Monkey
             raise PermissionError(errno.EACCES, "Permission denied", path)
         return real(path)
 
-    for folder in ("root/locked", "root/open"):
-        Path(folder).mkdir(parents=True)
-        Path(folder, "x.png").touch()
+    place("root/locked/x.png", "root/open/x.png")
     monkeypatch.setattr(os, "scandir", stand_in)  # root may read all
     with pytest.raises(PermissionError, match=r"Permission denied: 'root/locked'"):
         find_images(Path("root"))
-    closed: list[OSError] = []
-    assert find_images(Path("root"), closed) == [Path("root/open/x.png")]
-    assert [error.filename for error in closed] == ["root/locked"]
+    found = search(Path("root"))
+    assert inside(found.images) == ["open/x.png"]
+    assert [error.filename for error in found.closed] == ["root/locked"]
     with pytest.raises(PermissionError, match=r"'root/locked'"):
-        find_images(Path("root/locked"), [])
+        search(Path("root/locked"))
+
+
+def test_a_heic_says_so_whatever_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    kinds = {"HEIC": b"\0\0\0\x1cftypmif1\0\0\0\0mif1heic", "JPEG XL": b"\xff\x0aanything"}
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)  # as if it were not installed
+    for kind, content in kinds.items():
+        Path("x.jpg").write_bytes(content + bytes(64))
+        with pytest.raises(UserError, match=rf"^x\.jpg: a {kind} image"):
+            read_image(Path("x.jpg"))
+    stand_in = SimpleNamespace(HeifImageFile=lambda file, name: Image.fromarray(SMOOTH[: len(file.read(4))]))
+    monkeypatch.setitem(sys.modules, "pillow_heif", stand_in)
+    Path("x.jpg").write_bytes(kinds["HEIC"] + bytes(64))
+    assert np.array_equal(read_image(Path("x.jpg")), SMOOTH[:4])
+
+
+def test_pillow_heif_reads_what_it_wrote() -> None:
+    pillow_heif = pytest.importorskip("pillow_heif")
+    pillow_heif.from_pillow(Image.fromarray(SMOOTH)).save("x.heic", quality=-1)
+    assert np.abs(read_image(Path("x.heic")).astype(int) - SMOOTH).mean() < 3
+    assert (scan(Path("x.heic")).count, output_suffix(".heic")) == (1, ".png")
 
 
 # one way to read

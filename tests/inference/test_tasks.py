@@ -229,7 +229,7 @@ def test_former_results_are_no_inputs_unless_they_are_named(
     content = b"scans/one.png\nout/scans/one.png\nout/scans/one_compare.png\n"
     assert capsys.readouterr().err == ""
     assert names(listed(content, monkeypatch) if inputs == "-" else plan(inputs)) == paths
-    assert capsys.readouterr().err == "left out: 2 files in out, the output folder\n"
+    assert capsys.readouterr().err.endswith("left out: 2 files in out, the output folder\n")
     tasks = plan("out/scans/one_compare.png")
     assert names(tasks) == [("out/scans/one_compare.png", "one_compare.png")]
     assert capsys.readouterr().err == ""
@@ -246,9 +246,43 @@ def test_links_are_inputs_and_lead_round_in_no_circle(scans: Path) -> None:
     for given in ("scans", "scans/**/*.*"):
         assert names(plan(given)) == before
     Path("scans/again").symlink_to("album")
-    for pattern in ("scans/**/two.JPG", "scans/*/two.JPG"):  # patterns follow links in their fixed part alone
+    for pattern in ("scans/**/two.JPG", "scans/*/two.JPG"):
         assert outputs(plan(pattern)) == ["album/two.JPG"]
     assert outputs(plan("scans/again/*.JPG")) == ["two.JPG"]
+    Path("more").mkdir()
+    Path("more/far").symlink_to("../scans/album")
+    for given in ("more", "more/*/*.*", "more/**"):
+        assert [name for name in outputs(plan(given)) if "two" in name] == ["far/two.JPG"]
+
+
+def test_what_a_folder_holds_and_is_not_taken_is_said(scans: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    place("scans/a.jxl", "scans/album/b.jxl")
+    Path("scans/again").symlink_to("album")
+    assert len(plan("scans")) == 4
+    assert capsys.readouterr().err.splitlines() == [
+        "left out: scans/again, as it is scans/album, which is searched already",
+        "left out: files in scans that are no images: 2 .jxl, 1 .txt",
+    ]
+
+
+def test_a_folder_called_as_a_pattern_is_taken_for_itself() -> None:
+    place("[Group] Title/one.png", "p/[Group] Title/two.png")
+    assert outputs(plan("[Group] Title/*.png")) == ["one.png"]
+    assert outputs(plan("p/[Group] Title/*.png")) == ["two.png"]
+    assert outputs(plan("*/[[]Group] Title/*.png")) == ["p/[Group] Title/two.png"]
+    with pytest.raises(UserError, match=r"^no file matches \*/\[Group\] Title/\*.png; .*: write \[\[\] for the letter"):
+        plan("*/[Group] Title/*.png")
+
+
+def test_names_of_results_are_no_longer_than_names_may_be() -> None:
+    long = [f"{letter}{'x' * 250}.jpg" for letter in "ab"]
+    tasks = plan(*map(str, [place(name) for name in long]), form="webp", compare=True)
+    results = [path for task in tasks for path in (task.output, task.sheet)]
+    assert len(set(results)) == 4
+    for path in results:
+        place(str(path))
+    assert all(task.sheet.name.endswith("_compare.webp") for task in tasks)
+    assert plan(long[0], form="png")[0].output == OUT / f"{long[0][:-4]}.png"  # it fits as it is
 
 
 @pytest.mark.parametrize("target", ["missing", "broken.png"], ids=["nowhere", "itself"])

@@ -1,6 +1,7 @@
 """Files that appear complete or not at all."""
 
 import errno
+import io
 import os
 import pickle
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from config import UserError
-from runtime.atomic import load, replacing, save, write_json
+from runtime.atomic import bounded, load, replacing, save, write_json, writing
 
 
 def test_a_finished_block_replaces_the_file(tmp_path: Path) -> None:
@@ -48,6 +49,29 @@ def test_a_full_disk_names_the_file(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []  # whatever it was, nothing half written stays
 
 
+def test_a_full_disk_names_a_file_that_grows() -> None:
+    for error, named in ((OSError(errno.ENOSPC, "No space left on device"), "log.jsonl"), (OSError("odd"), None)):
+        with pytest.raises(OSError) as raised, writing(Path("log.jsonl")):  # noqa: PT011 - told by what it names
+            raise error
+        assert raised.value.filename == named
+    with pytest.raises(OSError, match="No space") as raised, writing(Path("copy"), Path("copy.tmp")):
+        raise OSError(errno.ENOSPC, "No space left on device", "read.png", None, "copy.tmp")  # shutil's
+    assert raised.value.filename == "copy"
+    with pytest.raises(OSError, match="other"), writing(Path("log.jsonl")):
+        raise OSError(errno.ENOSPC, "No space left on device", "other")
+
+
+def test_a_long_name_is_cut_and_stays_unique_and_text() -> None:
+    assert bounded("short") == "short"
+    names = [f"{head}{'é' * 100}" for head in ("a", "b", "ab", "\udce9")]
+    found = [bounded(name) for name in names]
+    assert len(set(found)) == len(names)
+    for name in found:
+        assert 110 < len(name.encode()) <= 120  # no half of a letter, no byte that is no text
+        assert name.endswith("é" * 50)
+    assert len(bounded("x" * 300, 200)) == 200
+
+
 PAYLOAD = {"weights": torch.arange(5.0), "nested": {"epoch": 3, "names": ["a", "b"]}}
 NO_CHECKPOINT = r"^x.pt is not a checkpoint of this project, or it is damaged$"
 
@@ -61,6 +85,22 @@ def test_a_checkpoint_comes_back(tmp_path: Path) -> None:
     assert list(path.parent.iterdir()) == [path]
     with pytest.raises(UserError, match=r"^no checkpoint gone.pt$"):
         load(Path("gone.pt"))
+
+
+class FullDisk(io.BytesIO):
+    """A file for which there is no room."""
+
+    def write(self, content: Any) -> int:
+        if self.tell() + len(content) > 1000:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return super().write(content)
+
+
+def test_a_checkpoint_on_a_full_disk_ends_in_the_systems_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("builtins.open", lambda *_: FullDisk())
+    with pytest.raises(OSError, match="No space left on device") as raised:
+        save(Path("x.pt"), {"weights": torch.zeros(1000)})
+    assert (raised.value.errno, raised.value.filename) == (errno.ENOSPC, "x.pt")
 
 
 @pytest.mark.parametrize("write", [save, write_json])

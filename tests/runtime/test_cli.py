@@ -35,6 +35,18 @@ def test_a_mistake_is_told_in_one_sentence(capsys: pytest.CaptureFixture[str]) -
     assert said(capsys, 2, "open('nothing.png')") == "nothing.png: No such file or directory"
 
 
+def test_a_full_disk_is_no_bug(capsys: pytest.CaptureFixture[str]) -> None:
+    told = said(capsys, 2, "raise OSError(28, 'No space left on device')")
+    assert told.startswith("standard output, or a temporary file in ")
+    assert told.endswith(": No space left on device")
+
+
+def test_a_name_that_is_no_text_is_printed() -> None:
+    body = "from runtime import cli; cli.command(lambda: print('caf\\udce9.png'))"
+    done = subprocess.run([sys.executable, "-c", body], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "caf\\udce9.png\n"), done.stderr
+
+
 @pytest.mark.parametrize("error", [ValueError, TypeError, OSError, KeyError])  # the OSError names no file
 def test_a_bug_keeps_its_traceback(error: type[Exception]) -> None:
     with pytest.raises(error, match="a bug"):

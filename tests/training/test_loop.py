@@ -163,6 +163,17 @@ def test_a_loss_that_is_not_finite_stops_with_advice() -> None:
     assert written() == []
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="asks Linux")
+def test_a_full_disk_names_the_log() -> None:
+    log = Log(PATH, state())
+    PATH.unlink()
+    PATH.symlink_to("/dev/full")
+    log.add(terms(1.0, 2.0), 4, 0.0)
+    with pytest.raises(OSError, match="No space left on device") as raised:
+        log.flush()
+    assert raised.value.filename == str(PATH)
+
+
 def test_peak_memory_is_plausible() -> None:
     assert 50 < peak_memory_mb(CPU) < 1e6
 

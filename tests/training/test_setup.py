@@ -1,16 +1,21 @@
 """What is settled before a run, and what is recorded of it."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from helpers import TINY
+from PIL import Image
 
 import train
-from config import UserError, make_recipe
-from data import Loading
-from dataset.folders import Item
+from config import Recipe, UserError, make_recipe
+from data import ImageSet, Loading, find_loading
+from dataset import scenes
+from dataset.folders import Halves, Item, Splits, list_items
 from models import fit_networks
 from runtime import run_folder
 from runtime.run_folder import read_run
@@ -60,7 +65,7 @@ def test_what_a_resume_may_change(trained: Path, pictures: Path, key: str, value
 @pytest.mark.parametrize(
     ("name", "data", "given", "key"),
     [
-        ("anime", None, {}, "recipe"), (None, "elsewhere", {}, "data"), (None, None, {"size": 64}, "size"),
+        ("anime", None, {}, "recipe"), (None, None, {"size": 64}, "size"),
         (None, None, {"pretrain_epochs": 1}, "pretrain_epochs"), (None, None, {"norm_d": "none"}, "norm_d"),
     ],
 )  # fmt: skip
@@ -71,12 +76,16 @@ def test_what_a_resume_may_not_change(
         setup.go_on(trained, read_run(trained), name, data, given, None)
 
 
-def described(recipe: str, loading: Loading | None = None, labels: str = "x", **fields: Any) -> dict[str, Any]:
+def described(
+    recipe: str, loading: Loading | None = None, labels: str = "x", halves: Halves | None = None,
+    has_val: bool = False, **fields: Any,
+) -> dict[str, Any]:  # fmt: skip
     """Return what is announced of a recipe at 64 px."""
     made = fit_networks(make_recipe(recipe, {"size": 64, "load_size": 64, **fields}))
     items = [Item(Path(f"{i}.png"), f"{i}", label=label) for i, label in enumerate(labels)]
     sizes = {"generator": 1000} | ({"discriminator": 2000} if made.is_adversarial else {})
-    splits = {"train": items, "val": items[:1]}
+    splits = Splits(train=items, val=items[:1])
+    splits.halves, splits.has_val = halves, has_val
     return setup.describe(made, "photos", splits, loading or Loading(64, "crop", "none", False), sizes)
 
 
@@ -94,6 +103,130 @@ def test_what_is_announced() -> None:
         "AB": "pairs, colour left", "BA": "pairs, colour right", "none": "pictures, lines drawn from them"
     }.items():  # fmt: skip
         assert described("anime", Loading(64, "crop", pair, True))["data"].endswith(f"({kind})")
+
+    sketches = Loading(64, "crop", "none", True)
+    for loading, kind in (
+        (sketches, "pairs, colour in Colour/, sketches in lines/; val/ is used"),
+        (None, "pictures in Colour/; those in lines/ are not needed; val/ is used"),
+    ):
+        said = described("anime", loading, halves=("Colour", "lines"), has_val=True)
+        assert said["data"].endswith(f"({kind})")
+
+
+def test_what_was_left_out_stands_below_what_is_announced(capsys: pytest.CaptureFixture[str]) -> None:
+    plan = setup.Setup(Path("run"), make_recipe("coco", {}), "photos", {}, None)
+    plan.announce({"data": "photos"}, False, ["left out: this", "left out: that"])
+    assert capsys.readouterr().out.splitlines()[-2:] == ["left out: this", "left out: that"]
+
+
+def noise(count: int, colourful: int) -> ImageSet:
+    """Return pictures of which the first few are colourful, the others sepia."""
+    gray = np.random.default_rng(0).integers(0, 256, (4, 4, 1), np.uint8).repeat(8, 0).repeat(8, 1)
+    sepia = (gray * np.array([1.0, 0.85, 0.7])).astype(np.uint8)
+    hues = np.random.default_rng(1).integers(0, 256, (4, 4, 3), np.uint8).repeat(8, 0).repeat(8, 1)
+    pixels = np.concatenate([hues if i < colourful else sepia for i in range(count)]).ravel()
+    index = np.array([[i * hues.size, 32, 32] for i in range(count)])
+    return ImageSet([f"p{i}" for i in range(count)], [""] * count, pixels, index, 3, [], 0, "key")
+
+
+def test_pictures_without_colour_are_noticed(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(UserError, match="no colour in the 64 training pictures looked at"):
+        setup.require_colour(noise(100, 0))
+    setup.require_colour(noise(4, 3))
+    assert capsys.readouterr().out == ""
+    setup.require_colour(noise(8, 1))
+    said = capsys.readouterr().out
+    assert said.startswith("7 of 8 training pictures looked at have no colour: p1, p2, p3, p4, p5 and 2 more; leave")
+
+
+def test_a_new_run_on_pictures_without_colour_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "gray").mkdir()
+    for i in range(5):
+        Image.fromarray(np.full((40, 40, 3), 40 * i, np.uint8)).save(tmp_path / "gray" / f"{i}.png")
+    with pytest.raises(UserError, match="no colour in the 4 training pictures"):
+        train.main(recipe="coco", data="gray", epochs=1, **TINY)
+
+
+def test_sketches_of_another_shape_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for folder, width in (("color", 40), ("sketch", 60)):
+        for i in range(4):
+            (tmp_path / "data" / folder).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(scenes.draw(i, 64)[0][:40, :width]).save(tmp_path / "data" / folder / f"{i}.png")
+    recipe = fit_networks(make_recipe("anime", {"size": 64, "val_fraction": 0.5}))
+    plan = setup.Setup(tmp_path / "run", recipe, "data", {}, None)
+    items = list_items("data", recipe, tmp_path / "cache")
+    plan.load_splits(items, find_loading(recipe, items["train"]))
+    said = capsys.readouterr().out
+    assert "sketches of train have another shape than their pictures and are cut around their centres: " in said
+    assert "sketches of val" in said
+
+
+# fields without effect
+
+
+@pytest.mark.parametrize(
+    ("recipe", "given", "need"),
+    [
+        ("unet32", {"norm_d": "none"}, "a discriminator"), ("unet32", {"ndf": 8}, "a discriminator"),
+        ("coco", {"label_real": 0.9, "gan_mode": "hinge"}, "gan_mode vanilla or lsgan"),
+        ("coco", {"lambda_gan": 0.0, "spectral_norm": True}, "a discriminator"),
+        ("coco", {"pretrain_lr": 1e-3}, "pretrain_epochs"), ("coco", {"grain": 0.9}, "grain_p above 0"),
+        ("coco", {"warmup": 0.1}, "schedule cosine"), ("coco", {"line_share": 0.3}, "input gray"),
+        ("coco", {"lr_encoder": 1e-5}, "encoder"), ("coco-resnet", {"dropout": 0.5}, "U-Net"),
+        ("coco", {"anime_share": 0.5}, "lambda_perceptual"),
+    ],
+)  # fmt: skip
+def test_what_has_no_effect_is_refused(recipe: str, given: dict[str, Any], need: str) -> None:
+    made = fit_networks(make_recipe(recipe, given))
+    with pytest.raises(UserError, match=rf"has no effect here: it needs .*{need}.*; leave it out"):
+        setup.require_effect(made, given)
+    setup.require_effect(made, {key: getattr(Recipe("x"), key) for key in given})  # the default does no harm
+    setup.require_effect(made, {})
+
+
+def test_what_has_an_effect_is_taken() -> None:
+    for recipe, given in (
+        ("coco", {"norm_d": "none", "label_real": 0.9, "lr_d": 1e-5, "dropout": 0.1, "grain": 0.9, "grain_p": 0.1}),
+        ("photo", {"warmup": 0.1, "lr_encoder": 1e-5}), ("manga", {"anime_share": 0.1, "lambda_gan": 0.1}),
+        ("coco-resnet", {"pretrain_lr": 1e-3, "lr_encoder": 1e-5, "gan_mode": "hinge"}),
+    ):  # fmt: skip
+        setup.require_effect(fit_networks(make_recipe(recipe, given)), given)
+
+
+def test_a_field_without_effect_ends_the_call(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="norm_d none has no effect here"):
+        train.main(recipe="unet32", data="demo", set_=["norm_d=none"])
+    assert list(tmp_path.iterdir()) == []
+
+
+# a resume where the data has moved
+
+
+def test_a_run_whose_data_has_moved_goes_on(run: Path, pictures: Path, tmp_path: Path) -> None:
+    shutil.copytree(pictures, tmp_path / "disk")
+    for path in (tmp_path / "disk").rglob("*.*"):
+        os.utime(path, (1, 1))  # as a plain copy has other times
+    record = json.loads((run / "recipe.json").read_text())
+    record["data"] = "/old/disk"
+    (run / "recipe.json").write_text(json.dumps(record))
+    with pytest.raises(UserError, match=r"^no /old/disk, on which .* its new place with --data$"):
+        train.main(run=run, resume=True, epochs=3, device="cpu")
+    train.main(run=run, resume=True, epochs=3, data="disk", device="cpu")
+    assert read_run(run).data == str(tmp_path / "disk")
+    train.main(run=run, resume=True, epochs=4, device="cpu")
+    assert run_folder.saved_epochs(run) == [1, 2, 3, 4]
+
+
+def test_a_run_does_not_go_on_with_other_data(run: Path, pictures: Path, tmp_path: Path) -> None:
+    shutil.copytree(pictures, tmp_path / "disk")
+    next((tmp_path / "disk").rglob("*.PNG")).unlink()
+    before = (run / "recipe.json").read_bytes()
+    with pytest.raises(
+        UserError, match=r"^\S+/disk does not hold the images of \S+, with which .* was trained; .*--init"
+    ):
+        train.main(run=run, resume=True, epochs=3, data="disk", device="cpu")
+    assert (run / "recipe.json").read_bytes() == before
+    assert run_folder.saved_epochs(run) == [1, 2]
 
 
 def test_one_picture_is_too_few_for_a_norm_of_one_pixel() -> None:

@@ -278,11 +278,12 @@ def conditions(found: Comparison) -> list[str]:
         kind = "epochs of one run" if found.ours[0].run == found.theirs[0].run else "runs"
         lines = [
             f"{common}, compared one by one: the intervals are over pictures.",
-            f"This is about these two {kind}; another seed may differ by more. To compare recipes: {SEVERAL}",
+            f"This is about these two {kind}; another seed may differ by more. To compare recipes: python eval.py {SEVERAL}",
         ]
     chosen = dict.fromkeys(entry.chosen_by for entry in [*found.ours, *found.theirs] if entry.chosen_by)
     if chosen:
-        lines.append(f"Best epochs were chosen on these pictures too, by {' and '.join(chosen)}: a little too good.")
+        by = " and ".join(chosen)
+        lines.append(f"The best epochs were chosen on these pictures too, by {by}: their scores are a little too good.")
     return lines
 
 

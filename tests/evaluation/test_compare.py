@@ -122,7 +122,7 @@ def test_best_against_best_is_the_default(capsys: pytest.CaptureFixture[str]) ->
     said = capsys.readouterr().out
     assert "these two runs; another seed may differ by more" in said
     assert "is better" not in said
-    assert "Best epochs were chosen on these pictures too, by ciede2000" in said
+    assert "best epochs were chosen on these pictures too, by ciede2000" in said
     assert found.metrics == compare([(ours, "best")], [(theirs, 5)], force=False).metrics
     assert not (theirs / "comparison.json").exists()
     assert found.metrics["psnr_db"].difference.high < 0
@@ -303,7 +303,7 @@ def test_sides_that_are_no_several_trainings_are_refused() -> None:
     with pytest.raises(UserError, match="runs/two is named twice"):
         compare(ours, [twice, (twice[0], 10)], force=False)
     copied = (make_run("b2", psnr_db=(22.0,), recipe={"seed": 1, "log_every": 7}), None)
-    with pytest.raises(UserError, match="b1 and b2 of one side have the same seed, 1; .*--force"):
+    with pytest.raises(UserError, match=r"b1 and b2 of one side have the same seed, 1; .*--force"):
         compare(ours, [theirs[1], copied], force=False)
     longer = (make_run("b3", psnr_db=(22.0,), recipe={"seed": 3, "epochs": 7}), None)
     with pytest.raises(UserError, match=r"b1 and b3 of one side have epochs \d+ and 7"):

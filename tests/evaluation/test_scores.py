@@ -224,7 +224,9 @@ def test_a_winner_leads_over_every_other_epoch_and_over_the_baselines() -> None:
     def winners(metric: str = "ciede2000", count: int = 40, **changes: float | None) -> dict[str, str]:
         """Return the winners where scores of rows are so far above those of epoch 2, with a little noise."""
         far = {name: mean for name, mean in {**means, **changes}.items() if mean is not None}
-        per_image = {name: {metric: (truth + mean + rng.normal(0, 0.1, 40))[:count]} for name, mean in far.items()}
+        known = {"colorfulness_truth": truth[:count]}
+        values = {name: (truth + mean + rng.normal(0, 0.1, 40))[:count] for name, mean in far.items()}
+        per_image = {name: {metric: found, **known} for name, found in values.items()}
         rows = {name: scores.make_row(name, found, [str(i) for i in range(40)]) for name, found in per_image.items()}
         return best_epoch.clear_winners(rows, per_image)
 

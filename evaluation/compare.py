@@ -278,7 +278,8 @@ def conditions(found: Comparison) -> list[str]:
         kind = "epochs of one run" if found.ours[0].run == found.theirs[0].run else "runs"
         lines = [
             f"{common}, compared one by one: the intervals are over pictures.",
-            f"This is about these two {kind}; another seed may differ by more. To compare recipes: python eval.py {SEVERAL}",
+            f"This is about these two {kind}; another seed may differ by more. "
+            f"To compare recipes: python eval.py {SEVERAL}",
         ]
     chosen = dict.fromkeys(entry.chosen_by for entry in [*found.ours, *found.theirs] if entry.chosen_by)
     if chosen:

@@ -5,7 +5,6 @@ a light and on a dark ground. Figures are made without pyplot, so no backend is 
 """
 
 import io
-import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager

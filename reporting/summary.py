@@ -170,7 +170,7 @@ def why_best(scores: ScoreFile) -> str:
 
 
 def best_words(scores: ScoreFile, asked: str = "auto") -> list[str]:
-    """Return the sentences below the headline: by what the epoch is best, and beside what.
+    """Return the score of the best epoch in a sentence, and in others how it was chosen and what it stands beside.
 
     Args:
         asked: the recipe's metric, which may be auto.
@@ -179,7 +179,7 @@ def best_words(scores: ScoreFile, asked: str = "auto") -> list[str]:
     if asked != "auto":
         by = "the metric of the recipe"
     else:
-        by = "by default" if metric == AUTO[0] else f"the default where {title(AUTO[0])} is not computed"
+        by = "the default" if metric == AUTO[0] else f"the default where {title(AUTO[0])} is not computed"
     others: dict[int | None, list[str]] = {}
     for key in scores.best:
         if key != metric and not key.startswith("s0_"):  # gray metrics do not see colour
@@ -191,10 +191,15 @@ def best_words(scores: ScoreFile, asked: str = "auto") -> list[str]:
         return [f"The epoch is chosen by {title(metric)} ({by}), which is {why}.", *rest]
     row = ours[epoch]
     interval = interval_text(scores, metric, row)
-    value = mean_text(scores, metric, row) + (f", 95 % interval {interval}" if interval else "")
-    reason = f"{title(metric)} of epoch {epoch} ({by}; {better(scores, metric)}): {value}, over {row.images:,} pictures"
-    reason += ", on which the epoch was also chosen." if len(ours) > 1 else "."
-    return [reason, *beside_others(scores, metric, epoch), *rest, *caution(scores, metric, row)]
+    said = (
+        f"{title(metric)} {mean_text(scores, metric, row)} ({interval + '; ' * bool(interval)}{better(scores, metric)})"
+    )
+    said += f" at epoch {epoch}, over {row.images:,} pictures"
+    if len(ours) == 1:
+        return [f"{said}.", *beside_others(scores, metric, epoch), *rest, *caution(scores, metric, row)]
+    chosen = f"The epoch is chosen by {title(metric)}, {by}."
+    others = beside_others(scores, metric, epoch)
+    return [f"{said}, on which it was also chosen.", *others, chosen, *rest, *caution(scores, metric, row)]
 
 
 def beside_others(scores: ScoreFile, metric: str, best: int) -> list[str]:
@@ -208,7 +213,7 @@ def beside_others(scores: ScoreFile, metric: str, best: int) -> list[str]:
             word = "like" if name in scores.ties else word
             beside[word].append(f"{title(name)} ({mean_text(scores, metric, row)})")
     tied = beside.pop("like")
-    sentences = [f"It is {word} {listed(names)}." for word, names in beside.items() if names]
+    sentences = [f"Epoch {best} is {word} {listed(names)}." for word, names in beside.items() if names]
     last = max(ours)
     if last != best and metric in ours[last].scores:
         sentences.append(f"The last epoch, {last}, has {mean_text(scores, metric, ours[last])}.")
@@ -225,7 +230,9 @@ def caution(scores: ScoreFile, metric: str, row: Row) -> list[str]:
     if metric not in ERRORS or ours is None or truth is None:
         return []
     texts = [number_text(scores, "colorfulness", value.mean) for value in (ours, truth)]
-    return [f"{title(metric)} rewards caution, such as brown; colourfulness is {texts[0]}, the truth’s {texts[1]}."]
+    return [
+        f"{title(metric)} rewards caution, such as brown: colourfulness is {texts[0]}, that of the truth {texts[1]}."
+    ]
 
 
 def missing_words(scores: ScoreFile) -> list[str]:

@@ -36,7 +36,7 @@ def make_row(columns: Mapping[str, Sequence[float]], epoch: int | None = None) -
 
 def make_columns(stems: Sequence[str], epoch: int) -> dict[str, np.ndarray]:
     """Return the scores (N,) of every image at one epoch."""
-    column = EPOCHS.index(epoch)
+    column = EPOCHS.index(epoch) if epoch in EPOCHS else 0
     ciede2000 = np.array([CIEDE2000.get(stem, (5.0, 4.0, 6.0))[column] for stem in stems])
     return {
         "psnr_db": 40 - 3 * ciede2000 + (column == 2),
@@ -76,7 +76,7 @@ def make_run(run: Path, stems: Sequence[str] = STEMS, epochs: Sequence[int] = EP
     """Write a run folder of flat images of `side` px."""
     write_run(run, make_record(size=64, epochs=15))
     folders = {run / "inputs": GIVEN, run / "targets": TRUTH}
-    folders |= {outputs_path(run, epoch): COLOURS[epoch] for epoch in epochs}
+    folders |= {outputs_path(run, epoch): COLOURS.get(epoch, GIVEN) for epoch in epochs}
     for folder, colour in folders.items():
         for stem in stems:
             write_image(folder / f"{stem}.png", np.full((side, side, 3), colour, np.uint8))

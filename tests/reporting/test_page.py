@@ -79,11 +79,12 @@ def decode(uri: str) -> Image.Image:
 
 def test_the_page_says_what_the_files_say(parsed: Parsed) -> None:
     for said in (
-        "my run", "Epoch 10 is best", "4.40, 95 % interval 3.40 to 5.40", "unet, 54,409,856 parameters",
+        "my run", "Epoch 10 is best", "CIEDE2000 4.40 (3.40 to 5.40; lower is better) at epoch 10",
+        "unet, 54,409,856 parameters",
         "FID of 5 images is biased <upwards>", "at least 256 are needed; test on more", "no weights of Alex",
         "5 scored pictures, from best to worst by CIEDE2000 at epoch 10", "--set size=64", "torch==2.15.0",
         "c0ffee", "dd44", "vgg weights", "G_l1", "D_real", "best mean at epoch 10: 4.40",
-        "on which the epoch was also chosen", "another seed may differ by more", "python export.py --run",
+        "on which it was also chosen", "another seed may differ by more", "python export.py --run",
         "The network was shown 4,800 pictures", "15 epochs took 80 s on Xeon, threads: 2",
     ):  # fmt: skip
         assert said in parsed.text, said

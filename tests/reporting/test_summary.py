@@ -22,22 +22,24 @@ def scores() -> ScoreFile:
 def test_why_the_best_epoch_is_best(scores: ScoreFile) -> None:
     assert summary.headline(scores) == "Epoch 10 is best"
     assert summary.best_words(scores, "ciede2000") == [
-        "CIEDE2000 of epoch 10 (the metric of the recipe; lower is better): 4.40, 95 % interval 3.40 to 5.40, "
-        "over 5 pictures, on which the epoch was also chosen.",
-        "It is better than gray (12.00) and mean ab (4.50).",
+        "CIEDE2000 4.40 (3.40 to 5.40; lower is better) at epoch 10, over 5 pictures, on which it was also chosen.",
+        "Epoch 10 is better than gray (12.00) and mean ab (4.50).",
         "The last epoch, 15, has 5.70.",
+        "The epoch is chosen by CIEDE2000, the metric of the recipe.",
         "Best by other metrics: epoch 10 (PSNR (dB)).",
-        "CIEDE2000 rewards caution, such as brown; colourfulness is 20.00, the truth’s 30.00.",
+        "CIEDE2000 rewards caution, such as brown: colourfulness is 20.00, that of the truth 30.00.",
     ]
 
 
 def test_the_default_metric_is_said_to_be_one(scores: ScoreFile) -> None:
-    assert "(the default where LPIPS AlexNet is not computed; lower" in summary.best_words(scores, "auto")[0]
+    said = "The epoch is chosen by CIEDE2000, the default where LPIPS AlexNet is not computed."
+    assert said in summary.best_words(scores, "auto")
     for row in scores.rows.values():
         row.scores["lpips_alex"] = row.scores["ciede2000"]
     scores = replace(scores, metric="lpips_alex", best={**scores.best, "lpips_alex": "epoch_0010"})
     sentences = summary.best_words(scores, "auto")
-    assert sentences[0].startswith("LPIPS AlexNet of epoch 10 (by default; lower is better): 4.40")
+    assert sentences[0].startswith("LPIPS AlexNet 4.40 (3.40 to 5.40; lower is better) at epoch 10")
+    assert "The epoch is chosen by LPIPS AlexNet, the default." in sentences
     assert not any("caution" in sentence for sentence in sentences)  # it sees a lack of colour
 
 
@@ -54,13 +56,16 @@ def test_a_headline_admits_that_a_baseline_is_not_beaten(scores: ScoreFile) -> N
     tied = replace(scores, ties=["mean_ab", "epoch_0015"])
     assert summary.headline(tied) == "No epoch is shown to beat the mean colour"
     assert summary.best_words(tied)[1:4] == [
-        "It is better than gray (12.00).",
+        "Epoch 10 is better than gray (12.00).",
         "The last epoch, 15, has 5.70.",
         "Picture by picture, a difference from mean ab (4.50) and epoch 15 is not shown: it may be chance.",
     ]
     scores.rows["mean_ab"].scores["ciede2000"] = Score(3.0)
     assert summary.headline(scores) == "No epoch beats the mean colour yet"
-    assert summary.best_words(scores)[1:3] == ["It is better than gray (12.00).", "It is worse than mean ab (3.00)."]
+    assert summary.best_words(scores)[1:3] == [
+        "Epoch 10 is better than gray (12.00).",
+        "Epoch 10 is worse than mean ab (3.00).",
+    ]
     scores.rows["gray"].scores["ciede2000"] = Score(4.4)  # as good
     assert summary.headline(scores) == "No epoch beats gray yet"
     assert summary.why_best(scores).startswith("No epoch beats gray yet: ciede2000 of epoch 10 is 4.4 (")
@@ -76,7 +81,7 @@ def test_one_epoch_alone_is_not_called_best_nor_one_by_a_metric_that_is_unavaila
     alone = make_scores(epochs=[15])
     alone.rows["mean_ab"].scores["ciede2000"] = Score(6.0)
     assert summary.headline(alone) == "Epoch 15, the only one scored"
-    assert "chosen" not in summary.best_words(alone)[0]
+    assert "chosen" not in " ".join(summary.best_words(alone))
     assert "chosen" not in summary.why_best(alone)
     without = replace(scores, metric="fid")
     assert summary.headline(without) == "No epoch is named best"

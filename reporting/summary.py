@@ -205,22 +205,25 @@ def best_words(scores: ScoreFile, asked: str = "auto") -> list[str]:
 def beside_others(scores: ScoreFile, metric: str, best: int) -> list[str]:
     """Return how the best epoch compares with the baselines, the last epoch and what is tied with it."""
     ours = epoch_rows(scores)
-    beside: dict[str, list[str]] = {"better than": [], "worse than": [], "like": []}
+    beside: dict[str, list[str]] = {"worse": [], "like": [], "better": []}  # what is not beaten is said first
     for name in BASELINES:
         row = scores.rows.get(name)
         if row is not None and metric in row.scores:
-            word = "better than" if distance(metric, ours[best]) < distance(metric, row) else "worse than"
+            word = "better" if distance(metric, ours[best]) < distance(metric, row) else "worse"
             word = "like" if name in scores.ties else word
             beside[word].append(f"{title(name)} ({mean_text(scores, metric, row)})")
-    tied = beside.pop("like")
-    sentences = [f"Epoch {best} is {word} {listed(names)}." for word, names in beside.items() if names]
+    chance = "Picture by picture, a difference from {} is not shown: it may be chance."
+    sentences = [
+        chance.format(listed(names)) if word == "like" else f"Epoch {best} is {word} than {listed(names)}."
+        for word, names in beside.items()
+        if names
+    ]
     last = max(ours)
     if last != best and metric in ours[last].scores:
         sentences.append(f"The last epoch, {last}, has {mean_text(scores, metric, ours[last])}.")
     epochs = [number for name in scores.ties if (number := epoch_number(name)) is not None]
-    tied += [f"epoch{'s' * (len(epochs) > 1)} {listed(epochs)}"] if epochs else []
-    if tied:
-        sentences.append(f"Picture by picture, a difference from {listed(tied)} is not shown: it may be chance.")
+    if epochs:
+        sentences.append(chance.format(f"epoch{'s' * (len(epochs) > 1)} {listed(epochs)}"))
     return sentences
 
 

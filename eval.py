@@ -4,16 +4,22 @@
     python eval.py --epoch 50 --run runs/coco
     python eval.py --all-epochs --metric lpips_alex --metric fid      # downloads the networks they need
     python eval.py --all-epochs --classifier runs/classifier          # are the images recognised?
-    python eval.py --run runs/a --against runs/b          # best against best, image by image
+    python eval.py --run runs/a --against runs/b          # best against best, image by image: these two runs
+    python eval.py --run a1 a2 a3 --against b1 b2 b3      # two recipes, by runs of several seeds
     python eval.py --epoch 50 --against 25                # two epochs of one run
     python eval.py --report-only                          # writes the report of a scored run again
 
 Baselines, both with the lightness of the ground truth: `gray` has no colour, `mean_ab` the mean a and b of
 the training images. Upper bounds: `jpeg90`, the ground truth as a JPEG of quality 90; with a classifier also
 `truth`, the ground truth itself.
-Writes scores.json, scores.csv, scores_per_image.csv, curves.png and report.html into the run folder.
+The best epoch is that of the recipe's metric; unless the recipe names one, of lpips_alex where it is computed, else
+of ciede2000. It is chosen on the pictures that it is scored on.
+Writes scores.json, scores.csv, scores_per_image.csv, curves.png and report.html into the run folder; --against writes
+comparison.json and the report of the first run.
 """
 
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -29,15 +35,33 @@ MetricOption = Annotated[
 ClassifierOption = Annotated[
     Path | None, typer.Option(metavar="RUN", help="A classifier's run: are the pictures recognised?")
 ]
+RunsOption = Annotated[
+    list[Path] | None, typer.Option("--run", metavar="DIR", help="Run folder; several of them with --against.")
+]
 AgainstOption = Annotated[
-    str | None, typer.Option(metavar="RUN[:N]|N", help="Compare with another run, or another epoch.")
+    list[str] | None,
+    typer.Option(metavar="RUN[:N]|N", help="Compare with another run or epoch, or several runs with several."),
 ]
 ForceOption = Annotated[bool, typer.Option("--force", help="Compare in spite of different protocols.")]
 ReportOption = Annotated[bool, typer.Option("--report-only", help="Write the report of a scored run again, and stop.")]
 
 
+def one_each(words: Sequence[str]) -> list[str]:
+    """Return a command line in which "--run A B" is "--run A --run B", and so --against: typer takes them so."""
+    found, option, has_value = [], None, False
+    for word in words:
+        if word.startswith("-"):
+            name, equals, _ = word.partition("=")
+            option, has_value = name if name in ("--run", "--against") else None, bool(equals)
+        elif option is not None:
+            found += [option] if has_value else []
+            has_value = True
+        found.append(word)
+    return found
+
+
 def main(
-    run: cli.RunOption = None,
+    run: RunsOption = None,
     epoch: cli.EpochOption = None,
     all_epochs: cli.AllEpochsOption = False,
     data: cli.DataOption = None,
@@ -49,14 +73,15 @@ def main(
     report_only: ReportOption = False,
     device: cli.DeviceOption = "auto",
 ) -> Any:
-    """Score one or all saved epochs; returns a ScoreFile. With `against`, returns a Comparison of two.
+    """Score one or all saved epochs; returns a ScoreFile. With `against`, returns a Comparison.
 
-    With `report_only`, returns the scores that the report was written from.
+    `run` and `against` may be one or a list. With `report_only`, returns the scores that the report was written from.
     """
     from runtime.run_folder import newest_run, read_run
     from runtime.weights import require_folder
 
-    folder = Path(run or newest_run())
+    folders = [Path(each) for each in ([run] if isinstance(run, str | Path) else run or [newest_run()])]
+    folder = folders[0]
     scoring = bool(all_epochs or data or metric or classifier or weights)
     if report_only and (scoring or epoch or against or force):
         raise UserError("--report-only writes a report of what is scored already: with it, only --run")
@@ -64,8 +89,14 @@ def main(
         if scoring:
             raise UserError("--against compares what is scored already: with it, only --epoch and --force")
         from evaluation.compare import compare, parse_opponent
+        from reporting.page import write_report
 
-        return compare((folder, epoch), parse_opponent(against, folder), force)
+        texts = [against] if isinstance(against, str) else against
+        found = compare([(each, epoch) for each in folders], [parse_opponent(text, folder) for text in texts], force)
+        print(f"report: {write_report(folder)}")
+        return found
+    if len(folders) > 1:
+        raise UserError("several runs are for comparing with --against; score one run at a time")
     if force:
         raise UserError("--force is for comparing with --against RUN")
     metric = [name.replace("colour", "color") for name in metric or []]  # both spellings
@@ -105,4 +136,5 @@ def main(
 
 
 if __name__ == "__main__":
+    sys.argv[1:] = one_each(sys.argv[1:])
     cli.command(main)

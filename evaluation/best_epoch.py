@@ -7,10 +7,11 @@ from shlex import quote
 
 from config import METRICS, UserError
 from evaluation import scores
-from evaluation.scores import PerImage, Protocol, Row, ScoreFile, epoch_number
+from evaluation.scores import BASELINES, PerImage, Protocol, Row, ScoreFile, epoch_number
 from runtime.run_folder import read_run, saved_epochs
 
-AUTO = ("lpips_alex", "ciede2000")  # by which the best epoch is chosen, unless the recipe says; the first that there is
+# By which the best epoch is chosen, unless the recipe says: the first that all epochs have.
+AUTO = ("lpips_alex", "ciede2000")
 
 
 def choose_epochs(run: Path, epoch: str | int | None, all_epochs: bool) -> list[int]:
@@ -37,7 +38,7 @@ def choose_epochs(run: Path, epoch: str | int | None, all_epochs: bool) -> list[
 
 
 def best_epoch(run: Path) -> int:
-    """Return the scored epoch that is best by the recipe's metric.
+    """Return the scored epoch that is best by the metric of the scores, which `make_score_file` settles.
 
     Raises UserError where there are no scores, or not by that metric, or the epoch was trained again since.
     """
@@ -84,21 +85,53 @@ def best_epochs(rows: Mapping[str, Row]) -> dict[str, str]:
     }
 
 
-def tied_epochs(per_image: PerImage, best: str | None, metric: str) -> list[str]:
-    """Return the epochs whose mean difference from the best one, image by image, may be chance."""
-    epochs = {name: found[metric] for name, found in per_image.items() if epoch_number(name) and metric in found}
-    if best not in epochs or METRICS[metric] not in ("higher", "lower") or len(epochs[best]) < 2:
+def tied_rows(per_image: PerImage, best: str | None, metric: str) -> list[str]:
+    """Return the epochs and baselines whose mean difference from the best epoch, image by image, may be chance."""
+    rows = {
+        name: found[metric]
+        for name, found in per_image.items()
+        if metric in found and (epoch_number(name) or name in BASELINES)
+    }
+    if best not in rows or METRICS[metric] not in ("higher", "lower") or len(rows[best]) < 2:
         return []
-    found = scores.summarise({name: values - epochs[best] for name, values in epochs.items()})
+    found = scores.summarise({name: values - rows[best] for name, values in rows.items()})
     return [name for name, score in found.items() if name != best and score.low <= 0 <= score.high]
+
+
+def unbeaten(metric: str, name: str, rows: Mapping[str, Row]) -> list[str]:
+    """Return the baselines that are as good as this row by a metric, or better."""
+    known = [baseline for baseline in BASELINES if baseline in rows and metric in rows[baseline].scores]
+    return [baseline for baseline in known if distance(metric, rows[name]) >= distance(metric, rows[baseline])]
+
+
+def clear_winners(rows: Mapping[str, Row], per_image: PerImage) -> dict[str, str]:
+    """Return metric -> best epoch, where its lead over every other epoch and over the baselines is no chance.
+
+    Args:
+        per_image: scores of all epochs and baselines. A metric without scores of single images has no winner.
+    """
+    epochs = [name for name, row in rows.items() if row.epoch is not None]
+    return {
+        metric: name
+        for metric, name in best_epochs(rows).items()
+        if len(epochs) > 1
+        and METRICS[metric] in ("higher", "lower")
+        and len(per_image[name].get(metric, ())) > 1
+        and not unbeaten(metric, name, rows)
+        and not tied_rows(per_image, name, metric)
+    }
 
 
 def make_score_file(
     rows: dict[str, Row], per_image: PerImage, protocol: Protocol, metric: str, notes: Sequence[str]
 ) -> ScoreFile:
-    """Return rows together with the best epochs, and those that may be as good by `metric`, which may be auto."""
+    """Return rows together with the best epochs, and with the rows that may be as good by `metric`.
+
+    Args:
+        metric: the recipe's; auto is lpips_alex where all epochs have it, else ciede2000.
+    """
     best = best_epochs(rows)
     if metric == "auto":
         metric = next((name for name in AUTO if name in best), AUTO[-1])
-    ties = tied_epochs(per_image, best.get(metric), metric)
+    ties = tied_rows(per_image, best.get(metric), metric)
     return ScoreFile(metric, best, ties, dict(METRICS), protocol, list(notes), rows)

@@ -71,9 +71,9 @@ class Row:
 class ScoreFile:
     """What scores.json holds."""
 
-    metric: str  # the recipe's, by which the best epoch is chosen
+    metric: str  # by which the best epoch is chosen: the recipe's, or what its auto has become
     best: dict[str, str]  # metric -> row of the epoch that is best by it
-    ties: list[str]  # rows of epochs whose difference from the best epoch may be chance
+    ties: list[str]  # epochs and baselines whose difference from the best epoch may be chance
     directions: dict[str, str]  # metric -> higher | lower | closest to the truth
     protocol: Protocol
     notes: list[str]

@@ -5,7 +5,6 @@ a light and on a dark ground. Figures are made without pyplot, so no backend is 
 """
 
 import io
-import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -33,7 +32,7 @@ STYLE: dict[str, Any] = {
 PANEL = (3.4, 2.3)  # inches, width and height of an SVG drawing
 MAX_POINTS = 200  # of a loss curve in an SVG: a page of long curves would be large, and no screen shows more
 MAX_STRETCH = 3  # dashed lines may make the y axis that many times as long as our curve needs
-LABEL_HEIGHT = 0.09  # of a panel: least distance between the labels of two dashed lines
+LABEL_HEIGHT = 0.09  # of a panel: lines that are closer have one label
 
 
 class Drawing(NamedTuple):
@@ -152,17 +151,30 @@ def _y_limits(ours: Sequence[float], references: Sequence[float]) -> tuple[float
 
 
 def _label_references(axis: Axes, references: Mapping[str, float]) -> None:
-    """Write the label of each dashed line at its right end; with its value if it lies outside the axis."""
+    """Write the label of each dashed line at its right end; lines too close for two labels share one.
+
+    A line outside the axis is named above or below it, with its value.
+    """
     low, high = axis.get_ylim()
-    lowest = -LABEL_HEIGHT * sum(value < low for value in references.values())
-    highest = 1.0 + LABEL_HEIGHT * sum(value > high for value in references.values())
-    for i, (label, value) in enumerate(sorted(references.items(), key=lambda item: item[1])):
-        outside = int(value > high) - int(value < low)
-        wanted = outside * math.inf if outside else (value - low) / (high - low)
-        height = min(max(wanted, lowest), highest - (len(references) - 1 - i) * LABEL_HEIGHT)
-        text = f"{label} {value:.3g} {'↑' if outside > 0 else '↓'}" if outside else label
+    ordered = sorted(references.items(), key=lambda item: item[1])
+    groups: list[list[tuple[float, str]]] = []  # of height as a part of the axis, and label; from the lowest up
+    for label, value in ordered:
+        if low <= value <= high:
+            group = [((value - low) / (high - low), label)]
+            while groups and _middle(group) - _middle(groups[-1]) < LABEL_HEIGHT:
+                group = groups.pop() + group
+            groups.append(group)
+    texts = [(_middle(group), ", ".join(label for _, label in group)) for group in groups]
+    below = [f"{label} {value:.3g} ↓" for label, value in reversed(ordered) if value < low]
+    above = [f"{label} {value:.3g} ↑" for label, value in ordered if value > high]
+    texts += [(-LABEL_HEIGHT * i, text) for i, text in enumerate(below, 1)]
+    texts += [(1 + LABEL_HEIGHT * i, text) for i, text in enumerate(above, 1)]
+    for height, text in texts:
         axis.text(1.02, height, text, transform=axis.transAxes, va="center", fontsize="small")
-        lowest = height + LABEL_HEIGHT
+
+
+def _middle(group: Sequence[tuple[float, str]]) -> float:
+    return sum(height for height, _ in group) / len(group)
 
 
 @contextmanager

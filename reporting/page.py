@@ -3,13 +3,15 @@
     python eval.py --all-epochs                      # scores all epochs, and writes it
     python eval.py --report-only --run runs/coco     # writes it again
 
-It shows the best epoch, the recipe, the scores with their curves, a gallery of images at several epochs, the
-losses, versions, and how to repeat the run. This module collects what is shown as typed data; page.html is
-the Jinja2 template that makes HTML of it. Images are inside the file, which loads nothing from elsewhere.
+It shows how the best epoch stands, images at several epochs, how to use the run, the scores with their curves, a
+comparison where there is one, the training, and how to repeat it. This module collects what is shown as typed data;
+page.html is the Jinja2 template that makes HTML of it. Images are inside the file, which loads nothing from
+elsewhere, and no path names the home folder, so that the page can be sent to anybody.
 """
 
 import base64
 import io
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +23,9 @@ from PIL import Image
 
 from config import UserError
 from data import evenly_spaced
-from evaluation.scores import FOLDER_METRICS, Row, ScoreFile, read_per_image, read_scores
+from evaluation.best_epoch import clear_winners
+from evaluation.compare import conditions, read_comparison, verdict
+from evaluation.scores import FOLDER_METRICS, PerImage, Row, ScoreFile, read_per_image, read_scores
 from imaging.files import read_image
 from imaging.pixels import resize
 from reporting import summary
@@ -38,6 +42,8 @@ STEPS = (  # px of the longer side, WebP quality: the first with which all image
 SMALL = 64  # px; images up to this size are lossless at the first step, and shown enlarged without smoothing
 SIGNS = {"higher": -1, "lower": 1}  # factor that makes the best score the smallest
 MAX_SPOKEN = 12  # epochs that the label of a curve names
+MAX_CURVES = 3  # that are shown; the others are folded
+HOMES = r"/home/[^/\s'\"<>]+|/Users/[^/\s'\"<>]+|/root|[A-Z]:\\Users\\[^\\\s'\"<>]+"  # of anybody
 
 
 class Picture(NamedTuple):
@@ -66,6 +72,14 @@ class Gallery(NamedTuple):
     metric: str  # by which the cards are ranked
     cards: list[Card]
     data: dict[str, Any]  # for the script
+
+
+def without_home(value: Any) -> Any:
+    """Return a text in which a home folder is called ~, also within the quotes of a shell; anything else as it is."""
+    if type(value) is not str or value.startswith("data:"):  # Markup is ours, a data URI is an image
+        return value
+    pattern = rf"('?)(?<![\w.~-])(?:{re.escape(str(Path.home()))}|{HOMES})(?=[/\\\s'\"]|$)[/\\]?"
+    return re.sub(pattern, r"~/\1", value)
 
 
 def evenly(things: Sequence[Any], most: int) -> list[Any]:
@@ -125,12 +139,14 @@ def encode_all(folders: Sequence[Path], stems: Sequence[str]) -> list[list[Pictu
     return pictures
 
 
-def make_gallery(run: Path, scores: ScoreFile) -> Gallery:
-    """Return the gallery of a run; without cards where no image belongs to the scores."""
+def make_gallery(run: Path, scores: ScoreFile, found: PerImage, stems: Sequence[str]) -> Gallery:
+    """Return the gallery of a run; without cards where no image belongs to the scores.
+
+    Args:
+        found, stems: the scores of single images, and their names.
+    """
     rows, command = epoch_rows(scores), summary.score_command(run)
-    names = {epoch: outputs_path(run, epoch).name for epoch in rows}
-    found, stems = read_per_image(run, scores, [*names.values()])
-    per_image = {epoch: found[name] for epoch, name in names.items()}
+    per_image = {epoch: found[outputs_path(run, epoch).name] for epoch in rows}
     signs = {m: SIGNS[kind] for m, kind in scores.directions.items() if kind in SIGNS}
     signs = {metric: sign for metric, sign in signs.items() if metric in per_image[max(rows)]}
     metric = scores.metric if scores.metric in signs else next(iter(signs))
@@ -144,8 +160,8 @@ def make_gallery(run: Path, scores: ScoreFile) -> Gallery:
     epochs = spread_epochs(rendered, best)
     start = epochs.index(best) if best in epochs else len(epochs) - 1
 
-    count = f"{len(chosen)} of {len(ranked):,} pictures, evenly"
-    text = count if len(chosen) < len(ranked) else f"{len(chosen)} pictures,"
+    text = f"{len(chosen)} of {len(ranked):,} scored pictures, evenly" if len(chosen) < len(ranked) else ""
+    text = text or f"{len(chosen)} scored pictures,"
     text += f" from best to worst by {title(metric)} at epoch {best}"
     text += f"; {len(epochs)} of {len(rendered)} epochs." if len(epochs) < len(rendered) else "."
     lost = [epoch for epoch in rows if epoch not in rendered]
@@ -186,19 +202,29 @@ def write_report(run: Path) -> Path:
     """Write a scored run's report.html; returns its path. Raises UserError where scores are damaged."""
     record, scores = read_run(run), read_scores(run)
     records, rows = read_records(run / "log.jsonl"), summary.all_rows(scores)
-    gallery = make_gallery(run, scores)  # first, so that what is damaged is found before anything is drawn
+    per_image, stems = read_per_image(run, scores, [name for name in scores.rows if name != "truth"])
+    gallery = make_gallery(run, scores, per_image, stems)  # first, so that damage is found before anything is drawn
     metrics = [m for m in scores.directions if any(m in row.scores for row in rows.values())]
     drawn = [m for m in metrics if any(m in row.scores for row in epoch_rows(scores).values())]
-    curves = {metric: score_curve(scores, metric) for metric in drawn}
-    losses = {name: loss_svg(records, name) for name in loss_names(records)}
-    said = {"run": run, "record": record, "scores": scores, "rows": rows, "metrics": metrics}
-    shown = {"curves": curves, "losses": losses, "gallery": gallery}
+    drawn.sort(key=lambda metric: metric != scores.metric)  # which is the first
+    shown = {
+        "run": run, "record": record, "scores": scores, "rows": rows, "metrics": metrics, "gallery": gallery,
+        "curves": {metric: score_curve(scores, metric) for metric in drawn},
+        "losses": {name: loss_svg(records, name) for name in loss_names(records)},
+        "epoch": summary.best_epoch(scores, scores.metric) or max(epoch_rows(scores)),
+        "winners": clear_winners(scores.rows, per_image), "comparison": read_comparison(run, scores),
+        "training": summary.training_words(record, records),
+    }  # fmt: skip
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(
-        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    page = environment.get_template("page.html")
-    text = page.render(summary=summary, folder_metrics=FOLDER_METRICS, **said, **shown)
+        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+        finalize=without_home,
+    )  # fmt: skip
+    environment.globals |= {
+        "summary": summary, "folder_metrics": FOLDER_METRICS, "max_curves": MAX_CURVES, "conditions": conditions,
+        "verdict": verdict,
+    }  # fmt: skip
+    text = environment.get_template("page.html").render(shown)
     with replacing(run / "report.html") as temporary:
         temporary.write_text(text, encoding="utf-8", errors="replace")  # a file name may hold any bytes
     return run / "report.html"

@@ -1,19 +1,23 @@
-"""A run in plain text: the best epoch and why it is the best, the recipe, how to repeat the run.
+"""A run in plain text: its best epoch and how that stands, a comparison, the recipe, how to use and repeat the run.
 
 `eval.py` prints the score table, and `reporting.page` puts the sentences into report.html.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from itertools import pairwise
 from pathlib import Path
 from shlex import quote
+from typing import Any
 
 import torch
 
 from config import RECIPES, Recipe, make_recipe
-from evaluation.best_epoch import distance
+from evaluation.best_epoch import AUTO, distance, unbeaten
+from evaluation.compare import Entry
 from evaluation.scores import BASELINES, TRUTH_COLORFULNESS, Row, ScoreFile, epoch_number
+from runtime.progress import duration
 from runtime.run_folder import RunRecord
 
 NAMES = {  # of metrics, and of rows
@@ -29,6 +33,8 @@ TERMS = {
     "G_perceptual": "VGG-16 features", "G_anime": "Danbooru features",
 }  # fmt: skip
 BETTER = {"higher": "higher is better", "lower": "lower is better", "closest to the truth": "best near the truth"}
+BEATEN = {"gray": "gray", "mean_ab": "the mean colour"}
+ERRORS = ("psnr_db", "ssim", "ms_ssim", "ab_mse", "ciede2000")  # by which a brown picture is never far off
 INPUTS = {"L": "lightness", "line": "line art", "gray+line": "gray or line art", "sketch": "sketches"}
 OUTPUTS = {"ab": "colour (a and b of Lab)", "rgb": "RGB", "Lab": "lightness and colour (Lab)"}
 
@@ -143,24 +149,46 @@ def score_table(scores: ScoreFile) -> str:
     return "\n".join([*lines, why_best(scores)])
 
 
+def headline(scores: ScoreFile) -> str:
+    """Return how the best epoch stands: beside the baselines first, then beside the other epochs."""
+    metric = scores.metric
+    name = scores.best.get(metric)
+    if name is None:
+        return "No epoch is named best"
+    if worse := [] if metric.startswith("s0_") else unbeaten(metric, name, scores.rows):  # s0_ does not see colour
+        return f"No epoch beats {BEATEN[worse[0]]} yet"
+    if tied := [row for row in scores.ties if row in BASELINES]:
+        return f"No epoch is shown to beat {BEATEN[tied[0]]}"
+    epoch = epoch_number(name)
+    if len(epoch_rows(scores)) == 1:
+        return f"Epoch {epoch}, the only one scored"
+    return f"Epoch {epoch} has the best mean" if scores.ties else f"Epoch {epoch} is best"
+
+
 def why_best(scores: ScoreFile) -> str:
-    """Return the best epoch by the recipe's metric, its interval, baselines and upper bounds, in one line."""
+    """Return how the best epoch stands, its score with interval, baselines and upper bounds, in one line."""
     metric = scores.metric
     if metric not in scores.best:
         return f"no best epoch by {metric}: {why_not(scores, metric) or 'not scored'}"
     row, count = scores.rows[scores.best[metric]], len(epoch_rows(scores))
     mean, _, low, high = row.scores[metric]
-    interval = "" if low is None else f", 95 % interval {low:.4g} to {high:.4g}"
+    said = [better(scores, metric)] + ([] if low is None else [f"95 % interval {low:.4g} to {high:.4g}"])
+    said += [f"best of {count} epochs, chosen on the images that score it"] if count > 1 else []
     beside = ", ".join(f"{name} {value:.4g}" for name, value in references(scores, metric).items())
-    return (
-        f"best of {count} scored epoch{'s' * (count > 1)} by {metric} ({scores.directions[metric]}): "
-        f"{row.epoch} with {mean:.4g}{interval}; {beside}"
-    )
+    return f"{headline(scores)}: {metric} of epoch {row.epoch} is {mean:.4g} ({'; '.join(said)}); {beside}"
 
 
-def best_words(scores: ScoreFile) -> tuple[str, list[str]]:
-    """Return a headline that names the best epoch, and the sentences that say why it is the best."""
+def best_words(scores: ScoreFile, asked: str = "auto") -> list[str]:
+    """Return the score of the best epoch in a sentence, and in others how it was chosen and what it stands beside.
+
+    Args:
+        asked: the recipe's metric, which may be auto.
+    """
     metric, epoch, ours = scores.metric, best_epoch(scores, scores.metric), epoch_rows(scores)
+    if asked != "auto":
+        by = "the metric of the recipe"
+    else:
+        by = "the default" if metric == AUTO[0] else f"the default where {title(AUTO[0])} is not computed"
     others: dict[int | None, list[str]] = {}
     for key in scores.best:
         if key != metric and not key.startswith("s0_"):  # gray metrics do not see colour
@@ -169,30 +197,54 @@ def best_words(scores: ScoreFile) -> tuple[str, list[str]]:
     rest = [f"Best by other metrics: {by_others}."] if by_others else []
     if epoch is None:
         why = (why_not(scores, metric) or "not computed").rstrip(".")
-        return "No epoch is named best", [f"The recipe chooses by {title(metric)}, which is {why}.", *rest]
+        return [f"The epoch is chosen by {title(metric)} ({by}), which is {why}.", *rest]
     row = ours[epoch]
-    headline = f"Epoch {epoch} is best" if len(ours) > 1 else f"Epoch {epoch}, the only one scored"
     interval = interval_text(scores, metric, row)
-    value = mean_text(scores, metric, row) + (f", 95 % interval {interval}" if interval else "")
-    reason = f"{title(metric)}, the metric of the recipe ({better(scores, metric)}): {value}"
-    return headline, [f"{reason}, over {row.images:,} pictures.", *comparisons(scores, metric, epoch), *rest]
+    said = (
+        f"{title(metric)} {mean_text(scores, metric, row)} ({interval + '; ' * bool(interval)}{better(scores, metric)})"
+    )
+    said += f" at epoch {epoch}, over {row.images:,} pictures"
+    if len(ours) == 1:
+        return [f"{said}.", *beside_others(scores, metric, epoch), *rest, *caution(scores, metric, row)]
+    chosen = f"The epoch is chosen by {title(metric)}, {by}."
+    others = beside_others(scores, metric, epoch)
+    return [f"{said}, on which it was also chosen.", *others, chosen, *rest, *caution(scores, metric, row)]
 
 
-def comparisons(scores: ScoreFile, metric: str, best: int) -> list[str]:
-    """Return how the best epoch compares with the baselines, the last epoch and the epochs tied with it."""
-    ours, beside = epoch_rows(scores), {"better": [], "worse": []}
-    for name, row in scores.rows.items():
-        if name in BASELINES and metric in row.scores:
+def beside_others(scores: ScoreFile, metric: str, best: int) -> list[str]:
+    """Return how the best epoch compares with the baselines, the last epoch and what is tied with it."""
+    ours = epoch_rows(scores)
+    beside: dict[str, list[str]] = {"worse": [], "like": [], "better": []}  # what is not beaten is said first
+    for name in BASELINES:
+        row = scores.rows.get(name)
+        if row is not None and metric in row.scores:
             word = "better" if distance(metric, ours[best]) < distance(metric, row) else "worse"
+            word = "like" if name in scores.ties else word
             beside[word].append(f"{title(name)} ({mean_text(scores, metric, row)})")
-    sentences = [f"It is {word} than {listed(names)}." for word, names in beside.items() if names]
+    chance = "Picture by picture, a difference from {} is not shown: it may be chance."
+    sentences = [
+        chance.format(listed(names)) if word == "like" else f"Epoch {best} is {word} than {listed(names)}."
+        for word, names in beside.items()
+        if names
+    ]
     last = max(ours)
     if last != best and metric in ours[last].scores:
         sentences.append(f"The last epoch, {last}, has {mean_text(scores, metric, ours[last])}.")
-    if scores.ties:
-        which = f"epoch{'s' * (len(scores.ties) > 1)} {listed([epoch_number(name) for name in scores.ties])}"
-        sentences.append(f"Picture by picture, a difference from {which} is not shown: it may be chance.")
+    epochs = [number for name in scores.ties if (number := epoch_number(name)) is not None]
+    if epochs:
+        sentences.append(chance.format(f"epoch{'s' * (len(epochs) > 1)} {listed(epochs)}"))
     return sentences
+
+
+def caution(scores: ScoreFile, metric: str, row: Row) -> list[str]:
+    """Return what an error by which an epoch was chosen does not see: how much colour there is."""
+    ours, truth = row.scores.get("colorfulness"), row.scores.get(TRUTH_COLORFULNESS)
+    if metric not in ERRORS or ours is None or truth is None:
+        return []
+    texts = [number_text(scores, "colorfulness", value.mean) for value in (ours, truth)]
+    return [
+        f"{title(metric)} rewards caution, such as brown: colourfulness is {texts[0]}, that of the truth {texts[1]}."
+    ]
 
 
 def missing_words(scores: ScoreFile) -> list[str]:
@@ -233,6 +285,46 @@ def recipe_words(record: RunRecord) -> list[str]:
         *([f"The input is damaged: {listed(degraded)} of the pictures."] if degraded else []),
         f"Data: {Path(record.data).name}{', ' if counted else ''}{counted}; seed {r.seed}.",
     ]
+
+
+def training_words(record: RunRecord, records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return what log.jsonl says of the training: how long, on what device, how many pictures; empty without a log."""
+    if not records:
+        return []
+    count = min(record.images.get("train", record.recipe.batch_size), record.recipe.batch_size)  # pictures per step
+    steps = [0, *(entry["steps"] for entry in records)]
+    shown = [count * (after - before) for before, after in pairwise(steps)]
+    seconds = sum(n / entry["images_per_s"] for n, entry in zip(shown, records, strict=True))
+    devices = dict.fromkeys(entry["device"] for entry in records if "device" in entry)
+    on = f" on {listed([*devices])}" if devices else ""
+    plural = "s" * (records[-1]["epoch"] > 1)
+    return [
+        f"{records[-1]['epoch']} epoch{plural} took {duration(seconds)}{on}, without loading and saving.",
+        f"The network was shown {sum(shown):,} pictures, {sum(shown) / seconds:.3g} a second.",
+    ]
+
+
+def use_commands(run: Path, record: RunRecord, epoch: int) -> str:
+    """Return the shell commands that make something of an epoch of a run."""
+    folder, model = quote(str(run)), quote(str(run / "generator.ts"))
+    return "\n".join(
+        [
+            "# one file with this epoch in it, for Python and C++",
+            f"python export.py --run {folder} --epoch {epoch}",
+            "# colour files and folders with that",
+            f"python colorize.py photos/ --model {model} --out coloured/",
+            "# or train for longer",
+            f"python train.py --resume --run {folder} --epochs {2 * record.recipe.epochs}",
+        ]
+    )
+
+
+def side_words(side: Sequence[Entry]) -> str:
+    """Return the runs and epochs of one side of a comparison."""
+    epochs = dict.fromkeys(entry.epoch for entry in side)
+    if len(epochs) == 1:
+        return f"{listed([entry.run for entry in side])}, epoch {side[0].epoch}"
+    return listed([f"{entry.run} epoch {entry.epoch}" for entry in side])
 
 
 def commands(run: Path, record: RunRecord) -> str:

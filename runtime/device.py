@@ -1,7 +1,9 @@
 """Where the networks run: device, precision, and the state of torch's random number generators."""
 
+import platform
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,6 +27,19 @@ def pick_device(name: str) -> torch.device:
     if (device.index or 0) >= seen.get(kind, 1):
         raise UserError(f"{name} asked for, but torch sees {seen[kind]} {kind} devices; use --device cpu")
     return device
+
+
+def device_name(device: torch.device) -> str:
+    """Return what people call a device: the name of the GPU, or that of the CPU and how many threads torch uses."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type != "cpu":
+        return device.type
+    information = Path("/proc/cpuinfo")  # on Linux, where platform.processor() says no more than x86_64
+    text = information.read_text() if information.is_file() else ""
+    found = re.search(r"^model name\s*:\s*(.+)$", text, re.M)
+    name = found[1] if found else platform.processor() or platform.machine()
+    return f"{name}, threads: {torch.get_num_threads()}"
 
 
 def rng_state() -> dict[str, Any]:

@@ -88,7 +88,7 @@ def same_tensors(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
 
 def log_of(run: Path) -> list[dict[str, Any]]:
     """Return the records of a run's log, without what depends on the machine."""
-    speed = ("images_per_s", "data_wait_percent", "memory_mb")
+    speed = ("images_per_s", "data_wait_percent", "memory_mb", "device")
     return [{k: v for k, v in record.items() if k not in speed} for record in read_records(run / "log.jsonl")]
 
 

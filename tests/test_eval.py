@@ -9,14 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import MeanLevel, make_run
+from helpers import MeanLevel, make_run, run_stage
 from PIL import Image
+from scored_run import edit
 from skimage.color import deltaE_ciede2000, rgb2lab
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import Tensor, nn
 
 from config import METRICS
-from eval import main
+from eval import main, one_each
 from evaluation import deep_metrics, scores, scoring
 from evaluation.classifier import build_classifier, save_classifier
 from evaluation.deep_metrics import LPIPS, MetricSet
@@ -174,7 +175,7 @@ def test_what_is_printed(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert any(line.startswith("fid unavailable: 4 test images") for line in lines)
     assert any(line.startswith("lpips_alex unavailable: no alexnet-") for line in lines)
     best = scores.rows[scores.best["ciede2000"]].epoch
-    assert any(f"by ciede2000 (lower): {best} with " in line for line in lines)
+    assert any(f": ciede2000 of epoch {best} is " in line and "chosen on the images that" in line for line in lines)
     assert str(run / "scores.csv") in lines[-1]
     assert str(run / "report.html") in lines[-1]
 
@@ -441,6 +442,30 @@ def test_comparing_from_the_command(run: Path) -> None:
         assert found.metrics[metric].theirs == pytest.approx(rows["epoch_0002"].scores[metric].mean)
     other = Path(shutil.copytree(run, run.parent / "other"))
     assert main(run=run, epoch=1, against=f"{other}:2", device="cpu").metrics == found.metrics
+
+
+def test_several_runs_are_compared_from_the_command(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = [run, *(Path(shutil.copytree(run, run.parent / name)) for name in ("a2", "b1", "b2"))]
+    for seed, folder in enumerate(runs):
+        edit(folder / "recipe.json", lambda record, seed=seed: record["recipe"].update(seed=seed))
+    assert (
+        run_stage("eval", "--run", *runs[:2], "--epoch", 1, "--against", *(f"{folder}:2" for folder in runs[2:])) == 0
+    )
+    said = capsys.readouterr().out
+    assert f"A: {run.name} epoch 1, a2 epoch 1" in said
+    assert "B: b1 epoch 2, b2 epoch 2" in said
+    assert "2 runs against 2: the intervals are over runs" in said
+    assert str(run / "report.html") in said
+    assert (run / "comparison.json").exists()
+    assert run_stage("eval", "--run", *runs[:2], "--all-epochs") == 2
+    assert "several runs are for comparing with --against" in capsys.readouterr().err
+
+
+def test_values_that_follow_an_option_are_its_own() -> None:
+    words = "--epoch 5 --run a b --force --against c:1 d --device cpu".split()
+    assert one_each(words) == "--epoch 5 --run a --run b --force --against c:1 --against d --device cpu".split()
+    assert one_each(["--run=a", "b", "-x", "y"]) == ["--run=a", "--run", "b", "-x", "y"]
+    assert one_each(["stray", "--all-epochs", "too"]) == ["stray", "--all-epochs", "too"]  # typer refuses these
 
 
 @pytest.mark.parametrize(

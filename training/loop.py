@@ -24,7 +24,7 @@ from config import AnyRecipe, UserError
 from data import ImageSet, steps_per_epoch
 from runtime import atomic
 from runtime.atomic import replacing, writing
-from runtime.device import restore_rng, rng_state
+from runtime.device import device_name, restore_rng, rng_state
 from runtime.progress import Clock, duration, say, track
 from runtime.run_folder import read_records, state_path
 
@@ -84,7 +84,7 @@ class Log:
 
     def __init__(self, path: Path, state: State) -> None:
         """Open the log; records of later steps, left by a run that was cut off, are dropped."""
-        self.path, self.state = path, state
+        self.path, self.state, self.device_name = path, state, device_name(state.device)
         self.records = [record for record in read_records(path) if record["steps"] <= state.steps]
         with replacing(path) as temporary:
             temporary.write_text("".join(json.dumps(record) + "\n" for record in self.records))
@@ -114,6 +114,7 @@ class Log:
         rate, wait = self.images / seconds, 100 * self.waited / seconds
         memory_mb = peak_memory_mb(self.state.device)
         speed = {"images_per_s": rate, "data_wait_percent": wait, "memory_mb": memory_mb}
+        speed["device"] = self.device_name
         parts = self.state.parts.values()
         optimizer = next(part for part in parts if isinstance(part, torch.optim.Optimizer))  # a GAN's: of G
         self.records.append({**done, **means, "lr": optimizer.param_groups[0]["lr"], **speed})

@@ -198,20 +198,44 @@ def test_of_equal_epochs_the_first_is_best_and_every_epoch_must_have_the_metric(
     assert best_epoch.best_epochs({"gray": Row(None, {"ssim": Score(0.5)}, 4)}) == {}
 
 
-def test_epochs_are_tied_where_their_paired_interval_contains_zero() -> None:
+def test_epochs_and_baselines_are_tied_where_their_paired_interval_contains_zero() -> None:
     rng = np.random.default_rng(0)
     best = rng.normal(10, 5, 40)  # images differ far more than epochs do
     near, far = best + rng.normal(0, 0.1, 40), best + 0.5 + rng.normal(0, 0.1, 40)
     near += best.mean() - near.mean()
     per_image = {
         name: {"ciede2000": values, "colorfulness": values}
-        for name, values in {"gray": best, "epoch_0001": near, "epoch_0002": best, "epoch_0003": far}.items()
-    }
-    assert best_epoch.tied_epochs(per_image, "epoch_0002", "ciede2000") == ["epoch_0001"]
-    assert best_epoch.tied_epochs(per_image, "epoch_0002", "colorfulness") == []  # no direction is better
-    assert best_epoch.tied_epochs(per_image, None, "ciede2000") == []
+        for name, values in {
+            "gray": best, "jpeg90": best, "epoch_0001": near, "epoch_0002": best, "epoch_0003": far
+        }.items()
+    }  # fmt: skip
+    assert best_epoch.tied_rows(per_image, "epoch_0002", "ciede2000") == ["gray", "epoch_0001"]
+    assert best_epoch.tied_rows(per_image, "epoch_0002", "colorfulness") == []  # no direction is better
+    assert best_epoch.tied_rows(per_image, None, "ciede2000") == []
     single = {name: {"ciede2000": found["ciede2000"][:1]} for name, found in per_image.items()}
-    assert best_epoch.tied_epochs(single, "epoch_0002", "ciede2000") == []
+    assert best_epoch.tied_rows(single, "epoch_0002", "ciede2000") == []
+
+
+def test_a_winner_leads_over_every_other_epoch_and_over_the_baselines() -> None:
+    rng = np.random.default_rng(0)
+    truth = rng.normal(10, 5, 40)
+    means = {"gray": 3.0, "mean_ab": 2.0, "jpeg90": -5.0, "epoch_0001": 1.0, "epoch_0002": 0.0}
+
+    def winners(metric: str = "ciede2000", count: int = 40, **changes: float | None) -> dict[str, str]:
+        """Return the winners where scores of rows are so far above those of epoch 2, with a little noise."""
+        far = {name: mean for name, mean in {**means, **changes}.items() if mean is not None}
+        known = {"colorfulness_truth": truth[:count]}
+        values = {name: (truth + mean + rng.normal(0, 0.1, 40))[:count] for name, mean in far.items()}
+        per_image = {name: {metric: found, **known} for name, found in values.items()}
+        rows = {name: scores.make_row(name, found, [str(i) for i in range(40)]) for name, found in per_image.items()}
+        return best_epoch.clear_winners(rows, per_image)
+
+    assert winners() == {"ciede2000": "epoch_0002"}
+    assert winners(epoch_0001=0.0) == {}  # the other epoch may be as good
+    assert winners(gray=-1.0) == winners(mean_ab=0.0) == {}  # better than the epoch, or as good
+    assert winners(epoch_0001=None) == {}  # one epoch alone wins nothing
+    assert winners(count=1) == winners("colorfulness") == {}
+    assert winners("psnr_db", epoch_0001=-1.0, gray=-2.0, mean_ab=-2.0) == {"psnr_db": "epoch_0002"}
 
 
 # what the first version of this format wrote

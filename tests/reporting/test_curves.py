@@ -117,12 +117,19 @@ def test_references_leave_our_curve_its_room(
     assert sorted(names) == sorted(expected)
 
 
-def test_labels_of_lines_do_not_cover_each_other(drawn: list[Figure]) -> None:
-    draw([2.0, 3.0], {"gray": 1.0, "mean ab": 1.001, "JPEG 90": 4.0, "truth": 4.0})
-    heights = sorted(text.get_position()[1] for text in drawn[0].axes[0].texts)
-    assert min(np.diff(heights)) > 0.08
-    assert heights[0] >= 0
-    assert heights[-1] <= 1
+def test_a_label_stands_at_its_line_and_close_lines_share_one(drawn: list[Figure]) -> None:
+    references = {"gray": 1.0, "mean ab": 1.02, "JPEG 90": 4.0, "truth": 4.0, "a": 2.0, "b": 2.3, "c": 2.4, "d": 90.0}
+    draw([2.0, 3.0], references)
+    (axis,) = drawn[0].axes
+    low, high = axis.get_ylim()
+    heights = {text.get_text(): text.get_position()[1] for text in axis.texts}
+    assert {*heights} == {"gray, mean ab", "JPEG 90, truth", "a, b, c", "d 90 ↑"}
+    for names in list(heights)[:-1]:
+        for name in names.split(", "):
+            line = (references[name] - low) / (high - low)
+            assert abs(heights[names] - line) < 0.1, name
+    assert min(np.diff(sorted(heights.values()))) > 0.08  # none covers another
+    assert heights["d 90 ↑"] > 1
 
 
 def test_a_drawing_is_whole_in_itself_and_the_same_every_time() -> None:

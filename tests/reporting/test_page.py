@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from scored_run import CIEDE2000, STEMS, make_run, make_scores
+from scored_run import CIEDE2000, STEMS, edit, make_run, make_scores
 
-from evaluation.scores import read_scores, write_scores
+from evaluation.compare import Comparison, Difference, Entry, write_comparison
+from evaluation.scores import Score, ScoreFile, identify, make_row, read_per_image, read_scores, write_scores
 from imaging.files import write_image
 from reporting import page as report_page
 from reporting.page import write_report
@@ -62,6 +63,13 @@ def data_of(page: str) -> dict[str, Any]:
     return json.loads(match[1])
 
 
+def gallery_of(run: Path, scores: ScoreFile | None = None) -> report_page.Gallery:
+    """Return the gallery of a run, perhaps of changed scores."""
+    scores = scores or read_scores(run)
+    names = [name for name, row in scores.rows.items() if row.epoch is not None]
+    return report_page.make_gallery(run, scores, *read_per_image(run, scores, names))
+
+
 def decode(uri: str) -> Image.Image:
     """Return the image of a data URI."""
     kind, _, content = uri.partition(",")
@@ -71,10 +79,13 @@ def decode(uri: str) -> Image.Image:
 
 def test_the_page_says_what_the_files_say(parsed: Parsed) -> None:
     for said in (
-        "my run", "Epoch 10 is best", "4.40, 95 % interval 3.40 to 5.40", "unet, 54,409,856 parameters",
+        "my run", "Epoch 10 is best", "CIEDE2000 4.40 (3.40 to 5.40; lower is better) at epoch 10",
+        "unet, 54,409,856 parameters",
         "FID of 5 images is biased <upwards>", "at least 256 are needed; test on more", "no weights of Alex",
-        "5 pictures, from best to worst by CIEDE2000 at epoch 10", "--set size=64", "torch==2.15.0",
-        "c0ffee", "dd44", "vgg weights", "G_l1", "D_real", "best at epoch 10: 4.40",
+        "5 scored pictures, from best to worst by CIEDE2000 at epoch 10", "--set size=64", "torch==2.15.0",
+        "c0ffee", "dd44", "vgg weights", "G_l1", "D_real", "best mean at epoch 10: 4.40",
+        "on which it was also chosen", "another seed may differ by more", "python export.py --run",
+        "The network was shown 4,800 pictures", "15 epochs took 80 s on Xeon, threads: 2",
     ):  # fmt: skip
         assert said in parsed.text, said
 
@@ -89,15 +100,83 @@ def test_the_table_has_baselines_epochs_and_upper_bounds_in_order(page: str) -> 
         ("colourfulness", "best near the truth"),
     ]
     epoch = table[table.index("epoch 10") : table.index("epoch 15")]
-    assert '<strong>4.40<span class="spoken"> best</span></strong><small>3.40 to 5.40</small>' in epoch
-    assert table.count("<strong>") == 2
-    assert re.findall(r"<td>(.*?)</td>", table)[-1] == "30.00"  # of the truth, its colourfulness alone
+    assert '<td data-metric="CIEDE2000 ↓">4.40<small>3.40 to 5.40</small></td>' in epoch
+    assert re.findall(r"<td[^>]*>(.*?)</td>", table)[-1] == "30.00"  # of the truth, its colourfulness alone
+    assert "<strong>" not in table  # epoch 10's lead over mean ab and over epoch 15 may be chance
+
+
+def test_bold_is_an_epoch_whose_lead_is_no_chance(run: Path) -> None:
+    scores = read_scores(run)
+    names = [name for name in scores.rows if name != "truth"]
+    per_image, stems = read_per_image(run, scores, names)
+    for name, mean in (("mean_ab", 20.0), ("epoch_0005", 22.0), ("epoch_0010", 12.0), ("epoch_0015", 21.0)):
+        per_image[name]["ciede2000"] = np.arange(5) + mean
+        scores.rows[name].scores["ciede2000"] = make_row(name, per_image[name], stems).scores["ciede2000"]
+    write_scores(run, scores, per_image, stems)
+    page = write_report(run).read_text()
+    assert "No epoch beats gray yet" in page  # whose 12.0 is less than 14.0
+    assert "<strong>" not in page
+    scores.rows["gray"].scores["ciede2000"] = Score(30.0)
+    per_image["gray"]["ciede2000"] = np.full(5, 30.0)
+    write_scores(run, scores, per_image, stems)
+    assert re.findall("<strong>(.*?)<", write_report(run).read_text()) == ["14.00"]
+
+
+def test_a_comparison_is_part_of_the_report(run: Path) -> None:
+    entries = [Entry("my run", 10, "ciede2000", identify(read_scores(run).protocol), "key 10")]
+    entries += [Entry("other <b>", 5, None, "p", "s")]
+    metrics = {
+        "ciede2000": Difference(4.4, 6.5, Score(-2.1, 0.2, -2.5, -1.7), 5),
+        "fid": Difference(30, 40, Score(-10), 5),
+    }
+    found = Comparison(entries[:1], entries[1:], ["size 32 and 64"], 5, {"gray": {"ciede2000": 12.0}}, metrics)
+    write_comparison(run, found)
+    page = write_report(run).read_text()
+    part = " ".join(page[page.index('<section id="against">') : page.index('<section id="curves">')].split())
+    assert re.findall(r'<th scope="row">(.*?)</th>', part) == ["gray", "A", "B", "A &#8722; B"]
+    assert '<strong>-2.10</strong><small>-2.50 to -1.70</small><small class="said">A is ahead</small>' in part
+    assert '-10.000<small class="said">no interval</small>' in part
+    for said in ("size 32 and 64", "these two runs; another seed may differ by more", "other &lt;b&gt;, epoch 5"):
+        assert said in part
+    assert "is better<" not in part
+    several = Comparison([entries[0]] * 2, [entries[1]] * 2, [], 5, {}, metrics)
+    write_comparison(run, several)
+    page = write_report(run).read_text()
+    for said in ("Two recipes", "A is better</small>", "2 runs against 2: the intervals are over runs"):
+        assert said in page
+    entries[0] = entries[0]._replace(stamp="key 99")  # of a checkpoint that is gone
+    write_comparison(run, Comparison(entries[:1], entries[1:], [], 5, {}, metrics))
+    assert 'id="against"' not in write_report(run).read_text()
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("no x.pth in /home/anna/.cache/torch", "no x.pth in ~/.cache/torch"),
+        ("--data '/home/anna/of mine' --run /Users/anna/runs", "--data ~/'of mine' --run ~/runs"),
+        ("/root/a, C:\\Users\\anna\\b", "~/a, ~/b"),
+        ("/mnt/home/anna/x /mnt/root/y /rooted", "/mnt/home/anna/x /mnt/root/y /rooted"),
+        ("of MINE/a", "of ~/a"),
+    ],
+)
+def test_no_path_names_a_home_folder(text: str, shown: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "my (home)"))
+    assert report_page.without_home(text.replace("MINE", f"{tmp_path}/my (home)")) == shown
+
+
+def test_the_whole_page_names_no_home_folder(run: Path) -> None:
+    edit(run / "recipe.json", lambda record: record.update(data="/home/anna/photos", weights="/home/anna/w"))
+    edit(run / "scores.json", lambda scores: scores["notes"].append("skipped /home/anna/photos/x.jpg: damaged"))
+    page = write_report(run).read_text()
+    assert "anna" not in page
+    for said in ("--data ~/photos", "--weights ~/w", "skipped ~/photos/x.jpg: damaged"):
+        assert said in page
 
 
 def test_curves_say_their_values_and_follow_the_theme(page: str, parsed: Parsed) -> None:
     labels = [svg["aria-label"] for svg in parsed.all("svg")]
-    assert [label.split()[0] for label in labels] == ["PSNR", "CIEDE2000", "colourfulness", "G_l1", "D_real"]
-    assert labels[1] == (
+    assert [label.split()[0] for label in labels] == ["CIEDE2000", "PSNR", "colourfulness", "G_l1", "D_real"]
+    assert labels[0] == (
         "CIEDE2000 by epoch, lower is better: epoch 5 7.00, epoch 10 4.40, epoch 15 5.70, "
         "gray 12.00, mean ab 4.50, JPEG 90 0.50, best is epoch 10"
     )
@@ -188,14 +267,14 @@ def test_epochs_are_even_with_both_ends_and_the_best(count: int, best: int, chos
     [("ciede2000", "CIEDE2000"), ("fid", "PSNR (dB)")],  # fid ranks no single image
 )
 def test_images_are_ranked_best_first(run: Path, metric: str, ranked_by: str) -> None:
-    gallery = report_page.make_gallery(run, replace(read_scores(run), metric=metric))
+    gallery = gallery_of(run, replace(read_scores(run), metric=metric))
     assert f"from best to worst by {ranked_by} at epoch 10" in gallery.text
     assert [card.stem for card in gallery.cards] == BEST
 
 
 def test_one_image_of_one_epoch_is_enough(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", STEMS[:1], [15])
-    data = report_page.make_gallery(run, read_scores(run)).data
+    data = gallery_of(run).data
     assert (len(data["pictures"]), data["epochs"]) == (1, [15])
 
 
@@ -210,11 +289,11 @@ def test_many_images_are_taken_evenly_by_rank(tmp_path: Path) -> None:
     scores.rows["epoch_0010"].images = 601
     per_image = {"epoch_0010": {"ciede2000": np.append(ranks, 0.5)}}
     write_scores(run, scores, per_image, [*stems, "absent"])
-    gallery = report_page.make_gallery(run, read_scores(run))
+    gallery = gallery_of(run)
     chosen = [int(ranks[int(card.stem[1:])]) for card in gallery.cards]
     assert (len(chosen), chosen[0], chosen[-1]) == (48, 0, 599)
     assert {12, 13} >= set(np.diff(chosen).tolist())
-    assert gallery.text == "48 of 600 pictures, evenly from best to worst by CIEDE2000 at epoch 10."
+    assert gallery.text == "48 of 600 scored pictures, evenly from best to worst by CIEDE2000 at epoch 10."
 
 
 @pytest.mark.parametrize("fault", ["folder", "stale", "unstamped", "picture"])
@@ -226,7 +305,7 @@ def test_epochs_that_are_not_as_they_were_scored_are_left_out(run: Path, fault: 
         (folder / ".stamp").write_text("key 11")
     else:
         (folder / (".stamp" if fault == "unstamped" else f"{STEMS[2]}.png")).unlink()
-    gallery = report_page.make_gallery(run, read_scores(run))
+    gallery = gallery_of(run)
     assert (gallery.data["epochs"], gallery.data["start"]) == ([5, 15], 1)
     assert "Epoch 10: the pictures are gone, or not those scored; python eval.py" in gallery.text
 
@@ -234,14 +313,14 @@ def test_epochs_that_are_not_as_they_were_scored_are_left_out(run: Path, fault: 
 def test_images_without_input_or_ground_truth_are_left_out(run: Path) -> None:
     (run / "inputs/plain.png").unlink()
     (run / "targets" / f"{STEMS[4]}.png").unlink()
-    gallery = report_page.make_gallery(run, read_scores(run))
+    gallery = gallery_of(run)
     assert sorted(card.stem for card in gallery.cards) == sorted(STEMS[1:4])
     shutil.rmtree(run / "inputs")
-    assert not report_page.make_gallery(run, read_scores(run)).cards
+    assert not gallery_of(run).cards
 
 
 def test_the_script_knows_every_score(run: Path) -> None:
-    data = report_page.make_gallery(run, read_scores(run)).data
+    data = gallery_of(run).data
     assert data["metrics"]["psnr_db"]["sign"] == -data["metrics"]["ciede2000"]["sign"] == -1
     assert data["metrics"]["ciede2000"]["means"] == ["7.00", "4.40", "5.70"]
     for picture in data["pictures"]:

@@ -9,7 +9,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 from PIL import Image
-from scored_run import CIEDE2000, COLOURS, EPOCHS, GIVEN, STEMS, TRUTH
+from scored_run import CIEDE2000, COLOURS, EPOCHS, GIVEN, STEMS, TRUTH, make_run
+
+from config import METRICS
+from evaluation.compare import Comparison, Difference, Entry, write_comparison
+from evaluation.scores import Score, identify, read_per_image, read_scores, write_scores
+from reporting.page import write_report
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Locator, Page
@@ -185,10 +190,10 @@ def test_play_walks_on_and_stops(page: "Page") -> None:
 def test_every_control_is_reached_by_tab(page: "Page") -> None:
     page.locator("#gallery").evaluate("element => { element.tabIndex = -1; element.focus(); }")
     reached = []
-    for _ in range(9):
+    for _ in range(10):
         page.keyboard.press("Tab")
         reached.append(page.evaluate("document.activeElement.id || document.activeElement.tagName"))
-    assert reached == ["metric", "order", "side", "epoch", "play", "BUTTON", "INPUT", "BUTTON", "INPUT"]
+    assert reached == ["SUMMARY", "metric", "order", "side", "epoch", "play", "BUTTON", "INPUT", "BUTTON", "INPUT"]
     handle = "getComputedStyle(document.querySelectorAll('.compare i')[1], '::after').outlineStyle"
     assert page.evaluate(handle) == "solid"  # the focus is seen
 
@@ -198,6 +203,7 @@ def test_every_control_is_reached_by_tab(page: "Page") -> None:
 )
 def test_a_phone_shows_it_all(page: "Page") -> None:
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    page.get_by_text("Sort and compare").click()
     for name in ("metric", "order", "side", "epoch", "play"):
         control = page.locator(f"#{name}")
         control.scroll_into_view_if_needed()
@@ -215,6 +221,78 @@ def test_a_phone_shows_it_all(page: "Page") -> None:
     page.locator("#epoch").focus()
     page.keyboard.press("End")
     assert page.locator("#epoch").evaluate("e => e.getBoundingClientRect().top") < 60  # it stays in sight
+
+
+@pytest.fixture(scope="session")
+def large_report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the report of a run with more pictures, epochs and metrics than a page shows, and a comparison."""
+    run = make_run(tmp_path_factory.mktemp("large") / "run", [f"p{i:02d}" for i in range(50)], epochs=range(1, 21))
+    scores = read_scores(run)
+    for name, row in scores.rows.items():
+        row.scores |= {m: Score(123.4 + (row.epoch or 0), 1.0, 120.1, 130.5) for m in METRICS if m not in row.scores}
+        row.missing.clear()
+        for metric in ("lpips_alex", "top1"):
+            assert row.scores[metric].mean > 100, name
+    names = [name for name in scores.rows if name != "truth"]
+    write_scores(run, scores, *read_per_image(run, scores, names))
+    entry = Entry("run", 10, "ciede2000", identify(scores.protocol), "key 10")
+    metrics = {metric: Difference(123.4, 120.1, Score(3.3, 0.5, 2.2, 4.4), 50) for metric in METRICS}
+    baselines = {name: dict.fromkeys(METRICS, 200.1) for name in ("gray", "mean_ab")}
+    sides = [entry], [entry._replace(run="another run")]
+    write_comparison(run, Comparison(*sides, [], 50, baselines, metrics))
+    return write_report(run)
+
+
+@pytest.mark.parametrize(("width", "height"), [(1280, 900), (390, 844)], ids=["desktop", "phone"])
+def test_a_page_is_no_longer_and_no_wider_than_people_read(
+    browser: "Browser", large_report: Path, width: int, height: int
+) -> None:
+    context = browser.new_context(viewport={"width": width, "height": height})
+    page = context.new_page()
+    page.goto(large_report.as_uri())
+    size = page.evaluate("[document.documentElement.scrollWidth, document.documentElement.scrollHeight]")
+    assert size[0] <= width
+    assert size[1] <= 12_000
+    first = page.locator(".card .compare").first.bounding_box()
+    assert first["y"] + first["height"] / 2 < height  # pictures first
+    shown = page.locator(".card:visible")
+    stems = shown.locator("h3").all_text_contents()
+    count = 8 if width == 1280 else 5
+    assert (len(stems), stems[0], stems[-1]) == (
+        count,
+        *[page.locator(".card h3").nth(i).text_content() for i in (0, 47)],
+    )
+    if width == 390:
+        page.get_by_text("Sort and compare").click()
+    page.locator("#order").select_option("worst")
+    assert shown.count() == count
+    worst = page.locator(".card h3").all_text_contents()[:count]
+    assert shown.locator("h3").all_text_contents() == worst
+    page.get_by_role("button", name="Show all 48 pictures").click()
+    assert shown.count() == 48
+    rows = page.locator("#rows tbody tr:visible")
+    if width == 1280:
+        assert rows.count() == 24
+        assert page.get_by_role("button", name="Show all 20 epochs").count() == 0
+    else:  # a row is a card, each number beside the name of its metric
+        names = rows.locator("th").all_text_contents()
+        assert names == ["gray", "mean ab", "epoch 1", "epoch 10", "epoch 20", "JPEG 90", "truth"]
+        cell = page.locator("#rows tbody td").first
+        assert "PSNR" in cell.evaluate("e => getComputedStyle(e, '::before').content")
+        assert cell.evaluate("e => getComputedStyle(e).display") == "block"
+        page.get_by_role("button", name="Show all 20 epochs").click()
+        assert rows.count() == 24
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+    context.close()
+
+
+def test_without_javascript_nothing_is_hidden(browser: "Browser", large_report: Path) -> None:
+    context = browser.new_context(java_script_enabled=False, viewport={"width": 390, "height": 844})
+    page = context.new_page()
+    page.goto(large_report.as_uri())
+    assert page.locator(".card:visible").count() == 48
+    assert page.locator("#rows tbody tr:visible").count() == 24
+    context.close()
 
 
 CONTRASTS = """() => {

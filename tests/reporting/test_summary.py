@@ -8,6 +8,7 @@ import pytest
 from scored_run import WHY, make_record, make_row, make_scores
 
 from config import RECIPES, make_recipe, parse_settings
+from evaluation.compare import Entry
 from evaluation.scores import Row, Score, ScoreFile
 from models import fit_networks
 from reporting import summary
@@ -19,37 +20,74 @@ def scores() -> ScoreFile:
 
 
 def test_why_the_best_epoch_is_best(scores: ScoreFile) -> None:
-    headline, sentences = summary.best_words(scores)
-    assert headline == "Epoch 10 is best"
-    assert sentences == [
-        "CIEDE2000, the metric of the recipe (lower is better): 4.40, 95 % interval 3.40 to 5.40, over 5 pictures.",
-        "It is better than gray (12.00) and mean ab (4.50).",
+    assert summary.headline(scores) == "Epoch 10 is best"
+    assert summary.best_words(scores, "ciede2000") == [
+        "CIEDE2000 4.40 (3.40 to 5.40; lower is better) at epoch 10, over 5 pictures, on which it was also chosen.",
+        "Epoch 10 is better than gray (12.00) and mean ab (4.50).",
         "The last epoch, 15, has 5.70.",
+        "The epoch is chosen by CIEDE2000, the metric of the recipe.",
         "Best by other metrics: epoch 10 (PSNR (dB)).",
+        "CIEDE2000 rewards caution, such as brown: colourfulness is 20.00, that of the truth 30.00.",
     ]
 
 
+def test_the_default_metric_is_said_to_be_one(scores: ScoreFile) -> None:
+    said = "The epoch is chosen by CIEDE2000, the default where LPIPS AlexNet is not computed."
+    assert said in summary.best_words(scores, "auto")
+    for row in scores.rows.values():
+        row.scores["lpips_alex"] = row.scores["ciede2000"]
+    scores = replace(scores, metric="lpips_alex", best={**scores.best, "lpips_alex": "epoch_0010"})
+    sentences = summary.best_words(scores, "auto")
+    assert sentences[0].startswith("LPIPS AlexNet 4.40 (3.40 to 5.40; lower is better) at epoch 10")
+    assert "The epoch is chosen by LPIPS AlexNet, the default." in sentences
+    assert not any("caution" in sentence for sentence in sentences)  # it sees a lack of colour
+
+
 def test_epochs_that_cannot_be_told_from_the_best_are_named(scores: ScoreFile) -> None:
-    assert not any("chance" in sentence for sentence in summary.best_words(scores)[1])
+    assert not any("chance" in sentence for sentence in summary.best_words(scores))
     for ties, which in ((["epoch_0005"], "epoch 5"), (["epoch_0005", "epoch_0015"], "epochs 5 and 15")):
-        (sentence,) = (s for s in summary.best_words(replace(scores, ties=ties))[1] if "chance" in s)
+        tied = replace(scores, ties=ties)
+        (sentence,) = (s for s in summary.best_words(tied) if "chance" in s)
         assert f"from {which} is" in sentence
+        assert summary.headline(tied) == "Epoch 10 has the best mean"
 
 
-def test_an_epoch_below_a_baseline_is_said_to_be(scores: ScoreFile) -> None:
+def test_a_headline_admits_that_a_baseline_is_not_beaten(scores: ScoreFile) -> None:
+    tied = replace(scores, ties=["mean_ab", "epoch_0015"])
+    assert summary.headline(tied) == "No epoch is shown to beat the mean colour"
+    assert summary.best_words(tied)[1:5] == [
+        "Picture by picture, a difference from mean ab (4.50) is not shown: it may be chance.",
+        "Epoch 10 is better than gray (12.00).",
+        "The last epoch, 15, has 5.70.",
+        "Picture by picture, a difference from epoch 15 is not shown: it may be chance.",
+    ]
     scores.rows["mean_ab"].scores["ciede2000"] = Score(3.0)
-    sentences = summary.best_words(scores)[1]
-    assert sentences[1:3] == ["It is better than gray (12.00).", "It is worse than mean ab (3.00)."]
+    assert summary.headline(scores) == "No epoch beats the mean colour yet"
+    assert summary.best_words(scores)[1:3] == [
+        "Epoch 10 is worse than mean ab (3.00).",
+        "Epoch 10 is better than gray (12.00).",
+    ]
+    scores.rows["gray"].scores["ciede2000"] = Score(4.4)  # as good
+    assert summary.headline(scores) == "No epoch beats gray yet"
+    assert summary.why_best(scores).startswith("No epoch beats gray yet: ciede2000 of epoch 10 is 4.4 (")
+    for row in scores.rows.values():
+        row.scores["s0_ssim"] = Score(0.9)  # which does not see colour, and which gray has by itself
+    blind = replace(scores, metric="s0_ssim", best={**scores.best, "s0_ssim": "epoch_0005"})
+    assert summary.headline(blind) == "Epoch 5 is best"
 
 
 def test_one_epoch_alone_is_not_called_best_nor_one_by_a_metric_that_is_unavailable(
     scores: ScoreFile,
 ) -> None:
-    assert summary.best_words(make_scores(epochs=[15]))[0] == "Epoch 15, the only one scored"
-    headline, sentences = summary.best_words(replace(scores, metric="fid"))
-    assert headline == "No epoch is named best"
-    assert sentences == [
-        f"The recipe chooses by FID, which is {WHY}.",
+    alone = make_scores(epochs=[15])
+    alone.rows["mean_ab"].scores["ciede2000"] = Score(6.0)
+    assert summary.headline(alone) == "Epoch 15, the only one scored"
+    assert "chosen" not in " ".join(summary.best_words(alone))
+    assert "chosen" not in summary.why_best(alone)
+    without = replace(scores, metric="fid")
+    assert summary.headline(without) == "No epoch is named best"
+    assert summary.best_words(without, "fid") == [
+        f"The epoch is chosen by FID (the metric of the recipe), which is {WHY}.",
         "Best by other metrics: epoch 10 (PSNR (dB), CIEDE2000).",
     ]
 
@@ -113,11 +151,11 @@ def test_the_table_shows_every_row_and_marks_the_best(scores: ScoreFile) -> None
 
 def test_the_best_epoch_in_one_line(scores: ScoreFile) -> None:
     assert summary.why_best(scores) == (
-        "best of 3 scored epochs by ciede2000 (lower): 10 with 4.4, 95 % interval 3.4 to 5.4; "
-        "gray 12, mean_ab 4.5, jpeg90 0.5"
+        "Epoch 10 is best: ciede2000 of epoch 10 is 4.4 (lower is better; 95 % interval 3.4 to 5.4; "
+        "best of 3 epochs, chosen on the images that score it); gray 12, mean_ab 4.5, jpeg90 0.5"
     )
     scores.rows["epoch_0010"].scores["ciede2000"] = Score(4.4)  # of a single image
-    assert "10 with 4.4; gray 12" in summary.why_best(scores)
+    assert "is 4.4 (lower is better; best of 3 epochs" in summary.why_best(scores)
     assert summary.why_best(replace(scores, metric="fid")) == f"no best epoch by fid: {WHY}"
     assert summary.why_best(replace(scores, metric="kid")) == "no best epoch by kid: not scored"
 
@@ -181,3 +219,39 @@ def test_commands() -> None:
         "    --run 'my run'",
         "python eval.py --all-epochs --run 'my run'",
     ]
+
+
+def test_training_in_words() -> None:
+    record = replace(make_record(batch_size=8), images={"train": 100})
+    records = [
+        {"epoch": 1, "steps": 100, "images_per_s": 8.0, "device": "Xeon, threads: 2"},
+        {"epoch": 2, "steps": 150, "images_per_s": 16.0, "device": "H100"},  # went on elsewhere
+        {"epoch": 2, "steps": 200, "images_per_s": 16.0, "device": "H100"},
+    ]
+    assert summary.training_words(record, records) == [
+        "2 epochs took 2 min on Xeon, threads: 2 and H100, without loading and saving.",
+        "The network was shown 1,600 pictures, 10.7 a second.",
+    ]
+    few = replace(record, images={"train": 3})  # fewer than a batch
+    old = [{"epoch": 1, "steps": 100, "images_per_s": 8.0}]  # of a version that recorded no device
+    assert summary.training_words(few, old) == [
+        "1 epoch took 38 s, without loading and saving.",
+        "The network was shown 300 pictures, 8 a second.",
+    ]
+    assert summary.training_words(record, []) == []
+
+
+def test_commands_that_use_a_run() -> None:
+    lines = summary.use_commands(Path("my run"), make_record(epochs=15), 10).splitlines()
+    assert [line for line in lines if not line.startswith("#")] == [
+        "python export.py --run 'my run' --epoch 10",
+        "python colorize.py photos/ --model 'my run/generator.ts' --out coloured/",
+        "python train.py --resume --run 'my run' --epochs 30",
+    ]
+
+
+def test_a_side_in_words() -> None:
+    side = [Entry(f"a{i}", 10, None, "", "") for i in (1, 2, 3)]
+    assert summary.side_words(side[:1]) == "a1, epoch 10"
+    assert summary.side_words(side) == "a1, a2 and a3, epoch 10"
+    assert summary.side_words([side[0], side[1]._replace(epoch=5)]) == "a1 epoch 10 and a2 epoch 5"

@@ -1,10 +1,12 @@
 """device.py: the device asked for, or a sentence that says why not."""
 
+import re
+
 import pytest
 import torch
 
 from config import UserError
-from runtime.device import pick_device, pick_precision
+from runtime.device import device_name, pick_device, pick_precision
 
 
 @pytest.mark.parametrize(("cuda", "mps", "device"), [(True, True, "cuda"), (False, True, "mps"), (False, False, "cpu")])
@@ -29,6 +31,12 @@ def test_what_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch, name: str
     assert pick_device("cuda:1") == torch.device("cuda:1")
     with pytest.raises(UserError, match=words):
         pick_device(name)
+
+
+def test_a_device_has_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"card {device.index}")
+    assert device_name(torch.device("cuda:1")) == "card 1"
+    assert re.fullmatch(rf"\S.*, threads: {torch.get_num_threads()}", device_name(torch.device("cpu")))
 
 
 @pytest.mark.parametrize(("feature", "auto"), [("avx2", "fp32"), ("amx_bf16", "bf16"), ("avx512_bf16", "bf16")])

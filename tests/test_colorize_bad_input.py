@@ -81,7 +81,8 @@ def test_of_a_folder_of_bad_files_each_is_answered_and_the_good_are_coloured(mod
     assert done.returncode == 1
     lines = records(done.stdout)
     assert list(lines) == sorted([*GOOD, *BAD])
-    link, summary, *failed = done.stderr.splitlines()
+    link, header, summary, *failed = done.stderr.splitlines()
+    assert header.startswith(f"model {model}: recipe coco, ")
     assert link == "left out: scans/album/parent, as it is scans, which is searched already"
     assert summary.startswith(f"{len(lines)} files: {len(GOOD)} done, {len(BAD)} failed; ")
     for name, line in lines.items():

@@ -171,7 +171,8 @@ def test_protocol_and_stamps_say_what_was_scored(scored: Path) -> None:
 def test_what_is_printed(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     scores = main(run=run, all_epochs=True, device="cpu")
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines[1:6]] == ALL
+    assert lines[0].startswith(f"scoring {run}: recipe coco, epochs 1 2, trained on ")
+    assert [line.split()[0] for line in lines[2:7]] == ALL
     assert any(line.startswith("fid unavailable: 4 test images") for line in lines)
     assert any(line.startswith("lpips_alex unavailable: no alexnet-") for line in lines)
     best = scores.rows[scores.best["ciede2000"]].epoch

@@ -178,7 +178,7 @@ def test_a_resume_needs_the_weights_of_its_losses_alone(pictures: Path, monkeypa
         ({"recipe": "coco", "data": "nowhere"}, "no folder nowhere"),
         ({"recipe": "coco", "data": "empty"}, "no image in empty"),
         ({"set_": ["lambda_11=3"]}, "no recipe field lambda_11; did you mean lambda_l1"),
-        ({"size": 100, "set_": ["depth=4"]}, "depth must be"),
+        ({"size": 100, "set_": ["depth=4"]}, "size must be a multiple of 16 at depth 4"),
         ({"gan_mode": "wgan"}, "gan_mode must be one of"),
         ({"device": "tpu"}, "no device tpu"),
         ({"set_": ["precision=fp16"], "device": "cpu"}, "precision fp16 needs CUDA"),

@@ -166,11 +166,11 @@ at::Device pick_device(const std::string& name) {
     return at::Device(name);
 }
 
-// Return where the value of a key begins in JSON; npos if it is not there. A quoted key and its colon cannot be part
-// of a text, where JSON escapes quotes.
+// Return where the value of a key begins in JSON, of the last one, as the recipe, which comes first, may have the
+// same key; npos if there is none. A quoted key and its colon cannot be part of a text, where JSON escapes quotes.
 size_t value_at(const std::string& json, const std::string& key) {
     const std::string quoted = "\"" + key + "\":";
-    const size_t found = json.find(quoted);
+    const size_t found = json.rfind(quoted);
     return found == json.npos ? json.npos : json.find_first_not_of(' ', found + quoted.size());
 }
 
@@ -222,7 +222,7 @@ torch::jit::Module load_model(const Options& options, at::Device device) {
               << std::endl;
     if (!options.hints.empty() && metadata.find("\"hints\": true") == metadata.npos)
         refuse(path + " takes no hints: use a model of a recipe with hints, or leave --hints out");
-    if (device.is_cpu() && metadata.find("\"precision\": \"fp16\"") != metadata.npos)
+    if (device.is_cpu() && text_of(metadata, "precision") == "fp16")
         model.to(at::kFloat);  // half convolutions are slow on a CPU
     model.to(device);
     return model;
@@ -299,7 +299,7 @@ int main(int argc, char** argv) {
         std::cout << USAGE;
         return 0;
     }
-    std::cout << std::fixed << std::setprecision(3);
+    for (std::ostream* out : {&std::cout, &std::cerr}) *out << std::fixed << std::setprecision(3);
     try {
         return run(parse(words), argv);
     } catch (const std::exception& error) {

@@ -133,7 +133,7 @@ def test_a_limit_of_file_size_in_place_of_a_full_disk(model: Path) -> None:
         assert "File too large" in lines[name]["reason"]
     assert sorted(path.name for path in Path("out").iterdir()) == sorted(small)
     assert all(frame_of(f"out/{name}").pixels.shape == (40, 56, 3) for name in small)
-    assert len(done.stderr.splitlines()) == 1 + len(failed)
+    assert len(done.stderr.splitlines()) == 2 + len(failed)  # header, summary
 
 
 MEASURED = """

@@ -82,7 +82,7 @@ def colourise(truth: Tensor, x_kind: str, y_kind: str, upsampling: str, noise: f
     colorizer = Colorizer(nn.Identity(), x_kind, y_kind, SIZE, 8)
     y = color.encode(resample(color.rgb01(truth), SIZE, SIZE).clamp(0, 1), y_kind)
     if y_kind == "Lab":
-        y = torch.cat([color.encode(colorizer.shrink(gray), "L"), y[:, 1:]], 1)  # nothing to restore
+        y = torch.cat([color.encode(colorizer.shrink(gray)[0], "L"), y[:, 1:]], 1)  # nothing to restore
     colorizer.generator, colorizer.upsampling = Fixed(y), upsampling
     return colorizer(gray)
 
@@ -187,7 +187,7 @@ def test_enlarge_is_bicubic_interpolation_row_by_row(shape: tuple[int, int], tar
 
 def test_colours_that_are_finer_than_the_picture_are_averaged() -> None:
     gray = torch.full((1, 1, 16, 20), 120, dtype=torch.uint8)
-    seen = Colorizer(nn.Identity(), "L", "ab", SIZE * 2, 8).shrink(gray)
+    seen, _ = Colorizer(nn.Identity(), "L", "ab", SIZE * 2, 8).shrink(gray)
     fine = (noise_image(1, 2, *seen.shape[2:], dtype=torch.float32) - 0.5) * 0.4
     out = Colorizer(Fixed(fine), "L", "ab", SIZE * 2, 1)(color.rgb01(gray))
     torch.testing.assert_close(color.rgb_to_lab(out)[:, 1:] / 110, resize(fine, 16, 20), atol=1e-3, rtol=0)

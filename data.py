@@ -32,7 +32,7 @@ from runtime.run_folder import RunRecord
 Corners = NDArray[np.float64]  # (N, 2) in [0, 1): positions of crops from top (left) to bottom (right)
 Flips = NDArray[np.bool_]  # (N,): which crops are mirrored left to right
 MAX_ASPECT = 3  # long side / short side; what is longer is cropped around the centre
-VERSION = 2  # of the cached pixels; raise it when decoding changes by more than a rounding
+VERSION = 3  # of the cached pixels; raise it when decoding changes by more than a rounding
 CHUNK = 64  # images that are decoded before they are written; bounds the memory
 
 

@@ -203,14 +203,15 @@ class Colorizer(nn.Module):
         if length <= self.LONG * self.size:
             return self.predict_part(x)
         count = count_parts(length, self.size)
+        starts = [i * (length - part) // (count - 1) for i in range(count)]
+        cut = torch.cat([x.narrow(along, start, part) for start in starts])  # as a batch, for norm_stats=batch
+        seen = self.predict_part(cut).chunk(count)
         y = torch.zeros_like(x[:, :1])
-        for i in range(count):
-            start = i * (length - part) // (count - 1)
-            share = fade(i, count, length, self.size, x.device)  # (length)
-            share = share[start : start + part].view([-1, 1] if along == 2 else [1, -1])
-            seen = self.predict_part(x.narrow(along, start, part)) * share
-            before, after = start, length - start - part
-            y = y + F.pad(seen, [0, 0, before, after] if along == 2 else [before, after, 0, 0])
+        for i, start in enumerate(starts):
+            share = fade(i, count, length, self.size, x.device)[start : start + part]
+            share = share.view([-1, 1] if along == 2 else [1, -1])
+            ends = [start, length - start - part]
+            y = y + F.pad(seen[i] * share, [0, 0] + ends if along == 2 else ends)
         return y
 
     def predict_part(self, x: Tensor) -> Tensor:

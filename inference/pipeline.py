@@ -28,7 +28,8 @@ BATCH = 8  # pictures of one shape per forward
 BATCH_PIXELS = 2**24  # of all pictures of a batch
 QUEUED_PIXELS = 2**26  # of pictures that are decoded, or not yet written, before decoding waits
 WIDE = 8_000  # px; two pictures of this width side by side are about the widest WebP
-COLOURED = 4.5  # units of Lab; photographs have 5 and more, 29 of 30 old, sepia and yellowed ones less
+COLOURED = 4.5  # units of Lab that a pixel is off a tint
+SHARE = 0.1  # of the picture that has to be: a stamp, a note in red and a colour target have less
 
 
 @dataclass
@@ -225,13 +226,17 @@ def is_coloured(pixels: Pixels) -> bool:
     """Tell a picture with colours from a gray, sepia or yellowed one.
 
     A tint, a toning or old paper makes a and b smooth functions of L. So a and b are fitted by cubic
-    polynomials of L, and the root mean square of what remains is compared with COLOURED.
+    polynomials of L, the second time without the pixels that are farthest off, and it is counted how many are
+    off by more than COLOURED. Of 120 colour photographs 117 are told from 29 of 30 old, sepia and yellowed ones.
     """
     step = max(1, max(pixels.shape[:2]) // 1024)
     planes = torch.from_numpy(np.ascontiguousarray(pixels[::step, ::step])).permute(2, 0, 1)[None]
     rgb = F.avg_pool2d(color.rgb01(planes), min(4, *planes.shape[2:]))
     lightness, a, b = color.rgb_to_lab(rgb)[0].flatten(1).to(torch.float64)
-    powers = torch.stack([(lightness / 100) ** n for n in range(4)], 1)
-    ab = torch.stack([a, b], 1)
-    tint = powers @ torch.linalg.lstsq(powers, ab, driver="gelsd").solution
-    return float((ab - tint).square().sum(1).mean().sqrt()) > COLOURED
+    powers = torch.stack([(lightness / 100) ** n for n in range(4)], 1)  # (P, 4)
+    ab, off = torch.stack([a, b], 1), torch.zeros_like(a)
+    for _ in range(2):
+        near = off <= off.quantile(1 - SHARE)
+        tint = torch.linalg.lstsq(powers[near], ab[near], driver="gelsd").solution
+        off = (ab - powers @ tint).square().sum(1).sqrt()
+    return float((off > COLOURED).double().mean()) > SHARE

@@ -211,7 +211,7 @@ class Colorizer(nn.Module):
             share = fade(i, count, length, self.size, x.device)[start : start + part]
             share = share.view([-1, 1] if along == 2 else [1, -1])
             ends = [start, length - start - part]
-            y = y + F.pad(seen[i] * share, [0, 0, *ends] if along == 2 else ends)
+            y = y + F.pad(seen[i] * share, [0, 0] + ends if along == 2 else ends)  # noqa: RUF005  for TorchScript
         return y
 
     def predict_part(self, x: Tensor) -> Tensor:

@@ -44,7 +44,7 @@ def linear_rgb(rgb: Tensor) -> Tensor:
     """Return linear RGB of sRGB, both in [0, 1]."""
     upper = rgb.clamp(min=0.04045)  # where the linear segment ends; torch.where and ** take twice as long
     line = (rgb - upper).div_(12.92)
-    return upper.add_(0.055).div_(1.055).log_().mul_(2.4).exp_().add_(line)
+    return line.add_(upper.add_(0.055).div_(1.055).log_().mul_(2.4).exp_())  # into `line`: a gradient needs exp
 
 
 def rgb_to_lab(rgb: Tensor) -> Tensor:
@@ -68,10 +68,10 @@ def rgb_to_lightness(rgb: Tensor) -> Tensor:
 
 
 def _lab_root(xyz: Tensor) -> Tensor:
-    """Return Lab's f of XYZ relative to white: a cube root, linear below 0.008856. In place."""
+    """Return Lab's f of XYZ relative to white: a cube root, linear below 0.008856."""
     upper = xyz.clamp(min=0.008856)
-    line = xyz.sub_(upper)
-    return upper.log_().div_(3.0).exp_().add_(line, alpha=7.787)
+    line = (xyz - upper).mul_(7.787)
+    return line.add_(upper.log_().div_(3.0).exp_())
 
 
 def lab_to_rgb(lab: Tensor) -> Tensor:
@@ -165,8 +165,8 @@ def take_palette(ab: Tensor, palette: Tensor) -> Tensor:
     images", 2001.
     """
     mean = ab.mean([2, 3], keepdim=True)
-    spread = ((ab - mean) ** 2).mean([2, 3], keepdim=True).sqrt()
-    factor = (palette[2:].view(1, 2, 1, 1) / spread.clamp(min=1e-3)).clamp(1.0 / 3.0, 3.0)
+    spread = ((ab - mean) ** 2).mean([2, 3], keepdim=True).clamp(min=1e-6).sqrt()
+    factor = (palette[2:].view(1, 2, 1, 1) / spread).clamp(1.0 / 3.0, 3.0)
     return (ab - mean) * factor + palette[:2].view(1, 2, 1, 1)
 
 

@@ -1,4 +1,5 @@
-"""Encoded images -> frames: by Pillow; above 8 bits per channel, which it would cut, by libpng and tifffile.
+"""Encoded images -> frames: by Pillow; above 8 bits per channel, which it would cut, by libpng and tifffile,
+and by tifffile where a TIFF is compressed as Pillow does not know it (JPEG 2000, JPEG XL, WebP, LERC).
 
 Pillow refuses large pictures and long PNG texts by limits that hold for the whole program
 (Image.MAX_IMAGE_PIXELS, PngImagePlugin.MAX_TEXT_CHUNK). Raising them would raise them for every program that
@@ -15,12 +16,11 @@ from typing import IO, BinaryIO
 
 import imagecodecs
 import numpy as np
-from numpy.typing import NDArray
 from PIL import ExifTags, Image
 from PIL.PngImagePlugin import PngImageFile, PngStream, putchunk
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
-from tifffile import EXTRASAMPLE, PHOTOMETRIC, TiffFile, TiffPage
+from tifffile import COMPRESSION, EXTRASAMPLE, PHOTOMETRIC, TiffFile, TiffPage
 
 from config import UserError
 from imaging.orientation import orientation, upright
@@ -31,6 +31,10 @@ PNG_NOTES = (b"tEXt", b"zTXt", b"iTXt", b"eXIf", b"pHYs")  # chunks that say som
 TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 HEIC = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx"}  # brands; those of AVIF are others
 MAX_TEXT = 2**24  # bytes of an inflated PNG text or profile
+PILLOWS = (  # compressions of 8 bits per channel that every Pillow reads
+    COMPRESSION.NONE, COMPRESSION.LZW, COMPRESSION.OJPEG, COMPRESSION.JPEG, COMPRESSION.ADOBE_DEFLATE,
+    COMPRESSION.PACKBITS, COMPRESSION.DEFLATE, COMPRESSION.LZMA,
+)  # fmt: skip
 SRGB = imagecodecs.cms_profile("srgb")
 INTEGERS = (  # fields of a page to which a damaged file can give a tuple or bytes
     "imagewidth", "imagelength", "tilewidth", "tilelength", "imagedepth", "samplesperpixel", "bitspersample",
@@ -238,7 +242,7 @@ def _apply_profile(values: Depth, profile: object) -> Depth | None:
         return None
 
 
-def _deep_to_srgb(pixels: NDArray[np.uint16], profile: object) -> NDArray[np.uint16]:
+def _deep_to_srgb(pixels: Depth, profile: object) -> Depth:
     """Bring gray or RGB (H, W, 1|3) to sRGB (H, W, 3)."""
     managed = _apply_profile(pixels[..., 0] if pixels.shape[2] == 1 else pixels, profile)
     return np.broadcast_to(pixels, (*pixels.shape[:2], 3)) if managed is None else managed
@@ -306,9 +310,11 @@ def check_last_page(tiff: TiffFile) -> None:
         raise UserError("it is cut off, and pages are missing")
 
 
-def read_deep_page(page: TiffPage) -> Frame | None:
-    """Decode a gray or RGB page of more than 8 bits per channel by tifffile; None for all others."""
-    if page.bitspersample not in range(9, 65) or page.photometric > PHOTOMETRIC.RGB:
+def read_page(page: TiffPage) -> Frame | None:
+    """Decode a gray or RGB page by tifffile where Pillow would fail or cut it to 8 bits; None for all others."""
+    deep = page.bitspersample in range(9, 65)
+    strange = page.bitspersample == 8 and page.compression not in PILLOWS
+    if not (deep or strange) or page.photometric > PHOTOMETRIC.RGB:
         return None
     height, width, samples = page.imagelength, page.imagewidth, page.samplesperpixel
     colours = 3 if page.photometric == PHOTOMETRIC.RGB else 1
@@ -323,14 +329,19 @@ def read_deep_page(page: TiffPage) -> Frame | None:
         raise UserError(f"damaged image ({values.size} values for {width} x {height} pixels)")
     values = np.moveaxis(values.reshape(planes, height, width, -1), 0, 2).reshape(height, width, samples)
     white = 2**page.bitspersample - 1 if kind == "u" and page.bitspersample <= 16 else None
+    plain = kind == "u" and page.bitspersample == 8  # stays as it is
     kinds = (page.extrasamples or (EXTRASAMPLE.UNASSALPHA,) * extra)[:extra]
     which = next((i for i, meaning in enumerate(kinds) if meaning), None)  # 0 may mean anything
-    alpha = None if which is None else to_16_bits(values[..., colours + which], white)
-    pixels = to_16_bits(values[..., :colours], white)
+    alpha = None if which is None else values[..., colours + which]
+    pixels = values[..., :colours]
+    if not plain:
+        alpha = None if alpha is None else to_16_bits(alpha, white)
+        pixels = to_16_bits(pixels, white)
     del values  # floats are twice as large
     pixels = ~pixels if page.photometric == PHOTOMETRIC.MINISWHITE else pixels
     if alpha is not None and kinds[which] == EXTRASAMPLE.ASSOCALPHA:  # it was multiplied into the pixels
         for rows in strips(height, width):
-            divided = pixels[rows] * (65535 / np.maximum(alpha[rows, :, None], 1))
-            pixels[rows] = divided.round().clip(0, 65535)
+            full = np.iinfo(pixels.dtype).max
+            divided = pixels[rows] * (full / np.maximum(alpha[rows, :, None], 1))
+            pixels[rows] = divided.round().clip(0, full)
     return upright(Frame(_deep_to_srgb(pixels, profile), alpha), turn)

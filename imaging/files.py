@@ -203,11 +203,11 @@ def read_frames(scan: Scan) -> Iterator[Frame]:
 
 
 def _pages(scan: Scan, pages: list[TiffPage]) -> Iterator[Frame]:
-    """Yield the pages of a TIFF: those of more than 8 bits per channel by tifffile, else by Pillow."""
+    """Yield the pages of a TIFF: those that Pillow cannot read, or would cut to 8 bits, by tifffile."""
     with _open_bytes(scan.path, scan.content) as file:  # each library moves in its own
         image = None
         for page in pages:
-            frame = decoders.read_deep_page(page)
+            frame = decoders.read_page(page)
             if frame is None:
                 image = image or decoders.open_image(file)
                 with guarded():

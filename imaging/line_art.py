@@ -32,12 +32,12 @@ def line_art(image: Tensor) -> Tensor:
     plain XDoG fills dark areas with black, and lines of the gray image miss edges between colours of equal
     lightness. Eq. 2-5 of the source, divided by the wider Gaussian.
     """
-    sigma = 0.7  # px, of the finer Gaussian: about the width of a line
-    threshold = 0.95  # of the finer over the wider Gaussian; at or above it the result is white
+    sigma = 0.5  # px, of the finer Gaussian: lines of about 1 px, as a pen's are at the size of training
+    threshold = 0.96  # of the finer over the wider Gaussian; at or above it the result is white
     softness = 0.08  # how far below the threshold white turns to black
     noise = 0.06  # of white; added to both Gaussians, it suppresses noise in dark areas
     rgb = color.rgb01(image)
-    fine, wide = gaussian_blur(rgb, sigma), gaussian_blur(rgb, 3.0 * sigma)
+    fine, wide = gaussian_blur(rgb, sigma), gaussian_blur(rgb, 2.0 * sigma)
     ratio = ((fine + noise) / (wide + noise)).amin(1, keepdim=True)  # (N, 1, H, W)
     ink = torch.tanh(((threshold - ratio) / softness).clamp(min=0.0))
     return color.to_uint8(1.0 - ink).expand(-1, 3, -1, -1)

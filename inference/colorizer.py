@@ -4,7 +4,8 @@ Training samples, test.py, colorize.py and generator.ts all use this forward, ea
 
 Sources: He, Sun, Tang, "Guided image filtering", 2013, eq. 5 (colour as a local linear function of a guide);
 Aiazzi, Baronti, Selva, "Improving component substitution pansharpening through multivariate regression of
-MS+Pan data", 2007 (such a function applied to the detail that the small image lost).
+MS+Pan data", 2007 (such a function applied to the detail that the small image lost); Xu et al., "Structure
+extraction from texture via relative total variation", 2012 (how screentone is told from an edge).
 """
 
 from typing import Final, List, NamedTuple, Optional, Tuple  # noqa: UP035  TorchScript knows these alone
@@ -24,6 +25,7 @@ class Maps(NamedTuple):
     colours: Tensor  # C = 2: ab/110. C = 3: RGB - guide in [-1, 1], or for line art RGB in [0, 1]
     gain: Tensor  # C like colours: how much they change per unit of the guide; 0 where upsampling is bicubic
     guide: Tensor  # C = 1: lightness L/100 or luma of the small image, in [0, 1]
+    ground: Tensor  # line art: C = 1, the guide without bright lines that are thinner than 3 px. Else C = 0
     detail: Tensor  # output Lab: C = 1, in [0, 1], the share of the input's detail to keep. Else C = 0
     seen: Tensor  # output Lab: C = 1, the L/100 that the network saw. Else C = 0
 
@@ -32,8 +34,8 @@ class Colorizer(nn.Module):
     """Colourise images of any size; export.py writes this module as generator.ts.
 
     - Input: (N, 1|3, H, W), any N, H, W >= 1; uint8 in [0, 255], uint16 in [0, 65535], or floating point in
-      [0, 1] (values outside are clipped). One channel is gray; three are sRGB, of which only a model of input
-      `sketch` sees more than lightness or luma.
+      [0, 1] (a little outside is clipped, above 1.5 is refused). One channel is gray; three are sRGB, of which
+      only a model of input `sketch` sees more than lightness or luma.
     - Hints, for a model that takes them: (N, 4, H, W) of the image's dtype, sRGB and opacity; where it is 0
       there is none. A spot keeps the colour of its hint, of which a model of output `ab` takes a and b alone,
       and the network carries it on as far as it belongs.
@@ -41,23 +43,30 @@ class Colorizer(nn.Module):
       and `.to(torch.bfloat16)` set the precision of the network; all else computes in float32.
     - Images of a batch do not influence one another, unless the recipe says norm_stats=batch. Calls may
       overlap while no attribute is set. Nothing is random: on a CPU the same call gives the same bits.
-    - Memory: beside image and result, a fixed amount per pixel of a strip, and 6 x `size` floats per row.
-    - Raises ValueError (torch.jit.Error from the file) for another shape or dtype, an attribute out of range,
-      and an integer image where the network's output is not finite. Floating point passes NaN on.
+    - torch.set_default_dtype changes nothing. Of floating point the result has a gradient with respect to
+      image, hints and parameters.
+    - Memory: beside image and result, a fixed amount per pixel of a strip, and 8 x `size` floats per row.
+    - Raises ValueError (torch.jit.Error from the file) for another shape or dtype, floating point above 1.5,
+      an attribute out of range, and an integer image where the network's output is not finite. Floating point
+      passes NaN on.
 
     The network works on a small copy of the image: its short side has `size` px, its long side at most twice
-    that, and it is padded by reflection to the multiple that the network needs. Its prediction is enlarged
-    and combined with the full-resolution image:
+    that, and it is padded by reflection to the multiple that the network needs. An image longer than 3:1 is
+    seen in parts of about 2:1 with a short side of `size` px, or fewer where the image has fewer or is longer
+    than 32:1; the parts overlap, and their predictions fade into one another. The prediction is enlarged and
+    combined with the full-resolution image:
 
     - output ab: with the image's own lightness;
     - output Lab: the predicted lightness gets the image's fine detail, except where it was repaired;
     - output rgb from L or gray: with the image's own lightness or luma;
     - output rgb from line art: multiplied by the image's lines where they are darker than in the small copy.
+      White lines on black are left as they are: there the dark is ground.
 
     Attributes that a caller may set, on the file too:
         size: int, px, the short side at which the network works; larger sees finer things and costs more.
         strength: float, 1 as predicted, 0 gray, above 1 more colourful; at most 100.
-        upsampling: str, "guided" (colours follow the edges of the full-resolution image) or "bicubic".
+        upsampling: str, "guided" (colours follow the edges of the full-resolution image, but not the dots of
+            screentone) or "bicubic".
         palette: Tensor (4), mean and standard deviation of a/110 and b/110 that the colours get, as
             imaging.color.palette_of takes them from a reference; empty: as predicted. Of output ab and Lab.
         generator.temperature: float, of lite-unet: 0.1 vivid and patchy, 1 safe and grayish.
@@ -65,6 +74,8 @@ class Colorizer(nn.Module):
     """
 
     UPSAMPLINGS: Final = ("guided", "bicubic")  # of the class, as TorchScript reads no constant of a module
+    LONG: Final = 3  # long side / short side; the network sees what is longer in parts
+    MOST: Final = 32  # times `size` px: the longest side that is seen, which bounds the work
     takes_hints: Final[bool]
 
     def __init__(
@@ -85,14 +96,14 @@ class Colorizer(nn.Module):
         self.strip = STRIP
         self.guide_is_luma = y_kind == "rgb" and x_kind != "L"  # else the guide is L/100
         self.keeps_lines = self.guide_is_luma and x_kind != "gray"  # dark parts of the guide are lines
-        self.register_buffer("palette", torch.zeros(0), persistent=False)
-        self.register_buffer("precision", torch.zeros(0), persistent=False)  # its dtype is the network's
+        self.register_buffer("palette", torch.zeros(0, dtype=torch.float32), persistent=False)
+        self.register_buffer("precision", torch.zeros(0, dtype=torch.float32), persistent=False)  # of the network
 
     def forward(self, image: Tensor, hints: Optional[Tensor] = None) -> Tensor:  # noqa: UP045
         """Colourise (N, 1|3, H, W), uint8, uint16 or floating point, to (N, 3, H, W); see the class."""
         check_image(image)
         self.check_settings()
-        small = self.shrink(image)  # (N, 3, h, w)
+        small, swing = self.shrink(image)  # (N, 3, h, w), (N, 1, h, w)
         x = color.encode(small, self.x_kind)  # (N, 1|3, h, w)
         height, width = image.size(2), image.size(3)
         if self.takes_hints:
@@ -103,7 +114,7 @@ class Colorizer(nn.Module):
             raise ValueError("this model takes no hints: use one that was trained with hints=true")
         if not image.is_floating_point() and not bool(torch.isfinite(y).all()):
             raise ValueError("the network's output is not finite: use another precision, or another epoch")
-        maps = self.prepare(small, y, min(height, y.size(2)), min(width, y.size(3)))
+        maps = self.prepare(small, swing, y, min(height, y.size(2)), min(width, y.size(3)))
         packed = pack(maps)  # (N, M, h, w), once for all strips
         out = torch.empty([image.size(0), 3, height, width], dtype=image.dtype, device=image.device)
         for top, bottom in strips(image, self.strip):
@@ -132,32 +143,50 @@ class Colorizer(nn.Module):
         """Return luma or lightness L/100 of (N, 3, H, W) in [0, 1]: (N, 1, H, W) in [0, 1]."""
         return color.luma(rgb) if self.guide_is_luma else color.rgb_to_lightness(rgb) / 100.0
 
-    def shrink(self, image: Tensor) -> Tensor:
-        """Return the small image for the network, (N, 3, h, w) float32 in [0, 1].
+    def shrink(self, image: Tensor) -> Tuple[Tensor, Tensor]:  # noqa: UP006
+        """Return the small image for the network, (N, 3, h, w) float32 in [0, 1], and its `swing` (N, 1, h, w).
 
-        The short side gets `size` px, or fewer where the long side would have more than twice `size`.
         The width is reduced first, in strips, so that a large image is never held as floats.
         """
-        height, width = image.size(2), image.size(3)
-        divisor = max(2 * min(height, width), max(height, width))
-        rows = max(1, (4 * self.size * height + divisor) // (2 * divisor))  # rounded to nearest
-        columns = max(1, (4 * self.size * width + divisor) // (2 * divisor))
-        narrow = torch.empty([image.size(0), 3, height, columns], device=image.device)  # (N, 3, H, w)
+        rows, columns = self.small_size(image.size(2), image.size(3))
+        shape = [image.size(0), 4, image.size(2), columns]
+        narrow = torch.empty(shape, dtype=torch.float32, device=image.device)  # (N, 4, H, w)
         for top, bottom in strips(image, self.strip):
-            narrow[:, :, top:bottom] = resample(self.visible(image[:, :, top:bottom]), bottom - top, columns)
-        return resample(narrow, rows, columns).clamp(0.0, 1.0)
+            seen = with_swing(self.visible(image[:, :, top:bottom]))
+            narrow[:, :, top:bottom] = resample(seen, bottom - top, columns)
+        return split_swing(resample(add_swing(narrow), rows, columns), image.size(3))
+
+    def small_size(self, height: int, width: int) -> Tuple[int, int]:  # noqa: UP006
+        """Return height and width of the small image in px.
+
+        The short side gets `size` px, or fewer where the long side would have more than twice `size`. Of an
+        image longer than LONG it gets fewer only where it has fewer, or where the long side would have more
+        than MOST times `size`.
+        """
+        short, long = min(height, width), max(height, width)
+        most = 2 * self.size
+        if long > self.LONG * short:
+            most = max(most, min(long, self.MOST * self.size))
+        part, whole = self.size, short  # what becomes of each px
+        if self.size * long > most * short:
+            part, whole = most, long
+        rows = max(1, (2 * part * height + whole) // (2 * whole))  # rounded to nearest
+        columns = max(1, (2 * part * width + whole) // (2 * whole))
+        return rows, columns
 
     def shrink_hints(self, hints: Optional[Tensor], image: Tensor, x: Tensor) -> Tensor:  # noqa: UP045
         """Return the hints that the network sees beside x (N, C, h, w): (N, Cy + 1, h, w)."""
         rows, columns = x.size(2), x.size(3)
         channels = 3 if self.y_kind == "ab" else 4
         if hints is None:
-            return torch.zeros([x.size(0), channels, rows, columns], device=x.device)
+            return torch.zeros_like(x[:, :1]).expand(-1, channels, -1, -1)
         if hints.dim() != 4 or hints.size(1) != 4 or hints.dtype != image.dtype:
             raise ValueError("hints are (N, 4, H, W) of the image's dtype: red, green, blue, opacity")
         if hints.size(0) != image.size(0) or hints.shape[2:] != image.shape[2:]:
             raise ValueError("hints have the number and the size of the images")
-        narrow = torch.empty([x.size(0), 4, image.size(2), columns], device=x.device)  # (N, 4, H, w)
+        check_range(hints)
+        shape = [x.size(0), 4, image.size(2), columns]
+        narrow = torch.empty(shape, dtype=torch.float32, device=x.device)  # (N, 4, H, w)
         for top, bottom in strips(image, self.strip):
             narrow[:, :, top:bottom] = average(weigh(hints[:, :, top:bottom]), bottom - top, columns)
         return encode_hints(average(narrow, rows, columns), self.y_kind)
@@ -168,6 +197,24 @@ class Colorizer(nn.Module):
         return y * (1.0 - there) + hints[:, :-1] * there
 
     def predict(self, x: Tensor) -> Tensor:
+        """Run the generator on x (N, C, h, w), in parts where it is long; returns (N, Cy, h, w) float32."""
+        along = 2 if x.size(2) > x.size(3) else 3
+        length, part = x.size(along), 2 * self.size
+        if length <= self.LONG * self.size:
+            return self.predict_part(x)
+        count = count_parts(length, self.size)
+        starts = [i * (length - part) // (count - 1) for i in range(count)]
+        cut = torch.cat([x.narrow(along, start, part) for start in starts])  # as a batch, for norm_stats=batch
+        seen = self.predict_part(cut).chunk(count)
+        y = torch.zeros_like(x[:, :1])
+        for i, start in enumerate(starts):
+            share = fade(i, count, length, self.size, x.device)[start : start + part]
+            share = share.view([-1, 1] if along == 2 else [1, -1])
+            ends = [start, length - start - part]
+            y = y + F.pad(seen[i] * share, [0, 0] + ends if along == 2 else ends)  # noqa: RUF005  for TorchScript
+        return y
+
+    def predict_part(self, x: Tensor) -> Tensor:
         """Run the generator on x (N, C, h, w), padded by reflection; returns (N, Cy, h, w) float32."""
         height, width = x.size(2), x.size(3)
         rows = mirror(height, self.multiple, self.least, x.device)
@@ -178,16 +225,19 @@ class Colorizer(nn.Module):
         left = (columns.size(0) - width) // 2
         return y[:, :, top : top + height, left : left + width].to(torch.float32)
 
-    def prepare(self, small: Tensor, y: Tensor, rows: int, columns: int) -> Maps:
+    def prepare(self, small: Tensor, swing: Tensor, y: Tensor, rows: int, columns: int) -> Maps:
         """Turn a prediction into maps of rows x columns px.
 
         Args:
             small: (N, 3, h, w) in [0, 1], the image that the network saw.
+            swing: (N, 1, h, w), what came with it.
             y: (N, 2|3, h, w) in [-1, 1], the prediction.
             rows, columns: px; h and w, or the size of the full image where that is smaller.
         """
         guide = self.guide(small)
-        detail = seen = guide[:, :0]
+        ground = detail = seen = guide[:, :0]
+        if self.keeps_lines:
+            ground = without_bright_lines(guide)
         if self.y_kind == "rgb":
             rgb = ((y + 1.0) / 2.0).clamp(0.0, 1.0)
             gray = color.luma(rgb)
@@ -209,10 +259,16 @@ class Colorizer(nn.Module):
             detail, seen = torch.exp(-(repaired**2)), guide
             guide = restored
         n, extra = colours.size(1), detail.size(1)
-        resized = resize(torch.cat([colours, guide, detail, seen], 1), rows, columns)
-        colours, guide, detail, seen = resized.split([n, 1, extra, extra], 1)
-        gain = local_gain(guide, colours) if self.upsampling == "guided" else torch.zeros_like(colours)
-        return Maps(colours, gain, guide, detail, seen)
+        steady = steadiness(small, swing)
+        resized = resize(torch.cat([colours, guide, steady, ground, detail, seen], 1), rows, columns)
+        colours, guide, steady, ground, detail, seen = resized.split([n, 1, 1, ground.size(1), extra, extra], 1)
+        if self.upsampling != "guided":
+            gain = torch.zeros_like(colours)
+        elif self.keeps_lines:  # a hatching is no screentone
+            gain = local_gain(guide, colours)
+        else:
+            gain = local_gain(guide, colours) * steady.clamp(0.0, 1.0)
+        return Maps(colours, gain, guide, ground, detail, seen)
 
     def join(self, image: Tensor, maps: Maps) -> Tensor:
         """Combine an image (N, 1|3, H, W) with maps enlarged to H x W: (N, 3, H, W) in [0, 1]."""
@@ -222,7 +278,7 @@ class Colorizer(nn.Module):
             guide = (maps.guide + maps.detail.clamp(0.0, 1.0) * detail).clamp(0.0, 1.0)
         colours = maps.colours + maps.gain * (guide - maps.guide)
         if self.keeps_lines:  # multiplied, so that lines that the small image lost stay black
-            lines = (guide + 0.02) / (maps.guide.clamp(0.0, 1.0) + 0.02)
+            lines = (guide + 0.02) / (maps.ground.clamp(0.0, 1.0) + 0.02)
             return torch.minimum(colours, maps.colours * lines).clamp(0.0, 1.0)
         if self.guide_is_luma:
             return color.clip_gamut(colours + guide, guide)
@@ -231,14 +287,14 @@ class Colorizer(nn.Module):
 
 def pack(maps: Maps) -> Tensor:
     """Return all maps as channels of one tensor, to be enlarged together."""
-    return torch.cat([maps.colours, maps.gain, maps.guide, maps.detail, maps.seen], 1)
+    return torch.cat([maps.colours, maps.gain, maps.guide, maps.ground, maps.detail, maps.seen], 1)
 
 
 def unpack(packed: Tensor, like: Maps) -> Maps:
     """Return the maps in a tensor (N, M, H, W) that was made by `pack`; channels are counted in `like`."""
-    n, extra = like.colours.size(1), like.detail.size(1)
-    colours, gain, guide, detail, seen = packed.split([n, n, 1, extra, extra], 1)
-    return Maps(colours, gain, guide, detail, seen)
+    n, line, extra = like.colours.size(1), like.ground.size(1), like.detail.size(1)
+    colours, gain, guide, ground, detail, seen = packed.split([n, n, 1, line, extra, extra], 1)
+    return Maps(colours, gain, guide, ground, detail, seen)
 
 
 def check_image(image: Tensor) -> None:
@@ -247,6 +303,13 @@ def check_image(image: Tensor) -> None:
         raise ValueError(f"an image is (N, 1 or 3, H, W) and not empty, got {list(image.shape)}")
     if not (image.dtype == torch.uint8 or image.dtype == torch.uint16 or image.is_floating_point()):
         raise ValueError("an image is uint8, uint16, or floating point in [0, 1]; convert it first")
+    check_range(image)
+
+
+def check_range(image: Tensor) -> None:
+    """Raise ValueError where floating point cannot be meant as [0, 1]."""
+    if image.is_floating_point() and bool(image.amax() > 1.5):
+        raise ValueError("floating point is in [0, 1], and this has values above 1.5: divide it by its white, say 255")
 
 
 def weigh(layer: Tensor) -> Tensor:
@@ -270,7 +333,7 @@ def encode_hints(layer: Tensor, kind: str) -> Tensor:
 
 def average(image: Tensor, height: int, width: int) -> Tensor:
     """Resize (N, C, H, W) without overshoot, antialiased."""
-    return F.interpolate(image.contiguous(), [height, width], mode="bilinear", antialias=True)
+    return resize_rows(resize_columns(image, width, "bilinear"), height, "bilinear")
 
 
 def strips(image: Tensor, pixels: int) -> List[Tuple[int, int]]:  # noqa: UP006
@@ -307,7 +370,8 @@ def enlarge(maps: Tensor, top: int, rows: int, height: int, width: int) -> Tenso
     F.interpolate cannot compute a part of an image. So rows are interpolated here, while they are narrow.
     Source: Keys, "Cubic convolution interpolation for digital image processing", 1981, eq. 15.
     """
-    y = (torch.arange(rows, device=maps.device) + (top + 0.5)) * (maps.size(2) / height) - 0.5
+    row = torch.arange(rows, dtype=torch.float32, device=maps.device)
+    y = (row + (top + 0.5)) * (maps.size(2) / height) - 0.5
     first = y.floor() - 1.0
     enlarged = torch.zeros_like(maps[:, :, :1])
     for tap in range(4):
@@ -315,15 +379,27 @@ def enlarge(maps: Tensor, top: int, rows: int, height: int, width: int) -> Tenso
         weight = torch.where(d <= 1.0, (1.5 * d - 2.5) * d * d + 1.0, ((2.5 - 0.5 * d) * d - 4.0) * d + 2.0)
         index = (first + tap).clamp(0, maps.size(2) - 1).to(torch.int64)
         enlarged = enlarged + maps.index_select(2, index) * weight.view(1, 1, -1, 1)  # (N, C, rows, w)
-    return resize(enlarged, rows, width)
+    return resize_columns(enlarged, width)
 
 
 def resize(image: Tensor, height: int, width: int) -> Tensor:
-    """Resize (N, C, H, W) with an antialiased bicubic filter; may overshoot; the same size is unchanged.
+    """Resize (N, C, H, W) with an antialiased bicubic filter; may overshoot; the same size is unchanged."""
+    return resize_rows(resize_columns(image, width), height)
 
-    Contiguous first: torch 2.15 on the CPU is wrong for channels_last where the result has one column.
+
+def resize_columns(image: Tensor, width: int, mode: str = "bicubic") -> Tensor:
+    """Resize the width of (N, C, H, W), antialiased."""
+    return F.interpolate(image.contiguous(), [image.size(2), width], mode=mode, antialias=True)
+
+
+def resize_rows(image: Tensor, height: int, mode: str = "bicubic") -> Tensor:
+    """Resize the height of (N, C, H, W), antialiased.
+
+    With one column more than there are: torch's filter takes a single one for channels, up to 2.14 where the
+    image is contiguous, and in 2.15 where channels lie last.
     """
-    return F.interpolate(image.contiguous(), [height, width], mode="bicubic", antialias=True)
+    width = image.size(3)
+    return F.interpolate(F.pad(image, [0, 1]), [height, width + 1], mode=mode, antialias=True)[:, :, :, :width]
 
 
 def resample(image: Tensor, height: int, width: int) -> Tensor:
@@ -334,7 +410,71 @@ def resample(image: Tensor, height: int, width: int) -> Tensor:
     rows, columns = image.size(2) // (16 * height), image.size(3) // (16 * width)
     if rows > 1 or columns > 1:
         image = F.avg_pool2d(image, [max(1, rows), max(1, columns)], ceil_mode=True, count_include_pad=False)
-    return resize(image, height, width)
+    if image.size(3) != width:
+        image = resize_columns(image, width)
+    return image if image.size(2) == height else resize_rows(image, height)
+
+
+def with_swing(rgb: Tensor) -> Tensor:
+    """Return RGB (N, 3, H, W) and, as a fourth channel, how much luma changes from each column to the next."""
+    return torch.cat([rgb, steps(color.luma(rgb), 3)], 1)
+
+
+def add_swing(narrow: Tensor) -> Tensor:
+    """Add to with_swing, reduced to columns (N, 4, H, w), how much its luma changes from row to row."""
+    rgb = narrow[:, :3]
+    return torch.cat([rgb, narrow[:, 3:] + steps(color.luma(rgb), 2)], 1)
+
+
+def split_swing(small: Tensor, width: int) -> Tuple[Tensor, Tensor]:  # noqa: UP006
+    """Return RGB in [0, 1] and the change of luma per small px; both in (N, 4, h, w), of an image's `width`."""
+    return small[:, :3].clamp(0.0, 1.0), small[:, 3:].clamp(min=0.0) * (width / small.size(3))
+
+
+def steps(gray: Tensor, dim: int) -> Tensor:
+    """Return how far each pixel of (N, 1, H, W) is from the one before along a dimension, less what noise does."""
+    before = torch.cat([gray.narrow(dim, 0, 1), gray], dim).narrow(dim, 0, gray.size(dim))
+    return ((gray - before).abs() - 0.03).clamp(min=0.0)
+
+
+def steadiness(small: Tensor, swing: Tensor) -> Tensor:
+    """Return 1 where luma moves on, as at an edge, and near 0 where it only swings, as in screentone.
+
+    The network sees screentone as its mean, so what the colours did with luma there holds for no dot. Measured
+    on comics in halftone of 4 and 5 px, enlarged by 4 and 6: the error of colour is 5 and 4 % above that of
+    bicubic; without this it is 98 and 112 % above. Without halftone the local gain keeps 98 % of its use.
+
+    Args:
+        small: (N, 3, h, w) in [0, 1].
+        swing: (N, 1, h, w), from split_swing.
+    """
+    gray = F.pad(color.luma(small), [1, 1, 1, 1], mode="replicate")
+    across, down = gray[:, :, 1:-1, 2:] - gray[:, :, 1:-1, :-2], gray[:, :, 2:, 1:-1] - gray[:, :, :-2, 1:-1]
+    moved = (across.abs() + down.abs()) / 2.0  # per px
+    both = F.avg_pool2d(torch.cat([moved, swing], 1), 3, 1, 1, count_include_pad=False) + 0.02
+    return (2.0 * both[:, :1] / both[:, 1:]).clamp(max=1.0)
+
+
+def without_bright_lines(guide: Tensor) -> Tensor:
+    """Return a guide (N, 1, h, w) in which bright lines on dark ground are as dark as the ground (an opening)."""
+    return F.max_pool2d(-F.max_pool2d(-guide, 5, 1, 2), 5, 1, 2)
+
+
+def count_parts(length: int, size: int) -> int:
+    """Return how many parts of 2 * size px cover a length and overlap by at least size / 2 + 2 px."""
+    step = max(1, 2 * size - size // 2 - 2)
+    return (length - 2 * size + step - 1) // step + 1
+
+
+def fade(part: int, count: int, length: int, size: int, device: torch.device) -> Tensor:
+    """Return the share (length) of a part in the prediction: it fades into its neighbours within size / 2 px."""
+    step = (length - 2 * size) / (count - 1)  # px from part to part
+    off = torch.arange(length, dtype=torch.float32, device=device) + 0.5 - (size + part * step)  # of its centre
+    if part == 0:
+        off = off.clamp(min=0.0)
+    if part == count - 1:
+        off = off.clamp(max=0.0)
+    return (0.5 + (step / 2.0 - off.abs()) / max(1, size // 2)).clamp(0.0, 1.0)
 
 
 def mirror(length: int, multiple: int, least: int, device: torch.device) -> Tensor:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from functools import partial
 from itertools import pairwise, product
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +23,20 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from config import UserError
 from imaging import color
 from inference.checkpoint import METADATA, ExportRecord, infer, load_exported
-from inference.colorizer import Colorizer, average, encode_hints, enlarge, pack, resize, unpack, weigh
+from inference.colorizer import (
+    Colorizer,
+    add_swing,
+    average,
+    count_parts,
+    encode_hints,
+    enlarge,
+    pack,
+    resize,
+    split_swing,
+    unpack,
+    weigh,
+    with_swing,
+)  # fmt: skip
 from runtime.atomic import replacing
 
 FORMATS = ("ts", "onnx", "pt2")
@@ -78,9 +92,9 @@ class Traceable(nn.Module):
         """Colourise (N, 3, H, W) float32 in [0, 1] to the same, perhaps with hints (N, 4, H, W)."""
         c = self.colorizer
         height, width = (torch.scalar_tensor(side, dtype=torch.int64) for side in image.shape[2:])
-        divisor = torch.maximum(2 * torch.minimum(height, width), torch.maximum(height, width))
-        rows, columns = (((4 * c.size * side + divisor) // (2 * divisor)).clamp(min=1) for side in (height, width))
-        small = resize(c.visible(image), _length(rows), _length(columns)).clamp(0.0, 1.0)
+        rows, columns = self.small_size(height, width)
+        narrow = resize(with_swing(c.visible(image)), image.size(2), _length(columns))
+        small, swing = split_swing(resize(add_swing(narrow), _length(rows), _length(columns)), image.size(3))
         x = color.encode(small, c.x_kind)
         if hints is None:
             y = self.predict(x, rows, columns)
@@ -89,25 +103,68 @@ class Traceable(nn.Module):
             there = seen[:, -1:]
             y = self.predict(torch.cat([x, seen], 1), rows, columns) * (1.0 - there) + seen[:, :-1] * there
         sides = _length(torch.minimum(height, rows)), _length(torch.minimum(width, columns))
-        maps = c.prepare(small, y, *sides)
+        maps = c.prepare(small, swing, y, *sides)
         large = enlarge(pack(maps), 0, image.size(2), image.size(2), image.size(3))
         return c.join(image, unpack(large, maps))
 
-    def predict(self, x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-        """Run the generator on x (N, C, rows, columns), padded by reflection."""
+    def small_size(self, height: Tensor, width: Tensor) -> tuple[Tensor, Tensor]:
+        """Return height and width of the small image, as Colorizer.small_size."""
         c = self.colorizer
-        (into_rows, from_rows), (into_columns, from_columns) = self.indices(rows), self.indices(columns)
-        x = x.index_select(2, into_rows).index_select(3, into_columns)
-        y = c.generator(x.to(c.precision.dtype)).to(torch.float32)
-        return y.index_select(2, from_rows).index_select(3, from_columns)
+        short, long = torch.minimum(height, width), torch.maximum(height, width)
+        longest = torch.where(long > c.LONG * short, long.clamp(2 * c.size, c.MOST * c.size), 2 * c.size)
+        fits = c.size * long <= longest * short
+        part, whole = torch.where(fits, c.size, longest), torch.where(fits, short, long)
+        rows, columns = (((2 * part * side + whole) // (2 * whole)).clamp(min=1) for side in (height, width))
+        return rows, columns
 
-    def indices(self, length: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the indices that pad a side (see colorizer.mirror), and those that undo it."""
-        multiple = self.colorizer.multiple
-        blocks = (length.clamp(min=self.colorizer.least) + multiple - 1) // multiple
-        before = (blocks * multiple - length) // 2
-        index = (torch.arange(_length(blocks) * multiple) - before).remainder(2 * length)
-        return torch.minimum(index, 2 * length - 1 - index), torch.arange(_length(length)) + before
+    def predict(self, x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        """Run the generator on x (N, C, rows, columns), all parts of it as one batch."""
+        c, (down, across) = self.colorizer, (self.parts(side) for side in (rows, columns))
+        x = x.index_select(2, down.into).index_select(3, across.into)
+        x = x.unflatten(3, (across.count, across.side)).unflatten(2, (down.count, down.side))
+        x = x.permute(0, 2, 4, 1, 3, 5).flatten(0, 2)  # (N * parts, C, side, side)
+        y = c.generator(x.to(c.precision.dtype)).to(torch.float32)
+        y = y.unflatten(0, (-1, down.count, across.count)).permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
+        return across.join(down.join(y, 2), 3)
+
+    def parts(self, length: Tensor) -> "Parts":
+        """Return how a side of the small image is cut into parts, and padded, as Colorizer.predict does it."""
+        c = self.colorizer
+        cut = length > c.LONG * c.size
+        part = torch.where(cut, 2 * c.size, length)
+        count = torch.where(cut, count_parts(length, c.size), 1)
+        side = (part.clamp(min=c.least) + c.multiple - 1) // c.multiple * c.multiple
+        before, gaps = (side - part) // 2, (count - 1).clamp(min=1)
+        index = (torch.arange(_length(side)) - before).remainder(2 * part)
+        index = torch.minimum(index, 2 * part - 1 - index)
+        starts = torch.arange(_length(count)) * (length - part) // gaps
+        into = (starts[:, None] + index).flatten()
+        place, step = torch.arange(_length(length)), (length - part).to(torch.float32) / gaps
+        off = place + 0.5 - c.size  # of the first centre
+        first = torch.where(cut, (off / step.clamp(min=1.0)).floor().to(torch.int64), 0).clamp(min=0)
+        first = torch.minimum(first, (count - 2).clamp(min=0))
+        share = (0.5 + (off - first * step - step / 2.0) / max(1, c.size // 2)).clamp(0.0, 1.0)
+        found = []
+        for which in (first, torch.minimum(first + 1, count - 1)):
+            inside = (place - starts[which]).clamp(min=0)
+            found.append(which * side + before + torch.minimum(inside, part - 1))
+        return Parts(_length(count), _length(side), into, found[0], found[1], torch.where(cut, share, 0.0))
+
+
+class Parts(NamedTuple):
+    """How a side of L px is cut into `count` parts of `side` px, and put together again."""
+
+    count: int
+    side: int
+    into: Tensor  # (count * side) places in L
+    first: Tensor  # (L) places in count * side
+    second: Tensor  # (L) the same, of the part after it
+    share: Tensor  # (L) of the second
+
+    def join(self, y: Tensor, dim: int) -> Tensor:
+        """Return parts, one after the other along a dimension of (N, C, H, W), as one."""
+        share = self.share.view(-1, 1) if dim == 2 else self.share
+        return y.index_select(dim, self.first) * (1.0 - share) + y.index_select(dim, self.second) * share
 
 
 def _length(value: Tensor) -> int:

@@ -86,13 +86,27 @@ def test_16_bit_png_is_read_exactly(colours: int) -> None:
 )
 @pytest.mark.parametrize("values", [RGB, DEEP], ids=["8", "16"])
 def test_rgb_tiff_is_read_exactly(options: dict[str, Any], values: NDArray) -> None:
-    if options.get("compression") == "zstd" and values is RGB:
-        pytest.skip("not every build of Pillow has zstd")
     stored = values.transpose(2, 0, 1) if "planarconfig" in options else values
     tifffile.imwrite("x.tif", stored, photometric="rgb", **options)
     frame = read_one("x.tif")
     assert np.array_equal(frame.pixels, values)
     assert frame.alpha is None
+
+
+@pytest.mark.parametrize("compression", ["jpeg2000", "jpegxl", "webp", "lerc", "zstd", "png"])
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_8_bit_tiff_that_pillow_cannot_read_is_read_exactly(compression: str, channels: int) -> None:
+    if (compression, channels) == ("webp", 1):
+        pytest.skip("WebP has no gray")
+    alpha = np.full(RGB.shape[:2], 200, np.uint8)
+    values = np.dstack([RGB, alpha])[..., :channels].squeeze()
+    extra = {"extrasamples": ["UNASSALPHA"]} if channels == 4 else {}
+    kind = "minisblack" if channels == 1 else "rgb"
+    tifffile.imwrite("x.tif", values, photometric=kind, compression=compression, **extra)
+    frame = read_one("x.tif")
+    assert frame.pixels.dtype == np.uint8
+    assert np.array_equal(frame.pixels, RGB if channels > 1 else RGB[..., :1].repeat(3, 2))
+    assert np.array_equal(frame.alpha, alpha) if channels == 4 else frame.alpha is None
 
 
 @pytest.mark.parametrize(("kind", "shown"), [("UNASSALPHA", True), ("UNSPECIFIED", False)])

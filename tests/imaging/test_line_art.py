@@ -3,8 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from scipy.ndimage import distance_transform_edt, maximum_filter, zoom
+from skimage.morphology import skeletonize
 from torch import Tensor
 
+from dataset import scenes
 from imaging import color
 from imaging.line_art import gaussian_blur, line_art
 
@@ -55,3 +58,22 @@ def test_gaussian_blur_matches_scipy() -> None:
     image = torch.rand(1, 2, 30, 41)
     expected = gaussian_filter(image.numpy(), 1.5, mode="nearest", radius=5, axes=(2, 3))
     np.testing.assert_allclose(gaussian_blur(image, 1.5).numpy(), expected, atol=1e-5)
+
+
+def line_width(lines: Tensor) -> float:
+    """Return the median width in px of the lines of a picture (1, 3, H, W), at half their darkness."""
+    ink = zoom(1 - lines[0, 0].numpy() / 255, 4, order=3)
+    drawn = (ink > 0.5 * maximum_filter(ink, 17)) & (ink > 0.15)
+    return float(np.median(2 * distance_transform_edt(drawn)[skeletonize(drawn)]) / 4)
+
+
+@pytest.mark.parametrize("size", [128, 256, 512])
+def test_lines_are_as_thin_as_a_pen_draws_them(size: int) -> None:
+    picture = torch.from_numpy(scenes.draw(3, size)[0]).permute(2, 0, 1)[None]
+    assert 0.8 <= line_width(line_art(picture)) < 1.7  # px; scans of inked drawings have 1.0 to 1.7
+
+
+def test_the_line_at_an_edge_is_a_line_and_no_band() -> None:
+    for right in ([255, 255, 255], [120, 110, 140]):
+        ink = 1 - line_art(halves([20, 20, 20], right))[0, 0] / 255
+        assert 0.7 < ink.sum(1).max() < 2.1  # px of black in a row

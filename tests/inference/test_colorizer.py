@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers import COLORIZER_KINDS, CPU, Constant, lightness, midtones, noise_image, small_colorizer
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from imaging import color
@@ -99,15 +100,54 @@ def test_rgb_keeps_the_lightness_or_luma_it_was_given(x_kind: str) -> None:
 @pytest.mark.parametrize(
     ("size", "small"),
     [((32, 32), (32, 32)), ((128, 64), (64, 32)), ((60, 90), (32, 48)), ((100, 300), (21, 64)),
-     ((37, 501), (5, 64)), ((500, 1), (64, 1)), ((1, 1), (32, 32)), ((16, 20), (32, 40))],
+     ((100, 301), (32, 96)), ((1, 1), (32, 32)), ((16, 20), (32, 40))],
 )  # fmt: skip
 def test_the_network_sees_the_aspect_kept_and_no_side_too_short(size: tuple[int, int], small: tuple[int, int]) -> None:
     for least in (1, 30):
         generator = Constant(2, 0.1)
         colorizer = Colorizer(generator, "L", "ab", 32, 8, least)
-        assert colorizer.shrink(torch.rand(1, 3, *size)).shape[2:] == small
+        assert colorizer.shrink(torch.rand(1, 3, *size))[0].shape[2:] == small
         assert colorizer(noise_image(1, 3, *size)).shape[2:] == size
         assert generator.seen[0].shape[2:] == tuple(-(-max(side, least) // 8) * 8 for side in small)
+
+
+@pytest.mark.parametrize(
+    ("size", "small"),
+    [((37, 501), (32, 433)), ((4000, 320), (400, 32)), ((500, 1), (500, 1)), ((1, 5000), (1, 1024)),
+     ((100, 40000), (3, 1024))],
+)  # fmt: skip
+def test_a_long_strip_is_seen_in_parts_of_sensible_aspect(size: tuple[int, int], small: tuple[int, int]) -> None:
+    generator = Constant(2, 0.1)
+    colorizer = Colorizer(generator, "L", "ab", 32, 8)
+    image = noise_image(1, 1, *size)
+    assert colorizer.shrink(image)[0].shape[2:] == small
+    assert colorizer(image).shape[2:] == size
+    sides = sorted(generator.seen[0].shape[2:])
+    assert sides == [-(-min(small) // 8) * 8, 64]  # px
+    assert len(generator.seen[0]) <= max(small) / 40 + 1
+
+
+class PartMean(nn.Module):
+    """Predicts the mean of what it sees everywhere: each part gets another colour."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean([2, 3], keepdim=True).expand(-1, 2, x.size(2), x.size(3)) * 0.5
+
+
+@pytest.mark.parametrize("lies", [False, True])
+def test_colours_of_the_parts_of_a_strip_meet(lies: bool) -> None:
+    image = torch.linspace(0, 255, 1200).view(1, 1, -1, 1).expand(1, 1, 1200, 90).to(torch.uint8)
+    image = image.transpose(2, 3) if lies else image
+    colorizer = Colorizer(PartMean(), "L", "ab", 32, 8)
+    y = colorizer.predict(color.encode(colorizer.shrink(image)[0], "L"))
+    y = y.transpose(2, 3) if lies else y
+    along = y[0, 0, :, 16]
+    assert along[-1] - along[0] > 0.6  # the ends differ
+    assert 0 <= along.diff().min() <= along.diff().max() < 0.02  # and nowhere is there a step
+    same = Colorizer(nn.Identity(), "sketch", "rgb", 32, 8)
+    x = torch.rand(2, 3, 427, 20)
+    x = x.transpose(2, 3) if lies else x
+    torch.testing.assert_close(same.predict(x), x, atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("length", [1, 7, 8, 250])
@@ -117,7 +157,7 @@ def test_mirror_is_numpys_symmetric_padding_and_predict_undoes_it(length: int, m
     expected = np.pad(np.arange(length), (missing // 2, missing - missing // 2), "symmetric")
     assert mirror(length, multiple, least, CPU).tolist() == expected.tolist()
     x = torch.rand(2, 3, length, 5)
-    assert torch.equal(Colorizer(nn.Identity(), "sketch", "rgb", 32, multiple, least).predict(x), x)
+    assert torch.equal(Colorizer(nn.Identity(), "sketch", "rgb", 250, multiple, least).predict(x), x)
 
 
 def test_a_strong_reduction_is_averaged_first_and_looks_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,8 +206,8 @@ def test_scripted_is_eager(x_kind: str, y_kind: str) -> None:
 @kinds
 def test_floats_are_clipped_and_nan_stays_where_it_is(x_kind: str, y_kind: str) -> None:
     colorizer = small_colorizer(x_kind, y_kind)
-    image = noise_image(2, 3, 64, 48, dtype=torch.float64) * 3 - 1
-    image[:, :, 3, 4], image[:, :, 5, 6] = -torch.inf, torch.inf
+    image = noise_image(2, 3, 64, 48, dtype=torch.float64) * 2.4 - 1
+    image[:, :, 3, 4], image[:, :, 5, 6] = -torch.inf, 1.5
     out = colorizer(image)
     assert torch.equal(out, colorizer(image.clamp(0, 1)))
     image[0, 1, 9, 9] = torch.nan
@@ -266,6 +306,74 @@ def test_calls_may_overlap_and_repeat_bit_for_bit() -> None:
         with ThreadPoolExecutor(4) as pool:
             found = list(pool.map(colourise, images * 2))
         assert all(torch.equal(a, b) for a, b in zip(found, expected * 2, strict=True))
+
+
+def weights(before: int, after: int) -> NDArray:
+    """Return the matrix (after, before) of antialiased bicubic resizing, as Pillow defines it."""
+    wide, matrix = max(1.0, before / after), np.zeros((after, before))
+    for i in range(after):
+        centre = (i + 0.5) * before / after
+        d = np.abs(np.arange(before) + 0.5 - centre) / wide
+        row = np.where(d < 1, (1.5 * d - 2.5) * d * d + 1, np.where(d < 2, ((2.5 - 0.5 * d) * d - 4) * d + 2, 0))
+        first, last = max(0, int(centre - 2 * wide + 0.5)), min(before, int(centre + 2 * wide + 0.5))
+        matrix[i, first:last] = row[first:last] / row[first:last].sum()
+    return matrix
+
+
+SIDES = [(500, 1), (1, 500), (90, 60), (40, 2), (1, 1)]
+
+
+@pytest.mark.parametrize("before", SIDES)
+@pytest.mark.parametrize("after", [(60, 1), (1, 60), (1, 1), (500, 3), (33, 47)])
+def test_resizing_is_what_its_formula_says(before: tuple[int, int], after: tuple[int, int]) -> None:
+    for channels in (1, 2, 3):
+        image = noise_image(2, channels, *before, dtype=torch.float32)
+        rows, columns = (weights(a, b) for a, b in zip(before, after, strict=True))
+        expected = np.einsum("ih,nchw,jw->ncij", rows, image.double().numpy(), columns)
+        strided = image.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+        for layout in (image, image.to(memory_format=torch.channels_last), strided):
+            np.testing.assert_allclose(resize(layout, *after).numpy(), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+@kinds
+def test_the_callers_default_dtype_changes_nothing(dtype: torch.dtype, x_kind: str, y_kind: str) -> None:
+    colorizer, image = small_colorizer(x_kind, y_kind), noise_image(1, 3, 140, 37)
+    scripted, expected = reloaded(colorizer), colorizer(image)
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.jit.optimized_execution(False):
+            assert torch.equal(colorizer(image), expected)
+            assert torch.equal(scripted(image), expected)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@kinds
+def test_the_result_has_a_gradient(x_kind: str, y_kind: str) -> None:
+    colorizer = small_colorizer(x_kind, y_kind).requires_grad_(True)
+    scripted = reloaded(colorizer)
+    image = (noise_image(1, 3, 70, 20, dtype=torch.float32) * 0.4 + 0.3).requires_grad_(True)
+    direction = torch.randn(image.shape, generator=torch.Generator().manual_seed(2)) * 1e-3
+    with torch.jit.optimized_execution(False):
+        for module in (colorizer, scripted):
+            out = module(image)
+            found = torch.autograd.grad(out.mean(), [image, *module.generator.parameters()])
+            assert all(gradient.isfinite().all() for gradient in found)
+            assert all(gradient.abs().max() > 0 for gradient in found[:2])
+            with torch.no_grad():  # a kink of ReLU or a clamp that is crossed costs a little
+                step = (module(image + direction).double() - module(image - direction).double()).mean()
+            assert abs(float(step - 2 * (found[0] * direction).sum())) < 0.1 * float(step.abs()) + 2e-7
+
+
+def test_floats_that_cannot_be_meant_as_0_to_1_are_refused() -> None:
+    colorizer = small_colorizer("L", "ab")
+    for dtype in (torch.float16, torch.float32, torch.float64):
+        image = noise_image(1, 3, 20, 30, dtype=torch.float32).to(dtype)
+        colorizer(image * 1.4)  # what a resize overshoots
+        for module, error in ((colorizer, ValueError), (torch.jit.script(colorizer), torch.jit.Error)):
+            with pytest.raises(error, match=r"in \[0, 1\].*above 1.5: divide"):
+                module(image * 255)
 
 
 @pytest.mark.parametrize("shape", [(500, 1), (1, 500), (90, 60)])

@@ -166,6 +166,19 @@ def test_what_counts_as_colours() -> None:
             assert not is_coloured(pixels), kind
 
 
+@pytest.mark.parametrize("kind", UNCOLOURED)
+def test_a_stamp_or_a_colour_target_on_a_page_is_no_colour_of_the_page(kind: str) -> None:
+    faded = (scene(0) @ [0.299, 0.587, 0.114])[..., None]
+    page = UNCOLOURED[kind](faded).clip(0, 255).round().astype(np.uint8)
+    stamped, measured, painted = page.copy(), page.copy(), page.copy()
+    stamped[8:17, 8:16] = (220, 20, 30)  # 0.4 % of it
+    measured[-8:] = np.random.default_rng(0).integers(0, 256, (16, 3)).repeat(8, 0)  # patches of 8 px, 6 %
+    painted[64:, 40:100] = painted[64:, 40:100] * np.array([0.3, 0.6, 0.9])  # 23 %: a coat
+    assert not is_coloured(stamped)
+    assert not is_coloured(measured)
+    assert is_coloured(painted) or kind == "paper"  # of two tones each can be a function of L
+
+
 def test_coloured_pictures_are_kept_byte_for_byte_unless_the_format_changes() -> None:
     save_picture("p/gray.jpg", gray(0))
     save_picture("p/scene.JPG", scene(1), quality=71, exif=b"Exif\0\0II*\0\x08\0\0\0\0\0\0\0\0\0")

@@ -44,7 +44,7 @@ class Colorizer(nn.Module):
     - Images of a batch do not influence one another, unless the recipe says norm_stats=batch. Calls may
       overlap while no attribute is set. Nothing is random: on a CPU the same call gives the same bits.
     - torch.set_default_dtype changes nothing. Of floating point the result has a gradient with respect to
-      image, hints and parameters.
+      image and parameters. A child that is forked after a call hangs, by torch: fork before, or spawn.
     - Memory: beside image and result, a fixed amount per pixel of a strip, and 8 x `size` floats per row.
     - Raises ValueError (torch.jit.Error from the file) for another shape or dtype, floating point above 1.5,
       an attribute out of range, and an integer image where the network's output is not finite. Floating point

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from data import ImageSet
     from training.gan import Gan
+    from training.setup import Setup
 
 
 def print_audit(gan: "Gan", recipe: Recipe, images: "ImageSet", device: "torch.device") -> None:
@@ -95,6 +96,20 @@ def save_samples(run: Path, recipe: Recipe, epoch: int, images: "ImageSet", devi
     write_image(run / "samples" / f"epoch_{epoch:04d}.png", contact_sheet(rows, ["input", "ours", "truth"]))
 
 
+def begin(
+    recipe: str, data: str | None, run: Path | None, given: dict[str, Any], weights: Path | None, quick: bool
+) -> "Setup":
+    """Settle a new run; `quick` fields give way to those that the user set. Raises UserError."""
+    from models import fit_networks, quick_fields
+    from training.setup import Setup
+
+    given = (quick_fields(known_recipe(recipe)) if quick else {}) | given
+    made = fit_networks(make_recipe(recipe, given))
+    if data is None and made.name != DEMO:
+        raise UserError(f"recipe {made.name} needs --data PATH (or --data {DEMO})")
+    return Setup(Path(run or RUNS / made.name), made, str(data or DEMO), given, weights)
+
+
 def main(
     recipe: cli.RecipeOption = None,
     data: cli.DataOption = None,
@@ -142,7 +157,6 @@ def main(
     from data import find_loading, load_images, mean_ab, steps_per_epoch, training_batches
     from dataset.folders import list_items, pick
     from inference.checkpoint import save_generator
-    from models import fit_networks, quick_fields
     from reporting.curves import plot_losses
     from reporting.summary import score_command
     from runtime import atomic, run_folder
@@ -165,12 +179,7 @@ def main(
         folder = Path(run) if run else RUNS / recipe if recipe else run_folder.newest_run()
         plan = setup.go_on(folder, run_folder.read_run(folder), recipe, data, given, weights)
     else:
-        if quick:
-            given = quick_fields(known_recipe(recipe or DEMO)) | given
-        made = fit_networks(make_recipe(recipe or DEMO, given))
-        if data is None and made.name != DEMO:
-            raise UserError(f"recipe {made.name} needs --data PATH (or --data {DEMO})")
-        plan = setup.Setup(Path(run or RUNS / made.name), made, str(data or DEMO), given, weights)
+        plan = begin(recipe or DEMO, data, run, given, weights, quick)
         if not (dry_run or audited):
             setup.require_free(plan.folder)
     setup.require_effect(plan.recipe, given)
@@ -180,14 +189,17 @@ def main(
     loading = find_loading(made, items["train"])
     gan = build_gan(made, on, precision)
     facts = setup.describe(made, plan.data, items, loading, gan.parameters())
-    if settled := ({} if resume else settle(made.name, given)) | (given if quick else {}):
+    settled = (
+        {} if resume else settle(made.name, plan.given) | {key: plan.given[key] for key in plan.given.keys() - given}
+    )
+    if settled:
         facts["settled"] = ", ".join(f"{key} {value}" for key, value in settled.items())
     plan.announce({**facts, "device": f"{on}, {precision}"}, dry_run, items.notes)
     if dry_run:
         return folder
     state = gan.state()
     load_pretrained(gan, made, plan.weights, fresh=not plan.has_state and init is None)
-    if init and not plan.has_state:
+    if init:
         start_from(init, gan.generator, made)
     if plan.has_state:
         state.load_state_dict(atomic.load(run_folder.state_path(folder)))
@@ -205,7 +217,9 @@ def main(
         if gan.class_loss is not None:
             gan.class_loss.fit(images["train"], made.size)
         mean, sizes = mean_ab(images["train"], made.size), gan.parameters()
-        plan.record(run_folder.RunRecord, loading, images, mean_ab=mean, parameters=sizes, overrides=given, init=init)
+        plan.record(
+            run_folder.RunRecord, loading, images, mean_ab=mean, parameters=sizes, overrides=plan.given, init=init
+        )
     steps = steps_per_epoch(len(images["train"]), made.batch_size)
 
     def batches(epoch: int, start: int) -> Iterator[tuple[Tensor, Tensor]]:

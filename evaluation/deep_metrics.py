@@ -40,6 +40,7 @@ NETWORKS = {
 }  # fmt: skip
 DEEP_MIN_SIZE = {"lpips_alex": 31, "lpips_vgg": 16}  # px: smaller images have no pixel left after pooling
 MIN_IMAGES = {"fid": 256, "kid": 32, "frechet_lite0": 32}  # fewer show noise
+BATCH = 32  # images per forward of Lite0
 FILES = 128  # decoded at a time for features
 RESAMPLES = 20  # for the standard error of a Frechet distance
 
@@ -64,7 +65,7 @@ class LPIPS:
     def __call__(self, target: Pictures, output: Pictures) -> Tensor:
         """Return the distance of each pair (N,)."""
         sides = (side.keep(self.name, partial(self.network, side.rgb / 255.0)) for side in (target, output))
-        layers = [(a - b).square().sum(1).mean((1, 2)) / a.size(1) for a, b in zip(*sides, strict=True)]  # each (N,)
+        layers = [(a - b).square().mean((1, 2, 3)) for a, b in zip(*sides, strict=True)]  # each (N,)
         return torch.stack(layers).sum(0).double()
 
 
@@ -127,9 +128,10 @@ class Lite0:
     def features(self, files: Sequence[Path]) -> Features:
         """Return (N, 1280) float32."""
         rows = np.empty((len(files), self.dimensions), np.float32)
-        for i, path in enumerate(files):
-            image = torch.from_numpy(read_image(path)).permute(2, 0, 1)[None].to(self.device)
-            rows[i] = self.classifier.network.features(self.classifier.prepare(image))[0].float().cpu()
+        for start in range(0, len(files), BATCH):
+            images = [torch.from_numpy(read_image(path)) for path in files[start : start + BATCH]]  # of one size
+            x = self.classifier.prepare(torch.stack(images).permute(0, 3, 1, 2).to(self.device))
+            rows[start : start + BATCH] = self.classifier.network.features(x).float().cpu().numpy()
         return rows
 
 
@@ -297,7 +299,8 @@ def add_classifier(metrics: MetricSet, images: ImageSet, classifier: Path, folde
     labels = images.labels
     if str(classifier) == IMAGENET:
         network, file = imagenet_lite0(folder, metrics.device), find_weights("lite0", folder)
-        labels = [imagenet_name(label, network.classes) for label in labels]
+        names = {label: imagenet_name(label, network.classes) for label in {*labels}}
+        labels = [names[label] for label in labels]
     else:
         network, file = load_classifier(classifier, metrics.device), pick_checkpoint(classifier)
     metrics.labels = torch.tensor(label_ids(labels, network.classes))

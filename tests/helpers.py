@@ -193,17 +193,21 @@ def chroma(pixels: Pixels) -> float:
     return float(np.ptp(pixels.astype(float), axis=2).mean() * 255 / np.iinfo(pixels.dtype).max)
 
 
-def write_model(path: Path, x_kind: str = "L", y_kind: str = "ab", hints: bool = False, **fields: Any) -> Path:
-    """Write a generator.ts of random weights that works at 32 px; `fields` replace those of tinct.json."""
+def small_model(x_kind: str = "L", y_kind: str = "ab", hints: bool = False) -> tuple[Colorizer, Recipe]:
+    """Return a model of random weights, always the same, that works at 32 px."""
     torch.manual_seed(3)
     recipe = Recipe("coco", input=x_kind, output=y_kind, size=32, hints=hints)
     generator = UNet(*count_channels(recipe), ngf=4, depth=3, dropout=0.0)
-    record = ExportRecord(recipe, 1, "fp32")
-    told = json.dumps({**asdict(record), **fields})
+    return Colorizer(generator, x_kind, y_kind, 32, 8, 1, hints).eval(), recipe
+
+
+def write_model(path: Path, x_kind: str = "L", y_kind: str = "ab", hints: bool = False, **fields: Any) -> Path:
+    """Write small_model as a generator.ts; `fields` replace those of tinct.json."""
+    module, recipe = small_model(x_kind, y_kind, hints)
+    told = json.dumps({**asdict(ExportRecord(recipe, 1, "fp32")), **fields})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # TorchScript is deprecated
-        module = torch.jit.script(Colorizer(generator, x_kind, y_kind, 32, 8, 1, hints).eval())
-        module.save(path, _extra_files={METADATA: told})
+        torch.jit.script(module).save(path, _extra_files={METADATA: told})
     return path
 
 

@@ -19,7 +19,7 @@ import imagecodecs
 import numpy as np
 import pytest
 import torch
-from helpers import CPU, write_model
+from helpers import CPU, small_model, write_model
 from image_samples import png_header
 from numpy.typing import NDArray
 from PIL import Image
@@ -28,7 +28,8 @@ from torch import Tensor, nn
 from config import ROOT
 from dataset import scenes
 from imaging.files import read_image
-from inference.checkpoint import METADATA, infer, load_exported
+from inference.checkpoint import METADATA, ExportRecord, infer, load_exported
+from inference.exporters import write_onnx
 
 CPP = ROOT / "cpp"
 SNIPPETS = dict(re.findall(r"```(python|cpp|cmake)\n(.*?)```", (CPP / "README.md").read_text(), re.S))
@@ -96,11 +97,11 @@ def call(*words: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(list(map(str, words)), **options)
 
 
-def build(source: Path, folder: Path) -> Path:
-    """Build a project as the README says; returns the folder."""
+def build(source: Path, folder: Path, where: str = f"-DPYTHON={sys.executable}") -> Path:
+    """Build a project as its README says; returns the folder."""
     if not shutil.which("cmake"):
         pytest.skip("no cmake: apt-get install cmake make g++")
-    done = call("cmake", "-S", source, "-B", folder, f"-DPYTHON={sys.executable}")
+    done = call("cmake", "-S", source, "-B", folder, where)
     if re.search("is missing: |No CMAKE_CXX_COMPILER|CMAKE_MAKE_PROGRAM is not set", done.stderr):
         pytest.skip(done.stderr)
     assert done.returncode == 0, done.stderr
@@ -385,3 +386,44 @@ def test_cmake_says_which_torch_it_takes_and_that_there_is_none() -> None:
         said = " ".join(complaints(done).split())
         assert f"'{where.partition('=')[2]}'" in said
         assert "Give -DTORCH_DIR=/path/to/libtorch, or -DPYTHON=/path/to/python." in said
+
+
+@pytest.fixture
+def onnxruntime_dir(tmp_path: Path) -> Path:
+    """Return the layout of ONNX Runtime's release archive, made of pip's library and headers that lie here."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    found = [Path(p) for p in (os.environ.get("ORT_INCLUDE"), "/usr/include/onnxruntime") if p]
+    headers = next((folder for folder in found if (folder / "onnxruntime_cxx_api.h").exists()), None)
+    if headers is None:
+        pytest.skip("no headers of ONNX Runtime: libonnxruntime-dev, or their folder in ORT_INCLUDE")
+    (library,) = Path(onnxruntime.__file__).parent.glob("capi/libonnxruntime.so.*")
+    folder = tmp_path / "onnxruntime"
+    (folder / "lib").mkdir(parents=True)
+    (folder / "include").symlink_to(headers)
+    for name in ("libonnxruntime.so", "libonnxruntime.so.1"):
+        (folder / "lib" / name).symlink_to(library)
+    return folder
+
+
+def test_the_onnx_program_does_what_the_python_one_does(
+    onnxruntime_dir: Path, model: Path, guided: Path, tmp_path: Path
+) -> None:
+    program = build(CPP / "onnx", tmp_path / "build", f"-DORT_DIR={onnxruntime_dir}") / "colorize_onnx"
+    draw(61, 140).save("photo.ppm")
+    given = torch.from_numpy(read_image(Path("photo.ppm"))).permute(2, 0, 1)[None]
+    for path, hints in ((model, False), (guided, True)):  # the second has another input
+        colorizer, recipe = small_model(hints=hints)
+        write_onnx(Path("generator.onnx"), colorizer, ExportRecord(recipe, 1, "fp32"))
+        done = call(program, "generator.onnx", "photo.ppm", "coloured.ppm")
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+        coloured = read_image(Path("coloured.ppm")).astype(int)
+        expected = infer(load_exported(path, CPU).module, given)[0].permute(1, 2, 0).int().numpy()
+        np.testing.assert_allclose(coloured, expected, rtol=0, atol=1)
+        assert np.ptp(coloured, axis=2).max() > 0  # there is colour
+    for words, said in (
+        (("generator.onnx", "photo.ppm"), "usage: colorize_onnx generator.onnx photo.ppm coloured.ppm\n"),
+        (("generator.onnx", "generator.onnx", "x"), "generator.onnx: not a binary PPM of 8 bits (no comments)\n"),
+        (("generator.onnx", "photo.ppm", "no/x.ppm"), "no/x.ppm: cannot be written\n"),
+    ):
+        done = call(program, *words)
+        assert (done.returncode, done.stderr) == (2, said)

@@ -144,8 +144,9 @@ def score_table(scores: ScoreFile) -> str:
     truth = references(scores, "colorfulness").get("truth")
     images = f"{next(iter(rows.values())).images} images"
     lines.append(images + (f", colourfulness of the truth {truth:.4g}" if truth is not None else ""))
-    reasons = {metric: why_not(scores, metric) for metric in scores.directions}
-    lines += [f"{metric} {reason}" for metric, reason in reasons.items() if reason]
+    absent = [metric for metric in scores.directions if why_not(scores, metric)]
+    if absent:
+        lines.append(f"not computed: {' '.join(absent)} (report.html says why; --metric NAME asks for one)")
     return "\n".join([*lines, why_best(scores)])
 
 

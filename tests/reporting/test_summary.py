@@ -143,8 +143,7 @@ def test_the_table_shows_every_row_and_marks_the_best(scores: ScoreFile) -> None
     ]
     assert [" ".join(line) for line in lines[7:]] == [
         "5 images, colourfulness of the truth 30",
-        "lpips_alex unavailable: no weights of AlexNet",
-        f"fid {WHY}",
+        "not computed: lpips_alex fid (report.html says why; --metric NAME asks for one)",
         summary.why_best(scores),
     ]
 

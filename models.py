@@ -834,6 +834,12 @@ def build_generator(recipe: Recipe) -> nn.Module:
     return network.build(*sizes, **options)
 
 
+def meta_generator(recipe: Recipe) -> nn.Module:
+    """Build the generator of a recipe on the meta device: shapes without numbers."""
+    with torch.device("meta"):
+        return build_generator(recipe)
+
+
 def build_discriminator(recipe: Recipe) -> nn.Module | None:
     """Build the untrained discriminator of a recipe; None where none takes part in the training."""
     if not recipe.is_adversarial:

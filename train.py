@@ -157,10 +157,11 @@ def main(
     from data import find_loading, load_images, mean_ab, steps_per_epoch, training_batches
     from dataset.folders import list_items, pick
     from inference.checkpoint import save_generator
+    from models import count_channels, meta_generator
     from reporting.curves import plot_losses
     from reporting.summary import score_command
     from runtime import atomic, run_folder
-    from runtime.device import pick_device, pick_precision
+    from runtime.device import keep_freed_memory, pick_device, pick_precision
     from runtime.weights import require_folder
     from training import setup
     from training.gan import build_gan, load_pretrained, make_batch, schedule, train_step
@@ -187,14 +188,18 @@ def main(
     precision = pick_precision(made.precision, on)
     items = list_items(plan.data, made, CACHE)
     loading = find_loading(made, items["train"])
-    gan = build_gan(made, on, precision)
+    keep_freed_memory()
+    memory_format = made.memory_format
+    if not dry_run:
+        memory_format = plan.settle_format(meta_generator(made), count_channels(made)[0], on, precision)
+    gan = build_gan(made, on, precision, memory_format)
     facts = setup.describe(made, plan.data, items, loading, gan.parameters())
     settled = (
         {} if resume else settle(made.name, plan.given) | {key: plan.given[key] for key in plan.given.keys() - given}
     )
     if settled:
         facts["settled"] = ", ".join(f"{key} {value}" for key, value in settled.items())
-    plan.announce({**facts, "device": f"{on}, {precision}"}, dry_run, items.notes)
+    plan.announce({**facts, "device": f"{on}, {precision}, {memory_format}"}, dry_run, items.notes)
     if dry_run:
         return folder
     state = gan.state()
@@ -218,8 +223,9 @@ def main(
             gan.class_loss.fit(images["train"], made.size)
         mean, sizes = mean_ab(images["train"], made.size), gan.parameters()
         plan.record(
-            run_folder.RunRecord, loading, images, mean_ab=mean, parameters=sizes, overrides=plan.given, init=init
-        )
+            run_folder.RunRecord, loading, images, mean_ab=mean, parameters=sizes, overrides=plan.given, init=init,
+            memory_format=memory_format,
+        )  # fmt: skip
     steps = steps_per_epoch(len(images["train"]), made.batch_size)
 
     def batches(epoch: int, start: int) -> Iterator[tuple[Tensor, Tensor]]:

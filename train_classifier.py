@@ -9,6 +9,7 @@ Any data set whose pictures lie in a folder per class, any of torchvision's clas
 save_every epochs the run folder gets a checkpoint, its scores on the validation pictures and loss curves.
 """
 
+import copy
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -50,7 +51,7 @@ def build_training(recipe: ClassifierRecipe, classes: list[str], device: "torch.
 
     torch.manual_seed(recipe.seed)
     classifier = build_classifier(recipe.network, classes, recipe.size, recipe.batch_size)
-    classifier.to(device, memory_format=torch.channels_last)
+    classifier.to(device)
     optimizer = torch.optim.SGD(
         classifier.parameters(), recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay,
         nesterov=recipe.momentum > 0, fused=device.type in ("cpu", "cuda"),
@@ -142,7 +143,7 @@ def main(
     from models import count_parameters
     from reporting.curves import plot_losses
     from runtime import atomic, run_folder
-    from runtime.device import pick_device, pick_precision
+    from runtime.device import FORMATS, keep_freed_memory, pick_device, pick_precision
     from runtime.weights import load_weights, require_folder
     from training import setup
     from training.loop import State, fit
@@ -164,11 +165,17 @@ def main(
     precision = pick_precision(made.precision, on)
     items = list_items(data, made, CACHE)
     classes = classifiers.find_classes(items, data, plan.stored and plan.stored.classes)
+    keep_freed_memory()
     training = build_training(made, classes, on, precision)
+    memory_format = "auto"
+    if not dry_run:
+        shapes = copy.deepcopy(training.classifier.network).to("meta")
+        memory_format = plan.settle_format(shapes, 3, on, precision)
+        training.classifier.to(memory_format=FORMATS[memory_format])
     classifier, start = training.classifier, "published weights" if made.pretrained else "scratch"
     count = f"{data}: {len(items['train'])} to train, {len(items['val'])} to validate, {len(classes)} classes"
     layout = f"{made.network} at {made.size} px, {count_parameters(classifier):,} parameters, from {start}"
-    facts = {"data": count, "network": layout, "epochs": made.epochs, "device": f"{on}, {precision}"}
+    facts = {"data": count, "network": layout, "epochs": made.epochs, "device": f"{on}, {precision}, {memory_format}"}
     plan.announce(facts, dry_run, items.notes)
     if dry_run:
         return folder
@@ -188,7 +195,7 @@ def main(
     if resume:
         plan.record_resume(images)
     else:
-        plan.record(run_folder.ClassifierRecord, loading, images, classes=classes)
+        plan.record(run_folder.ClassifierRecord, loading, images, classes=classes, memory_format=memory_format)
     labels = {n: torch.tensor(classifiers.label_ids(split.labels, classes)) for n, split in images.items()}
     steps = made.epochs * steps_per_epoch(len(images["train"]), made.batch_size)
 

@@ -43,6 +43,7 @@ class Record:
     versions: dict[str, str] = field(default_factory=dict)  # library -> version
     git: str | None = None  # commit of the code
     weights: str | None = None  # folder of weight files
+    memory_format: str = "channels_last"  # of images in memory, in which a resume goes on
     resumed: list[dict[str, Any]] = field(default_factory=list)  # data and versions of each resume
 
 

@@ -73,6 +73,14 @@ def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def one_memory_format() -> Iterator[None]:
+    """Let no training try which memory format is faster: what comes out depends on how busy the machine is."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("training.setup.pick_format", lambda *_: "contiguous")
+        yield
+
+
 @pytest.fixture
 def time_limit() -> Iterator[None]:
     """Let a test that would never end fail after two minutes, and the others go on."""

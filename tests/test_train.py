@@ -161,6 +161,17 @@ def test_published_weights_that_are_missing_are_found_before_any_work(pictures: 
     assert [path.name for path in tmp_path.iterdir()] == ["empty"]
 
 
+def test_a_resume_keeps_the_memory_format(
+    pictures: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("training.setup.pick_format", lambda *_: "channels_last")
+    run = train.main(recipe="coco", data=str(pictures), epochs=1, **TINY)
+    assert read_run(run).memory_format == "channels_last"
+    monkeypatch.setattr("training.setup.pick_format", lambda *_: "contiguous")
+    train.main(run=run, resume=True, epochs=2, device="cpu")
+    assert capsys.readouterr().out.count("fp32, channels_last") == 2
+
+
 def test_a_resume_needs_the_weights_of_its_losses_alone(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
     Path("w").mkdir()

@@ -28,7 +28,7 @@ from data import ImageSet, evenly_spaced
 from dataset.degradations import make_input, seeded
 from dataset.hints import draw_hints
 from imaging import color
-from runtime.device import autocast
+from runtime.device import FORMATS, autocast
 from runtime.weights import load_weights
 from training.loop import State
 
@@ -150,6 +150,7 @@ class Gan:
     ema: AveragedModel | None
     scaler: torch.amp.GradScaler
     amp: torch.autocast  # in which the networks compute
+    memory_format: str  # of runtime.device.FORMATS
     class_loss: ClassLoss | None = None
     extractors: dict[str, nn.Module] = field(default_factory=dict)  # loss term -> frozen, so not saved
 
@@ -165,8 +166,11 @@ class Gan:
         return {name: models.count_parameters(part) for name, part in found.items() if part is not None}
 
 
-def build_gan(recipe: Recipe, device: torch.device, precision: str) -> Gan:
-    """Build and initialise networks and optimisers from the recipe's seed."""
+def build_gan(recipe: Recipe, device: torch.device, precision: str, memory_format: str = "contiguous") -> Gan:
+    """Build and initialise networks and optimisers from the recipe's seed.
+
+    `memory_format`: one of runtime.device.FORMATS.
+    """
     torch.manual_seed(recipe.seed)
     generator, discriminator = models.build_generator(recipe), models.build_discriminator(recipe)
     optimizers: dict[nn.Module | None, torch.optim.Adam] = {}
@@ -175,7 +179,7 @@ def build_gan(recipe: Recipe, device: torch.device, precision: str) -> Gan:
             network.apply(models.INITS[recipe.init])
         if recipe.spectral_norm and network is discriminator:
             network.apply(models.add_spectral_norm)
-        network.to(device, memory_format=torch.channels_last)
+        network.to(device, memory_format=FORMATS.get(memory_format))
         if recipe.compile:
             network.compile()
         optimizers[network] = build_optimizer(network, recipe, device)
@@ -186,7 +190,7 @@ def build_gan(recipe: Recipe, device: torch.device, precision: str) -> Gan:
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
     class_loss = ClassLoss().to(device) if "G_class" in recipe.term_weights else None
     amp = autocast(device, precision)
-    return Gan(generator, discriminator, optimizer_g, optimizer_d, ema, scaler, amp, class_loss)
+    return Gan(generator, discriminator, optimizer_g, optimizer_d, ema, scaler, amp, memory_format, class_loss)
 
 
 def build_optimizer(network: nn.Module, recipe: Recipe, device: torch.device) -> torch.optim.Adam:
@@ -222,7 +226,7 @@ def load_pretrained(gan: Gan, recipe: Recipe, folder: Path | None, fresh: bool) 
     device = next(generator.parameters()).device
     for term, (build, name, without) in PERCEPTUAL.items():
         if term in recipe.term_weights:
-            gan.extractors[term] = build().to(device, memory_format=torch.channels_last)
+            gan.extractors[term] = build().to(device, memory_format=FORMATS[gan.memory_format])
             gan.extractors[term].load_published(load_weights(name, folder, without))
 
 

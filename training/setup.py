@@ -7,16 +7,20 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import nn
+
 from config import CACHE, DEGRADATIONS, DEMO, ROOT, AnyRecipe, ClassifierRecipe, Recipe, UserError, parse_settings
 from data import ImageSet, Loading, evenly_spaced, held_out, load_images
 from dataset.folders import Item, Splits
 from inference.pipeline import is_coloured
 from models import GENERATORS, fit_networks, needs_two_images
 from runtime import run_folder
+from runtime.device import pick_format
 from runtime.run_folder import ClassifierRecord, Record, RunRecord, saved_epochs, state_path
 
 # what a resume may change
-RESUMABLE = {"epochs", "save_every", "log_every", "lr", "lr_d", "precision", "compile"}
+RESUMABLE = {"epochs", "save_every", "log_every", "lr", "lr_d", "precision", "memory_format", "compile"}
 LOOKED_AT = 64  # training pictures of which it is checked whether they have colours
 LIBRARIES = ("torch", "torchvision", "numpy", "pillow", "scikit-image")
 Stored = RunRecord | ClassifierRecord
@@ -44,6 +48,20 @@ class Setup:
         lines += [f"  {key} = {value}" for key, value in asdict(self.recipe).items() if all_fields]
         lines += notes
         print("\n".join(lines), flush=True)
+
+    def settle_format(self, network: nn.Module, channels: int, device: torch.device, precision: str) -> str:
+        """Return the memory format: the one asked for, else that of the run that goes on, else what is faster here.
+
+        Args:
+            network: the one that computes most, on the meta device.
+            channels: of its input.
+        """
+        asked = getattr(self.recipe, "memory_format", "auto")
+        if asked != "auto":
+            return asked
+        if self.stored is not None:
+            return self.stored.memory_format
+        return pick_format(network, (2, channels, self.recipe.size, self.recipe.size), device, precision, CACHE)
 
     def load_splits(self, items: Mapping[str, list[Item]], loading: Loading) -> dict[str, ImageSet]:
         """Return the pictures to train and to validate on, decoded; makes the run folder and the cache."""

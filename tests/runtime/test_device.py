@@ -1,12 +1,20 @@
 """device.py: the device asked for, or a sentence that says why not."""
 
+import json
 import re
+import resource
+from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
-from config import UserError
+from config import UserError, make_recipe
+from models import count_channels, fit_networks, meta_generator
+from runtime import device as devices
 from runtime.device import device_name, pick_device, pick_precision
+
+CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize(("cuda", "mps", "device"), [(True, True, "cuda"), (False, True, "mps"), (False, False, "cpu")])
@@ -48,3 +56,46 @@ def test_precision_is_what_the_hardware_multiplies(monkeypatch: pytest.MonkeyPat
     assert pick_precision("fp16", torch.device("cuda")) == "fp16"
     with pytest.raises(UserError, match="precision fp16 needs CUDA"):
         pick_precision("fp16", cpu)
+
+
+def test_the_faster_memory_format_is_found_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = []
+
+    def seconds(convolution: nn.Module, shape: torch.Size, name: str, precision: str) -> float:
+        tried.append((name, *shape))
+        return {"contiguous": 2.0, "channels_last": 1.0}[name]
+
+    monkeypatch.setattr(devices, "_time_convolution", seconds)
+    with torch.device("meta"):
+        network = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3, stride=2), nn.Conv2d(8, 2, 1))
+    given = network, (2, 1, 16, 16), CPU, "fp32", tmp_path
+    for _ in range(2):
+        assert devices.pick_format(*given) == "channels_last"
+    assert tried == [("contiguous", 2, 8, 14, 14), ("channels_last", 2, 8, 14, 14)]  # of the largest, and once
+    path = tmp_path / devices.MEASURED
+    path.write_text(json.dumps(dict.fromkeys(json.loads(path.read_text()), "contiguous")))
+    assert devices.pick_format(*given) == "contiguous"
+    path.write_text("{")  # damaged: tried again
+    assert devices.pick_format(*given) == "channels_last"
+    assert devices.pick_format(network, (2, 1, 16, 16), torch.device("cuda"), "bf16", tmp_path) == "channels_last"
+
+
+def test_trying_memory_formats_leaves_random_numbers_alone(tmp_path: Path) -> None:
+    recipe = fit_networks(make_recipe("demo", {"size": 32, "ngf": 4}))
+    before = torch.get_rng_state()
+    shape = (2, count_channels(recipe)[0], 32, 32)
+    assert devices.pick_format(meta_generator(recipe), shape, CPU, "fp32", tmp_path) in devices.FORMATS
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.skipif(devices.platform.libc_ver()[0] != "glibc", reason="no glibc")
+def test_freed_memory_is_used_again() -> None:
+    def faults() -> int:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for _ in range(20):
+            torch.ones(2**23)  # 32 MiB, 8,192 pages
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    devices.keep_freed_memory()
+    faults()
+    assert faults() < 8192

@@ -72,10 +72,14 @@ def test_an_interrupt_says_so_and_an_exit_code_is_kept(capsys: pytest.CaptureFix
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="asks GCC's OpenMP, which torch uses on Linux")
-def test_openmp_is_told_not_to_spin_before_torch_loads() -> None:
-    env = {key: value for key, value in os.environ.items() if key != "OMP_WAIT_POLICY"}
+def test_openmp_is_told_how_long_to_spin_before_torch_loads() -> None:
+    ours = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+    clean = {key: value for key, value in os.environ.items() if key not in ours}
     command = [sys.executable, "-c", "import train, torch"]
-    for told, spins in (({}, "0"), ({"OMP_WAIT_POLICY": "active"}, "30000000000")):
-        env |= {"OMP_DISPLAY_ENV": "verbose", **told}
+    for told, spins in (
+        ({}, "4000"), ({"OMP_WAIT_POLICY": "active"}, "30000000000"), ({"OMP_WAIT_POLICY": "passive"}, "0"),
+        ({"GOMP_SPINCOUNT": "7"}, "7"),
+    ):  # fmt: skip
+        env = {**clean, "OMP_DISPLAY_ENV": "verbose", **told}
         done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
         assert f"GOMP_SPINCOUNT = '{spins}'" in done.stderr

@@ -6,23 +6,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import write_model
+from helpers import CPU, write_model
 
 from config import DEMO
 from evaluation import metrics
 from evaluation.metrics import PER_IMAGE, Pictures
 from imaging.files import read_image
+from runtime.device import device_name
 from tools import bench
-from tools.bench import COMPARED, plain_scores, write_pairs
+from tools.bench import COMPARED, Mode, plain_scores, write_pairs
 
-CONDITIONS = {"cores", "machine", "tinct", "python", "torch", "numpy", "scikit-image", "pillow"}
+CONDITIONS = {"machine", "device", "instructions", "tinct", "python", "torch", "numpy", "scikit-image", "pillow"}
 
 
 def test_the_last_line_is_one_json_object(capsys: pytest.CaptureFixture[str]) -> None:
-    result = bench.main(images=4, size=32, repeats=2)
+    result = bench.main(Mode.eval, images=4, size=32, repeats=2)
     *_, last = capsys.readouterr().out.splitlines()
     assert json.loads(last) == result
-    assert (result["bench"], result["images"], result["size"]) == ("scoring", 4, 32)
+    assert (result["bench"], result["images"], result["size"]) == ("eval", 4, 32)
     assert len(result["ours"]) == len(result["plain"]) == 2
     ratios = [plain / ours for ours, plain in zip(result["ours"], result["plain"], strict=True)]
     assert result["ratio"] == pytest.approx(np.median(ratios))
@@ -42,7 +43,7 @@ def test_scores_that_differ_are_refused(name: str, factor: float, monkeypatch: p
 
     monkeypatch.setitem(metrics.PER_IMAGE, name, off)
     with pytest.raises(ValueError, match=r"scores differ by .*times do not compare"):
-        bench.main(images=3, size=32, repeats=1)
+        bench.main(Mode.eval, images=3, size=32, repeats=1)
 
 
 def test_pairs_are_as_many_as_asked_for_and_different(pictures: Path) -> None:
@@ -68,11 +69,11 @@ def generator(monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_generators_last_line_is_one_json_object(generator: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    result = bench.main(model=str(generator), device="cpu", repeats=3)
+    result = bench.main(Mode.infer, model=generator, device="cpu", repeats=3)
     *said, last = capsys.readouterr().out.splitlines()
     assert json.loads(last) == result
-    assert (result["bench"], result["device"]) == ("generator", "cpu")
-    assert set(result) == {"bench", "device", *CONDITIONS, "20_px_ms", "33_px_ms"}
+    assert (result["bench"], result["device"]) == ("infer", device_name(CPU))
+    assert set(result) == {"bench", *CONDITIONS, "20_px_ms", "33_px_ms"}
     for side, line in zip((20, 33), said, strict=True):
         ms = result[f"{side}_px_ms"]
         assert set(ms) == {"exported", "half"}
@@ -83,6 +84,34 @@ def test_a_generators_last_line_is_one_json_object(generator: Path, capsys: pyte
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_generator_is_timed_on_a_gpu(generator: Path) -> None:
-    result = bench.main(model=generator, device="cuda", repeats=2)
+    result = bench.main(Mode.infer, model=generator, device="cuda", repeats=2)
     assert result["device"] == torch.cuda.get_device_name()
     assert len(result["33_px_ms"]["half"]) == 2
+
+
+@pytest.mark.slow
+def test_both_sides_of_a_step_take_turns(capsys: pytest.CaptureFixture[str]) -> None:
+    result = bench.main(Mode.step, recipe="demo", size=32, batch=2, device="cpu", repeats=2)
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == result
+    sides = result["sides"]
+    assert set(sides) == {"plain", "ours fp32", "ours"}
+    assert all(len(side["seconds"]) == len(side["page_faults"]) == 2 for side in sides.values())
+    assert sides["ours fp32"]["precision"] == sides["plain"]["precision"] == "fp32"
+    # the same networks: D forward 3 times and backward, G forward and backward, on 2 pictures
+    assert sides["plain"]["flop"] == pytest.approx(22851616768 / 64, rel=0.1)  # of 8 pictures of 128 px
+    assert 0 < sides["ours"]["share_of_ceiling"]
+
+
+@pytest.mark.slow
+def test_both_sides_load_and_colour_the_same_pictures() -> None:
+    loaded = bench.main(Mode.data, recipe="demo", size=32, batch=2, device="cpu", repeats=1, images=8)
+    assert {side["images"] for side in loaded["sides"].values()} == {loaded["sides"]["plain"]["images"]}
+    assert loaded["later ratio"] > 1
+    coloured = bench.main(Mode.infer, device="cpu", repeats=1, images=2)
+    assert coloured["sides"]["ours"]["images"] == 2
+    assert coloured["ours ratio"] > 0
+
+
+def test_a_side_that_ends_is_named() -> None:
+    with pytest.raises(RuntimeError, match="a side of the benchmark ended: .*step ours"):
+        bench.Worker("step", "ours", {"recipe": "no such"})

@@ -8,6 +8,7 @@
     python colorize.py page.png --panels                       # panel by panel
     python colorize.py 'pages/**/*.tif' --keep-coloured --compare
     find scans -name '*.jpg' -print0 | python colorize.py -
+    python colorize.py scans/ --shard 3/16                     # the third of 16 processes, anywhere
 
 Names, folders, sizes, 16-bit depth, transparency, frames, pages and metadata are kept. Each file is answered by
 a line on stdout, of JSON with --json or where that is no terminal; what failed is listed at the end on stderr.
@@ -223,6 +224,9 @@ def main(
     palette: Annotated[Path | None, typer.Option(metavar="FILE", help="A picture whose mood the results get.")] = None,
     panels: Annotated[bool, typer.Option("--panels", help="Colour comic pages panel by panel.")] = False,
     jobs: Annotated[int, typer.Option(min=1, help="Threads that decode, and that encode.")] = JOBS,
+    shard: Annotated[
+        str | None, typer.Option(metavar="I/N", help="Every N-th file, from the I-th on: for N processes anywhere.")
+    ] = None,
     json_: Annotated[
         bool, typer.Option("--json", help="A line of JSON per file, as where stdout is no terminal.")
     ] = False,
@@ -237,7 +241,7 @@ def main(
     from inference.hint_files import Hints
     from inference.pipeline import Pipeline
     from inference.runner import Runner
-    from inference.tasks import plan_tasks
+    from inference.tasks import plan_tasks, take_shard
     from runtime.device import pick_device
 
     if run is None and epoch is not None:
@@ -250,11 +254,13 @@ def main(
             raise UserError(f"no {name} {value}: use one of {' '.join(known)}")
     on, out = pick_device(device), Path(out)
     given = [inputs] if isinstance(inputs, str | Path) else inputs
-    tasks = plan_tasks([Path(path) for path in given], out, format_, compare, overwrite)
+    tasks = every = plan_tasks([Path(path) for path in given], out, format_, compare, overwrite)
+    if shard is not None:
+        tasks = take_shard(every, shard)
     mood = palette_of(torch.from_numpy(read_image(palette)).permute(2, 0, 1)[None]) if palette else None
     path = find_model(model) if run is None else find_checkpoint(Path(run), epoch)
     runner = Runner(path, on, size, strength, upsampling, temperature, mood, panels)
-    layers = Hints(hints, [task.path for task in tasks]) if hints else None
+    layers = Hints(hints, [task.path for task in every]) if hints else None
     if hints and not runner.record.recipe.hints:
         raise UserError(f"{runner.path} takes no hints: it is of recipe {runner.record.recipe.name}")
     try:

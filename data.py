@@ -1,7 +1,16 @@
-"""Items of a data set -> decoded pixels -> batches of uint8 tensors.
+"""Items of a data set -> decoded pixels -> batches of uint8 tensors; as a command, data sets before training.
+
+    python data.py --check photos/                # what is wrong with its files -> check.csv
 
 Each split is decoded once, into a memory-mapped file below cache/. Pixels become floats on the device.
 """
+
+if __name__ == "__main__":  # before torch is imported, so that --help answers at once
+    from dataset.prepare import main
+    from runtime.cli import command
+
+    command(main)
+    raise SystemExit
 
 import hashlib
 import json
@@ -20,6 +29,7 @@ from torch import Tensor
 
 from config import DRAWN_INPUTS, AnyRecipe, Recipe, UserError
 from dataset import scenes
+from dataset.check import ODD_ASPECT
 from dataset.degradations import make_fixed_input
 from dataset.folders import Item, find_pair, list_items, read_picture, to_bytes
 from dataset.sources import Blob
@@ -33,7 +43,6 @@ from runtime.weights import file_hash
 
 Corners = NDArray[np.float64]  # (N, 2) in [0, 1): positions of crops from top (left) to bottom (right)
 Flips = NDArray[np.bool_]  # (N,): which crops are mirrored left to right
-ODD_ASPECT = 1.02  # a sketch's aspect / its colour image's; above, it is cut rather than stretched
 MAX_ASPECT = 3  # long side / short side; what is longer is cropped around the centre
 VERSION = 3  # of the cached pixels; raise it when decoding changes by more than a rounding
 CHUNK = 64  # images that are decoded before they are written; bounds the memory
@@ -257,7 +266,7 @@ def content_hash(item: Item) -> str:
         if isinstance(picture, Path):
             parts.append(file_hash(picture))
         elif isinstance(picture, Blob):
-            parts.append(hashlib.sha256(picture.data[picture.start : picture.stop]).hexdigest())
+            parts.append(hashlib.sha256(picture.content()).hexdigest())
         else:
             parts.append(f"{picture} {scenes.VERSION if isinstance(picture, int) else ''}")
     return " ".join(parts)

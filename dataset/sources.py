@@ -48,9 +48,13 @@ class Blob:
     def __str__(self) -> str:
         return f"{self.archive}:{self.name}"
 
+    def content(self) -> bytes:
+        """Return the bytes of the encoded image."""
+        return self.data[self.start : self.stop].tobytes()
+
     def read(self) -> Array:
         """Return the image as sRGB (H, W, 3) uint8. Raises UserError where it cannot be decoded."""
-        return read_image(Path(str(self)), self.data[self.start : self.stop].tobytes())
+        return read_image(Path(str(self)), self.content())
 
 
 @dataclass(frozen=True)

@@ -329,7 +329,7 @@ def _fill_cache(folder: Path, partial: Path, items: Sequence[Item], loading: Loa
                 meta["labels"].append(item.label)
                 meta["index"].append([size, *picture.shape[:2]])
                 meta["kept"].append(number)
-                meta["hashes"].append(content[0][:16])
+                meta["hashes"].append(hashlib.sha256(content[0].encode()).hexdigest()[:16])
                 size += picture.size
     if not size:
         first = f"the first: {meta['bad'][0]}" if meta["bad"] else "all are below min_colorfulness"

@@ -128,6 +128,7 @@ def main(
     init: Annotated[
         str | None, typer.Option(metavar="FILE|RUN[:N]", help="Start from a trained generator's weights.")
     ] = None,
+    cache_gb: cli.CacheOption = None,
     device: cli.DeviceOption = "auto",
     quick: cli.QuickOption = False,
     resume: cli.ResumeOption = False,
@@ -208,7 +209,7 @@ def main(
         print_audit(gan, made, load_images(few, loading, CACHE, "train"), on)
         return folder
 
-    images = plan.load_splits(items, loading)
+    images = plan.load_splits(items, loading, cache_gb)
     setup.require_batch(made, len(images["train"]))
     if resume:
         plan.record_resume(images)

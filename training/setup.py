@@ -5,6 +5,7 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from config import CACHE, DEGRADATIONS, DEMO, ROOT, AnyRecipe, ClassifierRecipe, Recipe, UserError, parse_settings
@@ -45,16 +46,24 @@ class Setup:
         lines += notes
         print("\n".join(lines), flush=True)
 
-    def load_splits(self, items: Mapping[str, list[Item]], loading: Loading) -> dict[str, ImageSet]:
-        """Return the pictures to train and to validate on, decoded; makes the run folder and the cache."""
+    def load_splits(
+        self, items: Mapping[str, list[Item]], loading: Loading, cache_gb: float | None = None
+    ) -> dict[str, ImageSet]:
+        """Return the pictures to train and to validate on, decoded; says what is wrong with them.
+
+        Makes the run folder and the cache; for `cache_gb` see data.load_images.
+        """
         for place in (self.folder, CACHE):
             place.mkdir(parents=True, exist_ok=True)  # fails now rather than after decoding
         loadings = {"train": loading, "val": held_out(loading, self.recipe)}
-        images = {name: load_images(items[name], each, CACHE, name) for name, each in loadings.items()}
+        images = {name: load_images(items[name], each, CACHE, name, cache_gb) for name, each in loadings.items()}
         for name, split in images.items():
             if split.cut:
                 told = f"{len(split.cut)} sketches of {name} have another shape than their pictures"
-                print(f"{told} and are cut around their centres: {listed(split.cut)}")
+                told = f"{told} and are cut around their centres: {listed(split.cut)}"
+                print(told if 4 * len(split.cut) < len(split) else f"WARNING: {told}; are these pairs?")
+        if self.data != DEMO:
+            print(f"{'checked':<14} {faults(images)}; more: python data.py --check {quote(self.data)}", flush=True)
         return images
 
     def record(self, kind: type[Record], loading: Loading, images: Mapping[str, ImageSet], **own: Any) -> None:
@@ -154,6 +163,19 @@ def remembered(data: str) -> str:
     return str(Path(data).resolve()) if Path(data).exists() and data != DEMO else data
 
 
+def faults(images: Mapping[str, ImageSet]) -> str:
+    """Return what is wrong with the files of the splits train and val, as far as decoding them has shown."""
+    splits = images.values()
+    counts = {
+        "cannot be read": sum(len(split.bad) for split in splits),
+        "are left out as near-gray": sum(split.gray for split in splits),
+        "are there twice": sum(len(split.hashes) - len({*split.hashes}) for split in splits),
+        "to validate on are trained on, too": len({*images["train"].hashes} & {*images["val"].hashes}),
+    }
+    told = ", ".join(f"{number} {what}" for what, number in counts.items() if number)
+    return f"{sum(map(len, splits))} pictures: {told or 'nothing found'}"
+
+
 def require_colour(images: ImageSet) -> None:
     """Look at some of the pictures to train on, and say so where many have no colour.
 
@@ -165,7 +187,7 @@ def require_colour(images: ImageSet) -> None:
         raise UserError(f"no colour in the {len(ids)} training pictures looked at: there is nothing to learn from them")
     if len(gray) > len(ids) / 4:
         told = f"{len(gray)} of {len(ids)} training pictures looked at have no colour"
-        print(f"{told}: {listed(gray)}; leave such out with --set min_colorfulness=15")
+        print(f"WARNING: {told}: {listed(gray)}; leave such out with --set min_colorfulness=15")
 
 
 def listed(names: Sequence[str]) -> str:

@@ -1,6 +1,7 @@
 """Items of a data set -> decoded pixels -> batches of uint8 tensors; as a command, data sets before training.
 
-    python data.py --check photos/                # what is wrong with its files -> check.csv
+    python data.py --check photos/                       # what is wrong with its files -> check.csv
+    python data.py --pack photos/ shards/ --size 256     # tar files of 256 MB each, and a manifest
 
 Each split is decoded once, into a memory-mapped file below cache/. Pixels become floats on the device.
 """

@@ -1,8 +1,8 @@
 """The images of a data set: their names, splits, pairs and labels.
 
 A data set is a folder of images (any depth), of pairs side by side in one image (colour and sketch, --pair), or of
-two folders of pairs that are matched by stem; or an archive with the same inside; or a torchvision data set by
-name; or `demo`, the embedded scenes. Folders `train/` and `val/` or `test/` are used as the splits. Without them
+two folders of pairs that are matched by stem; or an archive, or shards, with the same inside; or a torchvision data
+set by name; or `demo`, the embedded scenes. Folders `train/` and `val/` or `test/` are used as the splits. Without them
 a share is held out by a hash of the name, so that new files do not move old ones to the other split. The first
 folder below the split is the label.
 
@@ -25,6 +25,7 @@ import numpy as np
 
 from config import DEMO, AnyRecipe, Recipe, UserError
 from dataset import scenes
+from dataset.shards import find_shards, open_shards
 from dataset.sources import Blob, Entry, find_named, open_archive, open_named
 from imaging.files import find_images, read_image, search
 from imaging.pixels import Array
@@ -73,7 +74,7 @@ def list_items(data: str, recipe: AnyRecipe, cache: Path) -> Splits:
     """Return the items of the splits train, val and test; without test images, test is val.
 
     Args:
-        data: folder, .tar or .npz file, demo, or name of a torchvision data set.
+        data: folder, .tar or .npz file, shards, demo, or name of a torchvision data set.
         recipe: uses val_fraction, limit and pair_folders, not seed: runs of other seeds hold out the same images.
         cache: folder to which a data set by name is downloaded.
 
@@ -111,6 +112,8 @@ def open_tree(data: str, cache: Path, notes: list[str]) -> Tree:
     root = Path(data)
     if data == DEMO:
         return {f"scene_{i:04d}": i for i in range(scenes.SCENES)}
+    if (shards := find_shards(data)) is not None:
+        return dict(open_shards(data, shards, cache, notes))
     if root.is_dir():
         found = search(root)
         notes += found.left_out
@@ -122,7 +125,7 @@ def open_tree(data: str, cache: Path, notes: list[str]) -> Tree:
     if find_named(data):
         return dict(open_named(data, cache / "datasets"))
     raise UserError(
-        f"no folder {data}: --data takes an image folder, a .tar or .npz file, {DEMO}, "
+        f"no folder {data}: --data takes an image folder, a .tar or .npz file, shards, {DEMO}, "
         "or a torchvision data set such as cifar10"
     )
 

@@ -11,6 +11,7 @@ from typing import Any
 from config import CACHE, DEGRADATIONS, DEMO, ROOT, AnyRecipe, ClassifierRecipe, Recipe, UserError, parse_settings
 from data import ImageSet, Loading, evenly_spaced, held_out, load_images
 from dataset.folders import Item, Splits
+from dataset.shards import is_pattern
 from inference.pipeline import is_coloured
 from models import GENERATORS, fit_networks, needs_two_images
 from runtime import run_folder
@@ -140,7 +141,7 @@ def go_on(
         UserError: something else was given than the run was trained with, or its state or data is missing.
     """
     data = remembered(data) if data else stored.data  # record_resume finds out whether it holds the same
-    if Path(data).is_absolute() and not Path(data).exists():
+    if Path(data).is_absolute() and not Path(data).exists() and not is_pattern(data):
         raise UserError(f"no {data}, on which {run} was trained; where it was moved, say its new place with --data")
     asked = {key: (getattr(stored.recipe, key), value) for key, value in given.items()}
     asked |= {"recipe": (stored.recipe.name, name)} if name else {}
@@ -160,7 +161,8 @@ def go_on(
 
 def remembered(data: str) -> str:
     """Return how a run stores the name of its data: absolute, so that stages may run anywhere."""
-    return str(Path(data).resolve()) if Path(data).exists() and data != DEMO else data
+    on_disk = (Path(data).exists() or is_pattern(data)) and data != DEMO
+    return str(Path(data).resolve()) if on_disk else data
 
 
 def faults(images: Mapping[str, ImageSet]) -> str:

@@ -135,7 +135,8 @@ def test_the_command_writes_a_table_and_a_summary(capsys: pytest.CaptureFixture[
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        ([], "nothing to do"),
+        ([], "say what to do"),
+        (["--check", "set", "out"], "--pack takes two folders"),
         (["--check", "nowhere"], "no folder nowhere"),
         (["--check", "demo"], "nothing to check"),
     ],

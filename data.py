@@ -17,9 +17,10 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -35,6 +36,7 @@ from dataset.check import ODD_ASPECT
 from dataset.degradations import make_fixed_input
 from dataset.folders import Item, find_pair, list_items, read_picture, to_bytes
 from dataset.sources import Blob
+from dataset.streams import Stream
 from imaging import color
 from imaging.line_art import line_art
 from imaging.pixels import Array, colorfulness, resize
@@ -77,9 +79,16 @@ class ImageSet:
     cut: list[str] = field(default_factory=list)  # stems of sketches of another shape than their colour image
     hashes: list[str] = field(default_factory=list)  # of what the images' files hold
     decode: Callable[[int], Array] | None = None  # gives image i where there is no room for pixels
+    stream: Stream | None = None  # which is trained on in place of these images, its head
+    loading: Loading | None = None  # of the images of a stream
 
     def __len__(self) -> int:
         return len(self.stems)
+
+    @property
+    def per_epoch(self) -> int:
+        """Images of an epoch, of all processes together."""
+        return self.stream.count if self.stream else len(self)
 
     def picture(self, i: int) -> Array:
         """Return image i as (H, W, 3|6) uint8."""
@@ -105,20 +114,27 @@ class ImageSet:
         Returns:
             source and target, each (N, 3, size, size) uint8; the same tensor where there are no sketches.
         """
-        out = np.empty((len(ids), size, size, self.channels), np.uint8)
-        for row, picture in enumerate(self.pictures(ids)):
-            spare = np.array(picture.shape[:2]) - size
-            top, left = spare // 2 if corners is None else (corners[row] * (spare + 1)).astype(int)
-            square = picture[top : top + size, left : left + size]
-            out[row] = square[:, ::-1] if flips is not None and flips[row] else square
-        tensor = torch.from_numpy(out).permute(0, 3, 1, 2)  # (N, 3|6, size, size)
-        target = tensor[:, :3]
-        return (tensor[:, 3:] if self.channels == 6 else target), target
+        return cut_squares(self.pictures(ids), (len(ids), size, size, self.channels), corners, flips)
 
     def gather_fixed(self, ids: list[int], recipe: Recipe) -> tuple[Tensor, Tensor]:
         """Return fixed inputs (N, 1|3, S, S) and targets (N, 3, S, S), uint8, of the centres of images."""
         source, target = self.gather(ids, recipe.test_size)
         return make_fixed_input(source, target, recipe, ids), target
+
+
+def cut_squares(
+    pictures: Iterable[Array], shape: tuple[int, int, int, int], corners: Corners | None, flips: Flips | None
+) -> tuple[Tensor, Tensor]:
+    """Return square crops as `gather` does; `shape`: (N, size, size, 3|6)."""
+    size, out = shape[1], np.empty(shape, np.uint8)
+    for row, picture in enumerate(pictures):
+        spare = np.array(picture.shape[:2]) - size
+        top, left = spare // 2 if corners is None else (corners[row] * (spare + 1)).astype(int)
+        square = picture[top : top + size, left : left + size]
+        out[row] = square[:, ::-1] if flips is not None and flips[row] else square
+    tensor = torch.from_numpy(out).permute(0, 3, 1, 2)  # (N, 3|6, size, size)
+    target = tensor[:, :3]
+    return (tensor[:, 3:] if shape[3] == 6 else target), target
 
 
 def evenly_spaced(count: int, most: int) -> list[int]:
@@ -127,10 +143,14 @@ def evenly_spaced(count: int, most: int) -> list[int]:
 
 
 def training_batches(
-    images: ImageSet, batch_size: int, size: int, flip: float, seed: int, epoch: int, start: int = 0
-) -> Iterator[tuple[Tensor, Tensor]]:
+    images: ImageSet, batch_size: int, size: int, flip: float, seed: int, epoch: int, start: int = 0,
+    rank: int = 0, world: int = 1,
+) -> Iterator[tuple[Tensor, Tensor]]:  # fmt: skip
     """Yield source and target of an epoch's batches, shuffled, cropped and flipped, from step `start` on."""
-    order = training_order(len(images), batch_size, flip, seed, epoch, start)
+    if images.stream is not None:
+        yield from ahead(stream_batches(images, batch_size, size, flip, seed, epoch, start, rank, world))
+        return
+    order = training_order(len(images), batch_size, flip, seed, epoch, start, rank, world)
     batches = (images.gather(ids, size, corners, flips) for ids, corners, flips in order)
     yield from batches if images.decode is None else ahead(batches)
 
@@ -144,10 +164,56 @@ def ahead(items: Iterator[T]) -> Iterator[T]:
             yield item
 
 
+def stream_batches(
+    images: ImageSet, batch_size: int, size: int, flip: float, seed: int, epoch: int, start: int = 0,
+    rank: int = 0, world: int = 1,
+) -> Iterator[tuple[Tensor, Tensor]]:  # fmt: skip
+    """Yield source and target of the batches of an epoch of a stream, as many for each process.
+
+    They depend on seed, epoch, rank and world alone; before step `start` images are decoded in vain. A process whose
+    shards end too early begins them again.
+    """
+    noise = np.random.default_rng([seed, epoch, rank])
+    pictures = _stream_pictures(images, seed, epoch, rank, world)
+    for step in range(steps_per_epoch(images.per_epoch, batch_size * world)):
+        batch = [*islice(pictures, min(batch_size, images.per_epoch))]
+        corners, flips = noise.random((len(batch), 2)), noise.random(len(batch)) < flip
+        if step >= start:
+            yield cut_squares(batch, (len(batch), size, size, images.channels), corners, flips)
+
+
+def _stream_pictures(images: ImageSet, seed: int, epoch: int, rank: int, world: int) -> Iterator[Array]:
+    """Yield the decoded images of a stream for ever; those that cannot be read, or are near gray, are left out.
+
+    Raises UserError where not one can be used.
+    """
+    stream, loading = images.stream, images.loading
+
+    def attempt(blob: Blob) -> Array | None:
+        try:
+            picture = decode(Item(blob.name, blob), loading)
+        except UserError as error:
+            stream.tell(f"skipped {error}")
+            return None
+        least = loading.min_colorfulness
+        return None if least and colorfulness(picture[..., :3]) < least else picture
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        while True:
+            usable, blobs = False, stream.images(seed, epoch, rank, world)
+            while chunk := [*islice(blobs, CHUNK)]:
+                for picture in pool.map(attempt, chunk):
+                    if picture is not None:
+                        usable = True
+                        yield picture
+            if not usable:
+                raise UserError(f"none of the images of the stream {stream.urls[0]} ... can be used")
+
+
 def training_order(
-    images: int, batch_size: int, flip: float, seed: int, epoch: int, start: int = 0
+    images: int, batch_size: int, flip: float, seed: int, epoch: int, start: int = 0, rank: int = 0, world: int = 1
 ) -> Iterator[tuple[list[int], Corners, Flips]]:
-    """Yield the ids, corners and flips of each batch of an epoch, from step `start` on.
+    """Yield the ids, corners and flips of each batch of one of `world` processes in an epoch, from step `start` on.
 
     All random numbers depend on (seed, epoch) alone, so that a resumed epoch continues exactly. A last batch
     that is not full is left out, unless it is the only one.
@@ -156,8 +222,8 @@ def training_order(
     order = rng.permutation(images)
     corners = rng.random((images, 2))
     flips = rng.random(images) < flip
-    for step in range(start, steps_per_epoch(images, batch_size)):
-        ids = order[step * batch_size : (step + 1) * batch_size]
+    for step in range(start, steps_per_epoch(images, batch_size * world)):
+        ids = order[(step * world + rank) * batch_size : (step * world + rank + 1) * batch_size]
         yield ids.tolist(), corners[ids], flips[ids]
 
 

@@ -221,7 +221,7 @@ def main(
         plan.record(
             run_folder.RunRecord, loading, images, mean_ab=mean, parameters=sizes, overrides=plan.given, init=init
         )
-    steps = steps_per_epoch(len(images["train"]), made.batch_size)
+    steps = steps_per_epoch(images["train"].per_epoch, made.batch_size)
 
     def batches(epoch: int, start: int) -> Iterator[tuple[Tensor, Tensor]]:
         order = (made.batch_size, made.size, made.flip, made.seed, epoch, start)

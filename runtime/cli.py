@@ -25,7 +25,7 @@ RecipeOption = Annotated[
 ]
 DataOption = Annotated[
     str | None,
-    typer.Option(metavar="PATH|NAME", help="Image folder, .tar, .npz, demo, or a torchvision data set."),
+    typer.Option(metavar="PATH|NAME", help="Image folder, .tar, .npz, shards, demo, or a torchvision data set."),
 ]
 RunOption = Annotated[Path | None, typer.Option(metavar="DIR", help="Run folder.")]
 EpochsOption = Annotated[int | None, typer.Option(min=1, help="Passes over the training images.")]

@@ -10,7 +10,7 @@ from typing import Any
 
 from config import CACHE, DEGRADATIONS, DEMO, ROOT, AnyRecipe, ClassifierRecipe, Recipe, UserError, parse_settings
 from data import ImageSet, Loading, evenly_spaced, held_out, load_images
-from dataset.folders import Item, Splits
+from dataset.folders import Splits
 from dataset.shards import is_pattern
 from inference.pipeline import is_coloured
 from models import GENERATORS, fit_networks, needs_two_images
@@ -47,9 +47,7 @@ class Setup:
         lines += notes
         print("\n".join(lines), flush=True)
 
-    def load_splits(
-        self, items: Mapping[str, list[Item]], loading: Loading, cache_gb: float | None = None
-    ) -> dict[str, ImageSet]:
+    def load_splits(self, items: Splits, loading: Loading, cache_gb: float | None = None) -> dict[str, ImageSet]:
         """Return the pictures to train and to validate on, decoded; says what is wrong with them.
 
         Makes the run folder and the cache; for `cache_gb` see data.load_images.
@@ -58,6 +56,8 @@ class Setup:
             place.mkdir(parents=True, exist_ok=True)  # fails now rather than after decoding
         loadings = {"train": loading, "val": held_out(loading, self.recipe)}
         images = {name: load_images(items[name], each, CACHE, name, cache_gb) for name, each in loadings.items()}
+        if items.stream:
+            images["train"] = replace(images["train"], stream=items.stream, loading=loading)
         for name, split in images.items():
             if split.cut:
                 told = f"{len(split.cut)} sketches of {name} have another shape than their pictures"
@@ -215,12 +215,15 @@ def describe(recipe: Recipe, data: str, items: Splits, loading: Loading, sizes: 
     classes = len({item.label for item in items["train"]} - {""})
     kind += f", {classes} classes" if classes > 1 else ""
     kind += "; val/ is used" if items.has_val else ""
+    count = len(items["train"])
+    if items.stream:
+        count, kind = items.stream.count, f"{kind}, a stream of {len(items.stream.urls)} shards"
     alone = f", the first {recipe.pretrain_epochs} without the discriminator" if recipe.pretrain_epochs else ""
     discriminator = "none: the generator learns alone"
     if "discriminator" in sizes:
         discriminator = f"{recipe.discriminator}, {sizes['discriminator']:,} parameters"
     return {
-        "data": f"{data}: {len(items['train'])} to train, {len(items['val'])} to validate ({kind})",
+        "data": f"{data}: {count} to train, {len(items['val'])} to validate ({kind})",
         "recipe": f"{recipe.name}, {recipe.input} -> {recipe.output} at {recipe.size} px",
         "epochs": f"{recipe.epochs}{alone}",
         "generator": f"{recipe.generator}, {sizes['generator']:,} parameters to train",
@@ -235,7 +238,7 @@ def provenance(images: Mapping[str, ImageSet]) -> dict[str, Any]:
         call = ["git", "rev-parse", "HEAD"]
         commit = subprocess.run(call, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
     return {
-        "images": {name: len(split) for name, split in images.items()},
+        "images": {name: split.per_epoch for name, split in images.items()},
         "fingerprints": {name: split.key for name, split in images.items()},
         "versions": run_folder.library_versions(LIBRARIES),
         "git": commit or None,

@@ -55,30 +55,35 @@ from pathlib import Path
 from config import Recipe
 from dataset.folders import list_items
 stream = list_items(sys.argv[1], Recipe("x", size=16, val_fraction=0.3), Path("cache")).stream
-print(*(blob.name for blob in stream.images(7, int(sys.argv[2]), int(sys.argv[3]), 2)))
+print(*(blob.name for blob in stream.images(7, 1, int(sys.argv[2]), 2)))
 """
 
 
-@pytest.mark.parametrize("most", [8_000, 10_000])
-def test_two_processes_see_each_image_once_an_epoch(most: int, time_limit: None) -> None:
+def test_two_processes_see_each_image_once_an_epoch() -> None:
     pytest.importorskip("webdataset")
-    data = write_shards(most=most)
-    splits = list_items(data, RECIPE, CACHE)
-    whole = len(splits.stream.urls) % 2 == 0
-    assert splits.stream.count == 40 - len(splits["val"])
-    seen = []
-    for epoch in (1, 2, 1):
-        command = [sys.executable, "-c", NAMES, data, str(epoch)]
-        options = {"env": {**os.environ, "PYTHONPATH": str(ROOT)}, "stdout": subprocess.PIPE, "text": True}
-        both = [subprocess.Popen([*command, str(rank)], **options) for rank in (0, 1)]
-        seen.append([process.communicate()[0].splitlines() for process in both])
-    names = [[lines[-1].split() for lines in ranks] for ranks in seen]
-    held = {item.target.name for item in splits["val"]}
-    for ranks in names:
-        assert Counter(ranks[0] + ranks[1]) == Counter({f"color/p{i:02d}.png" for i in range(40)} - held)
-    assert names[0] == names[2]
-    assert names[0] != names[1]
-    assert all(("each reads all" in lines[0]) != whole for ranks in seen for lines in ranks)
+    data = write_shards()
+    options = {"env": {**os.environ, "PYTHONPATH": str(ROOT)}, "stdout": subprocess.PIPE, "text": True}
+    both = [subprocess.Popen([sys.executable, "-c", NAMES, data, rank], **options) for rank in "01"]
+    seen = [process.communicate()[0].splitlines()[-1].split() for process in both]
+    held = {item.target.name for item in list_items(data, RECIPE, CACHE)["val"]}
+    assert Counter(seen[0] + seen[1]) == Counter({f"color/p{i:02d}.png" for i in range(40)} - held)
+
+
+@pytest.mark.parametrize(("most", "whole"), [(8_000, False), (10_000, True)])
+def test_ranks_see_each_image_once_in_an_order_of_the_epoch(
+    most: int, whole: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("webdataset")
+    splits = list_items(write_shards(most=most), RECIPE, CACHE)
+    stream = splits.stream
+    assert (len(stream.urls) % 2 == 0) == whole  # else every process reads all
+    assert stream.count == 40 - len(splits["val"])
+    seen = [[[blob.name for blob in stream.images(7, epoch, rank, 2)] for rank in (0, 1)] for epoch in (1, 2, 1)]
+    for ranks in seen:
+        assert Counter(ranks[0] + ranks[1]) == Counter({f"color/p{i:02d}.png" for i in range(40)} - stream.held)
+    assert seen[0] == seen[2]
+    assert seen[0] != seen[1]
+    assert ("each reads all" in capsys.readouterr().out) != whole
 
 
 def test_two_ranks_of_local_shards_see_each_image_once_an_epoch() -> None:

@@ -73,26 +73,28 @@ def _webdataset() -> ModuleType:
 
 def read_shard(url: str, tell: Callable[[str], None]) -> Iterator[Blob]:
     """Yield the images of one shard; what cannot be read of it is left out, and told."""
-    reader = _webdataset().tariterators
-
-    def skip(error: Exception) -> bool:
-        if not isinstance(error, BROKEN):
-            raise error
-        reason = " ".join(str(error.args[0] if error.args else error).split())
-        tell(f"left out: what cannot be read of {url} ({reason})")
-        return True
-
-    for source in reader.url_opener([{"url": url}], handler=skip):
-        for file in reader.tar_file_expander([source], handler=skip, eof_value=None):
-            name, content = file["fname"].removeprefix("./"), np.frombuffer(file["data"], np.uint8)
-            if images_among([name], Path(url), []):
-                yield Blob(Path(url), name, 0, len(content), content)
-        try:
-            if source["stream"].read(tarfile.BLOCKSIZE).strip(b"\0"):  # tarfile takes a damaged header for the end
-                skip(tarfile.ReadError("it is damaged in the middle"))
-            source["stream"].close()  # tells whether a command has failed
-        except OSError as error:
-            skip(error)
+    stream, why = None, ""
+    try:
+        stream = _webdataset().gopen(url)
+        with tarfile.open(fileobj=stream, mode="r|*") as archive:
+            for member in archive:
+                if member.isreg() and images_among([name := member.name.removeprefix("./")], Path(url), []):
+                    content = np.frombuffer(archive.extractfile(member).read(), np.uint8)
+                    yield Blob(Path(url), name, 0, len(content), content)
+                archive.members = []  # or it keeps all
+            if any(archive.fileobj.read(tarfile.BLOCKSIZE)):  # tarfile takes a damaged header for the end
+                why = "it is damaged in the middle"
+    except BROKEN as error:
+        why = " ".join(str(error).split())
+    try:
+        if stream is not None:
+            while stream.read(2**20):  # the padding; a command that is not read to its end fails
+                pass
+            stream.close()  # tells whether a command has failed
+    except OSError as error:
+        why = why or " ".join(str(error).split())
+    if why:
+        tell(f"left out: what cannot be read of {url} ({why})")
 
 
 def take_head(data: str, cache: Path) -> tuple[Path, int | None]:
@@ -127,7 +129,7 @@ def _listed_images(urls: list[str]) -> int | None:
     """Return how many images the manifest beside the shards lists, None where there is none."""
     where = re.sub(r"[^/\s'\"]+\.tar\b", MANIFEST, urls[0])
     try:
-        with _webdataset().gopen.gopen(where) as file:
+        with _webdataset().gopen(where) as file:
             manifest = Manifest.parse(file.read(), where)
     except BROKEN:  # also UserError: whatever else a server answers
         return None

@@ -8,6 +8,8 @@
     python colorize.py page.png --panels                       # panel by panel
     python colorize.py 'pages/**/*.tif' --keep-coloured --compare
     find scans -name '*.jpg' -print0 | python colorize.py -
+    python colorize.py scans/ --shard 3/16                     # the third of 16 processes, anywhere
+    python colorize.py scans/ --engine ray --workers 8         # on all that Ray has, see requirements-scale.txt
 
 Names, folders, sizes, 16-bit depth, transparency, frames, pages and metadata are kept. Each file is answered by
 a line on stdout, of JSON with --json or where that is no terminal; what failed is listed at the end on stderr.
@@ -223,6 +225,11 @@ def main(
     palette: Annotated[Path | None, typer.Option(metavar="FILE", help="A picture whose mood the results get.")] = None,
     panels: Annotated[bool, typer.Option("--panels", help="Colour comic pages panel by panel.")] = False,
     jobs: Annotated[int, typer.Option(min=1, help="Threads that decode, and that encode.")] = JOBS,
+    shard: Annotated[
+        str | None, typer.Option(metavar="I/N", help="Every N-th file, from the I-th on: for N processes anywhere.")
+    ] = None,
+    engine: Annotated[str | None, typer.Option(metavar="ray", help="Deal the files to workers of Ray.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Of --engine ray; default: one per GPU, or core.")] = None,
     json_: Annotated[
         bool, typer.Option("--json", help="A line of JSON per file, as where stdout is no terminal.")
     ] = False,
@@ -237,7 +244,7 @@ def main(
     from inference.hint_files import Hints
     from inference.pipeline import Pipeline
     from inference.runner import Runner
-    from inference.tasks import plan_tasks
+    from inference.tasks import plan_tasks, take_shard
     from runtime.device import pick_device
 
     if run is None and epoch is not None:
@@ -248,13 +255,19 @@ def main(
     for name, value, known in (("format", format_, FORMS), ("upsampling", upsampling, Colorizer.UPSAMPLINGS)):
         if value is not None and value not in known:
             raise UserError(f"no {name} {value}: use one of {' '.join(known)}")
-    on, out = pick_device(device), Path(out)
+    if engine not in (None, "ray") or (workers and not engine):
+        raise UserError(f"no engine {engine}: use ray" if engine else "--workers is of --engine ray")
+    on, out = pick_device(device if engine is None else "cpu"), Path(out)
     given = [inputs] if isinstance(inputs, str | Path) else inputs
-    tasks = plan_tasks([Path(path) for path in given], out, format_, compare, overwrite)
+    tasks = every = plan_tasks([Path(path) for path in given], out, format_, compare, overwrite)
+    if shard is not None:
+        tasks = take_shard(every, shard)
     mood = palette_of(torch.from_numpy(read_image(palette)).permute(2, 0, 1)[None]) if palette else None
     path = find_model(model) if run is None else find_checkpoint(Path(run), epoch)
-    runner = Runner(path, on, size, strength, upsampling, temperature, mood, panels)
-    layers = Hints(hints, [task.path for task in tasks]) if hints else None
+    how = {"size": size, "strength": strength, "upsampling": upsampling, "temperature": temperature, "palette": mood}
+    how |= {"path": path, "panels": panels}
+    runner = Runner(device=on, **how)
+    layers = Hints(hints, [task.path for task in every]) if hints else None
     if hints and not runner.record.recipe.hints:
         raise UserError(f"{runner.path} takes no hints: it is of recipe {runner.record.recipe.name}")
     try:
@@ -262,9 +275,15 @@ def main(
         tempfile.TemporaryFile(dir=out).close()
     except OSError as error:
         raise UserError(f"{out} cannot be written to ({error.strerror}); name another --out") from None
-    print(f"model {path}: {runner.record}; on {runner.device}", file=sys.stderr, flush=True)
-    pipeline = Pipeline(runner, jobs, overwrite, keep_coloured, layers)
-    finished = report(pipeline.run(tasks), len(tasks), out, json_ or not sys.stdout.isatty())
+    print(f"model {path}: {runner.record}; on {engine or runner.device}", file=sys.stderr, flush=True)
+    options = {"threads": jobs, "overwrite": overwrite, "keep_coloured": keep_coloured, "hints": layers}
+    if engine is None:
+        found = Pipeline(runner, **options).run(tasks)
+    else:
+        from inference.ray_batch import colour_files
+
+        found = colour_files(tasks, workers, device, how, options)
+    finished = report(found, len(tasks), out, json_ or not sys.stdout.isatty())
     if any(job.status == "failed" for job in finished):
         raise SystemExit(1)
     return [job.task.output for job in finished]

@@ -1,17 +1,28 @@
-"""Items of a data set -> decoded pixels -> batches of uint8 tensors.
+"""Items of a data set -> decoded pixels -> batches of uint8 tensors; as a command, data sets before training.
+
+    python data.py --check photos/                       # what is wrong with its files -> check.csv
+    python data.py --pack photos/ shards/ --size 256     # tar files of 256 MB each, and a manifest
 
 Each split is decoded once, into a memory-mapped file below cache/. Pixels become floats on the device.
 """
 
+if __name__ == "__main__":  # before torch is imported, so that --help answers at once
+    from dataset.prepare import main
+    from runtime.cli import command
+
+    command(main)
+    raise SystemExit
+
 import hashlib
 import json
+import math
 import os
-import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -19,10 +30,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from config import DRAWN_INPUTS, AnyRecipe, Recipe, UserError
+from dataset import cache as caches
 from dataset import scenes
+from dataset.check import ODD_ASPECT
 from dataset.degradations import make_fixed_input
 from dataset.folders import Item, find_pair, list_items, read_picture, to_bytes
 from dataset.sources import Blob
+from dataset.streams import Stream
 from imaging import color
 from imaging.line_art import line_art
 from imaging.pixels import Array, colorfulness, resize
@@ -32,8 +46,8 @@ from runtime.run_folder import RunRecord
 from runtime.weights import file_hash
 
 Corners = NDArray[np.float64]  # (N, 2) in [0, 1): positions of crops from top (left) to bottom (right)
+T = TypeVar("T")
 Flips = NDArray[np.bool_]  # (N,): which crops are mirrored left to right
-ODD_ASPECT = 1.02  # a sketch's aspect / its colour image's; above, it is cut rather than stretched
 MAX_ASPECT = 3  # long side / short side; what is longer is cropped around the centre
 VERSION = 3  # of the cached pixels; raise it when decoding changes by more than a rounding
 CHUNK = 64  # images that are decoded before they are written; bounds the memory
@@ -63,15 +77,34 @@ class ImageSet:
     gray: int  # images left out because of min_colorfulness
     key: str  # hash of what the files hold and of how they were loaded, wherever they lie
     cut: list[str] = field(default_factory=list)  # stems of sketches of another shape than their colour image
+    hashes: list[str] = field(default_factory=list)  # of what the images' files hold
+    decode: Callable[[int], Array] | None = None  # gives image i where there is no room for pixels
+    stream: Stream | None = None  # which is trained on in place of these images, its head
+    loading: Loading | None = None  # of the images of a stream
 
     def __len__(self) -> int:
         return len(self.stems)
 
+    @property
+    def per_epoch(self) -> int:
+        """Images of an epoch, of all processes together."""
+        return self.stream.count if self.stream else len(self)
+
     def picture(self, i: int) -> Array:
         """Return image i as (H, W, 3|6) uint8."""
+        if self.decode is not None:
+            return self.decode(i)
         offset, height, width = (int(value) for value in self.index[i])
         shape = (height, width, self.channels)
         return self.pixels[offset : offset + height * width * self.channels].reshape(shape)
+
+    def pictures(self, ids: Sequence[int]) -> Iterator[Array]:
+        """Yield images as `picture` does; those that have to be decoded in threads."""
+        if self.decode is None or len(ids) == 1:
+            yield from map(self.picture, ids)
+            return
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            yield from pool.map(self.picture, ids)
 
     def gather(
         self, ids: Sequence[int], size: int, corners: Corners | None = None, flips: Flips | None = None
@@ -81,21 +114,27 @@ class ImageSet:
         Returns:
             source and target, each (N, 3, size, size) uint8; the same tensor where there are no sketches.
         """
-        out = np.empty((len(ids), size, size, self.channels), np.uint8)
-        for row, i in enumerate(ids):
-            picture = self.picture(i)
-            spare = np.array(picture.shape[:2]) - size
-            top, left = spare // 2 if corners is None else (corners[row] * (spare + 1)).astype(int)
-            square = picture[top : top + size, left : left + size]
-            out[row] = square[:, ::-1] if flips is not None and flips[row] else square
-        tensor = torch.from_numpy(out).permute(0, 3, 1, 2)  # (N, 3|6, size, size)
-        target = tensor[:, :3]
-        return (tensor[:, 3:] if self.channels == 6 else target), target
+        return cut_squares(self.pictures(ids), (len(ids), size, size, self.channels), corners, flips)
 
     def gather_fixed(self, ids: list[int], recipe: Recipe) -> tuple[Tensor, Tensor]:
         """Return fixed inputs (N, 1|3, S, S) and targets (N, 3, S, S), uint8, of the centres of images."""
         source, target = self.gather(ids, recipe.test_size)
         return make_fixed_input(source, target, recipe, ids), target
+
+
+def cut_squares(
+    pictures: Iterable[Array], shape: tuple[int, int, int, int], corners: Corners | None, flips: Flips | None
+) -> tuple[Tensor, Tensor]:
+    """Return square crops as `gather` does; `shape`: (N, size, size, 3|6)."""
+    size, out = shape[1], np.empty(shape, np.uint8)
+    for row, picture in enumerate(pictures):
+        spare = np.array(picture.shape[:2]) - size
+        top, left = spare // 2 if corners is None else (corners[row] * (spare + 1)).astype(int)
+        square = picture[top : top + size, left : left + size]
+        out[row] = square[:, ::-1] if flips is not None and flips[row] else square
+    tensor = torch.from_numpy(out).permute(0, 3, 1, 2)  # (N, 3|6, size, size)
+    target = tensor[:, :3]
+    return (tensor[:, 3:] if shape[3] == 6 else target), target
 
 
 def evenly_spaced(count: int, most: int) -> list[int]:
@@ -104,17 +143,77 @@ def evenly_spaced(count: int, most: int) -> list[int]:
 
 
 def training_batches(
-    images: ImageSet, batch_size: int, size: int, flip: float, seed: int, epoch: int, start: int = 0
-) -> Iterator[tuple[Tensor, Tensor]]:
+    images: ImageSet, batch_size: int, size: int, flip: float, seed: int, epoch: int, start: int = 0,
+    rank: int = 0, world: int = 1,
+) -> Iterator[tuple[Tensor, Tensor]]:  # fmt: skip
     """Yield source and target of an epoch's batches, shuffled, cropped and flipped, from step `start` on."""
-    for ids, corners, flips in training_order(len(images), batch_size, flip, seed, epoch, start):
-        yield images.gather(ids, size, corners, flips)
+    if images.stream is not None:
+        yield from ahead(stream_batches(images, batch_size, size, flip, seed, epoch, start, rank, world))
+        return
+    order = training_order(len(images), batch_size, flip, seed, epoch, start, rank, world)
+    batches = (images.gather(ids, size, corners, flips) for ids, corners, flips in order)
+    yield from batches if images.decode is None else ahead(batches)
+
+
+def ahead(items: Iterator[T]) -> Iterator[T]:
+    """Yield items that a thread makes: the next one while the caller works with one."""
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(next, items, None)
+        while (item := coming.result()) is not None:
+            coming = pool.submit(next, items, None)
+            yield item
+
+
+def stream_batches(
+    images: ImageSet, batch_size: int, size: int, flip: float, seed: int, epoch: int, start: int = 0,
+    rank: int = 0, world: int = 1,
+) -> Iterator[tuple[Tensor, Tensor]]:  # fmt: skip
+    """Yield source and target of the batches of an epoch of a stream, as many for each process.
+
+    They depend on seed, epoch, rank and world alone; before step `start` images are decoded in vain. A process whose
+    shards end too early begins them again.
+    """
+    noise = np.random.default_rng([seed, epoch, rank])
+    pictures = _stream_pictures(images, seed, epoch, rank, world)
+    for step in range(steps_per_epoch(images.per_epoch, batch_size * world)):
+        batch = [*islice(pictures, min(batch_size, images.per_epoch))]
+        corners, flips = noise.random((len(batch), 2)), noise.random(len(batch)) < flip
+        if step >= start:
+            yield cut_squares(batch, (len(batch), size, size, images.channels), corners, flips)
+
+
+def _stream_pictures(images: ImageSet, seed: int, epoch: int, rank: int, world: int) -> Iterator[Array]:
+    """Yield the decoded images of a stream for ever; those that cannot be read, or are near gray, are left out.
+
+    Raises UserError where not one can be used.
+    """
+    stream, loading = images.stream, images.loading
+
+    def attempt(blob: Blob) -> Array | None:
+        try:
+            picture = decode(Item(blob.name, blob), loading)
+        except UserError as error:
+            stream.tell(f"skipped {error}")
+            return None
+        least = loading.min_colorfulness
+        return None if least and colorfulness(picture[..., :3]) < least else picture
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        while True:
+            usable, blobs = False, stream.images(seed, epoch, rank, world)
+            while chunk := [*islice(blobs, CHUNK)]:
+                for picture in pool.map(attempt, chunk):
+                    if picture is not None:
+                        usable = True
+                        yield picture
+            if not usable:
+                raise UserError(f"none of the images of the stream {stream.urls[0]} ... can be used")
 
 
 def training_order(
-    images: int, batch_size: int, flip: float, seed: int, epoch: int, start: int = 0
+    images: int, batch_size: int, flip: float, seed: int, epoch: int, start: int = 0, rank: int = 0, world: int = 1
 ) -> Iterator[tuple[list[int], Corners, Flips]]:
-    """Yield the ids, corners and flips of each batch of an epoch, from step `start` on.
+    """Yield the ids, corners and flips of each batch of one of `world` processes in an epoch, from step `start` on.
 
     All random numbers depend on (seed, epoch) alone, so that a resumed epoch continues exactly. A last batch
     that is not full is left out, unless it is the only one.
@@ -123,8 +222,8 @@ def training_order(
     order = rng.permutation(images)
     corners = rng.random((images, 2))
     flips = rng.random(images) < flip
-    for step in range(start, steps_per_epoch(images, batch_size)):
-        ids = order[step * batch_size : (step + 1) * batch_size]
+    for step in range(start, steps_per_epoch(images, batch_size * world)):
+        ids = order[(step * world + rank) * batch_size : (step * world + rank + 1) * batch_size]
         yield ids.tolist(), corners[ids], flips[ids]
 
 
@@ -206,7 +305,7 @@ def held_out(loading: Loading, recipe: AnyRecipe) -> Loading:
     return replace(loading, load_size=max(loading.load_size, least))
 
 
-def open_split(record: RunRecord, data: str | None, split: str, cache: Path) -> ImageSet:
+def open_split(record: RunRecord, data: str | None, split: str, cache: Path, cache_gb: float | None = None) -> ImageSet:
     """Return a decoded split of a run's own data, or of other `data`, all of it."""
     recipe = record.recipe
     if data:  # limits of the training do not apply
@@ -216,21 +315,31 @@ def open_split(record: RunRecord, data: str | None, split: str, cache: Path) -> 
         loading = None if data else Loading(**record.loading)
     except TypeError as error:
         raise UserError(f"recipe.json is damaged, or of another version ({error})") from None
-    return load_images(items, held_out(loading or find_loading(recipe, items), recipe), cache, split)
+    return load_images(items, held_out(loading or find_loading(recipe, items), recipe), cache, split, cache_gb)
 
 
-def load_images(items: Sequence[Item], loading: Loading, cache: Path, label: str) -> ImageSet:
+def load_images(
+    items: Sequence[Item], loading: Loading, cache: Path, label: str, cache_gb: float | None = None
+) -> ImageSet:
     """Return a decoded split, from the cache if it is there. Files that cannot be read are listed in `bad`.
+
+    Args:
+        cache_gb: 10^9 bytes that all decoded splits in the cache may take. Of one that finds no room it is only kept
+            what there is in it, and its images are decoded whenever they are needed. None: there is no limit.
 
     Raises UserError where not one image can be used.
     """
+    most = math.inf if cache_gb is None else cache_gb * caches.GB
     folder = cache / cache_key(items, loading)
-    if not folder.is_dir():
-        _fill_cache(folder, items, loading, label)
-    meta = json.loads((folder / "meta.json").read_text())
-    index = np.array(meta.pop("index"), np.int64).reshape(-1, 3)
-    pixels = np.memmap(folder / "pixels.bin", np.uint8, mode="r")
-    return ImageSet(**meta, index=index, pixels=pixels, channels=6 if loading.sketch else 3)
+    caches.remove_leftovers(cache)
+    while (found := caches.open_cache(folder, most)) is None:
+        with caches.making(folder) as partial:
+            if caches.open_cache(folder, most) is None:  # else another process was faster
+                _fill_cache(folder, partial, items, loading, label, most)
+    meta, pixels = found
+    index, kept = np.array(meta.pop("index"), np.int64).reshape(-1, 3), meta.pop("kept")
+    images = ImageSet(**meta, index=index, pixels=pixels, channels=6 if loading.sketch else 3)
+    return images if pixels.size else replace(images, decode=lambda i: decode(items[kept[i]], loading))
 
 
 def cache_key(items: Sequence[Item], loading: Loading) -> str:
@@ -250,64 +359,69 @@ def cache_key(items: Sequence[Item], loading: Loading) -> str:
     return digest.hexdigest()[:16]
 
 
-def content_hash(item: Item) -> str:
-    """Return a hash of what an item's files hold; of a scene or a named data set's image, of what they are called."""
-    parts = [item.stem]
+def content_hashes(item: Item) -> list[str]:
+    """Return hashes of what an item's two files hold; of a scene or a named data set's image, what they are called."""
+    parts = []
     for picture in (item.target, item.source):
         if isinstance(picture, Path):
             parts.append(file_hash(picture))
         elif isinstance(picture, Blob):
-            parts.append(hashlib.sha256(picture.data[picture.start : picture.stop]).hexdigest())
+            parts.append(hashlib.sha256(picture.content()).hexdigest())
         else:
             parts.append(f"{picture} {scenes.VERSION if isinstance(picture, int) else ''}")
-    return " ".join(parts)
+    return parts
 
 
-def _fill_cache(folder: Path, items: Sequence[Item], loading: Loading, label: str) -> None:
-    """Decode all items into a new cache folder, which appears complete or not at all."""
-    partial = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
-    partial.mkdir(parents=True, exist_ok=True)
-    meta: dict[str, Any] = {"stems": [], "labels": [], "index": [], "bad": [], "gray": 0}  # of an ImageSet
-    offset, cut, digest = 0, set(), hashlib.sha256(repr((VERSION, loading)).encode())
-    try:
-        with writing(folder / "pixels.bin", partial), open(partial / "pixels.bin", "wb") as file:
-            for item, picture, content in _decode_all(items, loading, label, cut):
-                digest.update(content.encode())
-                if isinstance(picture, UserError):
-                    meta["bad"].append(str(picture))
-                elif loading.min_colorfulness and colorfulness(picture[..., :3]) < loading.min_colorfulness:
-                    meta["gray"] += 1
-                else:
-                    file.write(np.ascontiguousarray(picture).data)
-                    meta["stems"].append(item.stem)
-                    meta["labels"].append(item.label)
-                    meta["index"].append([offset, *picture.shape[:2]])
-                    offset += picture.size
-        if not offset:
-            first = f"the first: {meta['bad'][0]}" if meta["bad"] else "all are below min_colorfulness"
-            raise UserError(f"none of the {len(items)} {label} images can be used; {first}")
-        meta |= {"key": digest.hexdigest()[:16], "cut": [stem for stem in meta["stems"] if stem in cut]}
-        with writing(folder / "meta.json", partial):
-            (partial / "meta.json").write_text(json.dumps(meta))
-        if not folder.is_dir():  # another process may have been faster
-            os.replace(partial, folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+def _fill_cache(folder: Path, partial: Path, items: Sequence[Item], loading: Loading, label: str, most: float) -> None:
+    """Decode all items into `partial`, a new cache folder; without pixels where these are more than `most` bytes."""
+    meta: dict[str, Any] = {"stems": [], "labels": [], "index": [], "kept": [], "hashes": [], "bad": [], "gray": 0}
+    size, cut, digest, written = 0, set(), hashlib.sha256(repr((VERSION, loading)).encode()), hashlib.sha256()
+    in_cache = most > 0
+    with writing(folder / caches.PIXELS, partial), open(partial / caches.PIXELS, "wb") as file:
+        for number, (item, picture, content) in enumerate(_decode_all(items, loading, label, cut)):
+            digest.update(" ".join([item.stem, *content]).encode())
+            if isinstance(picture, UserError):
+                meta["bad"].append(str(picture))
+            elif loading.min_colorfulness and colorfulness(picture[..., :3]) < loading.min_colorfulness:
+                meta["gray"] += 1
+            else:
+                if in_cache and most < math.inf and not caches.make_room(folder.parent, size + picture.size, most):
+                    in_cache = False
+                    file.truncate(0)
+                if in_cache:
+                    data = np.ascontiguousarray(picture).data
+                    written.update(data)
+                    file.write(data)
+                meta["stems"].append(item.stem)
+                meta["labels"].append(item.label)
+                meta["index"].append([size, *picture.shape[:2]])
+                meta["kept"].append(number)
+                meta["hashes"].append(hashlib.sha256(content[0].encode()).hexdigest()[:16])
+                size += picture.size
+    if not size:
+        first = f"the first: {meta['bad'][0]}" if meta["bad"] else "all are below min_colorfulness"
+        raise UserError(f"none of the {len(items)} {label} images can be used; {first}")
+    meta |= {"key": digest.hexdigest()[:16], "cut": [stem for stem in meta["stems"] if stem in cut]}
+    meta |= {"size": size, "pixels": written.hexdigest() if in_cache else None}
+    if not in_cache:
+        (partial / caches.PIXELS).unlink()
+    with writing(folder / caches.META, partial):
+        (partial / caches.META).write_text(json.dumps(meta))
 
 
 def _decode_all(
     items: Sequence[Item], loading: Loading, label: str, cut: set[str]
-) -> Iterator[tuple[Item, Array | UserError, str]]:
-    """Yield each item with its pixels, or what is wrong with its file, and its content_hash; in order.
+) -> Iterator[tuple[Item, Array | UserError, list[str]]]:
+    """Yield each item with its pixels, or what is wrong with its file, and its content_hashes; in order.
 
     They are decoded in parallel. Stems of sketches that were cut are added to `cut`.
     """
 
-    def attempt(item: Item) -> tuple[Item, Array | UserError, str]:
+    def attempt(item: Item) -> tuple[Item, Array | UserError, list[str]]:
         try:
-            return item, decode(item, loading, cut), content_hash(item)
+            return item, decode(item, loading, cut), content_hashes(item)
         except UserError as error:
-            return item, error, f"{item.stem} bad"
+            return item, error, ["bad"]
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         chunks = (items[start : start + CHUNK] for start in range(0, len(items), CHUNK))

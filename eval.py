@@ -71,6 +71,7 @@ def main(
     against: AgainstOption = None,
     force: ForceOption = False,
     report_only: ReportOption = False,
+    cache_gb: cli.CacheOption = None,
     device: cli.DeviceOption = "auto",
 ) -> Any:
     """Score one or all saved epochs; returns a ScoreFile. With `against`, returns a Comparison.
@@ -123,7 +124,7 @@ def main(
         epochs = choose_epochs(folder, epoch, all_epochs)
         record = read_run(folder)
         print(f"scoring {folder}: {model_words(record, epochs, on)}", flush=True)
-        images = open_split(record, data, "test", CACHE)
+        images = open_split(record, data, "test", CACHE, cache_gb)
         scorer = on if on.type == "cuda" else torch.device("cpu")  # MPS has no float64
         metrics = load_metrics(images, record.recipe.test_size, scorer, metric, classifier, weights)
         scores = evaluate(folder, epochs, images, metrics, on)

@@ -57,6 +57,7 @@ def main(
     set_: cli.SettingsOption = None,
     quick: cli.QuickOption = False,
     weights: cli.WeightsOption = None,
+    cache_gb: cli.CacheOption = None,
     device: cli.DeviceOption = "auto",
 ) -> Path:
     """Run every stage; returns the contact sheet."""
@@ -74,12 +75,13 @@ def main(
     recipe = recipe or (find_recipe(str(data), pair_folders) if data and not run else None)
     folder = Path(run or RUNS / (recipe or DEMO))
     common = {"run": folder, "device": device}
+    reading = {**common, "cache_gb": cache_gb}
     given = {"epochs": epochs, "size": size, "batch_size": batch_size, "limit": limit, "set_": set_}
     given |= {"pair_folders": pair_folders}
     resume = (folder / "recipe.json").exists()
-    train.main(recipe=recipe, data=data, weights=weights, resume=resume, quick=quick and not resume, **given, **common)
-    test.main(all_epochs=True, **common)
-    scoring.main(all_epochs=True, weights=weights, **common)
+    train.main(recipe=recipe, data=data, weights=weights, resume=resume, quick=quick and not resume, **given, **reading)
+    test.main(all_epochs=True, **reading)
+    scoring.main(all_epochs=True, weights=weights, **reading)
     model = export.main(**common)
     example = folder / "photograph.png"
     photo = write_example(example, read_run(folder).recipe.input)

@@ -10,7 +10,7 @@ Writes inputs/STEM.png, targets/STEM.png and outputs/epoch_0050/STEM.png into th
 from pathlib import Path
 
 from config import CACHE
-from runtime.cli import AllEpochsOption, DataOption, DeviceOption, EpochOption, RunOption, command
+from runtime.cli import AllEpochsOption, CacheOption, DataOption, DeviceOption, EpochOption, RunOption, command
 
 
 def main(
@@ -18,6 +18,7 @@ def main(
     epoch: EpochOption = None,
     all_epochs: AllEpochsOption = False,
     data: DataOption = None,
+    cache_gb: CacheOption = None,
     device: DeviceOption = "auto",
 ) -> list[Path]:
     """Render one or all saved epochs; returns the output folders."""
@@ -33,7 +34,7 @@ def main(
     epochs = choose_epochs(folder, epoch, all_epochs)
     record = read_run(folder)
     print(f"rendering {folder}: {model_words(record, epochs, on)}", flush=True)
-    images = open_split(record, data, "test", CACHE)
+    images = open_split(record, data, "test", CACHE, cache_gb)
     outputs = [render_epoch(folder, number, images, on) for number in epochs]
     for output in outputs:
         print(f"rendered {len(images)} images into {output}")

@@ -128,6 +128,7 @@ def main(
     init: Annotated[
         str | None, typer.Option(metavar="FILE|RUN[:N]", help="Start from a trained generator's weights.")
     ] = None,
+    cache_gb: cli.CacheOption = None,
     device: cli.DeviceOption = "auto",
     quick: cli.QuickOption = False,
     resume: cli.ResumeOption = False,
@@ -213,7 +214,7 @@ def main(
         print_audit(gan, made, load_images(few, loading, CACHE, "train"), on)
         return folder
 
-    images = plan.load_splits(items, loading)
+    images = plan.load_splits(items, loading, cache_gb)
     setup.require_batch(made, len(images["train"]))
     if resume:
         plan.record_resume(images)
@@ -226,7 +227,7 @@ def main(
             run_folder.RunRecord, loading, images, mean_ab=mean, parameters=sizes, overrides=plan.given, init=init,
             memory_format=memory_format,
         )  # fmt: skip
-    steps = steps_per_epoch(len(images["train"]), made.batch_size)
+    steps = steps_per_epoch(images["train"].per_epoch, made.batch_size)
 
     def batches(epoch: int, start: int) -> Iterator[tuple[Tensor, Tensor]]:
         order = (made.batch_size, made.size, made.flip, made.seed, epoch, start)

@@ -129,6 +129,7 @@ def main(
     seed: cli.SeedOption = None,
     set_: cli.SettingsOption = None,
     weights: cli.WeightsOption = None,
+    cache_gb: cli.CacheOption = None,
     device: cli.DeviceOption = "auto",
     resume: cli.ResumeOption = False,
     dry_run: cli.DryRunOption = False,
@@ -189,7 +190,7 @@ def main(
         classifiers.load_pretrained(classifier, published)
 
     loading = Loading(made.load_size, made.fit, "none", False)
-    images = plan.load_splits(items, loading)
+    images = plan.load_splits(items, loading, cache_gb)
     if len(images["train"]) < 2:
         raise UserError(f"only one training picture of {data} can be read: {images['train'].bad[0]}")
     if resume:

@@ -1,8 +1,8 @@
 """The images of a data set: their names, splits, pairs and labels.
 
 A data set is a folder of images (any depth), of pairs side by side in one image (colour and sketch, --pair), or of
-two folders of pairs that are matched by stem; or an archive with the same inside; or a torchvision data set by
-name; or `demo`, the embedded scenes. Folders `train/` and `val/` or `test/` are used as the splits. Without them
+two folders of pairs that are matched by stem; or an archive, or shards, with the same inside; or a torchvision data
+set by name; or `demo`, the embedded scenes. Folders `train/` and `val/` or `test/` are used as the splits. Without them
 a share is held out by a hash of the name, so that new files do not move old ones to the other split. The first
 folder below the split is the label.
 
@@ -25,7 +25,9 @@ import numpy as np
 
 from config import DEMO, AnyRecipe, Recipe, UserError
 from dataset import scenes
+from dataset.shards import find_shards, is_stream, open_shards
 from dataset.sources import Blob, Entry, find_named, open_archive, open_named
+from dataset.streams import Stream, open_stream, take_head
 from imaging.files import find_images, read_image, search
 from imaging.pixels import Array
 from runtime.atomic import MAX_STEM, bounded
@@ -67,13 +69,14 @@ class Splits(dict[str, list[Item]]):
     halves: Halves | None = None  # the folders of pairs, colour and sketch
     has_val: bool = False  # whether the data has a folder for validation; else some images are held out
     notes: Sequence[str] = ()  # what was left out, a sentence each
+    stream: Stream | None = None  # trained on in place of `train`, which is its head
 
 
 def list_items(data: str, recipe: AnyRecipe, cache: Path) -> Splits:
     """Return the items of the splits train, val and test; without test images, test is val.
 
     Args:
-        data: folder, .tar or .npz file, demo, or name of a torchvision data set.
+        data: folder, .tar or .npz file, shards, demo, or name of a torchvision data set.
         recipe: uses val_fraction, limit and pair_folders, not seed: runs of other seeds hold out the same images.
         cache: folder to which a data set by name is downloaded.
 
@@ -95,7 +98,17 @@ def list_items(data: str, recipe: AnyRecipe, cache: Path) -> Splits:
         splits["train"], splits["val"] = hold_out(splits["train"], recipe.val_fraction)
     splits.update({split: pick(found, recipe.limit) for split, found in splits.items()})
     splits.setdefault("test", splits["val"])
+    if is_stream(data):
+        splits.stream = _find_stream(data, recipe, splits, cache)
     return splits
+
+
+def _find_stream(data: str, recipe: AnyRecipe, splits: Splits, cache: Path) -> Stream:
+    if splits.halves or not isinstance(recipe, Recipe):
+        what = "pairs in two folders" if splits.halves else "classes"
+        raise UserError(f"{data} is a stream, from which {what} cannot be learnt: copy its shards to a disk")
+    held = [item.target.name for name in ("val", "test") for item in splits[name]]
+    return open_stream(data, recipe.limit, held, cache)
 
 
 def _below(tree: Tree, folder: str) -> Tree:
@@ -111,6 +124,10 @@ def open_tree(data: str, cache: Path, notes: list[str]) -> Tree:
     root = Path(data)
     if data == DEMO:
         return {f"scene_{i:04d}": i for i in range(scenes.SCENES)}
+    if is_stream(data):
+        return dict(open_archive(take_head(data, cache)[0], notes))
+    if (shards := find_shards(data)) is not None:
+        return dict(open_shards(data, shards, cache, notes))
     if root.is_dir():
         found = search(root)
         notes += found.left_out
@@ -122,7 +139,7 @@ def open_tree(data: str, cache: Path, notes: list[str]) -> Tree:
     if find_named(data):
         return dict(open_named(data, cache / "datasets"))
     raise UserError(
-        f"no folder {data}: --data takes an image folder, a .tar or .npz file, {DEMO}, "
+        f"no folder {data}: --data takes an image folder, a .tar or .npz file, shards, {DEMO}, "
         "or a torchvision data set such as cifar10"
     )
 

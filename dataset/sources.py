@@ -14,8 +14,9 @@ import re
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -43,14 +44,31 @@ class Blob:
     name: str
     start: int  # bytes
     stop: int
-    data: NDArray[np.uint8] = field(repr=False, compare=False)
+    data: NDArray[np.uint8] | None = field(repr=False, compare=False)  # all of the archive; None: mapped when needed
 
     def __str__(self) -> str:
         return f"{self.archive}:{self.name}"
 
+    def content(self) -> bytes:
+        """Return the bytes of the encoded image."""
+        data = map_file(self.archive) if self.data is None else self.data
+        return data[self.start : self.stop].tobytes()
+
     def read(self) -> Array:
         """Return the image as sRGB (H, W, 3) uint8. Raises UserError where it cannot be decoded."""
-        return read_image(Path(str(self)), self.data[self.start : self.stop].tobytes())
+        return read_image(Path(str(self)), self.content())
+
+
+def map_file(path: Path) -> NDArray[np.uint8]:
+    """Return a file's bytes, memory-mapped."""
+    status = path.stat()
+    return _map_file(path, (status.st_dev, status.st_ino, status.st_mtime_ns))
+
+
+@lru_cache(maxsize=256)  # each keeps a file open, and a process may open about a thousand
+def _map_file(path: Path, _: tuple[int, int, int]) -> NDArray[np.uint8]:
+    """Return the bytes of the file that has this path and these numbers now."""
+    return np.memmap(path, np.uint8, mode="r")
 
 
 @dataclass(frozen=True)
@@ -92,25 +110,42 @@ def open_archive(path: Path, notes: list[str] | None = None) -> dict[str, Blob]:
     return found
 
 
+def images_among(names: Iterable[str], where: Path, notes: list[str]) -> list[str]:
+    """Return the names of images, sorted; a sentence about the others is added to `notes`."""
+    everything = sorted(name for name in names if all(map(is_shown, name.split("/"))))
+    shown = [name for name in everything if Path(name).suffix.lower() in EXTENSIONS]
+    notes += count_endings(where, map(Path, {*everything} - {*shown}))
+    return shown
+
+
+def top_folder(names: Iterable[str]) -> str:
+    """Return the single folder at the top of all names, with its slash; "" where there is none, or it is a split."""
+    tops = {name.split("/", 1)[0] if "/" in name else "" for name in names}
+    return f"{tops.pop()}/" if len(tops) == 1 and not tops & {"", *SPLITS} else ""
+
+
 def _read_tar(path: Path, notes: list[str]) -> dict[str, Blob]:
     """Index an uncompressed tar. A single folder at the top that is no split is left out of the names."""
+    spans, data = index_tar(path), np.memmap(path, np.uint8, mode="r")
+    shown = images_among(spans, path, notes)
+    cut = len(top_folder(shown))
+    return {name[cut:]: Blob(path, name, *spans[name], data) for name in shown}
+
+
+def index_tar(path: Path) -> dict[str, tuple[int, int]]:
+    """Return where the files of an uncompressed tar begin and end, in bytes, by their names. Raises UserError."""
     try:
         with tarfile.open(path, "r:") as archive:
             files = [member for member in archive if member.isfile()]
             end = archive.offset
     except (tarfile.TarError, EOFError, OSError, ValueError) as error:
         raise UserError(str(error)) from None
-    data = np.memmap(path, np.uint8, mode="r")
-    rest = data[end : end + 512]  # zeros, or nothing where the closing blocks are missing
-    if 0 < len(rest) < 512 or rest.any():  # tarfile takes a damaged header for the end
+    with open(path, "rb") as file:
+        file.seek(end)
+        rest = file.read(512)  # zeros, or nothing where the closing blocks are missing
+    if 0 < len(rest) < 512 or any(rest):  # tarfile takes a damaged header for the end
         raise UserError("it is cut short or damaged behind its last whole file")
-    spans = {file.name.removeprefix("./"): (file.offset_data, file.offset_data + file.size) for file in files}
-    everything = sorted(name for name in spans if all(map(is_shown, name.split("/"))))
-    shown = [name for name in everything if Path(name).suffix.lower() in EXTENSIONS]
-    notes += count_endings(path, map(Path, {*everything} - {*shown}))
-    tops = {name.split("/", 1)[0] if "/" in name else "" for name in shown}
-    cut = len(f"{tops.pop()}/") if len(tops) == 1 and not tops & {"", *SPLITS} else 0
-    return {name[cut:]: Blob(path, name, *spans[name], data) for name in shown}
+    return {file.name.removeprefix("./"): (file.offset_data, file.offset_data + file.size) for file in files}
 
 
 def _read_npz(path: Path, _: list[str]) -> dict[str, Blob]:

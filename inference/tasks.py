@@ -1,6 +1,7 @@
 """What colorize.py is asked to colourise: files, folders, patterns and lists -> where each result goes."""
 
 import os
+import re
 import sys
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
@@ -64,6 +65,14 @@ def plan_tasks(
         print(f"left out: {len(former)} files in {out}, the output folder", file=sys.stderr)
     refuse_overwriting(owners.values(), [task.path for task in tasks], former * overwrite, out)
     return tasks
+
+
+def take_shard(tasks: list[Task], shard: str) -> list[Task]:
+    """Return the I-th of N equal parts of all tasks, every N-th one. Raises UserError where `shard` is not I/N."""
+    found = re.fullmatch(r"([0-9]+)/([0-9]+)", shard)
+    if not found or not 1 <= int(found[1]) <= int(found[2]):
+        raise UserError(f"--shard is I/N with I from 1 to N, such as 1/4, got {shard}")
+    return tasks[int(found[1]) - 1 :: int(found[2])]
 
 
 def result_name(name: Path, form: str | None, end: str) -> Path:

@@ -26,7 +26,7 @@ RecipeOption = Annotated[
 ]
 DataOption = Annotated[
     str | None,
-    typer.Option(metavar="PATH|NAME", help="Image folder, .tar, .npz, demo, or a torchvision data set."),
+    typer.Option(metavar="PATH|NAME", help="Image folder, .tar, .npz, shards, demo, or a torchvision data set."),
 ]
 RunOption = Annotated[Path | None, typer.Option(metavar="DIR", help="Run folder.")]
 EpochsOption = Annotated[int | None, typer.Option(min=1, help="Passes over the training images.")]
@@ -43,6 +43,9 @@ PairFoldersOption = Annotated[
     tuple[str, str] | None, typer.Option(metavar="COLOUR SKETCH", help="Folders of pairs, of unknown names.")
 ]
 BatchSizeOption = Annotated[int | None, typer.Option(min=1, help="Images per step.")]
+CacheOption = Annotated[
+    float | None, typer.Option("--cache-gb", min=0, help="Of decoded images in cache/; 0: decode every time.")
+]
 LimitOption = Annotated[int | None, typer.Option(min=0, help="Images of each split at most; 0: all.")]
 SeedOption = Annotated[int | None, typer.Option(min=0, help="Of everything random.")]
 SettingsOption = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any recipe field.")]

@@ -195,6 +195,18 @@ def test_a_call_can_be_repeated(model: Path, scans: Path, capsys: pytest.Capture
     assert frame_of("out/one.png").pixels.shape == (37, 50, 3)
 
 
+def test_shards_of_a_call_write_every_file_once(model: Path, scans: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    written = [colorize.main([scans], model=model, shard=f"{i}/2", device="cpu") for i in (1, 2)]
+    assert sorted(str(path) for part in written for path in part) == [
+        "out/album/three.tif",
+        "out/album/two.JPG",
+        "out/one.png",
+    ]
+    assert {line["status"] for line in records(capsys.readouterr().out)} == {"done"}
+    with pytest.raises(UserError, match="--shard"):
+        colorize.main([scans], model=model, shard="3/2", device="cpu")
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_a_format_for_all(form: str, model: Path, scans: Path) -> None:
     for path in colorize.main([scans], model=model, format_=form, device="cpu"):

@@ -56,7 +56,7 @@ def test_stages_are_given_the_options(monkeypatch: pytest.MonkeyPatch, begun: bo
     monkeypatch.setattr("test.main", lambda **options: given.update(test=options))
     monkeypatch.setattr("eval.main", stop)
     options = {"recipe": "coco-resnet", "data": "photos", "epochs": 3, "weights": Path("w"), "device": "cpu"}
-    rest = {"size": 64, "batch_size": 2, "limit": 9, "set_": ["ngf=4"], "pair_folders": None}
+    rest = {"size": 64, "batch_size": 2, "limit": 9, "set_": ["ngf=4"], "pair_folders": None, "cache_gb": 0.0}
     run = Path("runs/coco-resnet")
     run.mkdir(parents=True)
     if begun:
@@ -65,8 +65,8 @@ def test_stages_are_given_the_options(monkeypatch: pytest.MonkeyPatch, begun: bo
         main.main(**options, **rest, quick=True)
     assert given == {
         "train": {**options, **rest, "run": run, "resume": begun, "quick": not begun},
-        "test": {"run": run, "all_epochs": True, "device": "cpu"},
-        "eval": {"run": run, "all_epochs": True, "weights": Path("w"), "device": "cpu"},
+        "test": {"run": run, "all_epochs": True, "device": "cpu", "cache_gb": 0.0},
+        "eval": {"run": run, "all_epochs": True, "weights": Path("w"), "device": "cpu", "cache_gb": 0.0},
     }
 
 

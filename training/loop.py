@@ -231,8 +231,9 @@ def fit(
         SystemExit: a signal came; everything is saved.
     """
     log = Log(run / "log.jsonl", state)
-    steps = steps_per_epoch(len(images["train"]), recipe.batch_size)
-    status = Status(state, recipe, steps, len(images["train"]))
+    count = images["train"].per_epoch
+    steps = steps_per_epoch(count, recipe.batch_size)
+    status = Status(state, recipe, steps, count)
     torch.backends.cudnn.benchmark = True  # every batch has one shape
     with noted_signals() as caught:
         while state.epoch <= recipe.epochs and not caught:

@@ -5,6 +5,7 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import torch
@@ -12,7 +13,8 @@ from torch import nn
 
 from config import CACHE, DEGRADATIONS, DEMO, ROOT, AnyRecipe, ClassifierRecipe, Recipe, UserError, parse_settings
 from data import ImageSet, Loading, evenly_spaced, held_out, load_images
-from dataset.folders import Item, Splits
+from dataset.folders import Splits
+from dataset.shards import is_pattern
 from inference.pipeline import is_coloured
 from models import GENERATORS, fit_networks, needs_two_images
 from runtime import run_folder
@@ -63,16 +65,24 @@ class Setup:
             return self.stored.memory_format
         return pick_format(network, (2, channels, self.recipe.size, self.recipe.size), device, precision, CACHE)
 
-    def load_splits(self, items: Mapping[str, list[Item]], loading: Loading) -> dict[str, ImageSet]:
-        """Return the pictures to train and to validate on, decoded; makes the run folder and the cache."""
+    def load_splits(self, items: Splits, loading: Loading, cache_gb: float | None = None) -> dict[str, ImageSet]:
+        """Return the pictures to train and to validate on, decoded; says what is wrong with them.
+
+        Makes the run folder and the cache; for `cache_gb` see data.load_images.
+        """
         for place in (self.folder, CACHE):
             place.mkdir(parents=True, exist_ok=True)  # fails now rather than after decoding
         loadings = {"train": loading, "val": held_out(loading, self.recipe)}
-        images = {name: load_images(items[name], each, CACHE, name) for name, each in loadings.items()}
+        images = {name: load_images(items[name], each, CACHE, name, cache_gb) for name, each in loadings.items()}
+        if items.stream:
+            images["train"] = replace(images["train"], stream=items.stream, loading=loading)
         for name, split in images.items():
             if split.cut:
                 told = f"{len(split.cut)} sketches of {name} have another shape than their pictures"
-                print(f"{told} and are cut around their centres: {listed(split.cut)}")
+                told = f"{told} and are cut around their centres: {listed(split.cut)}"
+                print(told if 4 * len(split.cut) < len(split) else f"WARNING: {told}; are these pairs?")
+        if self.data != DEMO:
+            print(f"{'checked':<14} {faults(images)}; more: python data.py --check {quote(self.data)}", flush=True)
         return images
 
     def record(self, kind: type[Record], loading: Loading, images: Mapping[str, ImageSet], **own: Any) -> None:
@@ -149,7 +159,7 @@ def go_on(
         UserError: something else was given than the run was trained with, or its state or data is missing.
     """
     data = remembered(data) if data else stored.data  # record_resume finds out whether it holds the same
-    if Path(data).is_absolute() and not Path(data).exists():
+    if Path(data).is_absolute() and not Path(data).exists() and not is_pattern(data):
         raise UserError(f"no {data}, on which {run} was trained; where it was moved, say its new place with --data")
     asked = {key: (getattr(stored.recipe, key), value) for key, value in given.items()}
     asked |= {"recipe": (stored.recipe.name, name)} if name else {}
@@ -169,7 +179,21 @@ def go_on(
 
 def remembered(data: str) -> str:
     """Return how a run stores the name of its data: absolute, so that stages may run anywhere."""
-    return str(Path(data).resolve()) if Path(data).exists() and data != DEMO else data
+    on_disk = (Path(data).exists() or is_pattern(data)) and data != DEMO
+    return str(Path(data).resolve()) if on_disk else data
+
+
+def faults(images: Mapping[str, ImageSet]) -> str:
+    """Return what is wrong with the files of the splits train and val, as far as decoding them has shown."""
+    splits = images.values()
+    counts = {
+        "cannot be read": sum(len(split.bad) for split in splits),
+        "are left out as near-gray": sum(split.gray for split in splits),
+        "are there twice": sum(len(split.hashes) - len({*split.hashes}) for split in splits),
+        "to validate on are trained on, too": len({*images["train"].hashes} & {*images["val"].hashes}),
+    }
+    told = ", ".join(f"{number} {what}" for what, number in counts.items() if number)
+    return f"{sum(map(len, splits))} pictures: {told or 'nothing found'}"
 
 
 def require_colour(images: ImageSet) -> None:
@@ -183,7 +207,7 @@ def require_colour(images: ImageSet) -> None:
         raise UserError(f"no colour in the {len(ids)} training pictures looked at: there is nothing to learn from them")
     if len(gray) > len(ids) / 4:
         told = f"{len(gray)} of {len(ids)} training pictures looked at have no colour"
-        print(f"{told}: {listed(gray)}; leave such out with --set min_colorfulness=15")
+        print(f"WARNING: {told}: {listed(gray)}; leave such out with --set min_colorfulness=15")
 
 
 def listed(names: Sequence[str]) -> str:
@@ -209,12 +233,15 @@ def describe(recipe: Recipe, data: str, items: Splits, loading: Loading, sizes: 
     classes = len({item.label for item in items["train"]} - {""})
     kind += f", {classes} classes" if classes > 1 else ""
     kind += "; val/ is used" if items.has_val else ""
+    count = len(items["train"])
+    if items.stream:
+        count, kind = items.stream.count, f"{kind}, a stream of {len(items.stream.urls)} shards"
     alone = f", the first {recipe.pretrain_epochs} without the discriminator" if recipe.pretrain_epochs else ""
     discriminator = "none: the generator learns alone"
     if "discriminator" in sizes:
         discriminator = f"{recipe.discriminator}, {sizes['discriminator']:,} parameters"
     return {
-        "data": f"{data}: {len(items['train'])} to train, {len(items['val'])} to validate ({kind})",
+        "data": f"{data}: {count} to train, {len(items['val'])} to validate ({kind})",
         "recipe": f"{recipe.name}, {recipe.input} -> {recipe.output} at {recipe.size} px",
         "epochs": f"{recipe.epochs}{alone}",
         "generator": f"{recipe.generator}, {sizes['generator']:,} parameters to train",
@@ -229,7 +256,7 @@ def provenance(images: Mapping[str, ImageSet]) -> dict[str, Any]:
         call = ["git", "rev-parse", "HEAD"]
         commit = subprocess.run(call, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
     return {
-        "images": {name: len(split) for name, split in images.items()},
+        "images": {name: split.per_epoch for name, split in images.items()},
         "fingerprints": {name: split.key for name, split in images.items()},
         "versions": run_folder.library_versions(LIBRARIES),
         "git": commit or None,

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from config import UserError
-from inference.tasks import Task, plan_tasks
+from inference.tasks import Task, plan_tasks, take_shard
 
 OUT = Path("out")
 
@@ -307,3 +307,18 @@ def test_a_folder_that_cannot_be_read_is_a_failure_beside_the_others(
     problems = {str(task.path): task.problem for task in plan("scans")}
     words = "scans/album/deep: the folder cannot be read (Permission denied)"
     assert problems == {"scans/album/two.JPG": "", "scans/one.png": "", "scans/album/deep": words}
+
+
+@pytest.mark.parametrize("number", [1, 3, 7])
+def test_shards_are_disjoint_equal_and_complete(number: int) -> None:
+    place(*(f"scans/p{i}.png" for i in range(11)), "scans/album/x.png")
+    tasks = plan("scans", "scans/p3.png")  # one of whose results has two inputs
+    shards = [take_shard(tasks, f"{i}/{number}") for i in range(1, number + 1)]
+    assert sorted(repr(task) for shard in shards for task in shard) == sorted(map(repr, tasks))
+    assert max(map(len, shards)) - min(map(len, shards)) <= 1
+
+
+@pytest.mark.parametrize("shard", ["0/4", "5/4", "1/0", "1", "a/b", "-1/4", "1/4/2", ""])
+def test_a_shard_that_is_none_is_one_sentence(shard: str) -> None:
+    with pytest.raises(UserError, match="--shard is I/N"):
+        take_shard([], shard)

@@ -136,7 +136,9 @@ def test_pictures_without_colour_are_noticed(capsys: pytest.CaptureFixture[str])
     assert capsys.readouterr().out == ""
     setup.require_colour(noise(8, 1))
     said = capsys.readouterr().out
-    assert said.startswith("7 of 8 training pictures looked at have no colour: p1, p2, p3, p4, p5 and 2 more; leave")
+    assert said.startswith(
+        "WARNING: 7 of 8 training pictures looked at have no colour: p1, p2, p3, p4, p5 and 2 more; leave"
+    )
 
 
 def test_a_new_run_on_pictures_without_colour_is_refused(tmp_path: Path) -> None:
@@ -157,8 +159,29 @@ def test_sketches_of_another_shape_are_named(tmp_path: Path, capsys: pytest.Capt
     items = list_items("data", recipe, tmp_path / "cache")
     plan.load_splits(items, find_loading(recipe, items["train"]))
     said = capsys.readouterr().out
-    assert "sketches of train have another shape than their pictures and are cut around their centres: " in said
+    assert "WARNING: 1 sketches of train have another shape than their pictures and are cut around their" in said
     assert "sketches of val" in said
+
+
+def test_what_decoding_has_shown_of_a_set_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    for i in range(9):
+        path = Path("data", "val" if i > 5 else "train", f"{i}.png")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(scenes.draw(i, 64)[0]).save(path)
+    recipe = fit_networks(make_recipe("coco", {"size": 64}))
+    plan = setup.Setup(Path("run"), recipe, "data", {}, None)
+
+    def said() -> str:
+        items = list_items("data", recipe, Path("cache"))
+        plan.load_splits(items, find_loading(recipe, items["train"]))
+        return capsys.readouterr().out
+
+    assert "checked        9 pictures: nothing found; more: python data.py --check data" in said()
+    Path("data/train/twin.png").write_bytes(Path("data/train/1.png").read_bytes())
+    Path("data/train/bad.png").write_bytes(b"no image")
+    Path("data/val/leak.png").write_bytes(Path("data/train/2.png").read_bytes())
+    told = "11 pictures: 1 cannot be read, 1 are there twice, 1 to validate on are trained on, too; more"
+    assert [told in said() for _ in range(2)] == [True, True]  # decoded, then cached
 
 
 # fields without effect

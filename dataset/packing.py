@@ -1,0 +1,163 @@
+"""Packing a data set into shards, tar files of some size each: `python data.py --pack DIR shards/ --size 256`.
+
+Images are written in an order that a hash of their names gives, so that a shard holds a bit of everything. Each shard
+appears whole, then the manifest is written with it, so that a call that was cut off goes on where it stopped, and the
+files are the same as of one that was not.
+"""
+
+import hashlib
+import io
+import tarfile
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from PIL import Image
+
+from config import DEMO, UserError
+from dataset.cache import lock
+from dataset.folders import SPLITS, Picture, read_picture, to_bytes
+from dataset.shards import MANIFEST, Manifest, Shard, read_manifest
+from dataset.sources import Blob, Entry
+from imaging.encoders import QUALITY
+from imaging.pixels import Array, resize
+from runtime.atomic import replacing
+from runtime.progress import track
+from runtime.weights import file_hash
+
+CHUNK = 64  # images that are encoded before they are written; bounds the memory
+MB = 10**6  # bytes
+HELD = ".lock"  # a file that is locked by the process that packs
+
+Encoded = tuple[str, bytes | UserError]  # name in the shard, and bytes or what is wrong with the file
+
+
+def pack(tree: Mapping[str, Picture], out: Path, size: int | None, shard_mb: int) -> Manifest:
+    """Write the images of a data set as shards below `out`, and return their manifest.
+
+    Args:
+        tree: name with folders -> image; names become those in the shards.
+        size: px to which the short sides of larger images are shrunk; None: files are copied as they are.
+        shard_mb: 10^6 bytes, about, of each shard.
+
+    Raises UserError where `out` holds shards of something else, or another process packs there.
+    """
+    if any(isinstance(picture, int) for picture in tree.values()):
+        raise UserError(f"the scenes of {DEMO} are drawn: there is nothing to pack")
+    groups: dict[str, list[str]] = {}
+    for name in sorted(tree, key=lambda name: hashlib.sha256(to_bytes(name)).digest()):
+        top = name.split("/", 1)[0]
+        groups.setdefault(top if top in {*SPLITS.values()} else "train", []).append(name)
+    out.mkdir(parents=True, exist_ok=True)
+    with open(out / HELD, "wb") as held:
+        if not lock(held):
+            raise UserError(f"another process is packing into {out}")
+        manifest = _begin(tree, out, size, shard_mb)
+        if manifest.complete:
+            return manifest
+        for path in out.glob(".*.tmp"):  # of a process that was killed
+            path.unlink()
+        for group, names in sorted(groups.items()):
+            done = [shard for shard in manifest.shards if shard.name.startswith(f"{group}-")]
+            rest = names[sum(shard.taken for shard in done) :]
+            shown = track(_encode_all(tree, rest, size), f"packing {group}", len(names), len(names) - len(rest))
+            _write_shards(group, len(done), shown, out, shard_mb * MB, manifest)
+        manifest.complete = True
+        manifest.write(out)
+        (out / HELD).unlink()
+    return manifest
+
+
+def _begin(tree: Mapping[str, Picture], out: Path, size: int | None, shard_mb: int) -> Manifest:
+    """Return the manifest of the shards that are there already, or an empty one."""
+    digest = hashlib.sha256(repr((size, shard_mb)).encode())
+    for name, picture in sorted(tree.items()):
+        size_bytes = picture.stat().st_size if isinstance(picture, Path) else 0
+        size_bytes = picture.stop - picture.start if isinstance(picture, Blob) else size_bytes
+        digest.update(to_bytes(f"{name} {size_bytes}\n"))
+    source = digest.hexdigest()[:16]
+    manifest = read_manifest(out) or Manifest(source)
+    if manifest.source != source:
+        raise UserError(f"{out} holds shards of other images, or of another --size or --shard-mb: name an empty folder")
+    gone = [shard.name for shard in manifest.shards if not (out / shard.name).is_file()]
+    if gone:
+        raise UserError(f"{out / gone[0]} is missing, which {MANIFEST} lists: remove {out}, and pack anew")
+    return manifest
+
+
+def _encode_all(tree: Mapping[str, Picture], names: Sequence[str], size: int | None) -> Iterator[Encoded]:
+    """Yield the files to write, in order; they are made in parallel."""
+    with ThreadPoolExecutor() as pool:
+        for start in range(0, len(names), CHUNK):
+            yield from pool.map(lambda name: encode(name, tree, size), names[start : start + CHUNK])
+
+
+def encode(name: str, tree: Mapping[str, Picture], size: int | None) -> Encoded:
+    """Return a file's name in the shard and its bytes, shrunk to `size` px where it is larger; see `pack`.
+
+    What was PNG stays PNG, all else becomes JPEG.
+    """
+    picture = tree[name]
+    try:
+        if size is None and isinstance(picture, Path | Blob):
+            return name, _content(picture)
+        image = read_picture(picture)
+        if (size is None or min(image.shape[:2]) <= size) and isinstance(picture, Path | Blob):
+            return name, _content(picture)
+    except UserError as error:
+        return name, error
+    suffix = ".png" if isinstance(picture, Entry) or name.lower().endswith(".png") else ".jpg"
+    stem = name if isinstance(picture, Entry) else str(Path(name).with_suffix(""))
+    renamed = name if Path(name).suffix.lower() in (".jpg", ".jpeg", ".png") else stem + suffix
+    if renamed != name and renamed in tree:
+        renamed = name + suffix
+    file = io.BytesIO()
+    options = QUALITY["JPEG"] if suffix == ".jpg" else {}
+    Image.fromarray(image if size is None else shrink(image, size)).save(file, "JPEG" if options else "PNG", **options)
+    return renamed, file.getvalue()
+
+
+def shrink(image: Array, size: int) -> Array:
+    """Return an image (H, W, 3) with a short side of at most `size` px. An even width, as pairs have, stays even."""
+    height, width, _ = image.shape
+    scale = min(1.0, size / min(height, width))
+    step = 2 if width % 2 == 0 and size > 1 else 1
+    return resize(image, max(1, round(height * scale)), max(step, step * round(width * scale / step)))
+
+
+def _content(picture: Path | Blob) -> bytes:
+    if isinstance(picture, Blob):
+        return picture.content()
+    try:
+        return picture.read_bytes()
+    except OSError as error:
+        raise UserError(f"{picture}: {error.strerror}") from None
+
+
+def _write_shards(group: str, number: int, files: Iterator[Encoded], out: Path, most: int, manifest: Manifest) -> None:
+    """Write files into shards of about `most` bytes each, from `number` on; the manifest is written with each."""
+    ended = False
+    while not ended:
+        path, images, taken = out / f"{group}-{number:05d}.tar", 0, 0
+        with replacing(path) as temporary:
+            with tarfile.open(temporary, "w") as archive:
+                while archive.offset < most:
+                    name, content = next(files, ("", b""))
+                    if not name:
+                        ended = True
+                        break
+                    taken += 1
+                    if isinstance(content, UserError):
+                        manifest.bad.append(f"left out of the shards: {' '.join(str(content).split())}")
+                        continue
+                    member = tarfile.TarInfo(name)
+                    member.size = len(content)
+                    archive.addfile(member, io.BytesIO(content))
+                    images += 1
+            shard = Shard(path.name, images, temporary.stat().st_size, file_hash(temporary), taken)
+        if images:
+            manifest.shards.append(shard)
+            number += 1
+        else:
+            path.unlink()
+        manifest.write(out)

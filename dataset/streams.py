@@ -1,0 +1,154 @@
+"""Data sets that are read as a stream of shards, and fit no disk: `pipe:COMMAND` or an URL, with {00000..00099}.
+
+WebDataset opens them and reads their files. What has to be known before training comes from the head of a stream, its
+first images, which are kept below cache/: some of them are held out, all others are trained on with the rest.
+"""
+
+import hashlib
+import io
+import json
+import random
+import re
+import tarfile
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import chain, islice
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+
+from config import UserError
+from dataset.cache import META, making
+from dataset.shards import MANIFEST, Manifest, expand_braces
+from dataset.sources import Blob, images_among
+from runtime.atomic import write_text
+from runtime.progress import say
+
+HEAD = 2048  # images at the beginning of a stream that are kept
+BUFFER = 1024  # images, still encoded, among which the order is shuffled
+HELD_OUT = ("val/", "test/")  # folders of shards whose images are not trained on
+BROKEN = (OSError, EOFError, ValueError, tarfile.TarError)  # of a shard that cannot be read, or not to its end
+
+
+@dataclass(frozen=True)
+class Stream:
+    """The shards of a stream, and what of them is trained on."""
+
+    urls: tuple[str, ...]
+    count: int  # images of an epoch, of all processes together
+    held: frozenset[str]  # names of images that are not trained on
+    said: set[str] = field(default_factory=set, compare=False)  # sentences
+
+    def images(self, seed: int, epoch: int, rank: int = 0, world: int = 1) -> Iterator[Blob]:
+        """Yield one process's images of an epoch, in an order that depends on seed, epoch, rank and world alone.
+
+        Shards are dealt to the processes; where their number is no multiple of the processes', each reads all and
+        takes every world-th image. What of a shard cannot be read is left out, and said once.
+        """
+        order = np.random.default_rng([seed, epoch]).permutation(len(self.urls))
+        urls, whole = [self.urls[i] for i in order], len(self.urls) % world == 0
+        if not whole:
+            self.tell(f"{len(urls)} shards are no multiple of {world} processes: each reads all of them")
+        files = chain.from_iterable(read_shard(url, self.tell) for url in (urls[rank::world] if whole else urls))
+        found = (blob for blob in files if blob.name not in self.held and not blob.name.startswith(HELD_OUT))
+        mine = found if whole else islice(found, rank, None, world)
+        noise = random.Random(f"{seed} {epoch} {rank}")
+        yield from _webdataset().filters.shuffle(BUFFER, initial=BUFFER, rng=noise)(mine)
+
+    def tell(self, sentence: str) -> None:
+        """Print a sentence, once."""
+        if sentence not in self.said:
+            say(sentence)
+        self.said.add(sentence)
+
+
+def _webdataset() -> ModuleType:
+    try:
+        import webdataset
+    except ImportError:
+        raise UserError("a stream of shards needs webdataset: pip install -r requirements-scale.txt") from None
+    return webdataset
+
+
+def read_shard(url: str, tell: Callable[[str], None]) -> Iterator[Blob]:
+    """Yield the images of one shard; what cannot be read of it is left out, and told."""
+    stream, why = None, ""
+    try:
+        stream = _webdataset().gopen(url)
+        with tarfile.open(fileobj=stream, mode="r|*") as archive:
+            for member in archive:
+                if member.isreg() and images_among([name := member.name.removeprefix("./")], Path(url), []):
+                    content = np.frombuffer(archive.extractfile(member).read(), np.uint8)
+                    yield Blob(Path(url), name, 0, len(content), content)
+                archive.members = []  # or it keeps all
+            if any(archive.fileobj.read(tarfile.BLOCKSIZE)):  # tarfile takes a damaged header for the end
+                why = "it is damaged in the middle"
+    except BROKEN as error:
+        why = " ".join(str(error).split())
+    try:
+        if stream is not None:
+            while stream.read(2**20):  # the padding; a command that is not read to its end fails
+                pass
+            stream.close()  # tells whether a command has failed
+    except OSError as error:
+        why = why or " ".join(str(error).split())
+    if why:
+        tell(f"left out: what cannot be read of {url} ({why})")
+
+
+def take_head(data: str, cache: Path) -> tuple[Path, int | None]:
+    """Return a tar of the first images of a stream, and how many the stream has, None if that is not known.
+
+    They are read once, and kept in the cache. Raises UserError where not one can be read.
+    """
+    folder = cache / f"stream-{hashlib.sha256(data.encode()).hexdigest()[:16]}"
+    if not (folder / META).exists():
+        with making(folder) as partial:
+            if not (folder / META).exists():  # else another process was faster
+                _write_head(data, partial)
+    return folder / "head.tar", json.loads((folder / META).read_text())["images"]
+
+
+def _write_head(data: str, folder: Path) -> None:
+    urls, problems = expand_braces(data), []
+    images = chain.from_iterable(read_shard(url, problems.append) for url in urls)
+    taken = 0
+    with tarfile.open(folder / "head.tar", "w") as archive:
+        for blob in islice(images, HEAD):
+            member = tarfile.TarInfo(blob.name)
+            member.size = blob.stop
+            archive.addfile(member, io.BytesIO(blob.content()))
+            taken += 1
+    if not taken:
+        raise UserError(f"no image in the stream {data}{'; '.join(['', *problems[:1]])}")
+    write_text(folder / META, json.dumps({"data": data, "images": taken if taken < HEAD else _listed_images(urls)}))
+
+
+def _listed_images(urls: list[str]) -> int | None:
+    """Return how many images the manifest beside the shards lists, None where there is none."""
+    where = re.sub(r"[^/\s'\"]+\.tar\b", MANIFEST, urls[0])
+    try:
+        with _webdataset().gopen(where) as file:
+            manifest = Manifest.parse(file.read(), where)
+    except BROKEN:  # also UserError: whatever else a server answers
+        return None
+    counts = {shard.name: shard.images for shard in manifest.shards}
+    names = [re.findall(r"[^/\s'\"]+\.tar\b", url)[-1:] for url in urls]
+    return sum(counts[name[0]] for name in names) if all(name and name[0] in counts for name in names) else None
+
+
+def open_stream(data: str, limit: int, held: Iterable[str], cache: Path) -> Stream:
+    """Return a stream to train on.
+
+    Args:
+        limit: images of an epoch; 0: all that the stream has.
+        held: names of the images of its head that are held out.
+
+    Raises UserError where it is not known how many images it has.
+    """
+    names, (_, images) = frozenset(held), take_head(data, cache)
+    if not limit and images is None:
+        told = "a stream does not tell how long it is: say with --limit N how many pictures an epoch has"
+        raise UserError(f"{told}, or put the {MANIFEST} of data.py --pack beside its shards")
+    return Stream(tuple(expand_braces(data)), limit or max(1, images - len(names)), names)

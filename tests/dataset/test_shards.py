@@ -1,0 +1,241 @@
+"""Shards: packed and read in place they are the folder they came from, cut off or not; what is damaged is named."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers import TINY, run_stage, same_tensors, saved_weights
+from PIL import Image
+
+import train
+from config import ROOT, Recipe, UserError, make_recipe
+from data import find_loading, load_images
+from dataset import scenes, shards
+from dataset.folders import list_items, open_tree, read_picture
+from dataset.packing import pack, shrink
+from dataset.shards import expand_braces, read_manifest
+from runtime.weights import file_hash
+
+CACHE = Path("cache")
+RECIPE = Recipe("x", size=16, val_fraction=0.3)
+
+
+def write_set(count: int = 30, root: str = "photos", pairs: bool = False) -> Path:
+    """Write a folder of scenes in two classes and formats, or of pairs in two folders."""
+    for i in range(count):
+        colour, sketch = scenes.draw(i, 48)
+        both = {"color": colour, "sketch": sketch} if pairs else {("cat", "dog")[i % 2]: colour}
+        for folder, image in both.items():
+            path = Path(root, folder, f"p{i:02d}.{'png' if i % 3 else 'jpg'}")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image[: 48 - i % 5]).save(path)
+    return Path(root)
+
+
+def packed(root: str = "photos", out: str = "shards", size: int | None = None, most: int = 20_000) -> list[Path]:
+    """Pack a folder into shards of about `most` bytes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dataset.packing.MB", most)
+        pack(open_tree(root, CACHE, []), Path(out), size, 1)
+    return sorted(Path(out).glob("*.tar"))
+
+
+def hashes(folder: str) -> dict[str, str]:
+    return {path.name: file_hash(path) for path in Path(folder).iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("a-{000..002}.tar", ["a-000.tar", "a-001.tar", "a-002.tar"]),
+        ("{8..11}", ["8", "9", "10", "11"]),
+        ("{a,b}/{0..1}.tar", ["a/0.tar", "a/1.tar", "b/0.tar", "b/1.tar"]),
+        ("plain.tar", ["plain.tar"]),
+        ("{3..1}", []),
+    ],
+)
+def test_braces_are_expanded_as_a_shell_does(pattern: str, expected: list[str]) -> None:
+    assert expand_braces(pattern) == expected
+
+
+@pytest.mark.parametrize("pairs", [False, True])
+def test_shards_are_the_folder_they_came_from(pairs: bool) -> None:
+    root = write_set(pairs=pairs)
+    found = packed()
+    assert len(found) > 3
+    recipe = make_recipe("anime", {"size": 16, "val_fraction": 0.3}) if pairs else RECIPE
+    pattern = f"shards/train-{{00000..{len(found) - 1:05d}}}.tar"
+    of_folder, *others = (list_items(data, recipe, CACHE) for data in (str(root), "shards", pattern))
+    for items in others:
+        assert (items.halves, items.has_val) == (of_folder.halves, of_folder.has_val)
+        for split in ("train", "val"):
+            names = [[(item.stem, item.label, item.name) for item in each[split]] for each in (of_folder, items)]
+            assert names[0] == names[1]
+            loading = find_loading(recipe, items[split])
+            one, other = (load_images(each[split], loading, CACHE, split) for each in (of_folder, items))
+            assert (one.key, one.stems) == (other.key, other.stems)  # so a run may go on with either
+            assert np.array_equal(one.pixels, other.pixels)
+
+
+def test_splits_have_shards_of_their_own() -> None:
+    for split in ("train", "valid"):
+        write_set(5, f"photos/{split}")
+    assert run_stage("data", "--pack", "photos", "shards") == 0
+    assert sorted(path.name for path in Path("shards").iterdir()) == [
+        "manifest.json",
+        "train-00000.tar",
+        "val-00000.tar",
+    ]
+    items = list_items("shards", RECIPE, CACHE)
+    assert (items.has_val, len(items["train"]), len(items["val"])) == (True, 5, 5)
+    (only,) = (list_items("shards/{train,val}-00000.tar", RECIPE, CACHE),)
+    assert [item.name for item in only["val"]] == [item.name for item in items["val"]]
+
+
+def test_large_pictures_are_shrunk_and_small_ones_copied(capsys: pytest.CaptureFixture[str]) -> None:
+    root = write_set(6)
+    Image.fromarray(scenes.draw(9, 200)[0][:, :150]).save(root / "big.webp", lossless=True)
+    Image.fromarray(scenes.draw(10, 200)[0][:100]).save(root / "wide.png")
+    (root / "bad.jpg").write_bytes(b"no image")
+    assert run_stage("data", "--pack", "photos", "shards", "--size", "64") == 0
+    said = capsys.readouterr().out
+    assert "8 images in 1 shards" in said
+    assert "photos/bad.jpg" in said
+    tree = open_tree("shards", CACHE, notes := [])
+    assert any("photos/bad.jpg" in note for note in notes)  # whoever trains is told, too
+    assert tree.keys() == {*(p.relative_to(root).as_posix() for p in root.rglob("p*.*")), "big.jpg", "wide.png"}
+    assert read_picture(tree["big.jpg"]).shape == (85, 64, 3)
+    assert np.array_equal(read_picture(tree["wide.png"]), shrink(read_picture(root / "wide.png"), 64))
+    assert tree["cat/p00.jpg"].content() == (root / "cat/p00.jpg").read_bytes()
+
+
+@pytest.mark.parametrize(("width", "shrunk"), [(200, 128), (201, 129), (202, 130)])
+def test_an_even_width_stays_even(width: int, shrunk: int) -> None:
+    assert shrink(np.zeros((100, width, 3), np.uint8), 64).shape == (64, shrunk, 3)
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from dataset import packing
+from dataset.folders import open_tree
+real, written = packing.file_hash, []
+def file_hash(path):
+    written.append(path)
+    if len(written) == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return real(path)
+packing.file_hash, packing.MB = file_hash, 20_000
+packing.pack(open_tree("photos", Path("cache"), []), Path("shards"), 32, 1)
+"""
+
+
+def test_packing_goes_on_where_it_was_killed_and_ends_with_the_same_files() -> None:
+    write_set()
+    Path("photos/bad.jpg").write_bytes(b"no image")
+    packed(out="whole", size=32)
+    done = subprocess.run([sys.executable, "-c", KILLED], env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert not read_manifest(Path("shards")).complete
+    with pytest.raises(UserError, match="not packed to its end"):
+        list_items("shards", RECIPE, CACHE)
+    packed(size=32)
+    assert hashes("shards") == hashes("whole")
+    before = {path: path.stat().st_mtime_ns for path in Path("shards").iterdir() if path.suffix == ".tar"}
+    packed(size=32)  # nothing is left to do
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_the_manifest_counts_and_hashes() -> None:
+    write_set()
+    paths = packed()
+    manifest = read_manifest(Path("shards"))
+    assert [(shard.name, shard.size, shard.sha256) for shard in manifest.shards] == [
+        (path.name, path.stat().st_size, file_hash(path)) for path in paths
+    ]
+    assert [shard.images for shard in manifest.shards] == [len(tarfile.open(path).getnames()) for path in paths]
+    assert sum(shard.images for shard in manifest.shards) == 30
+
+
+def test_shards_are_looked_into_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    write_set()
+    paths, seen = packed(), []
+    real = shards.index_tar
+    monkeypatch.setattr(shards, "index_tar", lambda path: seen.append(path) or real(path))
+    first = open_tree("shards", CACHE, [])
+    assert seen == paths
+    again = open_tree("shards", CACHE, [])
+    assert seen == paths
+    assert [(name, image, image.content()) for name, image in first.items()] == [
+        (name, image, image.content()) for name, image in again.items()
+    ]
+    next((CACHE / "shards").iterdir()).write_text("{")  # damaged: looked into anew
+    open_tree("shards", CACHE, [])
+    assert len(seen) == len(paths) + 1
+
+
+def refusal(data: str) -> str:
+    with pytest.raises(UserError) as caught:
+        list_items(data, RECIPE, CACHE)
+    return str(caught.value)
+
+
+def test_what_does_not_fit_is_one_sentence() -> None:
+    write_set()
+    paths = packed()
+    pattern = f"shards/train-{{00000..{len(paths) - 1:05d}}}.tar"
+    content = paths[1].read_bytes()
+    paths[1].write_bytes(content[:2000] + bytes(100) + content[2100:])  # in the middle, of the same size
+    assert "shards/train-00001.tar does not fit shards/manifest.json: it is damaged" in refusal("shards")
+    assert "it is damaged" in refusal(pattern)
+    paths[1].write_bytes(content[:-512])
+    assert "bytes instead of" in refusal("shards")
+    paths[1].unlink()
+    assert "1 of" in refusal("shards")
+    assert "first shards/train-00001.tar" in refusal(pattern)
+    paths[1].write_bytes(content)
+    paths[1].with_name("other.tar").write_bytes(content)
+    assert "shards/other.tar does not stand in shards/manifest.json" in refusal("shards/{train-00000,other}.tar")
+    assert "not there" in refusal("nowhere/{0..3}.tar")
+    assert "names none" in refusal("nowhere/{3..0}.tar")
+    Path("shards/manifest.json").unlink()
+    assert "both hold" in refusal("shards/{train-00001,other}.tar")
+    paths[1].write_bytes(content[:512] + b"x" + content[513 : len(content) // 2])
+    assert "shards/train-00001.tar cannot be read as a shard" in refusal(pattern)
+    Path("shards/manifest.json").write_text('{"format": "other"}')
+    assert "shards/manifest.json is damaged" in refusal("shards")
+
+
+def test_packing_refuses_what_would_mix_two_sets() -> None:
+    write_set()
+    packed()
+    with pytest.raises(UserError, match="other images"):
+        packed(size=20)
+    write_set(3, "others")
+    with pytest.raises(UserError, match="other images"):
+        packed("others")
+    manifest = json.loads(Path("shards/manifest.json").read_text())
+    Path("shards/manifest.json").write_text(json.dumps({**manifest, "complete": False}))
+    Path("shards/train-00000.tar").unlink()
+    with pytest.raises(UserError, match=r"train-00000.tar is missing"):
+        packed()
+    with pytest.raises(UserError, match="drawn"):
+        packed("demo", "new")
+
+
+@pytest.mark.usefixtures("no_curves")
+def test_training_on_shards_is_training_on_their_folder(pictures: Path) -> None:
+    names = ",".join(path.stem for path in packed(str(pictures), most=10_000))
+    options = {"recipe": "coco", "epochs": 1, "save_every": 1, **TINY}
+    sets = [(str(pictures), None), ("shards", None), (f"shards/{{{names}}}.tar", 0.0)]
+    runs = [train.main(data=data, run=Path(f"run{gb}{len(data)}"), cache_gb=gb, **options) for data, gb in sets]
+    first, *others = (saved_weights(run, 1) for run in runs)
+    assert all(same_tensors(first, other) for other in others)
+    ends = [train.main(run=run, resume=True, epochs=2, device="cpu") for run in runs[::2]]
+    assert same_tensors(*(saved_weights(run, 2) for run in ends))

@@ -1,0 +1,212 @@
+"""Streams of shards: dealt to processes, each image once an epoch, damage is told and survived, training is exact."""
+
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers import TINY, log_of, same_tensors, saved_weights, stop_in
+from PIL import Image
+
+import train
+import train_classifier
+from config import ROOT, Recipe, UserError
+from data import find_loading, load_images, training_batches
+from dataset import streams
+from dataset.folders import Splits, list_items, open_tree
+from dataset.packing import pack
+from dataset.shards import MANIFEST
+from runtime.run_folder import read_run
+from training import gan, setup
+
+CACHE = Path("cache")
+RECIPE = Recipe("x", size=16, val_fraction=0.3)
+
+
+def write_shards(count: int = 40, most: int = 8_000, pairs: bool = False) -> str:
+    """Pack coloured noise into shards of about `most` bytes; returns the pattern of a stream of them."""
+    noise = np.random.default_rng(0)
+    for i in range(count):
+        image = noise.integers(0, 256, (12, 12, 3), np.uint8).repeat(4, 0).repeat(4, 1)
+        for folder in ("color", "sketch")[: 1 + pairs]:
+            path = Path("photos", folder, f"p{i:02d}.png")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dataset.packing.MB", most)
+        shards = pack(open_tree("photos", CACHE, []), Path("shards"), None, 1).shards
+    return f"pipe:cat {Path('shards').resolve()}/train-{{00000..{len(shards) - 1:05d}}}.tar"
+
+
+def test_without_webdataset_one_sentence_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "webdataset", None)
+    for data in ("pipe:cat a.tar", "https://example.org/{000..099}.tar"):
+        with pytest.raises(UserError, match=r"needs webdataset: pip install -r requirements-scale.txt"):
+            list_items(data, RECIPE, CACHE)
+
+
+NAMES = """
+import sys
+from pathlib import Path
+from config import Recipe
+from dataset.folders import list_items
+stream = list_items(sys.argv[1], Recipe("x", size=16, val_fraction=0.3), Path("cache")).stream
+print(*(blob.name for blob in stream.images(7, 1, int(sys.argv[2]), 2)))
+"""
+
+
+def test_two_processes_see_each_image_once_an_epoch() -> None:
+    pytest.importorskip("webdataset")
+    data = write_shards()
+    options = {"env": {**os.environ, "PYTHONPATH": str(ROOT)}, "stdout": subprocess.PIPE, "text": True}
+    both = [subprocess.Popen([sys.executable, "-c", NAMES, data, rank], **options) for rank in "01"]
+    seen = [process.communicate()[0].splitlines()[-1].split() for process in both]
+    held = {item.target.name for item in list_items(data, RECIPE, CACHE)["val"]}
+    assert Counter(seen[0] + seen[1]) == Counter({f"color/p{i:02d}.png" for i in range(40)} - held)
+
+
+@pytest.mark.parametrize(("most", "whole"), [(8_000, False), (10_000, True)])
+def test_ranks_see_each_image_once_in_an_order_of_the_epoch(
+    most: int, whole: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("webdataset")
+    splits = list_items(write_shards(most=most), RECIPE, CACHE)
+    stream = splits.stream
+    assert (len(stream.urls) % 2 == 0) == whole  # else every process reads all
+    assert stream.count == 40 - len(splits["val"])
+    seen = [[[blob.name for blob in stream.images(7, epoch, rank, 2)] for rank in (0, 1)] for epoch in (1, 2, 1)]
+    for ranks in seen:
+        assert Counter(ranks[0] + ranks[1]) == Counter({f"color/p{i:02d}.png" for i in range(40)} - stream.held)
+    assert seen[0] == seen[2]
+    assert seen[0] != seen[1]
+    assert ("each reads all" in capsys.readouterr().out) != whole
+
+
+def test_two_ranks_of_local_shards_see_each_image_once_an_epoch() -> None:
+    write_shards()
+    splits = list_items("shards", RECIPE, CACHE)
+    images = load_images(splits["train"], find_loading(RECIPE, splits["train"]), CACHE, "train")
+    whole = list(training_batches(images, 4, 16, 0.5, 1, 3))
+    ranks = [list(training_batches(images, 2, 16, 0.5, 1, 3, rank=rank, world=2)) for rank in (0, 1)]
+    assert len(whole) == len(ranks[0]) == len(ranks[1])
+    for batch, *halves in zip(whole, *ranks, strict=True):
+        assert torch.equal(batch[1], torch.cat([half[1] for half in halves]))
+
+
+def test_batches_are_those_of_the_pictures_and_go_on_where_they_stopped() -> None:
+    pytest.importorskip("webdataset")
+    data = write_shards()
+    splits = list_items(data, RECIPE, CACHE)
+    plan = setup.Setup(Path("run"), RECIPE, data, {}, None)
+    images = plan.load_splits(splits, find_loading(RECIPE, splits["train"]))["train"]
+    first = list(training_batches(images, 4, 16, 0.5, 1, 3))
+    assert len(first) == images.per_epoch // 4
+    again = list(training_batches(images, 4, 16, 0.5, 1, 3, 2))
+    assert all(torch.equal(one[1], other[1]) for one, other in zip(first[2:], again, strict=True))
+    known = {images.picture(i).tobytes() for i in range(len(images))}  # of the head, which is all of it
+    shown = torch.cat([target for _, target in training_batches(images, 4, 16, 0.0, 1, 3)])
+    assert {picture.permute(1, 2, 0).numpy().tobytes() for picture in shown} <= known
+    assert len(shown.flatten(1).unique(dim=0)) == len(shown)
+
+
+@pytest.mark.usefixtures("no_curves")
+def test_training_on_a_stream_needs_no_cache_of_it_and_resumes_exactly(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("webdataset")
+    monkeypatch.setattr(streams, "HEAD", 16)  # a part of it
+    data = write_shards()
+    options = {"recipe": "coco", "data": data, "epochs": 2, "save_every": 1, **TINY}
+    whole, parts = train.main(run=Path("whole"), **options), Path("parts")
+    stop_in(gan, 4, lambda: train.main(run=parts, **options))
+    train.main(run=parts, resume=True, device="cpu")
+    assert same_tensors(saved_weights(whole, 2), saved_weights(parts, 2))
+    assert log_of(whole) == log_of(parts)
+    images = read_run(whole).images
+    assert images["train"] + images["val"] == 40
+    assert log_of(whole)[-1]["steps"] == 2 * (images["train"] // 4)
+
+
+def damage(path: Path, how: str) -> None:
+    content = path.read_bytes()
+    middle = content.index(b"ustar", len(content) // 2) - 257  # of a header
+    spoilt = content[:middle] + b"x" * 512 + content[middle + 512 :]
+    path.write_bytes(spoilt if how == "header" else content[: middle + 700])
+
+
+@pytest.mark.parametrize("how", ["header", "cut", "command"])
+def test_what_of_a_shard_cannot_be_read_is_told_once_and_the_rest_is_seen(
+    how: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("webdataset")
+    data = write_shards()
+    stream = list_items(data, RECIPE, CACHE).stream
+    every = {blob.name for blob in stream.images(1, 1)}
+    second = Path("shards/train-00001.tar")
+    own = {blob.name for blob in streams.read_shard(f"pipe:cat {second.resolve()}", print)}
+    second.unlink() if how == "command" else damage(second, how)
+    capsys.readouterr()
+    for epoch in (1, 2):
+        left = {blob.name for blob in stream.images(1, epoch)}
+        assert every - own <= left < every
+        assert (left & own == set()) == (how == "command")
+    said = capsys.readouterr().out
+    assert said.count("left out: what cannot be read of pipe:cat") == 1
+    assert "train-00001.tar" in said
+
+
+def test_a_damaged_picture_is_skipped_and_a_stream_without_pictures_is_one_sentence(
+    capsys: pytest.CaptureFixture[str], time_limit: None
+) -> None:
+    pytest.importorskip("webdataset")
+    data = write_shards()
+    splits = list_items(data, RECIPE, CACHE)
+    plan = setup.Setup(Path("run"), RECIPE, data, {}, None)
+    images = plan.load_splits(splits, find_loading(RECIPE, splits["train"]))["train"]
+    path = Path("shards/train-00001.tar")
+    content = path.read_bytes()
+    parts = content.split(b"IDAT")
+    path.write_bytes(b"IDAT".join([parts[0], *(part[:20] + bytes(99) + part[119:] for part in parts[1:])]))
+    assert len(list(training_batches(images, 4, 16, 0.5, 1, 3))) == images.per_epoch // 4
+    assert "skipped " in capsys.readouterr().out
+    for shard in Path("shards").glob("*.tar"):
+        shard.unlink()
+    with pytest.raises(UserError, match="none of the images of the stream"):
+        list(training_batches(images, 4, 16, 0.5, 1, 3))
+    with pytest.raises(UserError, match=r"no image in the stream .*train-00000.tar"):
+        list_items(data.replace("cat ", "cat  "), RECIPE, CACHE)
+
+
+def test_how_long_a_stream_is_stands_in_the_manifest_or_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("webdataset")
+    monkeypatch.setattr(streams, "HEAD", 8)
+    data = write_shards()
+
+    def count(data: str, **fields: int) -> int:
+        splits: Splits = list_items(data, Recipe("x", size=16, val_fraction=0.3, **fields), CACHE)
+        return splits.stream.count + (0 if fields else len(splits["val"]))
+
+    assert count(data) == 40
+    assert count(data.replace("pipe:cat ", "file://")) == 40
+    assert count(data, limit=20) == 20
+    Path("shards", MANIFEST).unlink()
+    other = data.replace("cat ", "cat  ")
+    with pytest.raises(UserError, match="--limit N"):
+        count(other)
+    assert count(other, limit=20) == 20
+
+
+def test_pairs_in_two_folders_cannot_be_learnt_from_a_stream() -> None:
+    pytest.importorskip("webdataset")
+    data = write_shards(pairs=True)
+    with pytest.raises(UserError, match="pairs in two folders cannot be learnt"):
+        list_items(data, Recipe("x", input="sketch", output="rgb", size=16), CACHE)
+
+
+def test_classes_cannot_be_learnt_from_a_stream() -> None:
+    pytest.importorskip("webdataset")
+    data = write_shards()
+    with pytest.raises(UserError, match="classes cannot be learnt"):
+        train_classifier.main(data=data, device="cpu")

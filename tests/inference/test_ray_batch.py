@@ -1,0 +1,136 @@
+"""ray_batch.py: every file once, whatever becomes of a worker; mistakes in a sentence. On a real Ray, where it is."""
+
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers import CPU, gray, run_stage, save_picture, write_model
+
+from config import ROOT, UserError
+from inference import ray_batch
+from inference.tasks import plan_tasks
+from runtime.run_folder import read_records
+
+FILES = 300
+BROKEN = range(0, FILES, 10)  # every tenth
+
+
+def write_scans(count: int = FILES) -> Path:
+    """Write gray pictures, of which every tenth is broken."""
+    content = save_picture("scans/p000.png", gray(0)).read_bytes()
+    for i in range(count):
+        Path(f"scans/p{i:03d}.png").write_bytes(content[:60] if i in BROKEN else content)
+    return write_model(Path("generator.ts"))
+
+
+def processes_below(parent: int) -> dict[int, str]:
+    """Return the names of all processes that a process has started, and those have."""
+    found: dict[int, str] = {}
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            above = int((path / "stat").read_text().rpartition(")")[2].split()[1])
+            if above == parent:
+                name = (path / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+                found |= {int(path.name): name, **processes_below(int(path.name))}
+        except (FileNotFoundError, ProcessLookupError):  # it has just ended
+            continue
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
+def test_every_file_is_written_once_though_a_worker_is_killed(tmp_path: Path) -> None:
+    pytest.importorskip("ray", reason="needs Ray: pip install -r requirements-scale.txt")
+    model = write_scans()
+    command = [sys.executable, ROOT / "colorize.py", "scans", "--model", model, "--engine", "ray", "--workers", "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "RAY_raylet_start_wait_time_s": "600"}
+    killed, times = "", {}
+    with open("table.jsonl", "wb") as table, open("said.txt", "wb") as said:
+        running = subprocess.Popen(list(map(str, command)), stdout=table, stderr=said, env=environment)
+        while running.poll() is None:
+            done = list(Path("out").glob("*.png"))
+            if not killed and len(done) >= 20:
+                times = {path: path.stat().st_mtime_ns for path in done}
+                workers = {pid: name for pid, name in processes_below(running.pid).items() if "MapWorker" in name}
+                pid, killed = next((pid, name) for pid, name in workers.items() if name.startswith("ray::"))
+                os.kill(pid, signal.SIGKILL)
+            time.sleep(0.05)
+    assert killed, Path("said.txt").read_text()
+    assert running.returncode == 1, Path("said.txt").read_text()
+    lines = read_records(Path("table.jsonl"))
+    assert Counter(line["file"] for line in lines) == {f"scans/p{i:03d}.png": 1 for i in range(FILES)}
+    failed = {line["file"]: line["reason"] for line in lines if line["status"] == "failed"}
+    assert set(failed) == {f"scans/p{i:03d}.png" for i in BROKEN}
+    assert {line["status"] for line in lines} == {"done", "failed"}
+    written = {path.name for path in Path("out").iterdir()}  # nothing half written either
+    assert written == {f"p{i:03d}.png" for i in range(FILES) if i not in BROKEN}
+    assert {path: path.stat().st_mtime_ns for path in times} == times  # not a second time
+    assert all(name in Path("said.txt").read_text() for name in failed)
+
+
+@pytest.mark.parametrize(
+    ("resources", "workers", "device", "expected"),
+    [
+        ({"CPU": 2}, None, "auto", ("CPU", 2)), ({"CPU": 8, "GPU": 2}, None, "auto", ("GPU", 2)),
+        ({"CPU": 8, "GPU": 2}, 4, "cpu", ("CPU", 4)), ({"CPU": 8, "GPU": 4}, 3, "cuda", ("GPU", 3)),
+    ],
+)  # fmt: skip
+def test_a_worker_has_a_gpu_or_a_core(
+    resources: dict[str, float], workers: int | None, device: str, expected: tuple[str, int]
+) -> None:
+    assert ray_batch._share(resources, workers, device) == expected
+
+
+@pytest.mark.parametrize(
+    ("resources", "workers", "device", "words"),
+    [
+        ({"CPU": 2}, 3, "auto", "Ray has 2 CPUs here, too few for 3 workers"),
+        ({"CPU": 2}, None, "cuda", "Ray has 0 GPUs"),
+        ({"CPU": 2}, 1, "mps", "not on mps"),
+    ],
+)
+def test_workers_that_ray_has_no_room_for_are_one_sentence(
+    resources: dict[str, float], workers: int | None, device: str, words: str
+) -> None:
+    with pytest.raises(UserError, match=words):
+        ray_batch._share(resources, workers, device)
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["--engine", "ray"], "pip install -r requirements-scale.txt"),
+        (["--engine", "dask"], "no engine dask"),
+        (["--workers", "2"], "--workers is of --engine ray"),
+    ],
+)
+def test_mistakes_are_one_sentence(
+    args: list[str], words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    model = write_scans(2)
+    assert run_stage("colorize", "scans", "--model", model, *args) == 2
+    out, error = capsys.readouterr()
+    assert out == ""
+    assert words in error.splitlines()[-1]
+
+
+def test_a_worker_colours_what_it_is_given_and_reports_it_without_pixels() -> None:
+    model, here = write_scans(12), Path.cwd()
+    tasks = plan_tasks([Path("scans")], Path("out"))
+    worker = ray_batch.Worker(str(here), {"path": model, "device": CPU}, {"threads": 1})
+    answer = worker({"task": np.array([pickle.dumps(task) for task in tasks], object)})
+    jobs = [pickle.loads(job) for job in answer["job"]]
+    assert [job.task for job in jobs] == tasks
+    assert [job.status for job in jobs] == ["failed", *["done"] * 9, "failed", "done"]
+    assert [job.record()["frames"] for job in jobs[1:3]] == [1, 1]
+    assert max(map(len, answer["job"])) < 2_000
+    assert json.dumps([job.record() for job in jobs])

@@ -25,8 +25,10 @@ from runtime import cli
 if TYPE_CHECKING:
     import torch
 
-    from data import ImageSet
+    from data import ImageSet, Loading
+    from dataset.folders import Splits
     from training.gan import Gan
+    from training.loop import State
     from training.setup import Setup
 
 
@@ -152,19 +154,13 @@ def main(
         for path in files.fetch_weights(weights):
             print(f"{path}, {path.stat().st_size / 1e6:.1f} MB")
         return RUNS
-    from torch import Tensor
-
-    from data import find_loading, load_images, mean_ab, steps_per_epoch, training_batches
+    from data import find_loading, load_images
     from dataset.folders import list_items, pick
-    from inference.checkpoint import save_generator
-    from reporting.curves import plot_losses
-    from reporting.summary import score_command
-    from runtime import atomic, run_folder
+    from runtime import run_folder
     from runtime.device import pick_device, pick_precision
     from runtime.weights import require_folder
     from training import setup
-    from training.gan import build_gan, load_pretrained, make_batch, schedule, train_step
-    from training.loop import fit
+    from training.gan import build_gan
 
     given = setup.given_fields(
         Recipe, set_, epochs=epochs, size=size, batch_size=batch_size, limit=limit, save_every=save_every,
@@ -173,11 +169,16 @@ def main(
     weights = require_folder(weights)
     if resume and quick:
         raise UserError("--quick begins a new run: --resume goes on as a run was begun")
-    if resume and init:
-        raise UserError("--init begins a new run: --resume goes on with the weights that a run has")
+    folder = Path(run or RUNS / (recipe or DEMO))
+    if resume and not run and not recipe:
+        folder = run_folder.newest_run()
+    if resume and data and not (folder / run_folder.RECORD).exists():
+        resume = False  # one command begins a run and, after every end, goes on with it
     if resume:
-        folder = Path(run) if run else RUNS / recipe if recipe else run_folder.newest_run()
-        plan = setup.go_on(folder, run_folder.read_run(folder), recipe, data, given, weights)
+        stored = run_folder.read_run(folder)
+        if init not in (None, stored.init):
+            raise UserError("--init begins a new run: --resume goes on with the weights that a run has")
+        plan = setup.go_on(folder, stored, recipe, data, given, weights)
     else:
         plan = begin(recipe or DEMO, data, run, given, weights, quick)
         if not (dry_run or audited):
@@ -197,29 +198,56 @@ def main(
     plan.announce({**facts, "device": f"{on}, {precision}"}, dry_run, items.notes)
     if dry_run:
         return folder
-    state = gan.state()
-    load_pretrained(gan, made, plan.weights, fresh=not plan.has_state and init is None)
-    if init:
-        start_from(init, gan.generator, made)
-    if plan.has_state:
-        state.load_state_dict(atomic.load(run_folder.state_path(folder)))
     if audited:
+        restore(plan, gan, init)
         few = pick(items["train"], 4 * made.batch_size)
         print_audit(gan, made, load_images(few, loading, CACHE, "train"), on)
         return folder
+    with run_folder.owned(folder):
+        return run_training(plan, gan, items, loading, on, init)
 
+
+def restore(plan: "Setup", gan: "Gan", init: str | None) -> "State":
+    """Return the state of a run that begins or goes on, with the weights that its networks have there."""
+    from runtime.run_folder import load_state
+    from training.gan import load_pretrained
+
+    state, init = gan.state(), plan.stored.init if plan.stored else init
+    load_pretrained(gan, plan.recipe, plan.weights, fresh=not plan.has_state and init is None)
+    if plan.has_state:
+        state.load_state_dict(load_state(plan.folder))
+    elif init:
+        start_from(init, gan.generator, plan.recipe)
+    return state
+
+
+def run_training(
+    plan: "Setup", gan: "Gan", items: "Splits", loading: "Loading", on: "torch.device", init: str | None
+) -> Path:
+    """Train a run that begins or goes on, whose folder is ours, to its last epoch; returns the folder."""
+    from torch import Tensor
+
+    from data import mean_ab, steps_per_epoch, training_batches
+    from inference.checkpoint import save_generator
+    from reporting.curves import plot_losses
+    from reporting.summary import score_command
+    from runtime.progress import say
+    from runtime.run_folder import RunRecord
+    from training import setup
+    from training.gan import make_batch, schedule, train_step
+    from training.loop import fit
+
+    made, folder, state = plan.recipe, plan.folder, restore(plan, gan, init)
     images = plan.load_splits(items, loading)
     setup.require_batch(made, len(images["train"]))
-    if resume:
+    if gan.class_loss is not None and not plan.has_state:
+        gan.class_loss.fit(images["train"], made.size)
+    if plan.stored is not None:
         plan.record_resume(images)
     else:
         setup.require_colour(images["train"])
-        if gan.class_loss is not None:
-            gan.class_loss.fit(images["train"], made.size)
         mean, sizes = mean_ab(images["train"], made.size), gan.parameters()
-        plan.record(
-            run_folder.RunRecord, loading, images, mean_ab=mean, parameters=sizes, overrides=plan.given, init=init
-        )
+        plan.record(RunRecord, loading, images, mean_ab=mean, parameters=sizes, overrides=plan.given, init=init)
     steps = steps_per_epoch(len(images["train"]), made.batch_size)
 
     def batches(epoch: int, start: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -236,7 +264,7 @@ def main(
         plot_losses(folder / "losses.png", records)
 
     fit(folder, made, state, images, batches, step, save, "python train.py", made.pretrain_epochs)
-    print(f"trained {made.epochs} epochs; see which is best: {score_command(folder)}")
+    say(f"trained {made.epochs} epochs; see which is best: {score_command(folder)}")
     return folder
 
 

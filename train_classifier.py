@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     import torch
 
     from data import ImageSet
+    from dataset.folders import Splits
     from evaluation.classifier import Accuracy, Classifier
+    from training.setup import Setup
 
 FORMAT = "tinct-classifier-state-1"
 
@@ -133,25 +135,21 @@ def main(
     dry_run: cli.DryRunOption = False,
 ) -> Path:
     """Train a classifier; returns the run folder. Raises UserError before any work if something is off."""
-    import torch
-    from torch import Tensor
-
-    from data import Loading, steps_per_epoch, training_order
     from dataset.folders import list_items
     from evaluation import classifier as classifiers
     from models import count_parameters
-    from reporting.curves import plot_losses
-    from runtime import atomic, run_folder
+    from runtime import run_folder
     from runtime.device import pick_device, pick_precision
-    from runtime.weights import load_weights, require_folder
+    from runtime.weights import require_folder
     from training import setup
-    from training.loop import State, fit
 
     given = setup.given_fields(
         ClassifierRecipe, set_, network=network, pretrained=pretrained or None, size=size, epochs=epochs,
         seed=seed, batch_size=batch_size, limit=limit,
     )  # fmt: skip
     folder, weights = Path(run or RUNS / "classifier"), require_folder(weights)
+    if resume and data and not (folder / run_folder.CLASSIFIER_RECORD).exists():
+        resume = False  # one command begins a run and, after every end, goes on with it
     if resume:
         plan = setup.go_on(folder, run_folder.read_classifier_run(folder), None, data, given, weights)
     elif data is None:
@@ -172,11 +170,29 @@ def main(
     plan.announce(facts, dry_run, items.notes)
     if dry_run:
         return folder
+    with run_folder.owned(folder):
+        return run_training(plan, training, items, on)
 
+
+def run_training(plan: "Setup", training: Training, items: "Splits", on: "torch.device") -> Path:
+    """Train a run that begins or goes on, whose folder is ours, to its last epoch; returns the folder."""
+    import torch
+    from torch import Tensor
+
+    from data import Loading, steps_per_epoch, training_order
+    from evaluation import classifier as classifiers
+    from reporting.curves import plot_losses
+    from runtime import run_folder
+    from runtime.progress import say
+    from runtime.weights import load_weights
+    from training.loop import State, fit
+
+    made, folder, classifier = plan.recipe, plan.folder, training.classifier
+    classes = classifier.classes
     parts = {"network": classifier.network, "optimizer": training.optimizer, "scaler": training.scaler}
     state = State(FORMAT, parts, on)
     if plan.has_state:
-        state.load_state_dict(atomic.load(run_folder.state_path(folder)))
+        state.load_state_dict(run_folder.load_state(folder))
     elif made.pretrained:
         published = load_weights(made.network, plan.weights, "leave out --pretrained")
         classifiers.load_pretrained(classifier, published)
@@ -184,8 +200,8 @@ def main(
     loading = Loading(made.load_size, made.fit, "none", False)
     images = plan.load_splits(items, loading)
     if len(images["train"]) < 2:
-        raise UserError(f"only one training picture of {data} can be read: {images['train'].bad[0]}")
-    if resume:
+        raise UserError(f"only one training picture of {plan.data} can be read: {images['train'].bad[0]}")
+    if plan.stored is not None:
         plan.record_resume(images)
     else:
         plan.record(run_folder.ClassifierRecord, loading, images, classes=classes)
@@ -207,12 +223,12 @@ def main(
         classifiers.save_classifier(folder, epoch, classifier)
         classifiers.write_accuracy(folder, scores)
         plot_losses(folder / "losses.png", records)
-        print(f"epoch {epoch} | {in_words(scores)}", flush=True)
+        say(f"epoch {epoch} | {in_words(scores)}")
 
     fit(folder, made, state, images, batches, step, save, "python train_classifier.py")
     best = classifiers.best_accuracy(folder)
-    print(f"trained {made.epochs} epochs; the best is {best.epoch}: {in_words(best)}")
-    print(f"score colourised pictures with it: python eval.py --classifier {quote(str(folder))}")
+    say(f"trained {made.epochs} epochs; the best is {best.epoch}: {in_words(best)}")
+    say(f"score colourised pictures with it: python eval.py --classifier {quote(str(folder))}")
     return folder
 
 

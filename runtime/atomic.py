@@ -20,8 +20,10 @@ MAX_STEM = 120  # of a name that we derive: encrypted disks take 143, and an end
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, previous: Path | None = None) -> Iterator[Path]:
     """Yield a temporary name beside `path`; what is written there takes its place when the block succeeds.
+
+    The file that was at `path` is kept as `previous`, if that is given.
 
     Raises:
         OSError: `path` cannot be written, which it names; or the block's own, of another file.
@@ -32,6 +34,8 @@ def replacing(path: Path) -> Iterator[Path]:
         with writing(path, temporary):
             path.parent.mkdir(parents=True, exist_ok=True)
             yield temporary
+            if previous is not None and path.exists():
+                os.replace(path, previous)
             os.replace(temporary, path)
     finally:
         with suppress(OSError):  # or the failure to tidy up would hide why the block failed
@@ -72,17 +76,19 @@ def write_json(path: Path, payload: Any) -> None:
     write_text(path, json.dumps(payload, indent=1) + "\n")
 
 
-def save(path: Path, payload: dict[str, Any]) -> None:
-    """Write a checkpoint, complete or not at all."""
+def save(path: Path, payload: dict[str, Any], previous: Path | None = None) -> None:
+    """Write a checkpoint, complete or not at all; the one that was there is kept as `previous`, if that is given."""
     import torch  # seconds, which callers that write no checkpoint save
 
-    with replacing(path) as temporary, open(temporary, "wb") as file:
+    with replacing(path, previous) as temporary, open(temporary, "wb") as file:
         try:
             torch.save(payload, file)
         except RuntimeError as error:  # torch closes its file after a failure, and stumbles over what is missing there
             if isinstance(error.__context__, OSError):
                 raise error.__context__ from None
             raise
+        file.flush()
+        os.fsync(file.fileno())  # or a power cut could leave the new name with nothing behind it
 
 
 def load(path: Path, device: "torch.device | str" = "cpu") -> dict[str, Any]:
@@ -97,8 +103,12 @@ def load(path: Path, device: "torch.device | str" = "cpu") -> dict[str, Any]:
 
     payload = None
     if zipfile.is_zipfile(path):  # what torch.save writes; its reader of older files fails in many ways
-        with suppress(RuntimeError, ValueError, EOFError, OSError, KeyError, zipfile.BadZipFile, pickle.PickleError):
-            payload = torch.load(path, map_location=device, weights_only=True)
+        errors = (RuntimeError, ValueError, EOFError, OSError, KeyError, zipfile.BadZipFile, pickle.PickleError)
+        with suppress(*errors, zlib.error):
+            with zipfile.ZipFile(path) as file:
+                damaged = file.testzip()  # torch's own reader checks no checksum of a tensor
+            if damaged is None:
+                payload = torch.load(path, map_location=device, weights_only=True)
     if not isinstance(payload, dict):
         raise UserError(f"{path} is not a checkpoint of this project, or it is damaged")
     return payload

@@ -90,6 +90,59 @@ def test_killed_run_goes_on_from_its_last_checkpoint(trained: Path, run: Path, p
     assert log_of(run) == log_of(trained)
 
 
+@pytest.mark.parametrize("damage", ["half", "bit", "gone"])
+def test_a_damaged_state_gives_way_to_the_one_before(
+    trained: Path, run: Path, damage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole, path = state_path(run).read_bytes(), state_path(run)
+    place = len(whole) // 2  # amid the weights
+    changed = {"half": whole[:place], "bit": whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :]}
+    path.write_bytes(changed[damage]) if damage in changed else path.unlink()
+    train.main(run=run, resume=True, device="cpu")
+    assert "going on from state_previous.pt, which was saved before it" in capsys.readouterr().out
+    assert same_tensors(saved_weights(trained, 2), saved_weights(run, 2))
+    assert log_of(run) == log_of(trained)
+    run_folder.previous_state_path(run).write_bytes(b"x")
+    path.write_bytes(b"x")
+    with pytest.raises(UserError, match=r"state_previous\.pt is not a checkpoint"):
+        train.main(run=run, resume=True, epochs=3, device="cpu")
+
+
+def test_a_run_that_is_killed_before_its_first_state_loses_nothing(pictures: Path, trained: Path) -> None:
+    settings = ["generator=lite-unet", "lambda_class=1", "discriminator=none", "samples=2"]
+    options = {**TINY, "recipe": "coco", "data": str(pictures), "epochs": 1, "set_": settings}
+    whole, parts = train.main(run=Path("whole"), **options), train.main(run=Path("parts"), **options)
+    tuned = train.main(run=Path("tuned"), recipe="coco", data=str(pictures), epochs=1, init=str(trained), **TINY)
+    weights = saved_weights(tuned, 1)
+    for folder in (parts, tuned):
+        shutil.rmtree(folder / "checkpoints")
+        train.main(run=folder, resume=True, device="cpu")
+    assert same_tensors(saved_weights(whole, 1), saved_weights(parts, 1))
+    assert same_tensors(weights, saved_weights(tuned, 1))
+
+
+def test_one_command_begins_a_run_and_goes_on_with_it(pictures: Path, trained: Path) -> None:
+    given = {"recipe": "coco", "data": str(pictures), "run": Path("run"), "epochs": 2, "save_every": 1, **TINY}
+    stop_in(gan, 4, lambda: train.main(resume=True, init=str(trained), **given))
+    assert read_run(Path("run")).init == str(trained)
+    assert not read_run(Path("run")).resumed
+    train.main(resume=True, init=str(trained), **given)
+    assert len(read_run(Path("run")).resumed) == 1
+    with pytest.raises(UserError, match=r"^rum is not a run folder"):  # a wrong name, and nothing to begin with
+        train.main(resume=True, run=Path("rum"))
+
+
+def test_one_process_trains_a_run(run: Path, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = times_of(run)
+    with run_folder.owned(run), pytest.raises(UserError, match=rf"^{run} is trained by \S+ since 20\d\d-"):
+        train.main(run=run, resume=True, epochs=3, device="cpu")
+    assert times_of(run) == before
+    Path("new").mkdir()
+    Path("new", run_folder.LOCK).write_text("box since noon")  # of a process that was killed while it decoded
+    train.main(run=Path("new"), recipe="coco", data=str(pictures), epochs=1, **TINY)
+    assert "its last owner, box since noon, was killed; taken over" in capsys.readouterr().out
+
+
 def test_a_run_inside_its_own_data_does_not_grow(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copytree(pictures, "data")
     monkeypatch.chdir("data")
@@ -215,6 +268,7 @@ def test_a_run_is_never_mixed_with_another(trained: Path, options: dict[str, Any
 
 def test_without_its_state_or_with_another_file_a_run_does_not_go_on(run: Path) -> None:
     state_path(run).unlink()
+    run_folder.previous_state_path(run).unlink()
     before = times_of(run)
     with pytest.raises(UserError, match=r"state\.pt is missing"):
         train.main(run=run, resume=True, device="cpu")

@@ -26,7 +26,7 @@ from runtime import atomic
 from runtime.atomic import replacing, writing
 from runtime.device import device_name, restore_rng, rng_state
 from runtime.progress import Clock, duration, say, track
-from runtime.run_folder import read_records, state_path
+from runtime.run_folder import previous_state_path, read_records, state_path
 
 Save = Callable[[int, list[dict[str, Any]]], None]  # finished epoch, records of the log
 TITLES = {  # of loss terms
@@ -281,5 +281,5 @@ def _save_state(run: Path, log: Log) -> None:
     """Write all that a resume needs."""
     log.flush()
     log.state.check_finite()
-    atomic.save(state_path(run), log.state.state_dict())
+    atomic.save(state_path(run), log.state.state_dict(), previous_state_path(run))
     log.clear()  # what saving took is no training time

@@ -13,7 +13,7 @@ from dataset.folders import Item, Splits
 from inference.pipeline import is_coloured
 from models import GENERATORS, fit_networks, needs_two_images
 from runtime import run_folder
-from runtime.run_folder import ClassifierRecord, Record, RunRecord, saved_epochs, state_path
+from runtime.run_folder import ClassifierRecord, Record, RunRecord, has_state, saved_epochs, state_path
 
 # what a resume may change
 RESUMABLE = {"epochs", "save_every", "log_every", "lr", "lr_d", "precision", "compile"}
@@ -35,8 +35,8 @@ class Setup:
 
     @property
     def has_state(self) -> bool:
-        """Whether the run goes on from a state.pt."""
-        return self.stored is not None and state_path(self.folder).exists()
+        """Whether the run goes on from a saved state."""
+        return self.stored is not None and has_state(self.folder)
 
     def announce(self, facts: Mapping[str, object], all_fields: bool, notes: Sequence[str] = ()) -> None:
         """Print what is resolved, one line each, and what was left out of the data."""
@@ -118,7 +118,7 @@ def require_free(folder: Path) -> None:
     if (folder / run_folder.RECORD).exists() or (folder / run_folder.CLASSIFIER_RECORD).exists():
         hint = "go on with --resume, or name another folder with --run"
         raise UserError(f"{folder} already holds a run; {hint}")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if folder.exists() and (not folder.is_dir() or any(path.name != run_folder.LOCK for path in folder.iterdir())):
         raise UserError(f"{folder} is not empty and not a run; name another folder with --run")
 
 
@@ -139,7 +139,7 @@ def go_on(
         if key not in RESUMABLE and now != before:
             raise UserError(f"{run} was trained with {key} {before}; a resume cannot make it {now}")
     done = saved_epochs(run)
-    if done and not state_path(run).exists():
+    if done and not has_state(run):
         raise UserError(f"{state_path(run)} is missing: {run} can be used, but not trained on")
     if done and given.get("epochs", done[-1]) < done[-1]:
         raise UserError(f"{run} has {done[-1]} epochs already; --epochs {given['epochs']} would be fewer")

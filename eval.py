@@ -77,6 +77,7 @@ def main(
 
     `run` and `against` may be one or a list. With `report_only`, returns the scores that the report was written from.
     """
+    from runtime.progress import say
     from runtime.run_folder import newest_run, read_run
     from runtime.weights import require_folder
 
@@ -93,7 +94,7 @@ def main(
 
         texts = [against] if isinstance(against, str) else against
         found = compare([(each, epoch) for each in folders], [parse_opponent(text, folder) for text in texts], force)
-        print(f"report: {write_report(folder)}")
+        say(f"report: {write_report(folder)}")
         return found
     if len(folders) > 1:
         raise UserError("several runs are for comparing with --against; score one run at a time")
@@ -122,16 +123,16 @@ def main(
         on = pick_device(device)
         epochs = choose_epochs(folder, epoch, all_epochs)
         record = read_run(folder)
-        print(f"scoring {folder}: {model_words(record, epochs, on)}", flush=True)
+        say(f"scoring {folder}: {model_words(record, epochs, on)}")
         images = open_split(record, data, "test", CACHE)
         scorer = on if on.type == "cuda" else torch.device("cpu")  # MPS has no float64
         metrics = load_metrics(images, record.recipe.test_size, scorer, metric, classifier, weights)
         scores = evaluate(folder, epochs, images, metrics, on)
-        print("\n".join([score_table(scores), *scores.notes]))
+        say("\n".join([score_table(scores), *scores.notes]))
     report = write_report(folder)
     scores = read_scores(folder)
     plot_scores(folder / "curves.png", scores)
-    print(f"scores: {folder / 'scores.csv'}, report: {report}")
+    say(f"scores: {folder / 'scores.csv'}, report: {report}")
     return scores
 
 

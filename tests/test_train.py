@@ -2,6 +2,10 @@
 
 import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +17,7 @@ from torch import Tensor
 import export
 import test as tester
 import train
-from config import RECIPES, UserError
+from config import RECIPES, ROOT, UserError
 from runtime import atomic, run_folder
 from runtime.run_folder import read_records, read_run, state_path
 from training import gan
@@ -119,6 +123,22 @@ def test_a_run_that_is_killed_before_its_first_state_loses_nothing(pictures: Pat
         train.main(run=folder, resume=True, device="cpu")
     assert same_tensors(saved_weights(whole, 1), saved_weights(parts, 1))
     assert same_tensors(weights, saved_weights(tuned, 1))
+
+
+def test_a_reader_that_goes_away_costs_no_step(pictures: Path, tmp_path: Path) -> None:
+    options = ["--recipe", "coco", "--data", pictures, "--size", 32, "--batch-size", 4, "--epochs", 10**6]
+    options += ["--device", "cpu", *(word for each in ("ngf=4", "ndf=4") for word in ("--set", each))]
+    call = [sys.executable, ROOT / "train.py", *map(str, options), "--set", "log_every=1", "--set", "save_every=1000"]
+    env = {**os.environ, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(call, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.close()  # before the first word
+        log = tmp_path / "runs/coco/log.jsonl"
+        while process.poll() is None and len(read_records(log)) < 3:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGHUP)
+        _, said = process.communicate()
+    assert (process.returncode, said) == (128 + signal.SIGHUP, "")
+    assert atomic.load(state_path(Path("runs/coco")))["steps"] >= 3
 
 
 def test_one_command_begins_a_run_and_goes_on_with_it(pictures: Path, trained: Path) -> None:

@@ -186,7 +186,10 @@ def peak_memory_mb(device: torch.device) -> float:
 
 @contextmanager
 def noted_signals() -> Iterator[list[int]]:
-    """Yield a list to which Ctrl-C and SIGTERM add their number; a second one stops at once."""
+    """Yield a list to which Ctrl-C, SIGTERM and SIGHUP add their number; a second one stops at once.
+
+    SIGHUP, which comes when a terminal closes, stays ignored where it is: nohup asks for it.
+    """
     caught: list[int] = []
 
     def note(number: int, _: object) -> None:
@@ -195,7 +198,10 @@ def noted_signals() -> Iterator[list[int]]:
         caught.append(number)
 
     in_main = threading.current_thread() is threading.main_thread()  # no other thread may set handlers
-    numbers = (signal.SIGINT, signal.SIGTERM) if in_main else ()
+    numbers = {signal.SIGINT, signal.SIGTERM} if in_main else set()
+    hangup = getattr(signal, "SIGHUP", None)  # not on Windows
+    if in_main and hangup and signal.getsignal(hangup) != signal.SIG_IGN:
+        numbers.add(hangup)
     previous = {number: signal.signal(number, note) for number in numbers}
     try:
         yield caught

@@ -13,6 +13,7 @@ from dataset.folders import Item, Splits
 from inference.pipeline import is_coloured
 from models import GENERATORS, fit_networks, needs_two_images
 from runtime import run_folder
+from runtime.progress import say
 from runtime.run_folder import ClassifierRecord, Record, RunRecord, has_state, saved_epochs, state_path
 
 # what a resume may change
@@ -43,7 +44,7 @@ class Setup:
         lines = [f"{name:<14} {value}" for name, value in {"run": self.folder, **facts}.items()]
         lines += [f"  {key} = {value}" for key, value in asdict(self.recipe).items() if all_fields]
         lines += notes
-        print("\n".join(lines), flush=True)
+        say("\n".join(lines))
 
     def load_splits(self, items: Mapping[str, list[Item]], loading: Loading) -> dict[str, ImageSet]:
         """Return the pictures to train and to validate on, decoded; makes the run folder and the cache."""
@@ -54,7 +55,7 @@ class Setup:
         for name, split in images.items():
             if split.cut:
                 told = f"{len(split.cut)} sketches of {name} have another shape than their pictures"
-                print(f"{told} and are cut around their centres: {listed(split.cut)}")
+                say(f"{told} and are cut around their centres: {listed(split.cut)}")
         return images
 
     def record(self, kind: type[Record], loading: Loading, images: Mapping[str, ImageSet], **own: Any) -> None:
@@ -75,7 +76,7 @@ class Setup:
             told = f"{self.data} does not hold the images of {self.stored.data}, with which {self.folder} was trained"
             raise UserError(f"{told}; to train on others begin a new run, with --init {self.folder}")
         if found["fingerprints"] != self.stored.fingerprints:
-            print("the images have changed since this run began: it goes on with those there are now")
+            say("the images have changed since this run began: it goes on with those there are now")
         changes = {"recipe": self.recipe, "data": self.data, "resumed": [*self.stored.resumed, found]}
         if isinstance(self.stored, RunRecord) and self.stored.overrides is not None:
             changes["overrides"] = {**self.stored.overrides, **self.given}
@@ -165,7 +166,7 @@ def require_colour(images: ImageSet) -> None:
         raise UserError(f"no colour in the {len(ids)} training pictures looked at: there is nothing to learn from them")
     if len(gray) > len(ids) / 4:
         told = f"{len(gray)} of {len(ids)} training pictures looked at have no colour"
-        print(f"{told}: {listed(gray)}; leave such out with --set min_colorfulness=15")
+        say(f"{told}: {listed(gray)}; leave such out with --set min_colorfulness=15")
 
 
 def listed(names: Sequence[str]) -> str:

@@ -181,7 +181,7 @@ def test_peak_memory_is_plausible() -> None:
 
 
 def handlers() -> list[object]:
-    return [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    return [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
 
 
 def test_a_first_signal_is_noted_and_a_second_or_an_error_stops_at_once() -> None:
@@ -199,6 +199,20 @@ def test_a_first_signal_is_noted_and_a_second_or_an_error_stops_at_once() -> Non
     with pytest.raises(RuntimeError, match="a bug"), noted_signals():
         raise RuntimeError("a bug")
     assert handlers() == before
+
+
+def test_a_hangup_is_noted_unless_nohup_asks_for_the_contrary() -> None:
+    with noted_signals() as caught:
+        signal.raise_signal(signal.SIGHUP)
+    assert caught == [signal.SIGHUP]
+    previous = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with noted_signals() as caught:
+            signal.raise_signal(signal.SIGHUP)
+        assert caught == []
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, previous)
 
 
 def test_other_threads_leave_handlers_alone() -> None:

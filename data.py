@@ -104,27 +104,30 @@ def evenly_spaced(count: int, most: int) -> list[int]:
 
 
 def training_batches(
-    images: ImageSet, batch_size: int, size: int, flip: float, seed: int, epoch: int, start: int = 0
-) -> Iterator[tuple[Tensor, Tensor]]:
+    images: ImageSet, batch_size: int, size: int, flip: float, seed: int, epoch: int, start: int = 0, rank: int = 0,
+    world: int = 1,
+) -> Iterator[tuple[Tensor, Tensor]]:  # fmt: skip
     """Yield source and target of an epoch's batches, shuffled, cropped and flipped, from step `start` on."""
-    for ids, corners, flips in training_order(len(images), batch_size, flip, seed, epoch, start):
+    for ids, corners, flips in training_order(len(images), batch_size, flip, seed, epoch, start, rank, world):
         yield images.gather(ids, size, corners, flips)
 
 
 def training_order(
-    images: int, batch_size: int, flip: float, seed: int, epoch: int, start: int = 0
+    images: int, batch_size: int, flip: float, seed: int, epoch: int, start: int = 0, rank: int = 0, world: int = 1
 ) -> Iterator[tuple[list[int], Corners, Flips]]:
     """Yield the ids, corners and flips of each batch of an epoch, from step `start` on.
 
     All random numbers depend on (seed, epoch) alone, so that a resumed epoch continues exactly. A last batch
-    that is not full is left out, unless it is the only one.
+    that is not full is left out, unless it is the only one. `world` processes get equal parts of a batch of
+    world x batch_size, so that together they see what one process with that batch sees.
     """
     rng = np.random.default_rng([seed, epoch])
     order = rng.permutation(images)
     corners = rng.random((images, 2))
     flips = rng.random(images) < flip
-    for step in range(start, steps_per_epoch(images, batch_size)):
-        ids = order[step * batch_size : (step + 1) * batch_size]
+    for step in range(start, steps_per_epoch(images, batch_size * world)):
+        first = (step * world + rank) * batch_size
+        ids = order[first : first + batch_size]
         yield ids.tolist(), corners[ids], flips[ids]
 
 

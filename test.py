@@ -25,6 +25,7 @@ def main(
     from evaluation.best_epoch import choose_epochs
     from evaluation.render import render_epoch
     from reporting.summary import model_words
+    from runtime import distributed
     from runtime.device import pick_device
     from runtime.progress import say
     from runtime.run_folder import newest_run, read_run
@@ -34,7 +35,8 @@ def main(
     epochs = choose_epochs(folder, epoch, all_epochs)
     record = read_run(folder)
     say(f"rendering {folder}: {model_words(record, epochs, on)}")
-    images = open_split(record, data, "test", CACHE)
+    with distributed.in_turn():
+        images = open_split(record, data, "test", CACHE)
     outputs = [render_epoch(folder, number, images, on) for number in epochs]
     for output in outputs:
         say(f"rendered {len(images)} images into {output}")
@@ -44,4 +46,4 @@ def main(
 
 
 if __name__ == "__main__":
-    command(main)
+    command(main, shared=True)

@@ -14,6 +14,7 @@ Every save_every epochs the run folder gets a generator, a resumable state, a sa
 
 import re
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -119,6 +120,7 @@ def main(
     epochs: cli.EpochsOption = None,
     size: cli.SizeOption = None,
     batch_size: cli.BatchSizeOption = None,
+    global_batch: cli.GlobalBatchOption = None,
     limit: cli.LimitOption = None,
     save_every: Annotated[int | None, typer.Option(min=1, help="Epochs between checkpoints.")] = None,
     gan_mode: Annotated[str | None, typer.Option(metavar="vanilla|lsgan|hinge", help="Adversarial loss.")] = None,
@@ -156,7 +158,7 @@ def main(
         return RUNS
     from data import find_loading, load_images
     from dataset.folders import list_items, pick
-    from runtime import run_folder
+    from runtime import distributed, run_folder
     from runtime.device import pick_device, pick_precision
     from runtime.weights import require_folder
     from training import setup
@@ -181,12 +183,15 @@ def main(
         plan = setup.go_on(folder, stored, recipe, data, given, weights)
     else:
         plan = begin(recipe or DEMO, data, run, given, weights, quick)
-        if not (dry_run or audited):
+        if not (dry_run or audited or distributed.rank()):
             setup.require_free(plan.folder)
+    if global_batch:
+        plan = setup.share_batch(plan, global_batch)
     setup.require_effect(plan.recipe, given)
     made, folder, on = plan.recipe, plan.folder, pick_device(device)
     precision = pick_precision(made.precision, on)
-    items = list_items(plan.data, made, CACHE)
+    with distributed.in_turn():
+        items = list_items(plan.data, made, CACHE)
     loading = find_loading(made, items["train"])
     gan = build_gan(made, on, precision)
     facts = setup.describe(made, plan.data, items, loading, gan.parameters())
@@ -195,6 +200,8 @@ def main(
     )
     if settled:
         facts["settled"] = ", ".join(f"{key} {value}" for key, value in settled.items())
+    if distributed.is_joined():
+        facts["processes"] = f"{distributed.world()}, batches of {made.batch_size} each"
     plan.announce({**facts, "device": f"{on}, {precision}"}, dry_run, items.notes)
     if dry_run:
         return folder
@@ -203,17 +210,21 @@ def main(
         few = pick(items["train"], 4 * made.batch_size)
         print_audit(gan, made, load_images(few, loading, CACHE, "train"), on)
         return folder
-    with run_folder.owned(folder):
+    with nullcontext() if distributed.rank() else run_folder.owned(folder):
         return run_training(plan, gan, items, loading, on, init)
 
 
 def restore(plan: "Setup", gan: "Gan", init: str | None) -> "State":
     """Return the state of a run that begins or goes on, with the weights that its networks have there."""
+    from runtime import distributed
     from runtime.run_folder import load_state
     from training.gan import load_pretrained
 
     state, init = gan.state(), plan.stored.init if plan.stored else init
-    load_pretrained(gan, plan.recipe, plan.weights, fresh=not plan.has_state and init is None)
+    state.batch = plan.recipe.batch_size * distributed.world()
+    distributed.vary_seed(plan.recipe.seed)
+    with distributed.in_turn():
+        load_pretrained(gan, plan.recipe, plan.weights, fresh=not plan.has_state and init is None)
     if plan.has_state:
         state.load_state_dict(load_state(plan.folder))
     elif init:
@@ -231,6 +242,7 @@ def run_training(
     from inference.checkpoint import save_generator
     from reporting.curves import plot_losses
     from reporting.summary import score_command
+    from runtime import distributed
     from runtime.progress import say
     from runtime.run_folder import RunRecord
     from training import setup
@@ -248,17 +260,21 @@ def run_training(
         setup.require_colour(images["train"])
         mean, sizes = mean_ab(images["train"], made.size), gan.parameters()
         plan.record(RunRecord, loading, images, mean_ab=mean, parameters=sizes, overrides=plan.given, init=init)
-    steps = steps_per_epoch(len(images["train"]), made.batch_size)
+    rank, world = distributed.rank(), distributed.world()
+    steps = steps_per_epoch(len(images["train"]), state.batch)
+    gan.share()
 
     def batches(epoch: int, start: int) -> Iterator[tuple[Tensor, Tensor]]:
-        order = (made.batch_size, made.size, made.flip, made.seed, epoch, start)
+        order = (made.batch_size, made.size, made.flip, made.seed, epoch, start, rank, world)
         return training_batches(images["train"], *order)
 
     def step(pictures: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
-        batch = make_batch(*pictures, made, on, state.steps)
+        batch = make_batch(*pictures, made, on, state.steps * world + rank)
         return train_step(gan, batch, made, adversarial=schedule(gan, made, state, steps))
 
     def save(epoch: int, records: list[dict[str, Any]]) -> None:
+        if rank:
+            return
         save_generator(folder, epoch, made, gan.generator if gan.ema is None else gan.ema.module)
         save_samples(folder, made, epoch, images["val"], on)
         plot_losses(folder / "losses.png", records)
@@ -269,4 +285,4 @@ def run_training(
 
 
 if __name__ == "__main__":
-    cli.command(main)
+    cli.command(main, shared=True)

@@ -13,6 +13,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -27,7 +28,7 @@ DataOption = Annotated[
     str | None,
     typer.Option(metavar="PATH|NAME", help="Image folder, .tar, .npz, demo, or a torchvision data set."),
 ]
-RunOption = Annotated[Path | None, typer.Option(metavar="DIR", help="Run folder.")]
+RunOption = Annotated[Path | None, typer.Option("--run", "--run-dir", metavar="DIR", help="Run folder.")]
 EpochsOption = Annotated[int | None, typer.Option(min=1, help="Passes over the training images.")]
 EpochOption = Annotated[
     str | None,
@@ -42,6 +43,9 @@ PairFoldersOption = Annotated[
     tuple[str, str] | None, typer.Option(metavar="COLOUR SKETCH", help="Folders of pairs, of unknown names.")
 ]
 BatchSizeOption = Annotated[int | None, typer.Option(min=1, help="Images per step.")]
+GlobalBatchOption = Annotated[
+    int | None, typer.Option(min=1, help="Images per step of all processes together, instead of each.")
+]
 LimitOption = Annotated[int | None, typer.Option(min=0, help="Images of each split at most; 0: all.")]
 SeedOption = Annotated[int | None, typer.Option(min=0, help="Of everything random.")]
 SettingsOption = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any recipe field.")]
@@ -60,8 +64,10 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # errors of a write, which nam
 INTERRUPTED = 130  # what typer returns for Ctrl-C
 
 
-def command(main: Callable[..., object]) -> None:
+def command(main: Callable[..., object], shared: bool = False) -> None:
     """Run a stage's main from the command line. A user's mistake ends in one sentence and exit code 2.
+
+    Where `shared`, several processes that torchrun started do the stage's work together.
 
     A mistake is an unknown option, a UserError, or a file that the system refuses (an OSError that names it).
     Every other exception is a bug and keeps its traceback.
@@ -74,8 +80,9 @@ def command(main: Callable[..., object]) -> None:
     app = typer.Typer(add_completion=False)
     app.command()(main)
     try:
-        if app(standalone_mode=False) == INTERRUPTED:
-            raise KeyboardInterrupt
+        with _processes(shared):
+            if app(standalone_mode=False) == INTERRUPTED:
+                raise KeyboardInterrupt
     except UsageError as error:
         _quit(error.format_message(), 2)
     except UserError as error:
@@ -87,6 +94,17 @@ def command(main: Callable[..., object]) -> None:
         _quit(f"{place}: {error.strerror}", 2)
     except (KeyboardInterrupt, typer.Abort):
         _quit("interrupted; what was saved before is kept", INTERRUPTED)
+
+
+def _processes(shared: bool) -> AbstractContextManager[None]:
+    """Return a context that joins this process to others, if torchrun started it. Raises UserError unless `shared`."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return nullcontext()
+    if not shared:
+        raise UserError("this stage works in one process: start it without torchrun")
+    from runtime import distributed  # which imports torch
+
+    return distributed.joined()
 
 
 def _quit(sentence: str, code: int) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from config import UserError
+from runtime import distributed
 
 
 def pick_device(name: str) -> torch.device:
@@ -22,10 +23,14 @@ def pick_device(name: str) -> torch.device:
     if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", name):
         raise UserError(f"no device {name}: use auto, cpu, cuda or mps")
     device = torch.device(name)
+    if name == "cuda" and distributed.is_joined():
+        device = torch.device(name, distributed.local_rank())
     kind = device.type.upper()
     seen = {"CUDA": torch.cuda.device_count(), "MPS": int(torch.backends.mps.is_available())}
     if (device.index or 0) >= seen.get(kind, 1):
-        raise UserError(f"{name} asked for, but torch sees {seen[kind]} {kind} devices; use --device cpu")
+        raise UserError(f"{device} asked for, but torch sees {seen[kind]} {kind} devices; use --device cpu")
+    if device.type == "cuda" and distributed.is_joined():
+        torch.cuda.set_device(device)  # or nccl would take the first for all
     return device
 
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from config import AnyRecipe, UserError
 from data import ImageSet, steps_per_epoch
-from runtime import atomic
+from runtime import atomic, distributed
 from runtime.atomic import replacing, writing
 from runtime.device import device_name, restore_rng, rng_state
 from runtime.progress import Clock, duration, say, track
@@ -43,6 +43,7 @@ class State:
     format: str  # what state.pt calls itself
     parts: dict[str, Any]  # name in state.pt -> network, optimiser, scaler: whatever has a state_dict
     device: torch.device
+    batch: int = 0  # pictures per step of all processes
     epoch: int = 1  # the one under way, from 1
     step: int = 0  # batches done in this epoch
     steps: int = 0  # batches done in all
@@ -53,9 +54,10 @@ class State:
         return {"epoch": self.epoch, "step": self.step, "steps": self.steps}
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what state.pt holds."""
+        """Return what state.pt holds; in every process, as each has random generators of its own."""
         states = {name: part.state_dict() for name, part in self.parts.items()}
-        return {"format": self.format, **states, **self.progress, **rng_state()}
+        own, *others = distributed.gather(rng_state())
+        return {"format": self.format, **states, **self.progress, "batch": self.batch, **own, "others": others}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what state_dict returned. Raises UserError if it does not fit these networks."""
@@ -68,7 +70,15 @@ class State:
         except (KeyError, RuntimeError, ValueError):
             raise UserError("state.pt does not fit the networks of this recipe") from None
         self.epoch, self.step, self.steps = state["epoch"], state["step"], state["steps"]
-        restore_rng(state)
+        before = state.get("batch", self.batch)
+        if self.step and before != self.batch:
+            told = f"it stopped within epoch {self.epoch}, at {before} pictures per step of all processes"
+            raise UserError(f"{told}, now {self.batch}: finish the epoch with --global-batch {before}")
+        rank, others = distributed.rank(), state.get("others", [])
+        if rank <= len(others):
+            restore_rng([state, *others][rank])
+        else:  # there are more processes than before
+            distributed.vary_seed(self.steps)
 
     def check_finite(self) -> None:
         """Raise UserError if a network has a weight that is not finite, before it is saved."""
@@ -86,8 +96,9 @@ class Log:
         """Open the log; records of later steps, left by a run that was cut off, are dropped."""
         self.path, self.state, self.device_name = path, state, device_name(state.device)
         self.records = [record for record in read_records(path) if record["steps"] <= state.steps]
-        with replacing(path) as temporary:
-            temporary.write_text("".join(json.dumps(record) + "\n" for record in self.records))
+        if not distributed.rank():
+            with replacing(path) as temporary:
+                temporary.write_text("".join(json.dumps(record) + "\n" for record in self.records))
         self.clear()
 
     def clear(self) -> None:
@@ -105,7 +116,8 @@ class Log:
         """End the interval: append the record. Raises UserError if a loss is not finite."""
         if not self.steps:
             return
-        values = (torch.stack(list(self.sums.values())) / self.steps).tolist()  # the one wait for the device
+        sums = distributed.add(torch.stack(list(self.sums.values())))
+        values = (sums / (self.steps * distributed.world())).tolist()  # the one wait for the device
         means, done = dict(zip(self.sums, values, strict=True)), self.state.progress
         broken = " ".join(name for name, value in means.items() if not math.isfinite(value))
         if broken:
@@ -118,8 +130,9 @@ class Log:
         parts = self.state.parts.values()
         optimizer = next(part for part in parts if isinstance(part, torch.optim.Optimizer))  # a GAN's: of G
         self.records.append({**done, **means, "lr": optimizer.param_groups[0]["lr"], **speed})
-        with writing(self.path), open(self.path, "a") as file:
-            file.write(json.dumps(self.records[-1]) + "\n")
+        if not distributed.rank():
+            with writing(self.path), open(self.path, "a") as file:
+                file.write(json.dumps(self.records[-1]) + "\n")
         self.clear()
 
 
@@ -131,7 +144,7 @@ class Status:
     def __init__(self, state: State, recipe: AnyRecipe, steps: int, images: int) -> None:
         """`steps`: per epoch; `images`: to train on."""
         self.state, self.recipe, self.steps, self.images = state, recipe, steps, images
-        self.count = min(images, recipe.batch_size)  # per step
+        self.count = min(images, state.batch or recipe.batch_size)  # per step
         self.clock, self.done, self.planned = Clock(), 0, False
         self.clear()
 
@@ -188,12 +201,13 @@ def peak_memory_mb(device: torch.device) -> float:
 def noted_signals() -> Iterator[list[int]]:
     """Yield a list to which Ctrl-C, SIGTERM and SIGHUP add their number; a second one stops at once.
 
+    But not under torchrun, which sends one for each that it gets, and kills what does not end in time.
     SIGHUP, which comes when a terminal closes, stays ignored where it is: nohup asks for it.
     """
     caught: list[int] = []
 
     def note(number: int, _: object) -> None:
-        if caught:
+        if caught and not distributed.is_joined():
             raise KeyboardInterrupt
         caught.append(number)
 
@@ -237,11 +251,11 @@ def fit(
         SystemExit: a signal came; everything is saved.
     """
     log = Log(run / "log.jsonl", state)
-    steps = steps_per_epoch(len(images["train"]), recipe.batch_size)
-    status = Status(state, recipe, steps, len(images["train"]))
+    steps = steps_per_epoch(len(images["train"]), recipe.batch_size * distributed.world())
+    status, agreed, stop = Status(state, recipe, steps, len(images["train"])), distributed.Agreed(), 0
     torch.backends.cudnn.benchmark = True  # every batch has one shape
     with noted_signals() as caught:
-        while state.epoch <= recipe.epochs and not caught:
+        while state.epoch <= recipe.epochs and not stop:
             title, todo = f"epoch {state.epoch}/{recipe.epochs}", batches(state.epoch, state.step)
             started = time.perf_counter()
             for batch in track(todo, title, steps, state.step, lines=False):
@@ -252,12 +266,14 @@ def fit(
                 status.add(terms)
                 if state.steps % recipe.log_every == 0:
                     log.flush()
-                if caught:
+                stop = agreed(*caught[:1])
+                if stop:
                     break
                 started = time.perf_counter()
             if state.step >= steps:
                 _finish_epoch(run, recipe, log, save, last_of_stage)
-        if caught:
+            stop = stop or agreed(*caught[:1])
+        if stop:
             _save_state(run, log)
     for name, split in images.items():
         for sentence in split.bad:
@@ -266,7 +282,7 @@ def fit(
             say(f"left {split.gray} near-gray pictures out of {name} (min_colorfulness)")
     if state.epoch <= recipe.epochs:
         say(f"stopped in epoch {state.epoch}; go on with: {command} --resume --run {quote(str(run))}")
-        raise SystemExit(128 + caught[0])
+        raise SystemExit(128 + stop)
 
 
 def _finish_epoch(run: Path, recipe: AnyRecipe, log: Log, save: Save, last_of_stage: int) -> None:
@@ -287,5 +303,8 @@ def _save_state(run: Path, log: Log) -> None:
     """Write all that a resume needs."""
     log.flush()
     log.state.check_finite()
-    atomic.save(state_path(run), log.state.state_dict(), previous_state_path(run))
+    state = log.state.state_dict()
+    if not distributed.rank():
+        atomic.save(state_path(run), state, previous_state_path(run))
+    distributed.wait()  # or torchrun would take the end of one for the end of all
     log.clear()  # what saving took is no training time

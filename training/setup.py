@@ -12,7 +12,7 @@ from data import ImageSet, Loading, evenly_spaced, held_out, load_images
 from dataset.folders import Item, Splits
 from inference.pipeline import is_coloured
 from models import GENERATORS, fit_networks, needs_two_images
-from runtime import run_folder
+from runtime import distributed, run_folder
 from runtime.progress import say
 from runtime.run_folder import ClassifierRecord, Record, RunRecord, has_state, saved_epochs, state_path
 
@@ -51,7 +51,10 @@ class Setup:
         for place in (self.folder, CACHE):
             place.mkdir(parents=True, exist_ok=True)  # fails now rather than after decoding
         loadings = {"train": loading, "val": held_out(loading, self.recipe)}
-        images = {name: load_images(items[name], each, CACHE, name) for name, each in loadings.items()}
+        with distributed.in_turn():
+            images = {name: load_images(items[name], each, CACHE, name) for name, each in loadings.items()}
+        facts = {f"pictures of {name}": split.key for name, split in images.items()}
+        distributed.require_same({**asdict(self.recipe), **facts})
         for name, split in images.items():
             if split.cut:
                 told = f"{len(split.cut)} sketches of {name} have another shape than their pictures"
@@ -63,7 +66,8 @@ class Setup:
         weights = str(self.weights.resolve()) if self.weights else None
         shared = {"recipe": self.recipe, "data": remembered(self.data), "weights": weights}
         made = kind(**shared, **own, **provenance(images), loading=asdict(loading))
-        run_folder.write_run(self.folder, made)
+        if not distributed.rank():
+            run_folder.write_run(self.folder, made)
 
     def record_resume(self, images: Mapping[str, ImageSet]) -> None:
         """Add a resume to the record; says so where the pictures are not those that the run began with.
@@ -80,7 +84,8 @@ class Setup:
         changes = {"recipe": self.recipe, "data": self.data, "resumed": [*self.stored.resumed, found]}
         if isinstance(self.stored, RunRecord) and self.stored.overrides is not None:
             changes["overrides"] = {**self.stored.overrides, **self.given}
-        run_folder.write_run(self.folder, replace(self.stored, **changes))
+        if not distributed.rank():
+            run_folder.write_run(self.folder, replace(self.stored, **changes))
 
 
 def given_fields(recipe: type[AnyRecipe], settings: list[str] | None, **options: Any) -> dict[str, Any]:
@@ -112,6 +117,16 @@ def require_effect(recipe: Recipe, given: Mapping[str, Any]) -> None:
     for name, (has_effect, need) in needed.items():
         if name in given and given[name] != getattr(Recipe("x"), name) and not has_effect:
             raise UserError(f"{name} {given[name]} has no effect here: it needs {need}; leave it out")
+
+
+def share_batch(plan: Setup, total: int) -> Setup:
+    """Return a plan whose processes have batches that make `total` together. Raises UserError where they cannot."""
+    if "batch_size" in plan.given:
+        raise UserError("--batch-size is of each process and --global-batch of all: give one of them")
+    each, left = divmod(total, distributed.world())
+    if left or not each:
+        raise UserError(f"--global-batch {total} cannot be shared among {distributed.world()} processes")
+    return replace(plan, recipe=replace(plan.recipe, batch_size=each), given={**plan.given, "batch_size": each})
 
 
 def require_free(folder: Path) -> None:
@@ -174,9 +189,13 @@ def listed(names: Sequence[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
-def require_batch(recipe: Recipe, images: int) -> None:
-    """Raise UserError where BatchNorm would be trained on a single value, for want of pictures."""
-    if images == 1 and needs_two_images(recipe):
+def require_batch(recipe: AnyRecipe, images: int) -> None:
+    """Raise UserError where a process has no full batch, or BatchNorm would be trained on a single value."""
+    world = distributed.world()
+    if world > 1 and images < world * recipe.batch_size:
+        told = f"{images} training pictures are too few for {world} processes with batches of {recipe.batch_size}"
+        raise UserError(f"{told}: take a smaller --batch-size, or fewer processes")
+    if images == 1 and isinstance(recipe, Recipe) and needs_two_images(recipe):
         raise UserError("1 training picture is too few for this network at this size; give it more")
 
 

@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     from training.setup import Setup
 
 
+SAME = 0.002  # of a generator's answers in [-1, 1] to different pictures: a difference that nobody sees
+
+
 def print_audit(gan: "Gan", recipe: Recipe, images: "ImageSet", device: "torch.device") -> None:
     """Print the loss audit of the first batch; exits with 1 if a term does not reach its network."""
     from data import training_batches
@@ -86,14 +89,22 @@ def start_from(init: str, generator: "torch.nn.Module", recipe: Recipe) -> None:
 
 def save_samples(run: Path, recipe: Recipe, epoch: int, images: "ImageSet", device: "torch.device") -> None:
     """Write input | ours | truth of the same few validation images at every save."""
+    import torch
+
     from data import evenly_spaced
     from imaging import color
     from imaging.files import write_image
     from imaging.pixels import contact_sheet
     from inference.checkpoint import load_colorizer
+    from runtime.progress import say
 
     source, target = images.gather_fixed(evenly_spaced(len(images), recipe.samples), recipe)
-    ours = load_colorizer(run, epoch, device)(source.to(device)).cpu()
+    model, answers = load_colorizer(run, epoch, device), []
+    model.generator.register_forward_hook(lambda _, x, y: answers.append(y))
+    ours = model(source.to(device)).cpu()
+    answers = torch.cat(answers).float()  # (N, Cy, S, S) in [-1, 1]
+    if len(answers) > 1 and answers.std(0).max() < SAME:
+        say(f"epoch {epoch}: the generator answers every picture alike; begin anew with a smaller lr or lambda_gan")
     columns = (color.show_input(source, recipe.input), ours, target)
     rows = [[picture.permute(1, 2, 0).numpy() for picture in row] for row in zip(*columns, strict=True)]
     write_image(run / "samples" / f"epoch_{epoch:04d}.png", contact_sheet(rows, ["input", "ours", "truth"]))
@@ -127,6 +138,7 @@ def main(
     pair: Annotated[str | None, typer.Option(metavar="AB|BA|none|auto", help="Colour left (AB) or right.")] = None,
     pair_folders: cli.PairFoldersOption = None,
     seed: cli.SeedOption = None,
+    on_nan: cli.OnNanOption = None,
     set_: cli.SettingsOption = None,
     weights: cli.WeightsOption = None,
     init: Annotated[
@@ -167,6 +179,7 @@ def main(
     given = setup.given_fields(
         Recipe, set_, epochs=epochs, size=size, batch_size=batch_size, limit=limit, save_every=save_every,
         gan_mode=gan_mode, pair=pair, pair_folders="/".join(pair_folders) if pair_folders else None, seed=seed,
+        on_nan=on_nan,
     )  # fmt: skip
     weights = require_folder(weights)
     if resume and quick:
@@ -247,7 +260,7 @@ def run_training(
     from runtime.run_folder import RunRecord
     from training import setup
     from training.gan import make_batch, schedule, train_step
-    from training.loop import fit
+    from training.loop import fit, keep_finite
 
     made, folder, state = plan.recipe, plan.folder, restore(plan, gan, init)
     images = plan.load_splits(items, loading)
@@ -270,7 +283,8 @@ def run_training(
 
     def step(pictures: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
         batch = make_batch(*pictures, made, on, state.steps * world + rank)
-        return train_step(gan, batch, made, adversarial=schedule(gan, made, state, steps))
+        with keep_finite(made.on_nan == "skip", gan.generator, gan.discriminator, gan.ema):
+            return train_step(gan, batch, made, adversarial=schedule(gan, made, state, steps))
 
     def save(epoch: int, records: list[dict[str, Any]]) -> None:
         if rank:

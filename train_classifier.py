@@ -54,7 +54,7 @@ def build_training(recipe: ClassifierRecipe, classes: list[str], device: "torch.
     import torch
 
     from evaluation.classifier import build_classifier
-    from runtime.device import autocast
+    from runtime.device import Scaler, autocast
 
     torch.manual_seed(recipe.seed)
     classifier = build_classifier(recipe.network, classes, recipe.size, recipe.batch_size)
@@ -64,7 +64,7 @@ def build_training(recipe: ClassifierRecipe, classes: list[str], device: "torch.
         nesterov=recipe.momentum > 0, fused=device.type in ("cpu", "cuda"),
     )  # fmt: skip
     loss = torch.nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
-    scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+    scaler = Scaler(device, precision, recipe.on_nan == "skip")
     return Training(classifier, loss, optimizer, scaler, autocast(device, precision))
 
 
@@ -140,6 +140,7 @@ def main(
     global_batch: cli.GlobalBatchOption = None,
     limit: cli.LimitOption = None,
     seed: cli.SeedOption = None,
+    on_nan: cli.OnNanOption = None,
     set_: cli.SettingsOption = None,
     weights: cli.WeightsOption = None,
     device: cli.DeviceOption = "auto",
@@ -157,7 +158,7 @@ def main(
 
     given = setup.given_fields(
         ClassifierRecipe, set_, network=network, pretrained=pretrained or None, size=size, epochs=epochs,
-        seed=seed, batch_size=batch_size, limit=limit,
+        seed=seed, batch_size=batch_size, limit=limit, on_nan=on_nan,
     )  # fmt: skip
     folder, weights = Path(run or RUNS / "classifier"), require_folder(weights)
     if resume and data and not (folder / run_folder.CLASSIFIER_RECORD).exists():
@@ -223,7 +224,7 @@ def run_training(plan: "Setup", training: Training, items: "Splits", on: "torch.
     from runtime import distributed, run_folder
     from runtime.progress import say
     from training import setup
-    from training.loop import fit
+    from training.loop import fit, keep_finite
 
     made, folder, classifier = plan.recipe, plan.folder, training.classifier
     classes = classifier.classes
@@ -250,7 +251,8 @@ def run_training(plan: "Setup", training: Training, items: "Splits", on: "torch.
         done = (state.epoch - 1) * steps + state.step  # as if there had always been as many processes
         training.optimizer.param_groups[0]["lr"] = learning_rate(made, made.epochs * steps, done)
         image, label = (part.to(on, non_blocking=True) for part in batch)
-        return {"C_loss": train_step(training, image, label)}
+        with keep_finite(made.on_nan == "skip", classifier):
+            return {"C_loss": train_step(training, image, label)}
 
     def save(epoch: int, records: list[dict[str, Any]]) -> None:
         scores = validate(classifier, made, images["val"], labels["val"], epoch)

@@ -5,7 +5,6 @@ wait; left alone they spin on their cores, and beside another busy process on tw
 took 531 ms instead of 21. A value that is set already is kept.
 """
 
-import errno
 import io
 import logging
 import os
@@ -20,6 +19,7 @@ from typing import Annotated
 import typer
 
 from config import UserError
+from runtime.atomic import FULL
 
 RecipeOption = Annotated[
     str | None, typer.Option(metavar="NAME", help="See python train.py --list-recipes. Default: demo.")
@@ -48,6 +48,9 @@ GlobalBatchOption = Annotated[
 ]
 LimitOption = Annotated[int | None, typer.Option(min=0, help="Images of each split at most; 0: all.")]
 SeedOption = Annotated[int | None, typer.Option(min=0, help="Of everything random.")]
+OnNanOption = Annotated[
+    str | None, typer.Option(metavar="stop|skip", help="Where a loss is not finite: stop, or leave that step out.")
+]
 SettingsOption = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any recipe field.")]
 QuickOption = Annotated[bool, typer.Option("--quick", help="Small and short: a first look, in minutes.")]
 ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on where the run stopped.")]
@@ -60,7 +63,6 @@ UsageError = typer.BadParameter.__bases__[0]  # click's, wherever this version o
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # torch reads it when it is imported
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # errors of a write, which name no file
 INTERRUPTED = 130  # what typer returns for Ctrl-C
 
 
@@ -80,7 +82,7 @@ def command(main: Callable[..., object], shared: bool = False) -> None:
     app = typer.Typer(add_completion=False)
     app.command()(main)
     try:
-        with _processes(shared):
+        with processes(shared):
             if app(standalone_mode=False) == INTERRUPTED:
                 raise KeyboardInterrupt
     except UsageError as error:
@@ -96,7 +98,7 @@ def command(main: Callable[..., object], shared: bool = False) -> None:
         _quit("interrupted; what was saved before is kept", INTERRUPTED)
 
 
-def _processes(shared: bool) -> AbstractContextManager[None]:
+def processes(shared: bool) -> AbstractContextManager[None]:
     """Return a context that joins this process to others, if torchrun started it. Raises UserError unless `shared`."""
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return nullcontext()

@@ -75,6 +75,21 @@ def pick_precision(precision: str, device: torch.device) -> str:
     return "bf16" if features.get("amx_bf16") or features.get("avx512_bf16") else "fp32"
 
 
+class Scaler(torch.amp.GradScaler):
+    """Scales the gradients of fp16. An optimiser's step whose gradients are not finite is left out, without a wait.
+
+    Where `skip`, so it is at any precision, at a scale that stays 1.
+    """
+
+    def __init__(self, device: torch.device, precision: str, skip: bool = False) -> None:
+        self.is_fixed = skip and precision != "fp16"
+        super().__init__(device.type, 1.0 if self.is_fixed else 2.0**16, enabled=precision == "fp16" or skip)
+
+    def update(self, new_scale: float | torch.Tensor | None = None) -> None:
+        """Set the scale of the next step."""
+        super().update(1.0 if self.is_fixed else new_scale)
+
+
 def autocast(device: torch.device, precision: str) -> torch.autocast:
     """Return the context in which networks compute at a precision that pick_precision returned."""
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)

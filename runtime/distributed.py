@@ -52,11 +52,12 @@ def joined() -> Iterator[None]:
         except dist.DistError:  # gone with the machine that had it
             is_first = True
         if not is_first:
-            raise SystemExit(1) from None
+            raise SystemExit(2 if isinstance(error, UserError) else 1) from None
         if isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error)):
             raise UserError(LOST) from None
         raise
-    dist.destroy_process_group()
+    finally:
+        dist.destroy_process_group()
 
 
 def is_joined() -> bool:
@@ -171,3 +172,8 @@ class Agreed:
             return 0
         before[1].wait()
         return int(before[0])
+
+    def finish(self) -> None:
+        """Wait for what is under way: a process that ends within it aborts."""
+        if self.pending is not None:
+            self.pending[1].wait()

@@ -7,7 +7,6 @@ BatchNorm out, so that a step over several processes is the step of one.
 """
 
 import sys
-from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -17,7 +16,7 @@ from torch import nn
 from config import ClassifierRecipe
 from models import NORMS
 from runtime import atomic, distributed
-from runtime.cli import _processes
+from runtime.cli import processes
 from train_classifier import build_training
 from train_classifier import train_step as classifier_step
 from training.gan import Batch, build_gan, train_step
@@ -59,7 +58,7 @@ if __name__ == "__main__":
     out, norm, steps = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
     if norm == "none":
         nn.BatchNorm2d = NORMS["batch"] = lambda *_, **__: nn.Identity()
-    with _processes(True) or nullcontext():
+    with processes(True):
         found = gan_steps(steps) | classifier_steps(steps if norm == "none" else 1)
         parts = [found["generator"], found["ema"], found["discriminator"], found["classifier"]]
         sums = [float(value.double().sum()) for part in parts for value in part.values()]

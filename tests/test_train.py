@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from helpers import CPU, TINY, log_of, run_stage, same_tensors, saved_weights, s
 from torch import Tensor
 
 import export
+import models
 import test as tester
 import train
 from config import RECIPES, ROOT, UserError
@@ -208,6 +210,45 @@ def test_nonfinite_loss_stops_and_keeps_the_checkpoint(run: Path, monkeypatch: p
         train.main(run=run, resume=True, epochs=3, device="cpu")
     assert state_path(run).read_bytes() == before
     assert run_folder.saved_epochs(run) == [1, 2]
+
+
+def test_a_step_that_is_not_finite_can_be_skipped(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, seen = gan.make_batch, []
+
+    def broken(*args: Any) -> gan.Batch:
+        seen.append(1)
+        batch = real(*args)
+        return replace(batch, x=batch.x * float("nan")) if len(seen) in (2, 4) else batch
+
+    monkeypatch.setattr(gan, "make_batch", broken)
+    options = {**TINY, "recipe": "coco", "data": str(pictures), "epochs": 2, "set_": [*TINY["set_"], "ema=0.9"]}
+    options["set_"] = [each.replace("log_every=1", "log_every=3") for each in options["set_"]]
+    with pytest.raises(UserError, match=r"not finite by step 3; nothing was overwritten"):
+        train.main(run=Path("stopped"), **options)
+    seen.clear()
+    run = train.main(run=Path("skipped"), on_nan="skip", **options)
+    assert [record["skipped"] for record in read_records(run / "log.jsonl")] == [1, 1]
+    state = atomic.load(state_path(run))
+    assert all(value.isfinite().all() for name in ("generator", "ema") for value in state[name].values())
+    assert max(float(part["step"]) for part in state["optimizer_g"]["state"].values()) == 4
+
+
+def test_skipping_costs_no_bit_where_all_is_finite(pictures: Path, trained: Path) -> None:
+    run = train.main(recipe="coco", data=str(pictures), epochs=2, save_every=1, on_nan="skip", **TINY)
+    assert same_tensors(saved_weights(trained, 2), saved_weights(run, 2))
+    assert log_of(run) == log_of(trained)
+
+
+def test_a_generator_that_answers_every_picture_alike_is_named(
+    pictures: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train.main(recipe="coco", data=str(pictures), epochs=1, **TINY)
+    assert "alike" not in capsys.readouterr().out
+    settings = [*TINY["set_"], "lr=1e-12", "init=kaiming"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(models.INITS, "kaiming", lambda module: [p.data.zero_() for p in module.parameters()])
+        train.main(recipe="coco", data=str(pictures), run=Path("x"), epochs=1, **{**TINY, "set_": settings})
+    assert "epoch 1: the generator answers every picture alike" in capsys.readouterr().out
 
 
 def test_list_recipes_has_a_row_per_recipe_with_published_counts(

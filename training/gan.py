@@ -29,7 +29,7 @@ from dataset.degradations import make_input, seeded
 from dataset.hints import draw_hints
 from imaging import color
 from runtime import distributed
-from runtime.device import autocast
+from runtime.device import Scaler, autocast
 from runtime.weights import load_weights
 from training.loop import State
 
@@ -210,7 +210,7 @@ def build_gan(recipe: Recipe, device: torch.device, precision: str) -> Gan:
     if recipe.ema > 0:
         ema = AveragedModel(generator, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema), use_buffers=True)
     optimizer_g, optimizer_d = optimizers[generator], optimizers.get(discriminator)
-    scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+    scaler = Scaler(device, precision, recipe.on_nan == "skip")
     class_loss = ClassLoss().to(device) if "G_class" in recipe.term_weights else None
     amp = autocast(device, precision)
     return Gan(generator, discriminator, optimizer_g, optimizer_d, ema, scaler, amp, class_loss)

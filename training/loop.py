@@ -33,6 +33,9 @@ TITLES = {  # of loss terms
     "G_gan": "GAN", "G_l1": "L1", "G_mse": "MSE", "G_class": "classes", "G_lpips": "LPIPS", "G_perceptual": "VGG",
     "G_anime": "Danbooru", "D_real": "D-real", "D_fake": "D-fake", "C_loss": "loss",
 }  # fmt: skip
+GOOD = "good"  # the share of steps in an interval whose losses are all finite
+# a discriminator has won whose losses are this close to their least for so many status lines: it teaches no more
+WON, LONG = 0.05, 5
 REMEDY = "train with a smaller learning rate (--set lr=...) or with --set precision=fp32"
 
 
@@ -92,9 +95,12 @@ class State:
 class Log:
     """Sums losses up on the device and, once per interval, turns them into a record."""
 
-    def __init__(self, path: Path, state: State) -> None:
-        """Open the log; records of later steps, left by a run that was cut off, are dropped."""
-        self.path, self.state, self.device_name = path, state, device_name(state.device)
+    def __init__(self, path: Path, state: State, skip: bool = False) -> None:
+        """Open the log; records of later steps, left by a run that was cut off, are dropped.
+
+        `skip`: a step with a loss that is not finite is not counted, unless an interval has no other.
+        """
+        self.skip, self.path, self.state, self.device_name = skip, path, state, device_name(state.device)
         self.records = [record for record in read_records(path) if record["steps"] <= state.steps]
         if not distributed.rank():
             with replacing(path) as temporary:
@@ -108,6 +114,9 @@ class Log:
 
     def add(self, terms: Mapping[str, Tensor], images: int, waited: float) -> None:
         """Count one step: its loss terms, its images, and the seconds spent waiting for them."""
+        if self.skip:
+            good = torch.stack([*terms.values()]).isfinite().all()
+            terms = {name: value.where(good, 0.0) for name, value in terms.items()} | {GOOD: good.float()}
         for name, value in terms.items():
             self.sums[name] = self.sums[name] + value if name in self.sums else value
         self.steps, self.images, self.waited = self.steps + 1, self.images + images, self.waited + waited
@@ -119,6 +128,10 @@ class Log:
         sums = distributed.add(torch.stack(list(self.sums.values())))
         values = (sums / (self.steps * distributed.world())).tolist()  # the one wait for the device
         means, done = dict(zip(self.sums, values, strict=True)), self.state.progress
+        if self.skip:
+            good = means.pop(GOOD)
+            means = {name: value / good if good else math.nan for name, value in means.items()}
+            means |= {"skipped": round(self.steps * (1 - good), 3)} if good < 1 else {}
         broken = " ".join(name for name, value in means.items() if not math.isfinite(value))
         if broken:
             raise UserError(f"{broken} not finite by step {done['steps']}; nothing was overwritten: {REMEDY}")
@@ -145,7 +158,7 @@ class Status:
         """`steps`: per epoch; `images`: to train on."""
         self.state, self.recipe, self.steps, self.images = state, recipe, steps, images
         self.count = min(images, state.batch or recipe.batch_size)  # per step
-        self.clock, self.done, self.planned = Clock(), 0, False
+        self.clock, self.done, self.planned, self.won = Clock(), 0, False, 0
         self.clear()
 
     def clear(self) -> None:
@@ -182,8 +195,20 @@ class Status:
         means = {name: float(value) / count for name, value in self.sums.items()}
         terms = " ".join(f"{TITLES.get(name, name)} {value:.3g}" for name, value in means.items())
         words = f"{rate * count:.1f} images/s | {duration(self.seconds_left)} left"
+        self.won = self.won + 1 if self.is_winning(means) else 0
+        if self.won >= LONG:
+            words += " | the discriminator has won: begin anew with a smaller lr_d, or label_real=0.9"
         say(f"epoch {self.state.epoch}/{self.recipe.epochs} | {terms} | {words}")
         self.clear()
+
+    def is_winning(self, means: Mapping[str, float]) -> bool:
+        """Tell whether the discriminator's losses are almost the least that its labels allow."""
+        if "D_real" not in means:
+            return False
+        label, least = self.recipe.label_real, 0.0
+        if self.recipe.gan_mode == "vanilla" and label < 1:  # the entropy of a smoothed label
+            least = -label * math.log(label) - (1 - label) * math.log(1 - label)
+        return max(means["D_real"] - least, means["D_fake"]) < WON
 
 
 def peak_memory_mb(device: torch.device) -> float:
@@ -195,6 +220,16 @@ def peak_memory_mb(device: torch.device) -> float:
     import resource  # not on Windows
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+@contextmanager
+def keep_finite(skip: bool, *networks: nn.Module | None) -> Iterator[None]:
+    """Where `skip`, undo what the step within does to statistics of BatchNorm if they are not finite after it."""
+    buffers = [each for network in networks if skip and network is not None for each in network.buffers()]
+    before = [each.clone() for each in buffers]
+    yield
+    for each, old in zip(buffers, before, strict=True):
+        each.copy_(each.where(each.isfinite().all(), old))
 
 
 @contextmanager
@@ -250,7 +285,7 @@ def fit(
         UserError: a loss or a weight is not finite.
         SystemExit: a signal came; everything is saved.
     """
-    log = Log(run / "log.jsonl", state)
+    log = Log(run / "log.jsonl", state, recipe.on_nan == "skip")
     steps = steps_per_epoch(len(images["train"]), recipe.batch_size * distributed.world())
     status, agreed, stop = Status(state, recipe, steps, len(images["train"])), distributed.Agreed(), 0
     torch.backends.cudnn.benchmark = True  # every batch has one shape
@@ -273,6 +308,7 @@ def fit(
             if state.step >= steps:
                 _finish_epoch(run, recipe, log, save, last_of_stage)
             stop = stop or agreed(*caught[:1])
+        agreed.finish()
         if stop:
             _save_state(run, log)
     for name, split in images.items():

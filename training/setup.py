@@ -17,7 +17,7 @@ from runtime.progress import say
 from runtime.run_folder import ClassifierRecord, Record, RunRecord, has_state, saved_epochs, state_path
 
 # what a resume may change
-RESUMABLE = {"epochs", "save_every", "log_every", "lr", "lr_d", "precision", "compile"}
+RESUMABLE = {"epochs", "save_every", "log_every", "lr", "lr_d", "precision", "compile", "on_nan"}
 LOOKED_AT = 64  # training pictures of which it is checked whether they have colours
 LIBRARIES = ("torch", "torchvision", "numpy", "pillow", "scikit-image")
 Stored = RunRecord | ClassifierRecord

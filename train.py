@@ -5,6 +5,7 @@
     python train.py --recipe anime --data panels/          # sketch -> colour, lines drawn if there are none
     python train.py --recipe unet32 --data cifar10         # a torchvision data set by name
     python train.py --resume --run runs/coco               # goes on exactly where it stopped
+    torchrun --nproc-per-node 4 -- train.py --data photos/ --recipe coco    # on four GPUs: docs/scale.md
     python train.py --recipe photo --data mine/ --init pretrained/photo.ts    # fine-tunes
     python train.py --list-recipes
     python train.py --recipe manga --data pages/ --audit   # does every loss term reach its network?

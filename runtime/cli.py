@@ -53,7 +53,9 @@ OnNanOption = Annotated[
 ]
 SettingsOption = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any recipe field.")]
 QuickOption = Annotated[bool, typer.Option("--quick", help="Small and short: a first look, in minutes.")]
-ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on where the run stopped.")]
+ResumeOption = Annotated[
+    bool, typer.Option("--resume", help="Go on where the run stopped; with --data, begin it if there is none.")
+]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Print what is resolved, and stop.")]
 DeviceOption = Annotated[str, typer.Option(metavar="auto|cpu|cuda|mps", help="Where the networks run.")]
 WeightsOption = Annotated[

@@ -137,9 +137,9 @@ def test_a_reader_that_goes_away_costs_no_step(pictures: Path, tmp_path: Path) -
         log = tmp_path / "runs/coco/log.jsonl"
         while process.poll() is None and len(read_records(log)) < 3:
             time.sleep(0.05)
-        process.send_signal(signal.SIGHUP)
+        process.send_signal(signal.SIGTERM)
         _, said = process.communicate()
-    assert (process.returncode, said) == (128 + signal.SIGHUP, "")
+    assert (process.returncode, said) == (128 + signal.SIGTERM, "")
     assert atomic.load(state_path(Path("runs/coco")))["steps"] >= 3
 
 

@@ -235,11 +235,12 @@ def test_a_first_signal_is_noted_and_a_second_or_an_error_stops_at_once() -> Non
 
 
 def test_a_hangup_is_noted_unless_nohup_asks_for_the_contrary() -> None:
-    with noted_signals() as caught:
-        signal.raise_signal(signal.SIGHUP)
-    assert caught == [signal.SIGHUP]
-    previous = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    previous = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     try:
+        with noted_signals() as caught:
+            signal.raise_signal(signal.SIGHUP)
+        assert caught == [signal.SIGHUP]
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
         with noted_signals() as caught:
             signal.raise_signal(signal.SIGHUP)
         assert caught == []

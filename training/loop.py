@@ -203,7 +203,7 @@ class Status:
 
     def is_winning(self, means: Mapping[str, float]) -> bool:
         """Tell whether the discriminator's losses are almost the least that its labels allow."""
-        if "D_real" not in means:
+        if not {"D_real", "D_fake"} <= means.keys():
             return False
         label, least = self.recipe.label_real, 0.0
         if self.recipe.gan_mode == "vanilla" and label < 1:  # the entropy of a smoothed label

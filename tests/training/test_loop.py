@@ -214,7 +214,7 @@ def test_peak_memory_is_plausible() -> None:
 
 
 def handlers() -> list[object]:
-    return [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
+    return [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
 
 
 def test_a_first_signal_is_noted_and_a_second_or_an_error_stops_at_once() -> None:
@@ -240,6 +240,7 @@ def test_a_hangup_is_noted_unless_nohup_asks_for_the_contrary() -> None:
         with noted_signals() as caught:
             signal.raise_signal(signal.SIGHUP)
         assert caught == [signal.SIGHUP]
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_DFL
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         with noted_signals() as caught:
             signal.raise_signal(signal.SIGHUP)

@@ -37,7 +37,7 @@ CHOICES = {
     "pair": ("auto", "none", "AB", "BA"), "norm_d": ("batch", "instance", "none"), "norm_stats": ("running", "batch"),
     "init": ("normal", "default", "kaiming"), "schedule": ("constant", "linear", "cosine"),
     "gan_mode": ("vanilla", "lsgan", "hinge"), "precision": ("auto", "fp32", "bf16", "fp16"),
-    "memory_format": ("auto", "contiguous", "channels_last"), "metric": ("auto", *METRICS),
+    "memory_format": ("auto", "contiguous", "channels_last"), "on_nan": ("stop", "skip"), "metric": ("auto", *METRICS),
 }  # fmt: skip
 # ranges of numbers; those not named here are at least 0
 BELOW_ONE = {"val_fraction", "dropout", "beta1", "beta2", "ema", "momentum", "label_smoothing", "warmup"}
@@ -166,6 +166,7 @@ class Recipe(AnyRecipe):
     ema: float = 0.0  # decay per step of the averaged generator that is saved for use; 0 = off
     precision: str = "auto"  # auto | fp32 | bf16 | fp16 (CUDA, with gradient scaling)
     memory_format: str = "auto"  # of images in memory: contiguous | channels_last | auto: what is faster here
+    on_nan: str = "stop"  # where a loss is not finite: stop | skip, which leaves out the updates of that step
     compile: bool = False  # torch.compile both networks: about a minute to start, then faster
     seed: int = 42  # of weights, shuffling, cropping, flipping, degradations and dropout
     # intervals
@@ -245,6 +246,7 @@ class ClassifierRecipe(AnyRecipe):
     label_smoothing: float = 0.1  # share of the target that is spread over all classes
     warmup: float = 0.2  # share of all steps
     precision: str = "auto"  # auto | fp32 | bf16 | fp16 (CUDA, with gradient scaling)
+    on_nan: str = "stop"  # where the loss is not finite: stop | skip, which leaves out the update of that step
     seed: int = 42  # of weights, shuffling, cropping, flipping and dropout
     # intervals
     save_every: int = 1  # epochs between checkpoints

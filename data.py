@@ -216,7 +216,8 @@ def training_order(
     """Yield the ids, corners and flips of each batch of one of `world` processes in an epoch, from step `start` on.
 
     All random numbers depend on (seed, epoch) alone, so that a resumed epoch continues exactly. A last batch
-    that is not full is left out, unless it is the only one.
+    that is not full is left out, unless it is the only one. `world` processes get equal parts of a batch of
+    world x batch_size, so that together they see what one process with that batch sees.
     """
     rng = np.random.default_rng([seed, epoch])
     order = rng.permutation(images)

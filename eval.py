@@ -36,7 +36,8 @@ ClassifierOption = Annotated[
     Path | None, typer.Option(metavar="RUN", help="A classifier's run: are the pictures recognised?")
 ]
 RunsOption = Annotated[
-    list[Path] | None, typer.Option("--run", metavar="DIR", help="Run folder; several of them with --against.")
+    list[Path] | None,
+    typer.Option("--run", "--run-dir", metavar="DIR", help="Run folder; several of them with --against."),
 ]
 AgainstOption = Annotated[
     list[str] | None,
@@ -52,7 +53,7 @@ def one_each(words: Sequence[str]) -> list[str]:
     for word in words:
         if word.startswith("-"):
             name, equals, _ = word.partition("=")
-            option, has_value = name if name in ("--run", "--against") else None, bool(equals)
+            option, has_value = name if name in ("--run", "--run-dir", "--against") else None, bool(equals)
         elif option is not None:
             found += [option] if has_value else []
             has_value = True
@@ -78,6 +79,7 @@ def main(
 
     `run` and `against` may be one or a list. With `report_only`, returns the scores that the report was written from.
     """
+    from runtime.progress import say
     from runtime.run_folder import newest_run, read_run
     from runtime.weights import require_folder
 
@@ -94,7 +96,7 @@ def main(
 
         texts = [against] if isinstance(against, str) else against
         found = compare([(each, epoch) for each in folders], [parse_opponent(text, folder) for text in texts], force)
-        print(f"report: {write_report(folder)}")
+        say(f"report: {write_report(folder)}")
         return found
     if len(folders) > 1:
         raise UserError("several runs are for comparing with --against; score one run at a time")
@@ -118,24 +120,29 @@ def main(
         from data import open_split
         from evaluation.deep_metrics import load_metrics
         from evaluation.scoring import evaluate
+        from runtime import distributed
         from runtime.device import pick_device
 
         on = pick_device(device)
         epochs = choose_epochs(folder, epoch, all_epochs)
         record = read_run(folder)
-        print(f"scoring {folder}: {model_words(record, epochs, on)}", flush=True)
-        images = open_split(record, data, "test", CACHE, cache_gb)
+        say(f"scoring {folder}: {model_words(record, epochs, on)}")
+        with distributed.in_turn():
+            images = open_split(record, data, "test", CACHE, cache_gb)
         scorer = on if on.type == "cuda" else torch.device("cpu")  # MPS has no float64
-        metrics = load_metrics(images, record.recipe.test_size, scorer, metric, classifier, weights)
+        with distributed.in_turn():
+            metrics = load_metrics(images, record.recipe.test_size, scorer, metric, classifier, weights)
         scores = evaluate(folder, epochs, images, metrics, on)
-        print("\n".join([score_table(scores), *scores.notes]))
+        if scores is None:  # of another process, which goes on with it
+            return None
+        say("\n".join([score_table(scores), *scores.notes]))
     report = write_report(folder)
     scores = read_scores(folder)
     plot_scores(folder / "curves.png", scores)
-    print(f"scores: {folder / 'scores.csv'}, report: {report}")
+    say(f"scores: {folder / 'scores.csv'}, report: {report}")
     return scores
 
 
 if __name__ == "__main__":
     sys.argv[1:] = one_each(sys.argv[1:])
-    cli.command(main)
+    cli.command(main, shared=True)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from config import CACHE, DEMO, RUNS, make_recipe
 from runtime import cli
+from runtime.progress import say
 
 ROWS = 5  # test images on the contact sheet
 
@@ -41,7 +42,7 @@ def find_recipe(data: str, pair_folders: tuple[str, str] | None = None) -> str:
         return DEMO
     pairs = items[0].source is not None or find_pair(items) != "none"
     name, seen = ("anime", "pairs of a drawing and its colours") if pairs else ("coco", "colour pictures")
-    print(f"{data} holds {seen}: recipe {name} (--recipe NAME for another)", flush=True)
+    say(f"{data} holds {seen}: recipe {name} (--recipe NAME for another)")
     return name
 
 
@@ -95,7 +96,7 @@ def main(
     rows.append([resize(image, height, width) for image in shown])
     sheet = folder / "contact_sheet.png"
     write_image(sheet, contact_sheet(rows, ["input", "ours", "truth"]))
-    print(f"\npicture  {sheet}\nreport   {folder / 'report.html'}\nmodel    {model}")
+    say(f"\npicture  {sheet}\nreport   {folder / 'report.html'}\nmodel    {model}")
     return sheet
 
 

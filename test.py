@@ -26,22 +26,25 @@ def main(
     from evaluation.best_epoch import choose_epochs
     from evaluation.render import render_epoch
     from reporting.summary import model_words
+    from runtime import distributed
     from runtime.device import pick_device
+    from runtime.progress import say
     from runtime.run_folder import newest_run, read_run
 
     on = pick_device(device)
     folder = Path(run or newest_run())
     epochs = choose_epochs(folder, epoch, all_epochs)
     record = read_run(folder)
-    print(f"rendering {folder}: {model_words(record, epochs, on)}", flush=True)
-    images = open_split(record, data, "test", CACHE, cache_gb)
+    say(f"rendering {folder}: {model_words(record, epochs, on)}")
+    with distributed.in_turn():
+        images = open_split(record, data, "test", CACHE, cache_gb)
     outputs = [render_epoch(folder, number, images, on) for number in epochs]
     for output in outputs:
-        print(f"rendered {len(images)} images into {output}")
+        say(f"rendered {len(images)} images into {output}")
     for sentence in images.bad:
-        print(f"skipped {sentence}")
+        say(f"skipped {sentence}")
     return outputs
 
 
 if __name__ == "__main__":
-    command(main)
+    command(main, shared=True)

@@ -5,6 +5,7 @@
     python train.py --recipe anime --data panels/          # sketch -> colour, lines drawn if there are none
     python train.py --recipe unet32 --data cifar10         # a torchvision data set by name
     python train.py --resume --run runs/coco               # goes on exactly where it stopped
+    torchrun --nproc-per-node 4 -- train.py --data photos/ --recipe coco    # on four GPUs: docs/scale.md
     python train.py --recipe photo --data mine/ --init pretrained/photo.ts    # fine-tunes
     python train.py --list-recipes
     python train.py --recipe manga --data pages/ --audit   # does every loss term reach its network?
@@ -14,6 +15,7 @@ Every save_every epochs the run folder gets a generator, a resumable state, a sa
 
 import re
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -25,9 +27,14 @@ from runtime import cli
 if TYPE_CHECKING:
     import torch
 
-    from data import ImageSet
+    from data import ImageSet, Loading
+    from dataset.folders import Splits
     from training.gan import Gan
+    from training.loop import State
     from training.setup import Setup
+
+
+SAME = 0.002  # of a generator's answers in [-1, 1] to different pictures: a difference that nobody sees
 
 
 def print_audit(gan: "Gan", recipe: Recipe, images: "ImageSet", device: "torch.device") -> None:
@@ -83,14 +90,22 @@ def start_from(init: str, generator: "torch.nn.Module", recipe: Recipe) -> None:
 
 def save_samples(run: Path, recipe: Recipe, epoch: int, images: "ImageSet", device: "torch.device") -> None:
     """Write input | ours | truth of the same few validation images at every save."""
+    import torch
+
     from data import evenly_spaced
     from imaging import color
     from imaging.files import write_image
     from imaging.pixels import contact_sheet
     from inference.checkpoint import load_colorizer
+    from runtime.progress import say
 
     source, target = images.gather_fixed(evenly_spaced(len(images), recipe.samples), recipe)
-    ours = load_colorizer(run, epoch, device)(source.to(device)).cpu()
+    model, answers = load_colorizer(run, epoch, device), []
+    model.generator.register_forward_hook(lambda _, x, y: answers.append(y))
+    ours = model(source.to(device)).cpu()
+    answers = torch.cat(answers).float()  # (N, Cy, S, S) in [-1, 1]
+    if len(answers) > 1 and answers.std(0).max() < SAME:
+        say(f"epoch {epoch}: the generator answers every picture alike; begin anew with a smaller lr or lambda_gan")
     columns = (color.show_input(source, recipe.input), ours, target)
     rows = [[picture.permute(1, 2, 0).numpy() for picture in row] for row in zip(*columns, strict=True)]
     write_image(run / "samples" / f"epoch_{epoch:04d}.png", contact_sheet(rows, ["input", "ours", "truth"]))
@@ -117,12 +132,14 @@ def main(
     epochs: cli.EpochsOption = None,
     size: cli.SizeOption = None,
     batch_size: cli.BatchSizeOption = None,
+    global_batch: cli.GlobalBatchOption = None,
     limit: cli.LimitOption = None,
     save_every: Annotated[int | None, typer.Option(min=1, help="Epochs between checkpoints.")] = None,
     gan_mode: Annotated[str | None, typer.Option(metavar="vanilla|lsgan|hinge", help="Adversarial loss.")] = None,
     pair: Annotated[str | None, typer.Option(metavar="AB|BA|none|auto", help="Colour left (AB) or right.")] = None,
     pair_folders: cli.PairFoldersOption = None,
     seed: cli.SeedOption = None,
+    on_nan: cli.OnNanOption = None,
     set_: cli.SettingsOption = None,
     weights: cli.WeightsOption = None,
     init: Annotated[
@@ -153,46 +170,50 @@ def main(
         for path in files.fetch_weights(weights):
             print(f"{path}, {path.stat().st_size / 1e6:.1f} MB")
         return RUNS
-    from torch import Tensor
-
-    from data import find_loading, load_images, mean_ab, steps_per_epoch, training_batches
+    from data import find_loading, load_images
     from dataset.folders import list_items, pick
-    from inference.checkpoint import save_generator
     from models import count_channels, meta_generator
-    from reporting.curves import plot_losses
-    from reporting.summary import score_command
-    from runtime import atomic, run_folder
+    from runtime import distributed, run_folder
     from runtime.device import keep_freed_memory, pick_device, pick_precision
     from runtime.weights import require_folder
     from training import setup
-    from training.gan import build_gan, load_pretrained, make_batch, schedule, train_step
-    from training.loop import fit
+    from training.gan import build_gan
 
     given = setup.given_fields(
         Recipe, set_, epochs=epochs, size=size, batch_size=batch_size, limit=limit, save_every=save_every,
         gan_mode=gan_mode, pair=pair, pair_folders="/".join(pair_folders) if pair_folders else None, seed=seed,
+        on_nan=on_nan,
     )  # fmt: skip
     weights = require_folder(weights)
     if resume and quick:
         raise UserError("--quick begins a new run: --resume goes on as a run was begun")
-    if resume and init:
-        raise UserError("--init begins a new run: --resume goes on with the weights that a run has")
+    folder = Path(run or RUNS / (recipe or DEMO))
+    if resume and not run and not recipe:
+        folder = run_folder.newest_run()
+    if resume and data and not (folder / run_folder.RECORD).exists():
+        resume = False  # one command begins a run and, after every end, goes on with it
     if resume:
-        folder = Path(run) if run else RUNS / recipe if recipe else run_folder.newest_run()
-        plan = setup.go_on(folder, run_folder.read_run(folder), recipe, data, given, weights)
+        stored = run_folder.read_run(folder)
+        if init not in (None, stored.init):
+            raise UserError("--init begins a new run: --resume goes on with the weights that a run has")
+        plan = setup.go_on(folder, stored, recipe, data, given, weights)
     else:
         plan = begin(recipe or DEMO, data, run, given, weights, quick)
-        if not (dry_run or audited):
+        if not (dry_run or audited or distributed.rank()):
             setup.require_free(plan.folder)
+    if global_batch:
+        plan = setup.share_batch(plan, global_batch)
     setup.require_effect(plan.recipe, given)
     made, folder, on = plan.recipe, plan.folder, pick_device(device)
     precision = pick_precision(made.precision, on)
-    items = list_items(plan.data, made, CACHE)
+    with distributed.in_turn():
+        items = list_items(plan.data, made, CACHE)
     loading = find_loading(made, items["train"])
     keep_freed_memory()
     memory_format = made.memory_format
     if not dry_run:
-        memory_format = plan.settle_format(meta_generator(made), count_channels(made)[0], on, precision)
+        with distributed.in_turn():
+            memory_format = plan.settle_format(meta_generator(made), count_channels(made)[0], on, precision)
     gan = build_gan(made, on, precision, memory_format)
     facts = setup.describe(made, plan.data, items, loading, gan.parameters())
     settled = (
@@ -200,52 +221,94 @@ def main(
     )
     if settled:
         facts["settled"] = ", ".join(f"{key} {value}" for key, value in settled.items())
+    if distributed.is_joined():
+        facts["processes"] = f"{distributed.world()}, batches of {made.batch_size} each"
     plan.announce({**facts, "device": f"{on}, {precision}, {memory_format}"}, dry_run, items.notes)
     if dry_run:
         return folder
-    state = gan.state()
-    load_pretrained(gan, made, plan.weights, fresh=not plan.has_state and init is None)
-    if init:
-        start_from(init, gan.generator, made)
-    if plan.has_state:
-        state.load_state_dict(atomic.load(run_folder.state_path(folder)))
     if audited:
+        restore(plan, gan, init)
         few = pick(items["train"], 4 * made.batch_size)
         print_audit(gan, made, load_images(few, loading, CACHE, "train"), on)
         return folder
+    with nullcontext() if distributed.rank() else run_folder.owned(folder):
+        return run_training(plan, gan, items, loading, on, init, cache_gb)
 
+
+def restore(plan: "Setup", gan: "Gan", init: str | None) -> "State":
+    """Return the state of a run that begins or goes on, with the weights that its networks have there."""
+    from runtime import distributed
+    from runtime.run_folder import load_state
+    from training.gan import load_pretrained
+
+    state, init = gan.state(), plan.stored.init if plan.stored else init
+    state.batch = plan.recipe.batch_size * distributed.world()
+    distributed.vary_seed(plan.recipe.seed)
+    with distributed.in_turn():
+        load_pretrained(gan, plan.recipe, plan.weights, fresh=not plan.has_state and init is None)
+    if plan.has_state:
+        state.load_state_dict(load_state(plan.folder))
+    elif init:
+        start_from(init, gan.generator, plan.recipe)
+    return state
+
+
+def run_training(
+    plan: "Setup", gan: "Gan", items: "Splits", loading: "Loading", on: "torch.device", init: str | None,
+    cache_gb: float | None,
+) -> Path:  # fmt: skip
+    """Train a run that begins or goes on, whose folder is ours, to its last epoch; returns the folder."""
+    from torch import Tensor
+
+    from data import mean_ab, steps_per_epoch, training_batches
+    from inference.checkpoint import save_generator
+    from reporting.curves import plot_losses
+    from reporting.summary import score_command
+    from runtime import distributed
+    from runtime.progress import say
+    from runtime.run_folder import RunRecord
+    from training import setup
+    from training.gan import make_batch, schedule, train_step
+    from training.loop import fit, keep_finite
+
+    made, folder, state = plan.recipe, plan.folder, restore(plan, gan, init)
     images = plan.load_splits(items, loading, cache_gb)
     setup.require_batch(made, len(images["train"]))
-    if resume:
+    if gan.class_loss is not None and not plan.has_state:
+        gan.class_loss.fit(images["train"], made.size)
+    if plan.stored is not None:
         plan.record_resume(images)
     else:
         setup.require_colour(images["train"])
-        if gan.class_loss is not None:
-            gan.class_loss.fit(images["train"], made.size)
         mean, sizes = mean_ab(images["train"], made.size), gan.parameters()
         plan.record(
-            run_folder.RunRecord, loading, images, mean_ab=mean, parameters=sizes, overrides=plan.given, init=init,
-            memory_format=memory_format,
+            RunRecord, loading, images, mean_ab=mean, parameters=sizes, overrides=plan.given, init=init,
+            memory_format=gan.memory_format,
         )  # fmt: skip
-    steps = steps_per_epoch(images["train"].per_epoch, made.batch_size)
+    rank, world = distributed.rank(), distributed.world()
+    steps = steps_per_epoch(images["train"].per_epoch, state.batch)
+    gan.share()
 
     def batches(epoch: int, start: int) -> Iterator[tuple[Tensor, Tensor]]:
-        order = (made.batch_size, made.size, made.flip, made.seed, epoch, start)
+        order = (made.batch_size, made.size, made.flip, made.seed, epoch, start, rank, world)
         return training_batches(images["train"], *order)
 
     def step(pictures: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
-        batch = make_batch(*pictures, made, on, state.steps)
-        return train_step(gan, batch, made, adversarial=schedule(gan, made, state, steps))
+        batch = make_batch(*pictures, made, on, state.steps * world + rank)
+        with keep_finite(made.on_nan == "skip", gan.generator, gan.discriminator, gan.ema):
+            return train_step(gan, batch, made, adversarial=schedule(gan, made, state, steps))
 
     def save(epoch: int, records: list[dict[str, Any]]) -> None:
+        if rank:
+            return
         save_generator(folder, epoch, made, gan.generator if gan.ema is None else gan.ema.module)
         save_samples(folder, made, epoch, images["val"], on)
         plot_losses(folder / "losses.png", records)
 
     fit(folder, made, state, images, batches, step, save, "python train.py", made.pretrain_epochs)
-    print(f"trained {made.epochs} epochs; see which is best: {score_command(folder)}")
+    say(f"trained {made.epochs} epochs; see which is best: {score_command(folder)}")
     return folder
 
 
 if __name__ == "__main__":
-    cli.command(main)
+    cli.command(main, shared=True)

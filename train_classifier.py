@@ -12,6 +12,7 @@ save_every epochs the run folder gets a checkpoint, its scores on the validation
 import copy
 import math
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
@@ -26,7 +27,10 @@ if TYPE_CHECKING:
     import torch
 
     from data import ImageSet
+    from dataset.folders import Splits
     from evaluation.classifier import Accuracy, Classifier
+    from training.loop import State
+    from training.setup import Setup
 
 FORMAT = "tinct-classifier-state-1"
 
@@ -40,6 +44,11 @@ class Training:
     optimizer: "torch.optim.SGD"
     scaler: "torch.amp.GradScaler"
     amp: "torch.autocast"  # in which the network computes
+    memory_format: str = "auto"  # of runtime.device.FORMATS, once it is settled
+
+    def __post_init__(self) -> None:
+        # what a step calls: the classifier, or what averages its gradients over processes
+        self.answer: torch.nn.Module = self.classifier
 
 
 def build_training(recipe: ClassifierRecipe, classes: list[str], device: "torch.device", precision: str) -> Training:
@@ -47,7 +56,7 @@ def build_training(recipe: ClassifierRecipe, classes: list[str], device: "torch.
     import torch
 
     from evaluation.classifier import build_classifier
-    from runtime.device import autocast
+    from runtime.device import Scaler, autocast
 
     torch.manual_seed(recipe.seed)
     classifier = build_classifier(recipe.network, classes, recipe.size, recipe.batch_size)
@@ -57,7 +66,7 @@ def build_training(recipe: ClassifierRecipe, classes: list[str], device: "torch.
         nesterov=recipe.momentum > 0, fused=device.type in ("cpu", "cuda"),
     )  # fmt: skip
     loss = torch.nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
-    scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+    scaler = Scaler(device, precision, recipe.on_nan == "skip")
     return Training(classifier, loss, optimizer, scaler, autocast(device, precision))
 
 
@@ -76,13 +85,16 @@ def train_step(training: Training, image: "torch.Tensor", label: "torch.Tensor")
         image: (N, 3, S, S) uint8, on the device.
         label: (N,) int64, on the device.
     """
+    from runtime import distributed
+
     with training.amp:
-        logits = training.classifier(image)  # (N, C)
+        logits = training.answer(image)  # (N, C)
     loss = training.loss(logits, label)
     training.scaler.scale(loss).backward()
     training.scaler.step(training.optimizer)
     training.optimizer.zero_grad()
     training.scaler.update()
+    distributed.average_buffers(training.classifier)
     return loss.detach()
 
 
@@ -94,18 +106,20 @@ def validate(
 
     from evaluation.classifier import Accuracy, topk_correct
     from evaluation.scores import wilson
+    from runtime import distributed
 
-    count, device, sums = len(images), classifier.mean.device, []
+    count, device = len(images), classifier.mean.device
+    sums = [torch.zeros(3, device=device)]
     classifier.eval()
     with torch.no_grad():
-        for ids in torch.arange(count).split(recipe.batch_size):
+        for ids in torch.arange(distributed.rank(), count, distributed.world()).split(recipe.batch_size):
             image = images.gather(ids.tolist(), recipe.load_size)[1].to(device, non_blocking=True)
             label = labels[ids].to(device, non_blocking=True)
             logits = classifier(image)  # (N, C)
             loss = torch.nn.functional.cross_entropy(logits, label, reduction="sum")
             sums.append(torch.stack([loss, *(topk_correct(logits, label, k).sum() for k in (1, 5))]))
     classifier.train()
-    loss, *correct = torch.stack(sums).sum(0).tolist()
+    loss, *correct = distributed.add(torch.stack(sums).sum(0)).tolist()
     top1, top5 = ((hits / count, *wilson(int(hits), count)) for hits in correct)
     return Accuracy(epoch, loss / count, *top1, *top5, count)
 
@@ -125,8 +139,10 @@ def main(
     size: Annotated[int | None, typer.Option(min=1, help="Side of what the network sees, px.")] = None,
     epochs: cli.EpochsOption = None,
     batch_size: cli.BatchSizeOption = None,
+    global_batch: cli.GlobalBatchOption = None,
     limit: cli.LimitOption = None,
     seed: cli.SeedOption = None,
+    on_nan: cli.OnNanOption = None,
     set_: cli.SettingsOption = None,
     weights: cli.WeightsOption = None,
     cache_gb: cli.CacheOption = None,
@@ -135,94 +151,141 @@ def main(
     dry_run: cli.DryRunOption = False,
 ) -> Path:
     """Train a classifier; returns the run folder. Raises UserError before any work if something is off."""
-    import torch
-    from torch import Tensor
-
-    from data import Loading, steps_per_epoch, training_order
     from dataset.folders import list_items
     from evaluation import classifier as classifiers
     from models import count_parameters
-    from reporting.curves import plot_losses
-    from runtime import atomic, run_folder
+    from runtime import distributed, run_folder
     from runtime.device import FORMATS, keep_freed_memory, pick_device, pick_precision
-    from runtime.weights import load_weights, require_folder
+    from runtime.weights import require_folder
     from training import setup
-    from training.loop import State, fit
 
     given = setup.given_fields(
         ClassifierRecipe, set_, network=network, pretrained=pretrained or None, size=size, epochs=epochs,
-        seed=seed, batch_size=batch_size, limit=limit,
+        seed=seed, batch_size=batch_size, limit=limit, on_nan=on_nan,
     )  # fmt: skip
     folder, weights = Path(run or RUNS / "classifier"), require_folder(weights)
+    if resume and data and not (folder / run_folder.CLASSIFIER_RECORD).exists():
+        resume = False  # one command begins a run and, after every end, goes on with it
     if resume:
         plan = setup.go_on(folder, run_folder.read_classifier_run(folder), None, data, given, weights)
     elif data is None:
         raise UserError("a classifier needs --data PATH|NAME: a folder of pictures per class, or cifar10")
     else:
         plan = setup.Setup(folder, ClassifierRecipe(**given), data, given, weights)
-        if not dry_run:
+        if not (dry_run or distributed.rank()):
             setup.require_free(folder)
+    if global_batch:
+        plan = setup.share_batch(plan, global_batch)
     made, data, on = plan.recipe, plan.data, pick_device(device)
     precision = pick_precision(made.precision, on)
-    items = list_items(data, made, CACHE)
+    with distributed.in_turn():
+        items = list_items(data, made, CACHE)
     classes = classifiers.find_classes(items, data, plan.stored and plan.stored.classes)
     keep_freed_memory()
     training = build_training(made, classes, on, precision)
-    memory_format = "auto"
     if not dry_run:
         shapes = copy.deepcopy(training.classifier.network).to("meta")
-        memory_format = plan.settle_format(shapes, 3, on, precision)
-        training.classifier.to(memory_format=FORMATS[memory_format])
+        with distributed.in_turn():
+            training.memory_format = plan.settle_format(shapes, 3, on, precision)
+        training.classifier.to(memory_format=FORMATS[training.memory_format])
     classifier, start = training.classifier, "published weights" if made.pretrained else "scratch"
     count = f"{data}: {len(items['train'])} to train, {len(items['val'])} to validate, {len(classes)} classes"
     layout = f"{made.network} at {made.size} px, {count_parameters(classifier):,} parameters, from {start}"
-    facts = {"data": count, "network": layout, "epochs": made.epochs, "device": f"{on}, {precision}, {memory_format}"}
+    facts = {
+        "data": count,
+        "network": layout,
+        "epochs": made.epochs,
+        "device": f"{on}, {precision}, {training.memory_format}",
+    }
+    if distributed.is_joined():
+        facts["processes"] = f"{distributed.world()}, batches of {made.batch_size} each"
     plan.announce(facts, dry_run, items.notes)
     if dry_run:
         return folder
+    with nullcontext() if distributed.rank() else run_folder.owned(folder):
+        return run_training(plan, training, items, on, cache_gb)
 
-    parts = {"network": classifier.network, "optimizer": training.optimizer, "scaler": training.scaler}
-    state = State(FORMAT, parts, on)
+
+def restore(plan: "Setup", training: Training, on: "torch.device") -> "State":
+    """Return the state of a run that begins or goes on, with the weights that its network has there."""
+    from evaluation.classifier import load_pretrained
+    from runtime import distributed
+    from runtime.run_folder import load_state
+    from runtime.weights import load_weights
+    from training.loop import State
+
+    made, network = plan.recipe, training.classifier.network
+    parts = {"network": network, "optimizer": training.optimizer, "scaler": training.scaler}
+    state = State(FORMAT, parts, on, made.batch_size * distributed.world())
+    distributed.vary_seed(made.seed)
     if plan.has_state:
-        state.load_state_dict(atomic.load(run_folder.state_path(folder)))
+        state.load_state_dict(load_state(plan.folder))
     elif made.pretrained:
-        published = load_weights(made.network, plan.weights, "leave out --pretrained")
-        classifiers.load_pretrained(classifier, published)
+        with distributed.in_turn():
+            published = load_weights(made.network, plan.weights, "leave out --pretrained")
+        load_pretrained(training.classifier, published)
+    return state
 
+
+def run_training(
+    plan: "Setup", training: Training, items: "Splits", on: "torch.device", cache_gb: float | None
+) -> Path:
+    """Train a run that begins or goes on, whose folder is ours, to its last epoch; returns the folder."""
+    import torch
+    from torch import Tensor
+
+    from data import Loading, steps_per_epoch, training_order
+    from evaluation import classifier as classifiers
+    from reporting.curves import plot_losses
+    from runtime import distributed, run_folder
+    from runtime.progress import say
+    from training import setup
+    from training.loop import fit, keep_finite
+
+    made, folder, classifier = plan.recipe, plan.folder, training.classifier
+    classes = classifier.classes
+    rank, world, state = distributed.rank(), distributed.world(), restore(plan, training, on)
     loading = Loading(made.load_size, made.fit, "none", False)
     images = plan.load_splits(items, loading, cache_gb)
     if len(images["train"]) < 2:
-        raise UserError(f"only one training picture of {data} can be read: {images['train'].bad[0]}")
-    if resume:
+        raise UserError(f"only one training picture of {plan.data} can be read: {images['train'].bad[0]}")
+    setup.require_batch(made, len(images["train"]))
+    if plan.stored is not None:
         plan.record_resume(images)
     else:
-        plan.record(run_folder.ClassifierRecord, loading, images, classes=classes, memory_format=memory_format)
+        own = {"classes": classes, "memory_format": training.memory_format}
+        plan.record(run_folder.ClassifierRecord, loading, images, **own)
     labels = {n: torch.tensor(classifiers.label_ids(split.labels, classes)) for n, split in images.items()}
-    steps = made.epochs * steps_per_epoch(len(images["train"]), made.batch_size)
+    steps = steps_per_epoch(len(images["train"]), state.batch)
+    training.answer = distributed.averaging(classifier)
 
     def batches(epoch: int, start: int) -> Iterator[tuple[Tensor, Tensor]]:
-        order = (len(images["train"]), made.batch_size, made.flip, made.seed, epoch, start)
+        order = (len(images["train"]), made.batch_size, made.flip, made.seed, epoch, start, rank, world)
         for ids, corners, flips in training_order(*order):
             yield images["train"].gather(ids, made.size, corners, flips)[1], labels["train"][ids]
 
     def step(batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
-        training.optimizer.param_groups[0]["lr"] = learning_rate(made, steps, state.steps)
+        done = (state.epoch - 1) * steps + state.step  # as if there had always been as many processes
+        training.optimizer.param_groups[0]["lr"] = learning_rate(made, made.epochs * steps, done)
         image, label = (part.to(on, non_blocking=True) for part in batch)
-        return {"C_loss": train_step(training, image, label)}
+        with keep_finite(made.on_nan == "skip", classifier):
+            return {"C_loss": train_step(training, image, label)}
 
     def save(epoch: int, records: list[dict[str, Any]]) -> None:
         scores = validate(classifier, made, images["val"], labels["val"], epoch)
+        if rank:
+            return
         classifiers.save_classifier(folder, epoch, classifier)
         classifiers.write_accuracy(folder, scores)
         plot_losses(folder / "losses.png", records)
-        print(f"epoch {epoch} | {in_words(scores)}", flush=True)
+        say(f"epoch {epoch} | {in_words(scores)}")
 
     fit(folder, made, state, images, batches, step, save, "python train_classifier.py")
     best = classifiers.best_accuracy(folder)
-    print(f"trained {made.epochs} epochs; the best is {best.epoch}: {in_words(best)}")
-    print(f"score colourised pictures with it: python eval.py --classifier {quote(str(folder))}")
+    say(f"trained {made.epochs} epochs; the best is {best.epoch}: {in_words(best)}")
+    say(f"score colourised pictures with it: python eval.py --classifier {quote(str(folder))}")
     return folder
 
 
 if __name__ == "__main__":
-    cli.command(main)
+    cli.command(main, shared=True)

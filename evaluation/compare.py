@@ -21,6 +21,7 @@ from evaluation import scores
 from evaluation.best_epoch import choose_epochs
 from evaluation.scores import BASELINES, CONFIDENCE, FOLDER_METRICS, PerImage, Score, ScoreFile, Scores
 from runtime.atomic import write_json
+from runtime.progress import say
 from runtime.run_folder import epoch_path, read_run
 
 Side = tuple[Path, str | int | None]  # run, and epoch: a number, "best", or None for the best
@@ -111,7 +112,7 @@ def compare(ours: Sequence[Side], theirs: Sequence[Side], force: bool) -> Compar
     metrics = {metric: metrics[metric] for metric in METRICS if metric in metrics}
     entries = [[one.entry for one in side] for side in sides]
     found = Comparison(*entries, odd, count, baselines, metrics)
-    print("\n".join(comparison_lines(found)))
+    say("\n".join(comparison_lines(found)))
     write_comparison(every[0].run, found)
     return found
 

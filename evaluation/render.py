@@ -21,6 +21,7 @@ from data import ImageSet
 from imaging import color
 from imaging.files import write_image
 from inference.checkpoint import load_colorizer
+from runtime import distributed
 from runtime.atomic import write_text
 from runtime.progress import track
 from runtime.run_folder import STAMP, outputs_path, read_run, stamp
@@ -32,7 +33,7 @@ Draw = Callable[[list[int]], Tensor]  # numbers of N images -> (N, 3, H, W) uint
 
 
 def render_epoch(run: Path, epoch: int, images: ImageSet, device: torch.device) -> Path:
-    """Render a test split with one saved epoch; returns the folder of its outputs.
+    """Render a test split with one saved epoch; returns the folder of its outputs. Several processes share the work.
 
     Outputs of other data than `images` are deleted first, because their names may be the same.
     """
@@ -47,8 +48,7 @@ def render_epoch(run: Path, epoch: int, images: ImageSet, device: torch.device) 
         check_finite(rgb, [f"{folder.name}/{images.stems[i]}" for i in ids])
         return color.to_uint8(rgb).cpu()
 
-    write_pictures(folder, images, draw)
-    write_text(folder / STAMP, stamp(run, epoch, images.key))
+    write_pictures(folder, images, draw, stamp(run, epoch, images.key))
     return folder
 
 
@@ -66,27 +66,31 @@ def write_references(run: Path, images: ImageSet, recipe: Recipe) -> None:
     same = {text.split(" ")[0] for text in stamps} == {images.key}
     folders = [run / "inputs", run / "targets"]
     whole = all((folder / f"{stem}.png").exists() for folder in folders for stem in images.stems)
-    if same and whole and mark.exists():
+    if distributed.gather(same and whole and mark.exists())[0]:  # as one sees it, before any changes it
         return
-    for folder in folders if same else [*folders, run / "outputs"]:
-        shutil.rmtree(folder, ignore_errors=True)
+    if not distributed.rank():
+        for folder in folders if same else [*folders, run / "outputs"]:
+            shutil.rmtree(folder, ignore_errors=True)
+    distributed.wait()
 
     def show(ids: list[int]) -> Tensor:
         return color.show_input(images.gather_fixed(ids, recipe)[0], recipe.input)
 
     write_pictures(folders[0], images, show)
-    write_pictures(folders[1], images, lambda ids: images.gather(ids, recipe.test_size)[1])
-    write_text(mark, images.key)
+    write_pictures(folders[1], images, lambda ids: images.gather(ids, recipe.test_size)[1], images.key)
 
 
-def write_pictures(folder: Path, images: ImageSet, draw: Draw) -> None:
-    """Write STEM.png for every image; PNGs are compressed in threads beside `draw`."""
+def write_pictures(folder: Path, images: ImageSet, draw: Draw, mark: str = "") -> None:
+    """Write STEM.png for every image, then .stamp if there is a mark; PNGs are compressed in threads beside `draw`."""
     with ThreadPoolExecutor() as pool:
-        starts = range(0, len(images), BATCH)
+        starts = range(BATCH * distributed.rank(), len(images), BATCH * distributed.world())
         for start in track(starts, folder.name, len(starts)):
             ids = list(range(start, min(start + BATCH, len(images))))
             arrays = draw(ids).permute(0, 2, 3, 1).numpy()  # (N, H, W, 3)
             list(pool.map(write_image, [folder / f"{images.stems[i]}.png" for i in ids], arrays))
+    distributed.wait()
+    if mark and not distributed.rank():
+        write_text(folder / STAMP, mark)
 
 
 def recompress(pictures: Tensor, quality: int) -> Tensor:
@@ -102,7 +106,8 @@ def recompress(pictures: Tensor, quality: int) -> Tensor:
 def is_rendered(folder: Path, mark: str, images: ImageSet) -> bool:
     """Tell whether a folder holds exactly these images, rendered of what `mark` stands for."""
     same = (folder / STAMP).exists() and (folder / STAMP).read_text() == mark
-    return same and {path.stem for path in folder.glob("*.png")} == set(images.stems)
+    whole = same and {path.stem for path in folder.glob("*.png")} == set(images.stems)
+    return distributed.gather(whole)[0]  # as one sees it, before any changes it
 
 
 def render_missing(run: Path, epochs: list[int], images: ImageSet, device: torch.device) -> None:
@@ -131,5 +136,4 @@ def render_missing(run: Path, epochs: list[int], images: ImageSet, device: torch
     for name, draw in draws.items():
         folder = run / "outputs" / name
         if not is_rendered(folder, images.key, images):
-            write_pictures(folder, images, draw)
-            write_text(folder / STAMP, images.key)
+            write_pictures(folder, images, draw, images.key)

@@ -5,6 +5,7 @@ import math
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from evaluation.metrics import Pictures
 from evaluation.render import render_missing
 from evaluation.scores import PerImage, Row, ScoreFile
 from imaging.files import read_image
+from runtime import distributed
 from runtime.progress import track
 from runtime.run_folder import epoch_path, read_run, stamp
 
@@ -29,10 +31,13 @@ THREADS = {"cpu": os.cpu_count() or 1, "cuda": 2}
 NO_DISTANCE = "unavailable: the features have no such distance; test on more images"
 
 
-def evaluate(run: Path, epochs: list[int], images: ImageSet, metrics: MetricSet, device: torch.device) -> ScoreFile:
+def evaluate(
+    run: Path, epochs: list[int], images: ImageSet, metrics: MetricSet, device: torch.device
+) -> ScoreFile | None:
     """Score epochs, baselines and upper bounds of a run, and write the score files; returns the scores.
 
-    Rows of other epochs are kept. Images are rendered on `device` unless they are there.
+    Rows of other epochs are kept. Images are rendered on `device` unless they are there. Several processes share
+    what is done image by image, and the first does the rest: in the others, None is returned.
     """
     recipe = read_run(run).recipe
     stored = scores.read_scores(run) if (run / "scores.json").exists() else None
@@ -43,6 +48,8 @@ def evaluate(run: Path, epochs: list[int], images: ImageSet, metrics: MetricSet,
     folders = {name: run / "outputs" / name for name in (*scores.BASELINES, *bounds, *stamps)}
     with torch.backends.cudnn.flags(enabled=True, benchmark=False, allow_tf32=False):  # equal everywhere
         per_image, digests = score_pictures(folders, images, recipe.test_size, metrics)
+        if distributed.rank():
+            return None
         rows = {name: scores.make_row(name, per_image[name], images.stems) for name in folders}
         score_folders(run, rows, images, metrics)
     for name, text in stamps.items():
@@ -80,10 +87,13 @@ def score_pictures(
     limit = {"initializer": torch.set_num_threads, "initargs": (1,)} if metrics.device.type == "cpu" else {}
     try:
         with ThreadPoolExecutor(THREADS[metrics.device.type], **limit) as pool:
-            work = pool.map(lambda ids: score_chunk(ids, folders, images, size, metrics), chunks)
-            digests, parts = zip(*track(work, "scoring", len(chunks)), strict=True)
+            own = chunks[distributed.rank() :: distributed.world()]
+            work = pool.map(lambda ids: score_chunk(ids, folders, images, size, metrics), own)
+            scored = distributed.gather(list(track(work, "scoring", len(own))))
     finally:
         torch.set_num_threads(threads)
+    # back in the order of images: the first chunk of each process, the second of each, ...
+    digests, parts = zip(*(each for row in zip_longest(*scored) for each in row if each is not None), strict=True)
     per_image = {
         name: {metric: np.concatenate([part[name][metric] for part in parts]) for metric in parts[0][name]}
         for name in folders

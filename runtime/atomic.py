@@ -1,11 +1,13 @@
 """Files that appear complete or not at all: any file, JSON, and checkpoints of torch."""
 
+import errno
 import json
 import os
 import pickle
+import shutil
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,12 +18,15 @@ if TYPE_CHECKING:
     import torch
 
 MAX_NAME = 255  # bytes of a file's name
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # errors of a write, which name no file
 MAX_STEM = 120  # of a name that we derive: encrypted disks take 143, and an ending is still to come
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, previous: Path | None = None, size: int = 0) -> Iterator[Path]:
     """Yield a temporary name beside `path`; what is written there takes its place when the block succeeds.
+
+    The file that was at `path` is kept as `previous`, if that is given. `size`: how many bytes it will have, if known.
 
     Raises:
         OSError: `path` cannot be written, which it names; or the block's own, of another file.
@@ -29,9 +34,11 @@ def replacing(path: Path) -> Iterator[Path]:
     unique = f"{zlib.crc32(os.fsencode(path.name)):08x}.{os.getpid()}"  # a long name leaves no room for more
     temporary = path.with_name(f".{path.name[:40]}.{unique}.tmp")
     try:
-        with writing(path, temporary):
+        with writing(path, temporary, size):
             path.parent.mkdir(parents=True, exist_ok=True)
             yield temporary
+            if previous is not None and path.exists():
+                os.replace(path, previous)
             os.replace(temporary, path)
     finally:
         with suppress(OSError):  # or the failure to tidy up would hide why the block failed
@@ -39,8 +46,11 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def writing(path: Path, place: Path | None = None) -> Iterator[None]:
-    """Let an OSError of the block name the file `path`, which is written at `place`, unless it is another file's."""
+def writing(path: Path, place: Path | None = None, size: int = 0) -> Iterator[None]:
+    """Let an OSError of the block name the file `path`, which is written at `place`, unless it is another file's.
+
+    Of a full disk it says how much room there is, and what is missing where the file's `size`, in bytes, is known.
+    """
     place = place or path
     try:
         yield
@@ -50,7 +60,21 @@ def writing(path: Path, place: Path | None = None) -> Iterator[None]:
         ]  # a full disk's has none
         if error.errno is None or not any(place.is_relative_to(name) for name in names):  # a library's has no number
             raise
-        raise OSError(error.errno, error.strerror, str(path)) from error
+        room = room_left(place, size) if error.errno in FULL else ""
+        raise OSError(error.errno, f"{error.strerror}{room}", str(path)) from error
+
+
+def room_left(place: Path, size: int) -> str:
+    """Return, in words, how much a full disk holds of the file or folder `place`, and how much it lacks of `size`."""
+    try:
+        free = shutil.disk_usage(place.parent).free
+        files = place.rglob("*") if place.is_dir() else [place] if place.exists() else []
+        written = sum(file.stat().st_size for file in files)
+    except OSError:
+        return ""
+    if size > written + free:
+        return f": {(size - written - free) / 1e6:,.1f} of {size / 1e6:,.1f} MB are missing"
+    return f": {free / 1e6:,.1f} MB are free, with {written / 1e6:,.1f} MB of this written"
 
 
 def bounded(stem: str, most: int = MAX_STEM) -> str:
@@ -72,17 +96,26 @@ def write_json(path: Path, payload: Any) -> None:
     write_text(path, json.dumps(payload, indent=1) + "\n")
 
 
-def save(path: Path, payload: dict[str, Any]) -> None:
-    """Write a checkpoint, complete or not at all."""
+def save(path: Path, payload: dict[str, Any], previous: Path | None = None) -> None:
+    """Write a checkpoint, complete or not at all; the one that was there is kept as `previous`, if that is given."""
     import torch  # seconds, which callers that write no checkpoint save
 
-    with replacing(path) as temporary, open(temporary, "wb") as file:
+    with replacing(path, previous, count_bytes(payload)) as temporary, open(temporary, "wb") as file:
         try:
             torch.save(payload, file)
         except RuntimeError as error:  # torch closes its file after a failure, and stumbles over what is missing there
             if isinstance(error.__context__, OSError):
                 raise error.__context__ from None
             raise
+        file.flush()
+        os.fsync(file.fileno())  # or a power cut could leave the new name with nothing behind it
+
+
+def count_bytes(payload: Any) -> int:
+    """Return how many bytes the tensors in nested dictionaries and lists take."""
+    if isinstance(payload, Mapping | list):
+        return sum(count_bytes(part) for part in (payload.values() if isinstance(payload, Mapping) else payload))
+    return getattr(payload, "nbytes", 0)
 
 
 def load(path: Path, device: "torch.device | str" = "cpu") -> dict[str, Any]:
@@ -97,8 +130,12 @@ def load(path: Path, device: "torch.device | str" = "cpu") -> dict[str, Any]:
 
     payload = None
     if zipfile.is_zipfile(path):  # what torch.save writes; its reader of older files fails in many ways
-        with suppress(RuntimeError, ValueError, EOFError, OSError, KeyError, zipfile.BadZipFile, pickle.PickleError):
-            payload = torch.load(path, map_location=device, weights_only=True)
+        errors = (RuntimeError, ValueError, EOFError, OSError, KeyError, zipfile.BadZipFile, pickle.PickleError)
+        with suppress(*errors, zlib.error):
+            with zipfile.ZipFile(path) as file:
+                damaged = file.testzip()  # torch's own reader checks no checksum of a tensor
+            if damaged is None:
+                payload = torch.load(path, map_location=device, weights_only=True)
     if not isinstance(payload, dict):
         raise UserError(f"{path} is not a checkpoint of this project, or it is damaged")
     return payload

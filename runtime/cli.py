@@ -6,7 +6,6 @@ of 256 px took 531 ms instead of 21 there. 4,000 turns are nearly as good as any
 alone, and beside others as good as none. GOMP_SPINCOUNT or OMP_WAIT_POLICY are kept where they are set already.
 """
 
-import errno
 import io
 import logging
 import os
@@ -14,12 +13,14 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from config import UserError
+from runtime.atomic import FULL
 
 RecipeOption = Annotated[
     str | None, typer.Option(metavar="NAME", help="See python train.py --list-recipes. Default: demo.")
@@ -28,7 +29,7 @@ DataOption = Annotated[
     str | None,
     typer.Option(metavar="PATH|NAME", help="Image folder, .tar, .npz, shards, demo, or a torchvision data set."),
 ]
-RunOption = Annotated[Path | None, typer.Option(metavar="DIR", help="Run folder.")]
+RunOption = Annotated[Path | None, typer.Option("--run", "--run-dir", metavar="DIR", help="Run folder.")]
 EpochsOption = Annotated[int | None, typer.Option(min=1, help="Passes over the training images.")]
 EpochOption = Annotated[
     str | None,
@@ -46,11 +47,19 @@ BatchSizeOption = Annotated[int | None, typer.Option(min=1, help="Images per ste
 CacheOption = Annotated[
     float | None, typer.Option("--cache-gb", min=0, help="Of decoded images in cache/; 0: decode every time.")
 ]
+GlobalBatchOption = Annotated[
+    int | None, typer.Option(min=1, help="Images per step of all processes together, instead of each.")
+]
 LimitOption = Annotated[int | None, typer.Option(min=0, help="Images of each split at most; 0: all.")]
 SeedOption = Annotated[int | None, typer.Option(min=0, help="Of everything random.")]
+OnNanOption = Annotated[
+    str | None, typer.Option(metavar="stop|skip", help="Where a loss is not finite: stop, or leave that step out.")
+]
 SettingsOption = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any recipe field.")]
 QuickOption = Annotated[bool, typer.Option("--quick", help="Small and short: a first look, in minutes.")]
-ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on where the run stopped.")]
+ResumeOption = Annotated[
+    bool, typer.Option("--resume", help="Go on where the run stopped; with --data, begin it if there is none.")
+]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Print what is resolved, and stop.")]
 DeviceOption = Annotated[str, typer.Option(metavar="auto|cpu|cuda|mps", help="Where the networks run.")]
 WeightsOption = Annotated[
@@ -61,12 +70,13 @@ UsageError = typer.BadParameter.__bases__[0]  # click's, wherever this version o
 SPINS = {"ACTIVE": "30000000000", "PASSIVE": "0"}  # of OMP_WAIT_POLICY, as GCC's OpenMP has them
 os.environ.setdefault("GOMP_SPINCOUNT", SPINS.get(os.environ.get("OMP_WAIT_POLICY", "").upper(), "4000"))
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # errors of a write, which name no file
 INTERRUPTED = 130  # what typer returns for Ctrl-C
 
 
-def command(main: Callable[..., object]) -> None:
+def command(main: Callable[..., object], shared: bool = False) -> None:
     """Run a stage's main from the command line. A user's mistake ends in one sentence and exit code 2.
+
+    Where `shared`, several processes that torchrun started do the stage's work together.
 
     A mistake is an unknown option, a UserError, or a file that the system refuses (an OSError that names it).
     Every other exception is a bug and keeps its traceback.
@@ -79,8 +89,9 @@ def command(main: Callable[..., object]) -> None:
     app = typer.Typer(add_completion=False)
     app.command()(main)
     try:
-        if app(standalone_mode=False) == INTERRUPTED:
-            raise KeyboardInterrupt
+        with processes(shared):
+            if app(standalone_mode=False) == INTERRUPTED:
+                raise KeyboardInterrupt
     except UsageError as error:
         _quit(error.format_message(), 2)
     except UserError as error:
@@ -92,6 +103,17 @@ def command(main: Callable[..., object]) -> None:
         _quit(f"{place}: {error.strerror}", 2)
     except (KeyboardInterrupt, typer.Abort):
         _quit("interrupted; what was saved before is kept", INTERRUPTED)
+
+
+def processes(shared: bool) -> AbstractContextManager[None]:
+    """Return a context that joins this process to others, if torchrun started it. Raises UserError unless `shared`."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return nullcontext()
+    if not shared:
+        raise UserError("this stage works in one process: start it without torchrun")
+    from runtime import distributed  # which imports torch
+
+    return distributed.joined()
 
 
 def _quit(sentence: str, code: int) -> None:

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from config import UserError
+from runtime import distributed
 from runtime.atomic import write_json
 
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}  # of tensors in memory
@@ -32,10 +33,14 @@ def pick_device(name: str) -> torch.device:
     if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", name):
         raise UserError(f"no device {name}: use auto, cpu, cuda or mps")
     device = torch.device(name)
+    if name == "cuda" and distributed.is_joined():
+        device = torch.device(name, distributed.local_rank())
     kind = device.type.upper()
     seen = {"CUDA": torch.cuda.device_count(), "MPS": int(torch.backends.mps.is_available())}
     if (device.index or 0) >= seen.get(kind, 1):
-        raise UserError(f"{name} asked for, but torch sees {seen[kind]} {kind} devices; use --device cpu")
+        raise UserError(f"{device} asked for, but torch sees {seen[kind]} {kind} devices; use --device cpu")
+    if device.type == "cuda" and distributed.is_joined():
+        torch.cuda.set_device(device)  # or nccl would take the first for all
     return device
 
 
@@ -151,6 +156,21 @@ def _faster_format(convolution: nn.Module, shape: Sequence[int], precision: str)
             result.backward(torch.ones_like(result))
             best[name] = min(best[name], time.perf_counter() - started)
     return min(best, key=best.__getitem__)
+
+
+class Scaler(torch.amp.GradScaler):
+    """Scales the gradients of fp16. An optimiser's step whose gradients are not finite is left out, without a wait.
+
+    Where `skip`, so it is at any precision, at a scale that stays 1.
+    """
+
+    def __init__(self, device: torch.device, precision: str, skip: bool = False) -> None:
+        self.is_fixed = skip and precision != "fp16"
+        super().__init__(device.type, 1.0 if self.is_fixed else 2.0**16, enabled=precision == "fp16" or skip)
+
+    def update(self, new_scale: float | torch.Tensor | None = None) -> None:
+        """Set the scale of the next step."""
+        super().update(1.0 if self.is_fixed else new_scale)
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:

@@ -12,8 +12,19 @@ T = TypeVar("T")
 FIRST, EVERY = 15.0, 60.0  # s until the first line, and between later ones
 
 
+silent = False  # of the processes of a run one speaks
+
+
+def be_silent() -> None:
+    """Say nothing from now on, in this process."""
+    global silent
+    silent = True
+
+
 def say(text: str) -> None:
     """Print to stdout, above any progress bar and at once; a reader that has gone ends nothing."""
+    if silent:
+        return
     try:
         tqdm.write(text, file=sys.stdout)
         sys.stdout.flush()
@@ -50,10 +61,10 @@ def track(items: Iterable[T], title: str, total: int, start: int = 0, lines: boo
     Args:
         total, start: how many items there are, and how many of them were done before.
     """
-    if sys.stderr.isatty():
+    if sys.stderr.isatty() and not silent:
         yield from tqdm(items, title, total, initial=start, leave=False)
         return
-    if not lines:
+    if not lines or silent:
         yield from items
         return
     clock, began = Clock(), time.monotonic()

@@ -3,31 +3,37 @@
 runs/NAME/recipe.json                     the resolved recipe, data, versions (or classifier.json)
 runs/NAME/log.jsonl                       one record per status line
 runs/NAME/checkpoints/epoch_0005.pt       generator for use
-runs/NAME/checkpoints/state.pt            all that an exact resume needs
+runs/NAME/checkpoints/state.pt            all that an exact resume needs; state_previous.pt, what it was before
 runs/NAME/samples/epoch_0005.png
 runs/NAME/{inputs,targets}/STEM.png  outputs/epoch_0005/STEM.png
 runs/NAME/scores.json scores.csv scores_per_image.csv comparison.json curves.png losses.png
 runs/NAME/report.html generator.ts
+runs/NAME/.lock                           held by the process that trains it
 """
 
+import errno
 import hashlib
 import json
+import os
 import platform
 import re
+import time
 import zipfile
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 from config import DEMO, RUNS, VERSION, AnyRecipe, ClassifierRecipe, Recipe, UserError
+from runtime import atomic
 from runtime.atomic import write_json
+from runtime.progress import say
 
 R = TypeVar("R", bound="Record")
 
-RECORD, CLASSIFIER_RECORD, LOG = "recipe.json", "classifier.json", "log.jsonl"
+RECORD, CLASSIFIER_RECORD, LOG, LOCK = "recipe.json", "classifier.json", "log.jsonl", ".lock"
 STAMP = ".stamp"  # file in a folder of rendered pictures that says what they were rendered from
 
 
@@ -134,6 +140,84 @@ def outputs_path(run: Path, epoch: int) -> Path:
 def state_path(run: Path) -> Path:
     """Return the file that a resume reads."""
     return run / "checkpoints" / "state.pt"
+
+
+def previous_state_path(run: Path) -> Path:
+    """Return the file of the state that was saved before the last."""
+    return run / "checkpoints" / "state_previous.pt"
+
+
+def has_state(run: Path) -> bool:
+    """Tell whether there is a state from which a run can go on."""
+    return state_path(run).exists() or previous_state_path(run).exists()
+
+
+def load_state(run: Path) -> dict[str, Any]:
+    """Return the last state that was saved, or the one before it where that is damaged; says which.
+
+    Raises UserError where none can be read.
+    """
+    try:
+        return atomic.load(state_path(run))
+    except UserError as error:
+        if not previous_state_path(run).exists():
+            raise
+        say(f"{error}: going on from {previous_state_path(run).name}, which was saved before it")
+    return atomic.load(previous_state_path(run))
+
+
+@contextmanager
+def owned(run: Path) -> Iterator[None]:
+    """Keep a run folder, which is made, for this process alone; removes what a killed owner left half written.
+
+    The lock is the kernel's, so it ends with its process, however that ends, and holds between containers.
+
+    Raises:
+        UserError: another process has it.
+    """
+    made = [place for place in (run, *run.parents) if not place.exists()]
+    run.mkdir(parents=True, exist_ok=True)
+    try:
+        with _locked(run / LOCK, run) as file:
+            before = file.read()
+            if before:
+                say(f"{run}: its last owner, {before}, was killed; taken over")
+            for left in [*run.glob("checkpoints/.*.tmp"), *run.glob("samples/.*.tmp")]:
+                left.unlink()
+            file.truncate(0)
+            file.write(f"{platform.node()} since {time.strftime('%Y-%m-%d %H:%M:%S')}")
+            file.flush()
+            yield
+    finally:
+        for place in made:
+            with suppress(OSError):  # not empty: something was written
+                place.rmdir()
+
+
+@contextmanager
+def _locked(path: Path, run: Path) -> Iterator[IO[str]]:
+    """Yield a lock's file, open and locked; it is removed at the end."""
+    import fcntl  # not on Windows
+
+    while True:
+        with open(path, "a+") as file:
+            file.seek(0)
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                owner = file.read() or "another process"
+                raise UserError(f"{run} is trained by {owner}: wait for its end, or name another with --run") from None
+            except OSError as error:
+                if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+                    raise
+                say(f"{run} lies where files cannot be locked: see that no other process trains it")
+            if not os.fstat(file.fileno()).st_nlink:
+                continue  # its owner has just ended, and removed it
+            try:
+                yield file
+            finally:
+                path.unlink(missing_ok=True)
+            return
 
 
 def saved_epochs(run: Path) -> list[int]:

@@ -2,6 +2,11 @@
 
 import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +16,10 @@ from helpers import CPU, TINY, log_of, run_stage, same_tensors, saved_weights, s
 from torch import Tensor
 
 import export
+import models
 import test as tester
 import train
-from config import RECIPES, UserError
+from config import RECIPES, ROOT, UserError
 from runtime import atomic, run_folder
 from runtime.run_folder import read_records, read_run, state_path
 from training import gan
@@ -90,6 +96,75 @@ def test_killed_run_goes_on_from_its_last_checkpoint(trained: Path, run: Path, p
     assert log_of(run) == log_of(trained)
 
 
+@pytest.mark.parametrize("damage", ["half", "bit", "gone"])
+def test_a_damaged_state_gives_way_to_the_one_before(
+    trained: Path, run: Path, damage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole, path = state_path(run).read_bytes(), state_path(run)
+    place = len(whole) // 2  # amid the weights
+    changed = {"half": whole[:place], "bit": whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :]}
+    path.write_bytes(changed[damage]) if damage in changed else path.unlink()
+    train.main(run=run, resume=True, device="cpu")
+    assert "going on from state_previous.pt, which was saved before it" in capsys.readouterr().out
+    assert same_tensors(saved_weights(trained, 2), saved_weights(run, 2))
+    assert log_of(run) == log_of(trained)
+    run_folder.previous_state_path(run).write_bytes(b"x")
+    path.write_bytes(b"x")
+    with pytest.raises(UserError, match=r"state_previous\.pt is not a checkpoint"):
+        train.main(run=run, resume=True, epochs=3, device="cpu")
+
+
+def test_a_run_that_is_killed_before_its_first_state_loses_nothing(pictures: Path, trained: Path) -> None:
+    settings = ["generator=lite-unet", "lambda_class=1", "discriminator=none", "samples=2"]
+    options = {**TINY, "recipe": "coco", "data": str(pictures), "epochs": 1, "set_": settings}
+    whole, parts = train.main(run=Path("whole"), **options), train.main(run=Path("parts"), **options)
+    tuned = train.main(run=Path("tuned"), recipe="coco", data=str(pictures), epochs=1, init=str(trained), **TINY)
+    weights = saved_weights(tuned, 1)
+    for folder in (parts, tuned):
+        shutil.rmtree(folder / "checkpoints")
+        train.main(run=folder, resume=True, device="cpu")
+    assert same_tensors(saved_weights(whole, 1), saved_weights(parts, 1))
+    assert same_tensors(weights, saved_weights(tuned, 1))
+
+
+def test_a_reader_that_goes_away_costs_no_step(pictures: Path, tmp_path: Path) -> None:
+    options = ["--recipe", "coco", "--data", pictures, "--size", 32, "--batch-size", 4, "--epochs", 10**6]
+    options += ["--device", "cpu", *(word for each in ("ngf=4", "ndf=4") for word in ("--set", each))]
+    call = [sys.executable, ROOT / "train.py", *map(str, options), "--set", "log_every=1", "--set", "save_every=1000"]
+    env = {**os.environ, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(call, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.close()  # before the first word
+        log = tmp_path / "runs/coco/log.jsonl"
+        while process.poll() is None and len(read_records(log)) < 3:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        _, said = process.communicate()
+    assert (process.returncode, said) == (128 + signal.SIGTERM, "")
+    assert atomic.load(state_path(Path("runs/coco")))["steps"] >= 3
+
+
+def test_one_command_begins_a_run_and_goes_on_with_it(pictures: Path, trained: Path) -> None:
+    given = {"recipe": "coco", "data": str(pictures), "run": Path("run"), "epochs": 2, "save_every": 1, **TINY}
+    stop_in(gan, 4, lambda: train.main(resume=True, init=str(trained), **given))
+    assert read_run(Path("run")).init == str(trained)
+    assert not read_run(Path("run")).resumed
+    train.main(resume=True, init=str(trained), **given)
+    assert len(read_run(Path("run")).resumed) == 1
+    with pytest.raises(UserError, match=r"^rum is not a run folder"):  # a wrong name, and nothing to begin with
+        train.main(resume=True, run=Path("rum"))
+
+
+def test_one_process_trains_a_run(run: Path, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = times_of(run)
+    with run_folder.owned(run), pytest.raises(UserError, match=rf"^{run} is trained by \S+ since 20\d\d-"):
+        train.main(run=run, resume=True, epochs=3, device="cpu")
+    assert times_of(run) == before
+    Path("new").mkdir()
+    Path("new", run_folder.LOCK).write_text("box since noon")  # of a process that was killed while it decoded
+    train.main(run=Path("new"), recipe="coco", data=str(pictures), epochs=1, **TINY)
+    assert "its last owner, box since noon, was killed; taken over" in capsys.readouterr().out
+
+
 def test_a_run_inside_its_own_data_does_not_grow(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copytree(pictures, "data")
     monkeypatch.chdir("data")
@@ -135,6 +210,45 @@ def test_nonfinite_loss_stops_and_keeps_the_checkpoint(run: Path, monkeypatch: p
         train.main(run=run, resume=True, epochs=3, device="cpu")
     assert state_path(run).read_bytes() == before
     assert run_folder.saved_epochs(run) == [1, 2]
+
+
+def test_a_step_that_is_not_finite_can_be_skipped(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, seen = gan.make_batch, []
+
+    def broken(*args: Any) -> gan.Batch:
+        seen.append(1)
+        batch = real(*args)
+        return replace(batch, x=batch.x * float("nan")) if len(seen) in (2, 4) else batch
+
+    monkeypatch.setattr(gan, "make_batch", broken)
+    options = {**TINY, "recipe": "coco", "data": str(pictures), "epochs": 2, "set_": [*TINY["set_"], "ema=0.9"]}
+    options["set_"] = [each.replace("log_every=1", "log_every=3") for each in options["set_"]]
+    with pytest.raises(UserError, match=r"not finite by step 3; nothing was overwritten"):
+        train.main(run=Path("stopped"), **options)
+    seen.clear()
+    run = train.main(run=Path("skipped"), on_nan="skip", **options)
+    assert [record["skipped"] for record in read_records(run / "log.jsonl")] == [1, 1]
+    state = atomic.load(state_path(run))
+    assert all(value.isfinite().all() for name in ("generator", "ema") for value in state[name].values())
+    assert max(float(part["step"]) for part in state["optimizer_g"]["state"].values()) == 4
+
+
+def test_skipping_costs_no_bit_where_all_is_finite(pictures: Path, trained: Path) -> None:
+    run = train.main(recipe="coco", data=str(pictures), epochs=2, save_every=1, on_nan="skip", **TINY)
+    assert same_tensors(saved_weights(trained, 2), saved_weights(run, 2))
+    assert log_of(run) == log_of(trained)
+
+
+def test_a_generator_that_answers_every_picture_alike_is_named(
+    pictures: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train.main(recipe="coco", data=str(pictures), epochs=1, **TINY)
+    assert "alike" not in capsys.readouterr().out
+    settings = [*TINY["set_"], "lr=1e-12", "init=kaiming"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(models.INITS, "kaiming", lambda module: [p.data.zero_() for p in module.parameters()])
+        train.main(recipe="coco", data=str(pictures), run=Path("x"), epochs=1, **{**TINY, "set_": settings})
+    assert "epoch 1: the generator answers every picture alike" in capsys.readouterr().out
 
 
 def test_list_recipes_has_a_row_per_recipe_with_published_counts(
@@ -226,6 +340,7 @@ def test_a_run_is_never_mixed_with_another(trained: Path, options: dict[str, Any
 
 def test_without_its_state_or_with_another_file_a_run_does_not_go_on(run: Path) -> None:
     state_path(run).unlink()
+    run_folder.previous_state_path(run).unlink()
     before = times_of(run)
     with pytest.raises(UserError, match=r"state\.pt is missing"):
         train.main(run=run, resume=True, device="cpu")

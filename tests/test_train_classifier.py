@@ -319,7 +319,7 @@ def test_dry_run_writes_nothing(pictures: Path, tmp_path: Path, capsys: pytest.C
         ({"set_": ["precision=fp16"]}, "^precision fp16 needs CUDA"),
         ({"weights": "nowhere"}, "^no folder nowhere: --weights takes the folder"),
         ({"run": Path("other")}, "^other is not empty and not a run"),
-        ({"resume": True}, "^runs/classifier is not a classifier's run"),
+        ({"resume": True, "data": None}, "^runs/classifier is not a classifier's run"),
     ],
 )
 def test_mistakes_are_found_before_any_work(

@@ -28,7 +28,8 @@ from data import ImageSet, evenly_spaced
 from dataset.degradations import make_input, seeded
 from dataset.hints import draw_hints
 from imaging import color
-from runtime.device import FORMATS, autocast
+from runtime import distributed
+from runtime.device import FORMATS, Scaler, autocast
 from runtime.weights import load_weights
 from training.loop import State
 
@@ -139,6 +140,22 @@ def total(terms: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
     return torch.stack([weights[name] * value for name, value in terms.items()]).sum()
 
 
+class Answer(nn.Module):
+    """A generator, as a step calls it."""
+
+    def __init__(self, generator: nn.Module, with_logits: bool) -> None:
+        """`with_logits`: there is a loss on the logits of a LiteUNet, which are returned too."""
+        super().__init__()
+        self.generator, self.with_logits = generator, with_logits
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return what the generator makes of x, (N, Cy, S, S), and its logits where there is a loss on them."""
+        if not self.with_logits:
+            return self.generator(x), None
+        logits = self.generator.logits(x)
+        return self.generator.readout(logits), logits
+
+
 @dataclass
 class Gan:
     """The networks under training, and what trains them."""
@@ -153,6 +170,16 @@ class Gan:
     memory_format: str  # of runtime.device.FORMATS
     class_loss: ClassLoss | None = None
     extractors: dict[str, nn.Module] = field(default_factory=dict)  # loss term -> frozen, so not saved
+
+    def __post_init__(self) -> None:
+        # what a step calls where it wants gradients: the networks, or what averages these over processes
+        self.answer: nn.Module = Answer(self.generator, self.class_loss is not None)
+        self.judge = self.discriminator
+
+    def share(self) -> None:
+        """Let gradients be means over all processes; the networks, which their states fill, stay as they are."""
+        self.answer = distributed.averaging(self.answer)
+        self.judge = self.judge and distributed.averaging(self.judge)
 
     def state(self) -> State:
         """Return the state of a training that begins."""
@@ -187,7 +214,7 @@ def build_gan(recipe: Recipe, device: torch.device, precision: str, memory_forma
     if recipe.ema > 0:
         ema = AveragedModel(generator, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema), use_buffers=True)
     optimizer_g, optimizer_d = optimizers[generator], optimizers.get(discriminator)
-    scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+    scaler = Scaler(device, precision, recipe.on_nan == "skip")
     class_loss = ClassLoss().to(device) if "G_class" in recipe.term_weights else None
     amp = autocast(device, precision)
     return Gan(generator, discriminator, optimizer_g, optimizer_d, ema, scaler, amp, memory_format, class_loss)
@@ -257,8 +284,8 @@ def make_batch(source: Tensor, target: Tensor, recipe: Recipe, device: torch.dev
 def discriminator_terms(gan: Gan, batch: Batch, fake: Tensor, recipe: Recipe) -> dict[str, Tensor]:
     """Return the discriminator's loss terms, unweighted; no gradient goes back to `fake` (N, Cy, S, S)."""
     with gan.amp:
-        real_logits = gan.discriminator(batch.x, batch.y)  # (N, 1, h, w)
-        fake_logits = gan.discriminator(batch.x, fake.detach())
+        real_logits = gan.judge(batch.x, batch.y)  # (N, 1, h, w)
+        fake_logits = gan.judge(batch.x, fake.detach())
     real = gan_loss(real_logits, True, recipe.gan_mode, recipe.label_real)
     return {"D_real": real, "D_fake": gan_loss(fake_logits, False, recipe.gan_mode)}
 
@@ -266,10 +293,7 @@ def discriminator_terms(gan: Gan, batch: Batch, fake: Tensor, recipe: Recipe) ->
 def generate(gan: Gan, x: Tensor) -> tuple[Tensor, Tensor | None]:
     """Return what the generator makes of x, (N, Cy, S, S), and its logits where there is a loss on them."""
     with gan.amp:
-        if gan.class_loss is None:
-            return gan.generator(x), None
-        logits = gan.generator.logits(x)
-        return gan.generator.readout(logits), logits
+        return gan.answer(x)
 
 
 def generator_terms(
@@ -317,6 +341,7 @@ def train_step(gan: Gan, batch: Batch, recipe: Recipe, adversarial: bool) -> dic
     gan.optimizer_g.zero_grad()
 
     gan.scaler.update()
+    distributed.average_buffers(gan.generator, gan.discriminator)
     if gan.ema is not None:
         gan.ema.update_parameters(gan.generator)
     return {name: value.detach() for name, value in {**g_terms, **d_terms}.items()}
@@ -327,7 +352,8 @@ def schedule(gan: Gan, recipe: Recipe, state: State, steps_per_epoch: int) -> bo
     first_stage = state.epoch <= recipe.pretrain_epochs
     if state.epoch == recipe.pretrain_epochs + 1 and state.step == 0:
         gan.optimizer_g.state.clear()  # Adam starts anew with the second stage
-    done = state.steps / steps_per_epoch - recipe.pretrain_epochs  # epochs of the second stage
+    steps = (state.epoch - 1) * steps_per_epoch + state.step  # as if there had always been as many processes
+    done = steps / steps_per_epoch - recipe.pretrain_epochs  # epochs of the second stage
     progress = done / max(1, recipe.epochs - recipe.pretrain_epochs)
     factor = 1.0
     if recipe.schedule == "linear":

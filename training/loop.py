@@ -22,17 +22,20 @@ from torch import Tensor, nn
 
 from config import AnyRecipe, UserError
 from data import ImageSet, steps_per_epoch
-from runtime import atomic
+from runtime import atomic, distributed
 from runtime.atomic import replacing, writing
 from runtime.device import device_name, restore_rng, rng_state
 from runtime.progress import Clock, duration, say, track
-from runtime.run_folder import read_records, state_path
+from runtime.run_folder import previous_state_path, read_records, state_path
 
 Save = Callable[[int, list[dict[str, Any]]], None]  # finished epoch, records of the log
 TITLES = {  # of loss terms
     "G_gan": "GAN", "G_l1": "L1", "G_mse": "MSE", "G_class": "classes", "G_lpips": "LPIPS", "G_perceptual": "VGG",
     "G_anime": "Danbooru", "D_real": "D-real", "D_fake": "D-fake", "C_loss": "loss",
 }  # fmt: skip
+GOOD = "good"  # the share of steps in an interval whose losses are all finite
+# a discriminator has won whose losses are this close to their least for so many status lines: it teaches no more
+WON, LONG = 0.05, 5
 REMEDY = "train with a smaller learning rate (--set lr=...) or with --set precision=fp32"
 
 
@@ -43,6 +46,7 @@ class State:
     format: str  # what state.pt calls itself
     parts: dict[str, Any]  # name in state.pt -> network, optimiser, scaler: whatever has a state_dict
     device: torch.device
+    batch: int = 0  # pictures per step of all processes
     epoch: int = 1  # the one under way, from 1
     step: int = 0  # batches done in this epoch
     steps: int = 0  # batches done in all
@@ -53,9 +57,10 @@ class State:
         return {"epoch": self.epoch, "step": self.step, "steps": self.steps}
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what state.pt holds."""
+        """Return what state.pt holds; in every process, as each has random generators of its own."""
         states = {name: part.state_dict() for name, part in self.parts.items()}
-        return {"format": self.format, **states, **self.progress, **rng_state()}
+        own, *others = distributed.gather(rng_state())
+        return {"format": self.format, **states, **self.progress, "batch": self.batch, **own, "others": others}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what state_dict returned. Raises UserError if it does not fit these networks."""
@@ -68,7 +73,15 @@ class State:
         except (KeyError, RuntimeError, ValueError):
             raise UserError("state.pt does not fit the networks of this recipe") from None
         self.epoch, self.step, self.steps = state["epoch"], state["step"], state["steps"]
-        restore_rng(state)
+        before = state.get("batch", self.batch)
+        if self.step and before != self.batch:
+            told = f"it stopped within epoch {self.epoch}, at {before} pictures per step of all processes"
+            raise UserError(f"{told}, now {self.batch}: finish the epoch with --global-batch {before}")
+        rank, others = distributed.rank(), state.get("others", [])
+        if rank <= len(others):
+            restore_rng([state, *others][rank])
+        else:  # there are more processes than before
+            distributed.vary_seed(self.steps)
 
     def check_finite(self) -> None:
         """Raise UserError if a network has a weight that is not finite, before it is saved."""
@@ -82,12 +95,16 @@ class State:
 class Log:
     """Sums losses up on the device and, once per interval, turns them into a record."""
 
-    def __init__(self, path: Path, state: State) -> None:
-        """Open the log; records of later steps, left by a run that was cut off, are dropped."""
-        self.path, self.state, self.device_name = path, state, device_name(state.device)
+    def __init__(self, path: Path, state: State, skip: bool = False) -> None:
+        """Open the log; records of later steps, left by a run that was cut off, are dropped.
+
+        `skip`: a step with a loss that is not finite is not counted, unless an interval has no other.
+        """
+        self.skip, self.path, self.state, self.device_name = skip, path, state, device_name(state.device)
         self.records = [record for record in read_records(path) if record["steps"] <= state.steps]
-        with replacing(path) as temporary:
-            temporary.write_text("".join(json.dumps(record) + "\n" for record in self.records))
+        if not distributed.rank():
+            with replacing(path) as temporary:
+                temporary.write_text("".join(json.dumps(record) + "\n" for record in self.records))
         self.clear()
 
     def clear(self) -> None:
@@ -97,6 +114,9 @@ class Log:
 
     def add(self, terms: Mapping[str, Tensor], images: int, waited: float) -> None:
         """Count one step: its loss terms, its images, and the seconds spent waiting for them."""
+        if self.skip:
+            good = torch.stack([*terms.values()]).isfinite().all()
+            terms = {name: value.where(good, 0.0) for name, value in terms.items()} | {GOOD: good.float()}
         for name, value in terms.items():
             self.sums[name] = self.sums[name] + value if name in self.sums else value
         self.steps, self.images, self.waited = self.steps + 1, self.images + images, self.waited + waited
@@ -105,8 +125,13 @@ class Log:
         """End the interval: append the record. Raises UserError if a loss is not finite."""
         if not self.steps:
             return
-        values = (torch.stack(list(self.sums.values())) / self.steps).tolist()  # the one wait for the device
+        sums = distributed.add(torch.stack(list(self.sums.values())))
+        values = (sums / (self.steps * distributed.world())).tolist()  # the one wait for the device
         means, done = dict(zip(self.sums, values, strict=True)), self.state.progress
+        if self.skip:
+            good = means.pop(GOOD)
+            means = {name: value / good if good else math.nan for name, value in means.items()}
+            means |= {"skipped": round(self.steps * (1 - good), 3)} if good < 1 else {}
         broken = " ".join(name for name, value in means.items() if not math.isfinite(value))
         if broken:
             raise UserError(f"{broken} not finite by step {done['steps']}; nothing was overwritten: {REMEDY}")
@@ -118,8 +143,9 @@ class Log:
         parts = self.state.parts.values()
         optimizer = next(part for part in parts if isinstance(part, torch.optim.Optimizer))  # a GAN's: of G
         self.records.append({**done, **means, "lr": optimizer.param_groups[0]["lr"], **speed})
-        with writing(self.path), open(self.path, "a") as file:
-            file.write(json.dumps(self.records[-1]) + "\n")
+        if not distributed.rank():
+            with writing(self.path), open(self.path, "a") as file:
+                file.write(json.dumps(self.records[-1]) + "\n")
         self.clear()
 
 
@@ -131,8 +157,8 @@ class Status:
     def __init__(self, state: State, recipe: AnyRecipe, steps: int, images: int) -> None:
         """`steps`: per epoch; `images`: to train on."""
         self.state, self.recipe, self.steps, self.images = state, recipe, steps, images
-        self.count = min(images, recipe.batch_size)  # per step
-        self.clock, self.done, self.planned = Clock(), 0, False
+        self.count = min(images, state.batch or recipe.batch_size)  # per step
+        self.clock, self.done, self.planned, self.won = Clock(), 0, False, 0
         self.clear()
 
     def clear(self) -> None:
@@ -169,8 +195,20 @@ class Status:
         means = {name: float(value) / count for name, value in self.sums.items()}
         terms = " ".join(f"{TITLES.get(name, name)} {value:.3g}" for name, value in means.items())
         words = f"{rate * count:.1f} images/s | {duration(self.seconds_left)} left"
+        self.won = self.won + 1 if self.is_winning(means) else 0
+        if self.won >= LONG:
+            words += " | the discriminator has won: begin anew with a smaller lr_d, or label_real=0.9"
         say(f"epoch {self.state.epoch}/{self.recipe.epochs} | {terms} | {words}")
         self.clear()
+
+    def is_winning(self, means: Mapping[str, float]) -> bool:
+        """Tell whether the discriminator's losses are almost the least that its labels allow."""
+        if not {"D_real", "D_fake"} <= means.keys():
+            return False
+        label, least = self.recipe.label_real, 0.0
+        if self.recipe.gan_mode == "vanilla" and label < 1:  # the entropy of a smoothed label
+            least = -label * math.log(label) - (1 - label) * math.log(1 - label)
+        return max(means["D_real"] - least, means["D_fake"]) < WON
 
 
 def peak_memory_mb(device: torch.device) -> float:
@@ -185,17 +223,34 @@ def peak_memory_mb(device: torch.device) -> float:
 
 
 @contextmanager
+def keep_finite(skip: bool, *networks: nn.Module | None) -> Iterator[None]:
+    """Where `skip`, undo what the step within does to statistics of BatchNorm if they are not finite after it."""
+    buffers = [each for network in networks if skip and network is not None for each in network.buffers()]
+    before = [each.clone() for each in buffers]
+    yield
+    for each, old in zip(buffers, before, strict=True):
+        each.copy_(each.where(each.isfinite().all(), old))
+
+
+@contextmanager
 def noted_signals() -> Iterator[list[int]]:
-    """Yield a list to which Ctrl-C and SIGTERM add their number; a second one stops at once."""
+    """Yield a list to which Ctrl-C, SIGTERM and SIGHUP add their number; a second one stops at once.
+
+    But not under torchrun, which sends one for each that it gets, and kills what does not end in time.
+    SIGHUP, which comes when a terminal closes, stays ignored where it is: nohup asks for it.
+    """
     caught: list[int] = []
 
     def note(number: int, _: object) -> None:
-        if caught:
+        if caught and not distributed.is_joined():
             raise KeyboardInterrupt
         caught.append(number)
 
     in_main = threading.current_thread() is threading.main_thread()  # no other thread may set handlers
-    numbers = (signal.SIGINT, signal.SIGTERM) if in_main else ()
+    numbers = {signal.SIGINT, signal.SIGTERM} if in_main else set()
+    hangup = getattr(signal, "SIGHUP", None)  # not on Windows
+    if in_main and hangup and signal.getsignal(hangup) != signal.SIG_IGN:
+        numbers.add(hangup)
     previous = {number: signal.signal(number, note) for number in numbers}
     try:
         yield caught
@@ -230,13 +285,13 @@ def fit(
         UserError: a loss or a weight is not finite.
         SystemExit: a signal came; everything is saved.
     """
-    log = Log(run / "log.jsonl", state)
+    log = Log(run / "log.jsonl", state, recipe.on_nan == "skip")
     count = images["train"].per_epoch
-    steps = steps_per_epoch(count, recipe.batch_size)
-    status = Status(state, recipe, steps, count)
+    steps = steps_per_epoch(count, recipe.batch_size * distributed.world())
+    status, agreed, stop = Status(state, recipe, steps, count), distributed.Agreed(), 0
     torch.backends.cudnn.benchmark = True  # every batch has one shape
     with noted_signals() as caught:
-        while state.epoch <= recipe.epochs and not caught:
+        while state.epoch <= recipe.epochs and not stop:
             title, todo = f"epoch {state.epoch}/{recipe.epochs}", batches(state.epoch, state.step)
             started = time.perf_counter()
             for batch in track(todo, title, steps, state.step, lines=False):
@@ -247,21 +302,29 @@ def fit(
                 status.add(terms)
                 if state.steps % recipe.log_every == 0:
                     log.flush()
-                if caught:
+                stop = agreed(*caught[:1])
+                if stop:
                     break
                 started = time.perf_counter()
             if state.step >= steps:
                 _finish_epoch(run, recipe, log, save, last_of_stage)
-        if caught:
+            stop = stop or agreed(*caught[:1])
+        agreed.finish()
+        if stop:
             _save_state(run, log)
+    _say_left_out(images)
+    if state.epoch <= recipe.epochs:
+        say(f"stopped in epoch {state.epoch}; go on with: {command} --resume --run {quote(str(run))}")
+        raise SystemExit(128 + stop)
+
+
+def _say_left_out(images: Mapping[str, ImageSet]) -> None:
+    """Say at the end, where it is seen, which pictures were not trained on."""
     for name, split in images.items():
         for sentence in split.bad:
             say(f"skipped {sentence}")
         if split.gray:
             say(f"left {split.gray} near-gray pictures out of {name} (min_colorfulness)")
-    if state.epoch <= recipe.epochs:
-        say(f"stopped in epoch {state.epoch}; go on with: {command} --resume --run {quote(str(run))}")
-        raise SystemExit(128 + caught[0])
 
 
 def _finish_epoch(run: Path, recipe: AnyRecipe, log: Log, save: Save, last_of_stage: int) -> None:
@@ -282,5 +345,8 @@ def _save_state(run: Path, log: Log) -> None:
     """Write all that a resume needs."""
     log.flush()
     log.state.check_finite()
-    atomic.save(state_path(run), log.state.state_dict())
+    state = log.state.state_dict()
+    if not distributed.rank():
+        atomic.save(state_path(run), state, previous_state_path(run))
+    distributed.wait()  # or torchrun would take the end of one for the end of all
     log.clear()  # what saving took is no training time

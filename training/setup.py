@@ -17,12 +17,13 @@ from dataset.folders import Splits
 from dataset.shards import is_pattern
 from inference.pipeline import is_coloured
 from models import GENERATORS, fit_networks, needs_two_images
-from runtime import run_folder
+from runtime import distributed, run_folder
 from runtime.device import pick_format
-from runtime.run_folder import ClassifierRecord, Record, RunRecord, saved_epochs, state_path
+from runtime.progress import say
+from runtime.run_folder import ClassifierRecord, Record, RunRecord, has_state, saved_epochs, state_path
 
 # what a resume may change
-RESUMABLE = {"epochs", "save_every", "log_every", "lr", "lr_d", "precision", "memory_format", "compile"}
+RESUMABLE = {"epochs", "save_every", "log_every", "lr", "lr_d", "precision", "memory_format", "compile", "on_nan"}
 LOOKED_AT = 64  # training pictures of which it is checked whether they have colours
 LIBRARIES = ("torch", "torchvision", "numpy", "pillow", "scikit-image")
 Stored = RunRecord | ClassifierRecord
@@ -41,15 +42,15 @@ class Setup:
 
     @property
     def has_state(self) -> bool:
-        """Whether the run goes on from a state.pt."""
-        return self.stored is not None and state_path(self.folder).exists()
+        """Whether the run goes on from a saved state."""
+        return self.stored is not None and has_state(self.folder)
 
     def announce(self, facts: Mapping[str, object], all_fields: bool, notes: Sequence[str] = ()) -> None:
         """Print what is resolved, one line each, and what was left out of the data."""
         lines = [f"{name:<14} {value}" for name, value in {"run": self.folder, **facts}.items()]
         lines += [f"  {key} = {value}" for key, value in asdict(self.recipe).items() if all_fields]
         lines += notes
-        print("\n".join(lines), flush=True)
+        say("\n".join(lines))
 
     def settle_format(self, network: nn.Module, channels: int, device: torch.device, precision: str) -> str:
         """Return the memory format: the one asked for, else that of the run that goes on, else what is faster here.
@@ -73,16 +74,19 @@ class Setup:
         for place in (self.folder, CACHE):
             place.mkdir(parents=True, exist_ok=True)  # fails now rather than after decoding
         loadings = {"train": loading, "val": held_out(loading, self.recipe)}
-        images = {name: load_images(items[name], each, CACHE, name, cache_gb) for name, each in loadings.items()}
+        with distributed.in_turn():
+            images = {name: load_images(items[name], each, CACHE, name, cache_gb) for name, each in loadings.items()}
+        facts = {f"pictures of {name}": split.key for name, split in images.items()}
+        distributed.require_same({**asdict(self.recipe), **facts})
         if items.stream:
             images["train"] = replace(images["train"], stream=items.stream, loading=loading)
         for name, split in images.items():
             if split.cut:
                 told = f"{len(split.cut)} sketches of {name} have another shape than their pictures"
                 told = f"{told} and are cut around their centres: {listed(split.cut)}"
-                print(told if 4 * len(split.cut) < len(split) else f"WARNING: {told}; are these pairs?")
+                say(told if 4 * len(split.cut) < len(split) else f"WARNING: {told}; are these pairs?")
         if self.data != DEMO:
-            print(f"{'checked':<14} {faults(images)}; more: python data.py --check {quote(self.data)}", flush=True)
+            say(f"{'checked':<14} {faults(images)}; more: python data.py --check {quote(self.data)}")
         return images
 
     def record(self, kind: type[Record], loading: Loading, images: Mapping[str, ImageSet], **own: Any) -> None:
@@ -90,7 +94,8 @@ class Setup:
         weights = str(self.weights.resolve()) if self.weights else None
         shared = {"recipe": self.recipe, "data": remembered(self.data), "weights": weights}
         made = kind(**shared, **own, **provenance(images), loading=asdict(loading))
-        run_folder.write_run(self.folder, made)
+        if not distributed.rank():
+            run_folder.write_run(self.folder, made)
 
     def record_resume(self, images: Mapping[str, ImageSet]) -> None:
         """Add a resume to the record; says so where the pictures are not those that the run began with.
@@ -103,11 +108,12 @@ class Setup:
             told = f"{self.data} does not hold the images of {self.stored.data}, with which {self.folder} was trained"
             raise UserError(f"{told}; to train on others begin a new run, with --init {self.folder}")
         if found["fingerprints"] != self.stored.fingerprints:
-            print("the images have changed since this run began: it goes on with those there are now")
+            say("the images have changed since this run began: it goes on with those there are now")
         changes = {"recipe": self.recipe, "data": self.data, "resumed": [*self.stored.resumed, found]}
         if isinstance(self.stored, RunRecord) and self.stored.overrides is not None:
             changes["overrides"] = {**self.stored.overrides, **self.given}
-        run_folder.write_run(self.folder, replace(self.stored, **changes))
+        if not distributed.rank():
+            run_folder.write_run(self.folder, replace(self.stored, **changes))
 
 
 def given_fields(recipe: type[AnyRecipe], settings: list[str] | None, **options: Any) -> dict[str, Any]:
@@ -141,12 +147,22 @@ def require_effect(recipe: Recipe, given: Mapping[str, Any]) -> None:
             raise UserError(f"{name} {given[name]} has no effect here: it needs {need}; leave it out")
 
 
+def share_batch(plan: Setup, total: int) -> Setup:
+    """Return a plan whose processes have batches that make `total` together. Raises UserError where they cannot."""
+    if "batch_size" in plan.given:
+        raise UserError("--batch-size is of each process and --global-batch of all: give one of them")
+    each, left = divmod(total, distributed.world())
+    if left or not each:
+        raise UserError(f"--global-batch {total} cannot be shared among {distributed.world()} processes")
+    return replace(plan, recipe=replace(plan.recipe, batch_size=each), given={**plan.given, "batch_size": each})
+
+
 def require_free(folder: Path) -> None:
     """Raise UserError where a folder holds something, so that no new run can be written into it."""
     if (folder / run_folder.RECORD).exists() or (folder / run_folder.CLASSIFIER_RECORD).exists():
         hint = "go on with --resume, or name another folder with --run"
         raise UserError(f"{folder} already holds a run; {hint}")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if folder.exists() and (not folder.is_dir() or any(path.name != run_folder.LOCK for path in folder.iterdir())):
         raise UserError(f"{folder} is not empty and not a run; name another folder with --run")
 
 
@@ -167,7 +183,7 @@ def go_on(
         if key not in RESUMABLE and now != before:
             raise UserError(f"{run} was trained with {key} {before}; a resume cannot make it {now}")
     done = saved_epochs(run)
-    if done and not state_path(run).exists():
+    if done and not has_state(run):
         raise UserError(f"{state_path(run)} is missing: {run} can be used, but not trained on")
     if done and given.get("epochs", done[-1]) < done[-1]:
         raise UserError(f"{run} has {done[-1]} epochs already; --epochs {given['epochs']} would be fewer")
@@ -207,7 +223,7 @@ def require_colour(images: ImageSet) -> None:
         raise UserError(f"no colour in the {len(ids)} training pictures looked at: there is nothing to learn from them")
     if len(gray) > len(ids) / 4:
         told = f"{len(gray)} of {len(ids)} training pictures looked at have no colour"
-        print(f"WARNING: {told}: {listed(gray)}; leave such out with --set min_colorfulness=15")
+        say(f"WARNING: {told}: {listed(gray)}; leave such out with --set min_colorfulness=15")
 
 
 def listed(names: Sequence[str]) -> str:
@@ -215,9 +231,13 @@ def listed(names: Sequence[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
-def require_batch(recipe: Recipe, images: int) -> None:
-    """Raise UserError where BatchNorm would be trained on a single value, for want of pictures."""
-    if images == 1 and needs_two_images(recipe):
+def require_batch(recipe: AnyRecipe, images: int) -> None:
+    """Raise UserError where a process has no full batch, or BatchNorm would be trained on a single value."""
+    world = distributed.world()
+    if world > 1 and images < world * recipe.batch_size:
+        told = f"{images} training pictures are too few for {world} processes with batches of {recipe.batch_size}"
+        raise UserError(f"{told}: take a smaller --batch-size, or fewer processes")
+    if images == 1 and isinstance(recipe, Recipe) and needs_two_images(recipe):
         raise UserError("1 training picture is too few for this network at this size; give it more")
 
 

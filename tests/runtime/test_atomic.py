@@ -4,7 +4,9 @@ import errno
 import io
 import os
 import pickle
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -101,6 +103,24 @@ def test_a_checkpoint_on_a_full_disk_ends_in_the_systems_words(monkeypatch: pyte
     with pytest.raises(OSError, match="No space left on device") as raised:
         save(Path("x.pt"), {"weights": torch.zeros(1000)})
     assert (raised.value.errno, raised.value.filename) == (errno.ENOSPC, "x.pt")
+
+
+def test_a_full_disk_says_how_much_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=500_000))
+    full = OSError(errno.ENOSPC, "No space left on device")
+    payload = {"weights": torch.zeros(1_000_000), "others": [{"rng": torch.zeros(500_000)}]}  # 6 MB
+    with monkeypatch.context() as patch:
+        patch.setattr("builtins.open", lambda *_: FullDisk())
+        with pytest.raises(OSError, match="No space") as raised:
+            save(tmp_path / "x.pt", payload)
+    assert raised.value.strerror == "No space left on device: 5.5 of 6.0 MB are missing"
+    with pytest.raises(OSError, match="No space") as raised, replacing(tmp_path / "x.png") as temporary:  # noqa: PT012
+        temporary.write_bytes(bytes(300_000))
+        raise full
+    assert raised.value.strerror == "No space left on device: 0.5 MB are free, with 0.3 MB of this written"
+    with pytest.raises(OSError, match="No space") as raised, writing(tmp_path / "gone" / "log.jsonl"):
+        raise full
+    assert raised.value.filename == str(tmp_path / "gone" / "log.jsonl")
 
 
 @pytest.mark.parametrize("write", [save, write_json])

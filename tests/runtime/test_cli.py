@@ -70,6 +70,13 @@ def test_an_interrupt_says_so_and_an_exit_code_is_kept(capsys: pytest.CaptureFix
     assert stopped.value.code == 1
 
 
+def test_a_stage_that_one_process_does_is_not_for_torchrun(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    assert "in one process: start it without torchrun" in said(capsys, 2, "print('ran')")
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="asks GCC's OpenMP, which torch uses on Linux")
 def test_openmp_is_told_how_long_to_spin_before_torch_loads() -> None:

@@ -1,13 +1,17 @@
 """run_folder.py: the files of a run, its epochs, its record, and which run is the newest."""
 
 import os
+import platform
+import re
+import subprocess
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import torch
 
-from config import Recipe, UserError
+from config import ROOT, Recipe, UserError
 from runtime import atomic, run_folder
 from runtime.run_folder import RunRecord, epoch_path, newest_run, read_run, write_run
 
@@ -78,3 +82,40 @@ def test_a_missing_or_damaged_record_is_refused() -> None:
     atomic.write_json(RUN / "recipe.json", record)
     with pytest.raises(UserError, match="sharpness"):
         read_run(RUN)
+
+
+HOLD = """
+import sys
+from pathlib import Path
+from runtime.run_folder import owned
+with owned(Path(sys.argv[1])):
+    Path(sys.argv[1], "checkpoints").mkdir()
+    Path(sys.argv[1], "checkpoints", ".state.pt.1234.tmp").touch()
+    print("mine", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_run_folder_has_one_owner_until_that_ends_however_it_ends(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    call, pipes = [sys.executable, "-c", HOLD, str(tmp_path / RUN)], {"stdin": subprocess.PIPE, "text": True}
+    with subprocess.Popen(call, cwd=ROOT, stdout=subprocess.PIPE, **pipes) as process:
+        assert process.stdout.readline() == "mine\n"
+        told = rf"^runs/x is trained by {re.escape(platform.node())} since \d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d: wait for"
+        with pytest.raises(UserError, match=told), run_folder.owned(RUN):
+            pytest.fail("two owners")
+        process.kill()
+    with run_folder.owned(RUN):
+        assert {path.name for path in RUN.rglob("*")} == {"checkpoints", run_folder.LOCK}  # nothing half written
+    assert "was killed; taken over" in capsys.readouterr().out
+    assert [path.name for path in RUN.rglob("*")] == ["checkpoints"]
+    with run_folder.owned(RUN):
+        pass
+    assert capsys.readouterr().out == ""
+
+
+def test_a_folder_in_which_nothing_was_written_does_not_stay() -> None:
+    with pytest.raises(UserError, match="no weights"), run_folder.owned(RUN):
+        raise UserError("no weights")
+    assert list(Path().iterdir()) == []

@@ -135,6 +135,27 @@ def test_status_lines_come_by_time_and_say_what_is_left(
     assert len(said) == 3
 
 
+@pytest.mark.parametrize(
+    ("fields", "real", "fake", "told"),
+    [
+        ({}, 0.01, 0.01, True), ({}, 0.01, 0.2, False), ({"label_real": 0.9}, 0.33, 0.01, True),
+        ({"label_real": 0.9}, 0.5, 0.01, False), ({"gan_mode": "hinge"}, 0.0, 0.0, True),
+    ],
+)  # fmt: skip
+def test_a_discriminator_that_has_won_for_long_is_named(
+    fields: dict[str, Any], real: float, fake: float, told: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status = Status(state(), Recipe("x", **fields), steps=1000, images=10)
+    seen = {"D_real": torch.tensor(real), "D_fake": torch.tensor(fake)}
+    for _ in range(2):
+        status.add(seen)
+    for _ in range(6):
+        status.done, status.sums = status.done + 1, seen
+        status.say()
+    lines = capsys.readouterr().out.splitlines()
+    assert [i for i, line in enumerate(lines) if "the discriminator has won: " in line] == ([4, 5] if told else [])
+
+
 def test_a_plan_of_days_says_so_after_ten_steps(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -160,6 +181,18 @@ def test_a_loss_that_is_not_finite_stops_with_advice() -> None:
     with pytest.raises(UserError, match=r"^D_real not finite by step 7; .*--set lr="):
         log.flush()
     assert written() == []
+
+
+def test_a_step_that_is_skipped_is_not_in_the_means() -> None:
+    log = Log(PATH, state(steps=7), skip=True)
+    for g, d in ((1.0, 2.0), (3.0, 4.0), (5.0, math.nan)):
+        log.add(terms(g, d), 4, 0.0)
+    log.flush()
+    (record,) = written()
+    assert (record["G_l1"], record["D_real"], record["skipped"]) == (pytest.approx(2.0), pytest.approx(3.0), 1)
+    log.add(terms(math.inf, 1.0), 4, 0.0)
+    with pytest.raises(UserError, match=r"not finite by step 7"):  # nothing but such steps
+        log.flush()
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="asks Linux")
@@ -199,6 +232,22 @@ def test_a_first_signal_is_noted_and_a_second_or_an_error_stops_at_once() -> Non
     with pytest.raises(RuntimeError, match="a bug"), noted_signals():
         raise RuntimeError("a bug")
     assert handlers() == before
+
+
+def test_a_hangup_is_noted_unless_nohup_asks_for_the_contrary() -> None:
+    previous = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    try:
+        with noted_signals() as caught:
+            signal.raise_signal(signal.SIGHUP)
+        assert caught == [signal.SIGHUP]
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_DFL
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        with noted_signals() as caught:
+            signal.raise_signal(signal.SIGHUP)
+        assert caught == []
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, previous)
 
 
 def test_other_threads_leave_handlers_alone() -> None:

@@ -1,0 +1,227 @@
+"""Several processes at one run, by torchrun: the same training, one voice, one saved state, whatever ends them."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers import log_of, run_stage, same_tensors, saved_weights
+
+from config import ROOT
+from data import training_order
+from runtime import atomic
+from runtime.run_folder import read_records, saved_epochs, state_path
+
+ENV = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
+SMALL = ["--recipe", "coco", "--size", 32, "--batch-size", 2, "--device", "cpu"]
+SMALL += [word for each in ("ngf=4", "ndf=4", "samples=2", "log_every=1") for word in ("--set", each)]
+LOG = Path("run/log.jsonl")
+pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no distributed")
+
+
+def start(*args: object, processes: int = 2, options: tuple[object, ...] = ("--standalone",)) -> subprocess.Popen[str]:
+    """Start a program in several processes."""
+    call = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", processes, *options, "--", *args]
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen([str(word) for word in call], env=ENV, **pipes)
+
+
+def train(data: Path, *args: object, **options: Any) -> subprocess.Popen[str]:
+    return start(ROOT / "train.py", "--data", data, "--run", "run", *SMALL, *args, **options)
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+    """Return exit code, output and errors."""
+    out, error = process.communicate(timeout=300)
+    return process.returncode, out, error
+
+
+def until(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    """Wait for a condition while a process runs."""
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+
+
+# What a process sees
+
+
+@pytest.mark.parametrize("images", [8, 37])
+def test_processes_share_the_batches_of_one(images: int) -> None:
+    whole = list(training_order(images, 8, 0.5, 7, 3))
+    parts = [list(training_order(images, 4, 0.5, 7, 3, 0, rank, 2)) for rank in (0, 1)]
+    assert len(whole) == len(parts[0]) == len(parts[1]) == images // 8
+    for (ids, corners, flips), *shares in zip(whole, *parts, strict=True):
+        assert ids == [i for share in shares for i in share[0]]
+        for all_of, at in ((corners, 1), (flips, 2)):
+            assert all_of.tolist() == [each for share in shares for each in share[at].tolist()]
+    assert list(training_order(images, 4, 0.5, 7, 3, 1, 1, 2)).__len__() == images // 8 - 1  # from step 1 on
+
+
+# The step
+
+
+def steps(norm: str, count: int) -> list[dict[str, Any]]:
+    """Return what tests/steps.py makes alone and in two processes."""
+    given = (norm, count)
+    subprocess.run([sys.executable, ROOT / "tests/steps.py", "one.pt", *map(str, given)], env=ENV, check=True)
+    code, _, error = finish(start(ROOT / "tests/steps.py", "two.pt", *given))
+    assert code == 0, error
+    assert "Warning" not in error
+    return [atomic.load(Path(name)) for name in ("one.pt", "two.pt")]
+
+
+def test_two_processes_take_the_steps_of_one() -> None:
+    one, two = steps("none", 10)
+    for name in ("generator", "discriminator", "ema", "classifier"):
+        for key, value in one[name].items():
+            torch.testing.assert_close(value, two[name][key], rtol=0, atol=1e-5)
+    torch.testing.assert_close(torch.tensor(one["losses"]), torch.tensor(two["losses"]), rtol=0, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_with_batchnorm_the_losses_of_two_processes_run_along_those_of_one() -> None:
+    one, two = (torch.tensor(found["losses"]).view(10, 10, -1).mean(1) for found in steps("batch", 102))  # (10, terms)
+    torch.testing.assert_close(one, two, rtol=0.02, atol=0.01)
+
+
+# A run
+
+
+def test_a_signal_stops_both_with_one_state_and_a_resume_is_exact(pictures: Path) -> None:
+    """12 pictures, 3 steps an epoch of 2 x 2; dropout and degradations, which each process draws for itself."""
+    given = ["--epochs", 2, "--set", "save_every=1", "--set", "dropout=0.5", "--set", "grain_p=0.5", "--set", "ema=0.9"]
+    code, out, error = finish(train(pictures, *given))
+    assert code == 0, error
+    assert out.count("2, batches of 2 each") == 1
+    assert [record["steps"] for record in read_records(LOG)] == list(range(1, 7))
+    shutil.move("run", "whole")
+    process = train(pictures, *given[2:], "--epochs", 10**6)
+    until(lambda: len(read_records(LOG)) > 1, process)
+    process.send_signal(signal.SIGTERM)
+    code, out, error = finish(process)
+    assert (code != 0, out.count("go on with: python train.py --resume --run run")) == (True, 1), error
+    steps = atomic.load(state_path(Path("run")))["steps"]
+    assert steps > 1
+    code, _, error = finish(train(pictures, *given[2:], "--epochs", 2 + steps // 3, "--resume"))
+    assert code == 0, error
+    assert saved_epochs(Path("run"))[:2] == [1, 2]
+    assert same_tensors(saved_weights(Path("whole"), 2), saved_weights(Path("run"), 2))
+    assert log_of(Path("run"))[:6] == log_of(Path("whole"))
+
+
+@pytest.mark.slow
+def test_with_as_many_pictures_per_step_another_number_of_processes_goes_on(
+    pictures: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = [word for word in SMALL if word not in ("--batch-size", 2)]
+    given = ["--data", pictures, "--run", "run", *small, "--epochs", 2]
+    process = start(ROOT / "train.py", *given, "--global-batch", 4, "--set", "save_every=1")
+    assert finish(process)[0] == 0
+    state = atomic.load(state_path(Path("run")))
+    assert (state["batch"], len(state["others"])) == (4, 1)
+    atomic.save(state_path(Path("run")), {**state, "epoch": 2, "step": 1, "steps": 4})  # stopped amid an epoch
+    call = ["--resume", "--run", "run", "--device", "cpu"]
+    assert run_stage("train", *call) == 2
+    told = (
+        "stopped within epoch 2, at 4 pictures per step of all processes, now 2: finish the epoch with --global-batch"
+    )
+    assert told in capsys.readouterr().err
+    assert run_stage("train", *call, "--global-batch", 4) == 0
+    assert [record["steps"] for record in read_records(LOG)][-2:] == [5, 6]
+
+
+@pytest.mark.slow
+def test_a_classifier_is_trained_and_pictures_are_rendered_and_scored_by_two(pictures: Path, trained: Path) -> None:
+    options = ["--size", 32, "--batch-size", 4, "--epochs", 1, "--device", "cpu"]
+    data = ["--data", pictures, "--network", "shufflenet_v2_x0_5"]
+    code, out, error = finish(start(ROOT / "train_classifier.py", *data, *options))
+    assert (code, out.count("of 4 pictures")) == (0, 2), error
+    shutil.copytree(trained, "one")
+    shutil.copytree(trained, "two")
+    given = ("--data", pictures / "train", "--all-epochs", "--device", "cpu")  # several batches
+    assert run_stage("eval", "--run", "one", *given) == 0
+    code, out, error = finish(start(ROOT / "test.py", "--run", "two", *given))
+    assert (code, out.count("rendered")) == (0, 2), error
+    code, out, error = finish(start(ROOT / "eval.py", "--run", "two", *given))
+    assert (code, out.count("scores: ")) == (0, 1), error
+    for name in ("scores.csv", "scores_per_image.csv"):
+        assert Path("one", name).read_text() == Path("two", name).read_text()
+
+
+# What goes wrong
+
+
+PROGRAM = """
+import os
+from config import UserError
+from runtime import cli
+def main() -> None:
+    from runtime import distributed
+    if distributed.rank() or {both}:
+        {body}
+    distributed.wait()
+cli.command(main, shared=True)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("both", "body", "said"),
+    [
+        (False, "raise ValueError('a bug')", "ValueError: a bug"),
+        (False, "os.kill(os.getpid(), 9)", "another process of this run was killed"),
+        (True, "raise UserError('a mistake')", "x.py: a mistake"),
+        (True, "distributed.require_same({'lr': distributed.rank()})", "process 1 has lr 1, process 0 has 0: start"),
+    ],
+)
+def test_the_first_that_fails_alone_says_why(both: bool, body: str, said: str) -> None:
+    Path("x.py").write_text(PROGRAM.format(both=both, body=body))
+    began = time.monotonic()
+    code, _, error = finish(start("x.py"))
+    assert time.monotonic() - began < 120  # of which few are the end
+    assert code != 0
+    assert error.count(said) == 1
+    assert "gloo" not in error
+
+
+@pytest.mark.slow
+def test_mistakes_are_one_sentence(pictures: Path) -> None:
+    for args, said in (
+        ((ROOT / "train.py", "--data", pictures, *SMALL, "--batch-size", 8), "12 training pictures are too few for 2"),
+        ((ROOT / "train.py", "--data", pictures, *SMALL[:4], "--global-batch", 5), "--global-batch 5 cannot be shared"),
+        ((ROOT / "train.py", "--data", pictures, *SMALL, "--global-batch", 4), "give one of them"),
+        ((ROOT / "colorize.py", "x.png"), "this stage works in one process: start it without torchrun"),
+    ):
+        code, _, error = finish(start(*args))
+        assert (code, error.count(said)) == (1, 1), error
+        assert not Path("runs/coco/recipe.json").exists()
+
+
+# Two machines
+
+
+@pytest.mark.slow
+def test_a_machine_that_is_lost_and_comes_back_costs_the_steps_since_the_last_state(pictures: Path) -> None:
+    """Two agents on loopback; one is killed with its process, and started again."""
+    options = ["--nnodes", 2, "--max-restarts", 3, "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:29641"]
+    call = ["--resume", "--epochs", 40, "--set", "save_every=1"]
+    first, second = (train(pictures, *call, processes=1, options=tuple(options)) for _ in range(2))
+    until(lambda: len(saved_epochs(Path("run"))) > 1, first)
+    children = subprocess.run(["pgrep", "-P", str(second.pid)], capture_output=True, text=True, check=True).stdout
+    for number in (second.pid, *map(int, children.split())):
+        os.kill(number, signal.SIGKILL)
+    second.communicate()
+    third = train(pictures, *call, processes=1, options=tuple(options))
+    for process in (first, third):
+        code, _, error = finish(process)
+        assert code == 0, error
+    assert saved_epochs(Path("run")) == list(range(1, 41))
+    assert [record["steps"] for record in read_records(LOG)] == list(range(1, 121))

@@ -1,0 +1,124 @@
+"""A training is killed again and again, at moments that chance chooses, and ends with the bits of one that was not.
+
+python -m pytest -m slow -s tests/soak      # prints kills, resumes and bytes lost
+"""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers import log_of, same_tensors, saved_weights
+
+from config import ROOT
+from runtime import atomic
+from runtime.run_folder import read_records, saved_epochs, state_path
+
+EPOCHS = 40  # of a second or so
+TRAIN = ["train.py", "--resume", "--recipe", "coco", "--data", "demo", "--epochs", EPOCHS, "--size", 32]
+TRAIN += ["--limit", 160, "--device", "cpu", "--global-batch", 40]
+TRAIN += [word for each in ("ngf=4", "ndf=4", "samples=2", "save_every=1", "log_every=1") for word in ("--set", each)]
+TRAIN += [word for each in ("dropout=0.5", "ema=0.9", "grain_p=0.5") for word in ("--set", each)]
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2, "--"]
+pytestmark = pytest.mark.slow
+
+
+def start(*args: object, launcher: tuple[object, ...] = ()) -> subprocess.Popen[str]:
+    call = [sys.executable, *map(str, launcher), str(ROOT / str(args[0])), *map(str, args[1:])]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(call, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def kill(process: subprocess.Popen[str], when: Callable[[], bool]) -> bool:
+    """Send SIGKILL to a process and its children once `when` holds; False where it ended before."""
+    while not when():
+        if process.poll() is not None:
+            assert process.returncode == 0, process.communicate()[0]
+            return False
+        time.sleep(0.001)
+    found = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=False).stdout
+    for number in (process.pid, *map(int, found.split())):
+        os.kill(number, signal.SIGKILL)
+    process.communicate()
+    return True
+
+
+def moments(run: Path, chance: random.Random) -> Iterator[tuple[str, Callable[[], bool]]]:
+    """Yield what is to be killed and when, each time in another kind of work."""
+    log = run / "log.jsonl"
+    while True:
+        shutil.rmtree("cache", ignore_errors=True)
+        yield "train", lambda: any(Path("cache").glob("*tmp"))  # while decoding
+        target = len(read_records(log)) + chance.randint(1, 8)
+        yield "train", lambda target=target: len(read_records(log)) >= target  # amid an epoch
+        target = max(saved_epochs(run), default=0) + chance.randint(1, 3)
+        pattern = chance.choice(["checkpoints/.state*", "checkpoints/.epoch*", "samples/.*"])
+        yield (
+            "train",
+            lambda target=target, pattern=pattern: (  # while saving
+                max(saved_epochs(run), default=0) >= target and any(run.glob(pattern))
+            ),
+        )
+        count = chance.randint(0, 12)
+        yield "test", lambda count=count: len([*run.glob("outputs/*/*.png")]) > count  # while rendering
+
+
+def finish(process: subprocess.Popen[str]) -> None:
+    said = process.communicate()[0]
+    assert process.returncode == 0, said
+
+
+def same_run(whole: Path, parts: Path) -> int:
+    """Check that two runs are the same, bit for bit; returns how many bytes were compared."""
+    assert saved_epochs(whole) == saved_epochs(parts) == list(range(1, EPOCHS + 1))
+    assert all(same_tensors(saved_weights(whole, each), saved_weights(parts, each)) for each in saved_epochs(whole))
+    assert log_of(whole) == log_of(parts)
+    states: list[dict[str, Any]] = [atomic.load(state_path(run)) for run in (whole, parts)]
+    assert all(same_tensors(*(state[name] for state in states)) for name in ("generator", "discriminator", "ema"))
+    moments = [torch.cat([m["exp_avg"].flatten() for m in s["optimizer_g"]["state"].values()]) for s in states]
+    assert torch.equal(*moments)
+    assert [*parts.glob("checkpoints/.*"), *parts.glob("samples/.*"), *parts.glob(".*")] == []  # nothing half written
+    return sum(path.stat().st_size for path in (whole / "checkpoints").iterdir())
+
+
+def killed(kills: int, launcher: tuple[object, ...], wanted: tuple[str, ...]) -> None:
+    """Kill a training so many times, and compare it with one that was left alone."""
+    whole, parts, done, chance = Path("whole"), Path("parts"), 0, random.Random(1)
+    finish(start(*TRAIN, "--run-dir", whole, launcher=launcher))
+    began = time.monotonic()
+    for stage, when in moments(parts, chance):
+        if done == kills:
+            break
+        if stage not in wanted or (stage == "test" and not saved_epochs(parts)):
+            continue
+        if stage == "test":
+            call = ("test.py", "--run-dir", parts, "--device", "cpu")
+            for path in parts.glob("outputs/*/*"):
+                path.unlink()
+        else:
+            call = (*TRAIN, "--run-dir", parts)
+        done += kill(start(*call, launcher=launcher), when)
+    finish(start(*TRAIN, "--run-dir", parts, launcher=launcher))
+    compared = same_run(whole, parts)
+    print(f"\n{done} kills, {done} resumes in {time.monotonic() - began:.0f} s; bytes lost: 0 of {compared:,}")
+
+
+def test_twenty_kills() -> None:
+    killed(20, (), ("train", "test"))
+    for run in ("whole", "parts"):
+        finish(start("test.py", "--run-dir", run, "--device", "cpu"))
+    pictures = [sorted(Path(run, "outputs").rglob("*.png")) for run in ("whole", "parts")]
+    assert len(pictures[0]) == len(pictures[1]) > 100
+    assert all(one.read_bytes() == two.read_bytes() for one, two in zip(*pictures, strict=True))
+
+
+def test_five_kills_of_two_processes() -> None:
+    killed(5, tuple(TORCHRUN), ("train",))

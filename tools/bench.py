@@ -191,23 +191,15 @@ def write_photographs(folder: Path, count: int, size: tuple[int, int]) -> Path:
 
 def write_untrained(path: Path) -> Path:
     """Write a generator.ts of recipe coco with random weights."""
-    import warnings
-    from dataclasses import asdict
-
-    import torch
-
     from config import make_recipe
-    from inference.checkpoint import METADATA, ExportRecord
+    from inference.checkpoint import ExportRecord
     from inference.colorizer import Colorizer
-    from inference.exporters import deployable
+    from inference.exporters import deployable, write_script
     from models import build_generator, fit_networks
 
     recipe = fit_networks(make_recipe("coco", {}))
     colorizer = Colorizer(build_generator(recipe), recipe.input, recipe.output, recipe.size, 2**recipe.depth, 1)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # TorchScript is deprecated
-        scripted = torch.jit.script(deployable(colorizer.eval(), "fp32"))
-        scripted.save(path, _extra_files={METADATA: json.dumps(asdict(ExportRecord(recipe, 1, "fp32")))})
+    write_script(path, deployable(colorizer.eval(), "fp32"), ExportRecord(recipe, 1, "fp32"), [])
     return path
 
 

@@ -113,5 +113,5 @@ def test_both_sides_load_and_colour_the_same_pictures() -> None:
 
 
 def test_a_side_that_ends_is_named() -> None:
-    with pytest.raises(RuntimeError, match="a side of the benchmark ended: .*step ours"):
+    with pytest.raises(RuntimeError, match=r"a side of the benchmark ended: .*step ours"):
         bench.Worker("step", "ours", {"recipe": "no such"})

@@ -150,11 +150,12 @@ void set_threads(const std::string& text) {
     at::set_num_threads(threads);
 }
 
-// Let waiting threads sleep, as runtime/cli.py does, or one busy core slows all of them down, ten times and more.
+// Let waiting threads sleep soon, as runtime/cli.py does, or one busy core slows all of them down, ten times and more.
 // OpenMP reads this while the program is loaded: it starts itself again.
 void let_threads_sleep(char** argv) {
     if (std::getenv("OMP_WAIT_POLICY") || at::get_num_threads() == 1) return;
     setenv("OMP_WAIT_POLICY", "passive", 0);
+    setenv("GOMP_SPINCOUNT", "4000", 0);
     std::error_code not_linux;
     execv(fs::read_symlink("/proc/self/exe", not_linux).c_str(), argv);  // returns only if it fails
 }

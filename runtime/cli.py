@@ -2,8 +2,8 @@
 
 Every stage imports this module before torch, and tells GCC's OpenMP how long a thread spins before it sleeps
 while it waits for others. Long is fast alone, and very slow beside another busy process: left alone, a picture
-of 256 px took 531 ms instead of 21 there. 4,000 turns are nearly as good as any number
-alone, and beside others as good as none. GOMP_SPINCOUNT or OMP_WAIT_POLICY are kept where they are set already.
+of 256 px took 531 ms instead of 21 there. 4,000 turns are nearly as good as any number alone, and beside others
+nearly as good as none. Other kinds of OpenMP sleep at once. What is set already is kept.
 """
 
 import io
@@ -69,6 +69,7 @@ UsageError = typer.BadParameter.__bases__[0]  # click's, wherever this version o
 
 SPINS = {"ACTIVE": "30000000000", "PASSIVE": "0"}  # of OMP_WAIT_POLICY, as GCC's OpenMP has them
 os.environ.setdefault("GOMP_SPINCOUNT", SPINS.get(os.environ.get("OMP_WAIT_POLICY", "").upper(), "4000"))
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 INTERRUPTED = 130  # what typer returns for Ctrl-C
 

@@ -18,7 +18,7 @@ from runtime import distributed
 from runtime.atomic import write_json
 
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}  # of tensors in memory
-MEASURED = "memory_formats.json"  # in the cache: what fastest_format found
+MEASURED = "memory_formats.json"  # in the cache: what pick_format found
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # parameters of glibc's mallopt
 
 

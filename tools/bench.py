@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     import torch
 
     from data import ImageSet
+    from evaluation.scores import ScoreFile
     from imaging.pixels import Array
 
 COMPARED = ("psnr_db", "ssim", "ab_mse", "colorfulness", "colorfulness_truth")
@@ -125,7 +126,7 @@ def bench_step(recipe: str, size: int, batch: int, device: str, repeats: int) ->
         seconds = side["median_seconds"]
         side |= {"images_per_s": batch / seconds, "gflop_per_s": found["plain"]["flop"] / seconds / 1e9}
         side["share_of_ceiling"] = 1e9 * side["gflop_per_s"] / most[side["precision"]]
-        ms = [1000 * seconds for seconds in side["seconds"]]
+        ms = [1000 * each for each in side["seconds"]]
         computed = f"{side['precision']} {side['memory_format']}"
         times = f"{statistics.median(ms):.0f} ms ({min(ms):.0f} to {max(ms):.0f}), {side['images_per_s']:.2f} images/s"
         share = f"{side['gflop_per_s']:.0f} GFLOP/s, {100 * side['share_of_ceiling']:.0f} % of what matrices get"
@@ -205,18 +206,28 @@ def write_untrained(path: Path) -> Path:
 
 def bench_demo(device: str, quick: bool) -> dict[str, Any]:
     """Time the README's first command, and see how good what it trains is."""
+    from evaluation.scores import read_scores
+
     with tempfile.TemporaryDirectory() as folder:
         call = [sys.executable, str(ROOT / "main.py"), "--device", device, *["--quick"] * quick]
         started = time.perf_counter()
         subprocess.run(call, cwd=folder, check=True, stdout=sys.stderr)
         seconds = time.perf_counter() - started
-        scores = json.loads(Path(folder, "runs/demo/scores.json").read_text())
-    rows = scores["rows"]
-    best = rows[scores["best"]["psnr_db"]]
-    gain = best["psnr_db"]["mean"] - rows["gray"]["psnr_db"]["mean"]
-    share = best["colorfulness"]["mean"] / best["colorfulness_truth"]["mean"]
+        found = quality(read_scores(Path(folder, "runs", DEMO)))
+    gain, share = found.values()
     print(f"{seconds:.0f} s; {gain:.2f} dB above gray, {100 * share:.0f} % of the truth's colourfulness")
-    return {"seconds": seconds, "psnr_db_above_gray": gain, "share_of_colorfulness": share}
+    return {"seconds": seconds, **found}
+
+
+def quality(scores: "ScoreFile") -> dict[str, float]:
+    """Return how far a run's best epoch by PSNR is above gray, in dB, and its share of the truth's colourfulness."""
+    from evaluation.scores import TRUTH_COLORFULNESS
+
+    best, gray = (scores.rows[name].scores for name in (scores.best["psnr_db"], "gray"))
+    return {
+        "psnr_db_above_gray": best["psnr_db"].mean - gray["psnr_db"].mean,
+        "share_of_colorfulness": best["colorfulness"].mean / best[TRUTH_COLORFULNESS].mean,
+    }
 
 
 def plain_scores(target: Path, output: Path) -> list[float]:

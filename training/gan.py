@@ -196,7 +196,7 @@ class Gan:
 def build_gan(recipe: Recipe, device: torch.device, precision: str, memory_format: str = "contiguous") -> Gan:
     """Build and initialise networks and optimisers from the recipe's seed.
 
-    `memory_format`: one of runtime.device.FORMATS.
+    `memory_format`: one of runtime.device.FORMATS, or auto, where it is not settled: nothing is trained.
     """
     torch.manual_seed(recipe.seed)
     generator, discriminator = models.build_generator(recipe), models.build_discriminator(recipe)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import CPU, write_model
+from scored_run import make_scores
 
 from config import DEMO
 from evaluation import metrics
@@ -110,6 +111,14 @@ def test_both_sides_load_and_colour_the_same_pictures() -> None:
     coloured = bench.main(Mode.infer, device="cpu", repeats=1, images=2)
     assert coloured["sides"]["ours"]["images"] == 2
     assert coloured["ours ratio"] > 0
+
+
+def test_the_demo_is_judged_by_its_best_epoch() -> None:
+    scores = make_scores()
+    found = bench.quality(scores)
+    best, gray = scores.rows["epoch_0010"].scores, scores.rows["gray"].scores
+    assert found["psnr_db_above_gray"] == best["psnr_db"].mean - gray["psnr_db"].mean > 0
+    assert found["share_of_colorfulness"] == pytest.approx(20 / 30)
 
 
 def test_a_side_that_ends_is_named() -> None:

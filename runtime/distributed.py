@@ -10,7 +10,6 @@ Source: torch_utils/distributed.py of EDM2, Karras et al., arXiv 2312.02696.
 
 import os
 import sys
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
@@ -28,8 +27,6 @@ from runtime import progress
 T = TypeVar("T")
 # Others wait while one decodes a data set. A process that dies is noticed at once all the same, by torchrun.
 TIMEOUT = timedelta(days=1)
-# s until torchrun sees that a machine is gone (15), and some more: who begins anew earlier waits for that one in vain
-NOTICED = 20
 LOST = "another process of this run was killed, or its machine is gone; go on with --resume"
 
 
@@ -51,8 +48,6 @@ def joined() -> Iterator[None]:
         yield
     except Exception as error:
         is_lost = isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
-        if is_lost and int(os.environ.get("GROUP_WORLD_SIZE", 1)) > 1:
-            time.sleep(NOTICED)
         try:
             is_first = store.add("failed", 1) == 1
         except dist.DistError:  # gone with the machine that had it

@@ -20,11 +20,9 @@ from runtime import atomic
 from runtime.run_folder import read_records, saved_epochs, state_path
 
 ENV = {
-    **os.environ,
-    "OMP_NUM_THREADS": "1",
-    "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
+    **os.environ, "OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
     "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
-}
+}  # fmt: skip
 SMALL = ["--recipe", "coco", "--size", 32, "--batch-size", 2, "--device", "cpu"]
 SMALL += [word for each in ("ngf=4", "ndf=4", "samples=2", "log_every=1") for word in ("--set", each)]
 LOG = Path("run/log.jsonl")

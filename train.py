@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 SAME = 0.002  # of a generator's answers in [-1, 1] to different pictures: a difference that nobody sees
 
+EARLY = 1000  # steps in which it may not have learned yet to tell them apart
+
 
 def print_audit(gan: "Gan", recipe: Recipe, images: "ImageSet", device: "torch.device") -> None:
     """Print the loss audit of the first batch; exits with 1 if a term does not reach its network."""
@@ -88,8 +90,8 @@ def start_from(init: str, generator: "torch.nn.Module", recipe: Recipe) -> None:
         raise UserError(f"{init} holds {layout}: it fits --recipe {held.name}, not {recipe.name}") from None
 
 
-def save_samples(run: Path, recipe: Recipe, epoch: int, images: "ImageSet", device: "torch.device") -> None:
-    """Write input | ours | truth of the same few validation images at every save."""
+def save_samples(run: Path, recipe: Recipe, epoch: int, images: "ImageSet", device: "torch.device") -> bool:
+    """Write input | ours | truth of the same few validation images; tells whether the generator answers all alike."""
     import torch
 
     from data import evenly_spaced
@@ -97,18 +99,16 @@ def save_samples(run: Path, recipe: Recipe, epoch: int, images: "ImageSet", devi
     from imaging.files import write_image
     from imaging.pixels import contact_sheet
     from inference.checkpoint import load_colorizer
-    from runtime.progress import say
 
     source, target = images.gather_fixed(evenly_spaced(len(images), recipe.samples), recipe)
     model, answers = load_colorizer(run, epoch, device), []
     model.generator.register_forward_hook(lambda _, x, y: answers.append(y))
     ours = model(source.to(device)).cpu()
     answers = torch.cat(answers).float()  # (N, Cy, S, S) in [-1, 1]
-    if len(answers) > 1 and answers.std(0).max() < SAME:
-        say(f"epoch {epoch}: the generator answers every picture alike; begin anew with a smaller lr or lambda_gan")
     columns = (color.show_input(source, recipe.input), ours, target)
     rows = [[picture.permute(1, 2, 0).numpy() for picture in row] for row in zip(*columns, strict=True)]
     write_image(run / "samples" / f"epoch_{epoch:04d}.png", contact_sheet(rows, ["input", "ours", "truth"]))
+    return len(answers) > 1 and bool(answers.std(0).max() < SAME)
 
 
 def begin(
@@ -302,7 +302,8 @@ def run_training(
         if rank:
             return
         save_generator(folder, epoch, made, gan.generator if gan.ema is None else gan.ema.module)
-        save_samples(folder, made, epoch, images["val"], on)
+        if save_samples(folder, made, epoch, images["val"], on) and state.steps >= EARLY:
+            say(f"epoch {epoch}: the generator answers every picture alike; begin anew with a smaller lr or lambda_gan")
         plot_losses(folder / "losses.png", records)
 
     fit(folder, made, state, images, batches, step, save, "python train.py", made.pretrain_epochs)

@@ -110,6 +110,8 @@ def processes(shared: bool) -> AbstractContextManager[None]:
     """Return a context that joins this process to others, if torchrun started it. Raises UserError unless `shared`."""
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return nullcontext()
+    if not shared and os.environ.get("LOCAL_RANK") not in (None, "0"):
+        raise SystemExit(2)  # one tells it
     if not shared:
         raise UserError("this stage works in one process: start it without torchrun")
     from runtime import distributed  # which imports torch

@@ -47,13 +47,14 @@ def joined() -> Iterator[None]:
     try:
         yield
     except Exception as error:
+        is_lost = isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
         try:
             is_first = store.add("failed", 1) == 1
-        except dist.DistError:  # gone with the machine that had it
-            is_first = True
+        except dist.DistError:  # gone with the process that had it
+            is_first = is_lost
         if not is_first:
             raise SystemExit(2 if isinstance(error, UserError) else 1) from None
-        if isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error)):
+        if is_lost:
             raise UserError(LOST) from None
         raise
     finally:

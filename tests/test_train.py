@@ -240,8 +240,9 @@ def test_skipping_costs_no_bit_where_all_is_finite(pictures: Path, trained: Path
 
 
 def test_a_generator_that_answers_every_picture_alike_is_named(
-    pictures: Path, capsys: pytest.CaptureFixture[str]
+    pictures: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setattr(train, "EARLY", 1)
     train.main(recipe="coco", data=str(pictures), epochs=1, **TINY)
     assert "alike" not in capsys.readouterr().out
     settings = [*TINY["set_"], "lr=1e-12", "init=kaiming"]

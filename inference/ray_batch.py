@@ -10,6 +10,7 @@ So a call that was cut off as a whole can be repeated, too. Machines have to sha
 import logging
 import os
 import pickle
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -99,15 +100,18 @@ def _run(ray: Any, tasks: Sequence[Task], workers: int, kind: str, given: tuple[
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     ray_data.DataContext.get_current().enable_progress_bars = False
     rows = [{"task": pickle.dumps(task)} for task in tasks]
-    found = ray_data.from_items(rows, override_num_blocks=-(-len(rows) // BATCH)).map_batches(
-        Worker,
-        batch_size=BATCH,
-        batch_format="numpy",
-        compute=ray_data.ActorPoolStrategy(size=workers),
-        fn_constructor_args=(str(Path.cwd()), *given),
-        num_cpus=1,
-        num_gpus=int(kind == "GPU"),
-        max_task_retries=RETRIES,
-    )
+    files = ray_data.from_items(rows, override_num_blocks=-(-len(rows) // BATCH))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of max_task_retries, which has no other name yet
+        found = files.map_batches(
+            Worker,
+            batch_size=BATCH,
+            batch_format="numpy",
+            compute=ray_data.ActorPoolStrategy(size=workers),
+            fn_constructor_args=(str(Path.cwd()), *given),
+            num_cpus=1,
+            num_gpus=int(kind == "GPU"),
+            max_task_retries=RETRIES,
+        )
     for row in found.iter_rows():
         yield pickle.loads(row["job"])

@@ -51,7 +51,7 @@ def test_every_file_is_written_once_though_a_worker_is_killed(tmp_path: Path) ->
     pytest.importorskip("ray", reason="needs Ray: pip install -r requirements-scale.txt")
     model = write_scans()
     command = [sys.executable, ROOT / "colorize.py", "scans", "--model", model, "--engine", "ray", "--workers", "2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "RAY_raylet_start_wait_time_s": "600"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "RAY_raylet_start_wait_time_s": "120"}
     killed, times = "", {}
     with open("table.jsonl", "wb") as table, open("said.txt", "wb") as said:
         running = subprocess.Popen(list(map(str, command)), stdout=table, stderr=said, env=environment)

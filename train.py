@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from training.setup import Setup
 
 
-SAME = 0.002  # of a generator's answers in [-1, 1] to different pictures: a difference that nobody sees
+SAME = 0.002  # of what a generator gives, in [-1, 1], for different pictures: a spread that nobody sees
 
 EARLY = 1000  # steps in which it may not have learned yet to tell them apart
 
@@ -91,7 +91,7 @@ def start_from(init: str, generator: "torch.nn.Module", recipe: Recipe) -> None:
 
 
 def save_samples(run: Path, recipe: Recipe, epoch: int, images: "ImageSet", device: "torch.device") -> bool:
-    """Write input | ours | truth of the same few validation images; tells whether the generator answers all alike."""
+    """Write input | ours | truth of the same few validation images; tells whether the generator gives all the same."""
     import torch
 
     from data import evenly_spaced
@@ -101,14 +101,14 @@ def save_samples(run: Path, recipe: Recipe, epoch: int, images: "ImageSet", devi
     from inference.checkpoint import load_colorizer
 
     source, target = images.gather_fixed(evenly_spaced(len(images), recipe.samples), recipe)
-    model, answers = load_colorizer(run, epoch, device), []
-    model.generator.register_forward_hook(lambda _, x, y: answers.append(y))
+    model, given = load_colorizer(run, epoch, device), []
+    model.generator.register_forward_hook(lambda _, x, y: given.append(y))
     ours = model(source.to(device)).cpu()
-    answers = torch.cat(answers).float()  # (N, Cy, S, S) in [-1, 1]
+    given = torch.cat(given).float()  # (N, Cy, S, S) in [-1, 1]
     columns = (color.show_input(source, recipe.input), ours, target)
     rows = [[picture.permute(1, 2, 0).numpy() for picture in row] for row in zip(*columns, strict=True)]
     write_image(run / "samples" / f"epoch_{epoch:04d}.png", contact_sheet(rows, ["input", "ours", "truth"]))
-    return len(answers) > 1 and bool(answers.std(0).max() < SAME)
+    return len(given) > 1 and bool(given.std(0).max() < SAME)
 
 
 def begin(
@@ -303,7 +303,8 @@ def run_training(
             return
         save_generator(folder, epoch, made, gan.generator if gan.ema is None else gan.ema.module)
         if save_samples(folder, made, epoch, images["val"], on) and state.steps >= EARLY:
-            say(f"epoch {epoch}: the generator answers every picture alike; begin anew with a smaller lr or lambda_gan")
+            alike = "the generator gives every picture the same colours"
+            say(f"epoch {epoch}: {alike}; begin anew with a smaller lr or lambda_gan")
         plot_losses(folder / "losses.png", records)
 
     fit(folder, made, state, images, batches, step, save, "python train.py", made.pretrain_epochs)

@@ -47,8 +47,8 @@ class Training:
     memory_format: str = "auto"  # of runtime.device.FORMATS, once it is settled
 
     def __post_init__(self) -> None:
-        # what a step calls: the classifier, or what averages its gradients over processes
-        self.answer: torch.nn.Module = self.classifier
+        # what a step calls: the classifier, or DDP around it
+        self.classifier_ddp: torch.nn.Module = self.classifier
 
 
 def build_training(recipe: ClassifierRecipe, classes: list[str], device: "torch.device", precision: str) -> Training:
@@ -88,7 +88,7 @@ def train_step(training: Training, image: "torch.Tensor", label: "torch.Tensor")
     from runtime import distributed
 
     with training.amp:
-        logits = training.answer(image)  # (N, C)
+        logits = training.classifier_ddp(image)  # (N, C)
     loss = training.loss(logits, label)
     training.scaler.scale(loss).backward()
     training.scaler.step(training.optimizer)
@@ -257,7 +257,7 @@ def run_training(
         plan.record(run_folder.ClassifierRecord, loading, images, **own)
     labels = {n: torch.tensor(classifiers.label_ids(split.labels, classes)) for n, split in images.items()}
     steps = steps_per_epoch(len(images["train"]), state.batch)
-    training.answer = distributed.averaging(classifier)
+    training.classifier_ddp = distributed.averaging(classifier)
 
     def batches(epoch: int, start: int) -> Iterator[tuple[Tensor, Tensor]]:
         order = (len(images["train"]), made.batch_size, made.flip, made.seed, epoch, start, rank, world)

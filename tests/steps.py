@@ -44,7 +44,7 @@ def gan_steps(steps: int) -> dict[str, object]:
 def classifier_steps(steps: int) -> dict[str, object]:
     """Train a classifier; returns it."""
     training = build_training(ClassifierRecipe("shufflenet_v2_x0_5", size=32, lr=0.01), list("abc"), CPU, "fp32")
-    training.answer = distributed.averaging(training.classifier)
+    training.classifier_ddp = distributed.averaging(training.classifier)
     share = BATCH // distributed.world()
     own = slice(distributed.rank() * share, (distributed.rank() + 1) * share)
     for i in range(steps):

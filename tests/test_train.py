@@ -249,7 +249,7 @@ def test_a_generator_that_answers_every_picture_alike_is_named(
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(models.INITS, "kaiming", lambda module: [p.data.zero_() for p in module.parameters()])
         train.main(recipe="coco", data=str(pictures), run=Path("x"), epochs=1, **{**TINY, "set_": settings})
-    assert "epoch 1: the generator answers every picture alike" in capsys.readouterr().out
+    assert "epoch 1: the generator gives every picture the same colours" in capsys.readouterr().out
 
 
 def test_list_recipes_has_a_row_per_recipe_with_published_counts(

@@ -140,8 +140,8 @@ def total(terms: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
     return torch.stack([weights[name] * value for name, value in terms.items()]).sum()
 
 
-class Answer(nn.Module):
-    """A generator, as a step calls it."""
+class WithLogits(nn.Module):
+    """A generator and its logits in one call, so that DDP can stand around it."""
 
     def __init__(self, generator: nn.Module, with_logits: bool) -> None:
         """`with_logits`: there is a loss on the logits of a LiteUNet, which are returned too."""
@@ -172,14 +172,14 @@ class Gan:
     extractors: dict[str, nn.Module] = field(default_factory=dict)  # loss term -> frozen, so not saved
 
     def __post_init__(self) -> None:
-        # what a step calls where it wants gradients: the networks, or what averages these over processes
-        self.answer: nn.Module = Answer(self.generator, self.class_loss is not None)
-        self.judge = self.discriminator
+        # what a step calls where it wants gradients: the networks, or DDP around them
+        self.generator_ddp: nn.Module = WithLogits(self.generator, self.class_loss is not None)
+        self.discriminator_ddp = self.discriminator
 
     def share(self) -> None:
         """Let gradients be means over all processes; the networks, which their states fill, stay as they are."""
-        self.answer = distributed.averaging(self.answer)
-        self.judge = self.judge and distributed.averaging(self.judge)
+        self.generator_ddp = distributed.averaging(self.generator_ddp)
+        self.discriminator_ddp = self.discriminator_ddp and distributed.averaging(self.discriminator_ddp)
 
     def state(self) -> State:
         """Return the state of a training that begins."""
@@ -262,7 +262,7 @@ class Batch:
     """What one step trains on, on the device."""
 
     x: Tensor  # (N, Cx, S, S) float32 in [-1, 1], what the generator sees
-    y: Tensor  # (N, Cy, S, S) float32 in [-1, 1], what it should answer
+    y: Tensor  # (N, Cy, S, S) float32 in [-1, 1], what it should give
     target: Tensor  # (N, 3, S, S) uint8, the colour image, for losses on RGB
 
 
@@ -284,8 +284,8 @@ def make_batch(source: Tensor, target: Tensor, recipe: Recipe, device: torch.dev
 def discriminator_terms(gan: Gan, batch: Batch, fake: Tensor, recipe: Recipe) -> dict[str, Tensor]:
     """Return the discriminator's loss terms, unweighted; no gradient goes back to `fake` (N, Cy, S, S)."""
     with gan.amp:
-        real_logits = gan.judge(batch.x, batch.y)  # (N, 1, h, w)
-        fake_logits = gan.judge(batch.x, fake.detach())
+        real_logits = gan.discriminator_ddp(batch.x, batch.y)  # (N, 1, h, w)
+        fake_logits = gan.discriminator_ddp(batch.x, fake.detach())
     real = gan_loss(real_logits, True, recipe.gan_mode, recipe.label_real)
     return {"D_real": real, "D_fake": gan_loss(fake_logits, False, recipe.gan_mode)}
 
@@ -293,7 +293,7 @@ def discriminator_terms(gan: Gan, batch: Batch, fake: Tensor, recipe: Recipe) ->
 def generate(gan: Gan, x: Tensor) -> tuple[Tensor, Tensor | None]:
     """Return what the generator makes of x, (N, Cy, S, S), and its logits where there is a loss on them."""
     with gan.amp:
-        return gan.answer(x)
+        return gan.generator_ddp(x)
 
 
 def generator_terms(

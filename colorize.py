@@ -245,7 +245,7 @@ def main(
     from inference.pipeline import Pipeline
     from inference.runner import Runner
     from inference.tasks import plan_tasks, take_shard
-    from runtime.device import pick_device
+    from runtime.device import computed_in, pick_device
 
     if run is None and epoch is not None:
         raise UserError("--epoch is of a run: name it with --run")
@@ -275,7 +275,9 @@ def main(
         tempfile.TemporaryFile(dir=out).close()
     except OSError as error:
         raise UserError(f"{out} cannot be written to ({error.strerror}); name another --out") from None
-    print(f"model {path}: {runner.record}; on {engine or runner.device}", file=sys.stderr, flush=True)
+    precision = computed_in(runner.record.precision, runner.device)
+    where = str(runner.device) if precision == runner.record.precision else f"{runner.device}, in {precision}"
+    print(f"model {path}: {runner.record}; on {engine or where}", file=sys.stderr, flush=True)
     options = {"threads": jobs, "overwrite": overwrite, "keep_coloured": keep_coloured, "hints": layers}
     if engine is None:
         found = Pipeline(runner, **options).run(tasks)

@@ -103,7 +103,8 @@ class Recipe(AnyRecipe):
     output: str = "ab"  # ab (2 channels of Lab) | rgb (3 channels) | Lab (3 channels, lightness restored)
     size: int = 256  # px, side of the square training crops
     load_size: int = 0  # px, short side after loading, from which `size` is cropped; 0 = size
-    test_size: int = 0  # px, side of held-out squares, and short side at which the generator works in use; 0 = size
+    test_size: int = 0  # px, side of held-out squares; 0 = size
+    work_size: int = 0  # px, short side at which the generator works in use; 0 = test_size
     fit: str = "crop"  # crop: resize the short side, crop a square | squash: resize to the square
     pair: str = "auto"  # two pictures side by side: AB colour left | BA colour right | none | auto: look
     pair_folders: str = ""  # COLOUR/SKETCH, names of the folders of pairs; "": known names are looked for
@@ -180,6 +181,8 @@ class Recipe(AnyRecipe):
         super().__post_init__()
         if self.test_size == 0:
             object.__setattr__(self, "test_size", self.size)
+        if self.work_size == 0:
+            object.__setattr__(self, "work_size", self.test_size)
         both = self.pair_folders.split("/")
         fit = not self.pair_folders or (len(both) == 2 and all(both) and both[0] != both[1])
         require(fit, "pair_folders", self, "COLOUR/SKETCH, the names of two folders")
@@ -267,7 +270,7 @@ def require(ok: bool, key: str, recipe: AnyRecipe, wanted: str) -> None:
 # fmt: off
 RECIPES: dict[str, dict[str, Any]] = {
     # The embedded scenes; minutes on two CPU cores.
-    "demo": dict(system="embedded scenes", size=128, flip=0.5,
+    "demo": dict(system="embedded scenes", size=64, test_size=128, work_size=64, flip=0.5,
         generator="unet", discriminator="patch30", ngf=32, ndf=16, depth=5, lambda_gan=0.05,
         epochs=20, batch_size=8, lr=2e-3, schedule="linear", ema=0.99, log_every=100),
     # Published: 950 epochs, images squashed to the square; flips from epoch 350 on, and of validation images.
@@ -354,11 +357,11 @@ def make_recipe(name: str, overrides: Mapping[str, Any]) -> Recipe:
 
 def settle(name: str, given: Mapping[str, Any]) -> dict[str, int]:
     """Return the fields of a known recipe that follow from those given, in the recipe's own proportions."""
-    plain, found = Recipe(name, **{key: value for key, value in RECIPES[name].items() if key != "system"}), {}
-    for key, follower in (("size", "load_size"), ("size", "test_size"), ("epochs", "pretrain_epochs")):
-        whole, part = getattr(plain, key), getattr(plain, follower)
-        if key in given and follower not in given and part not in (0, whole):
-            found[follower] = round(given[key] * part / whole)
+    named, found = RECIPES[name], {}
+    for follower in ("load_size", "test_size", "work_size", "pretrain_epochs"):
+        key = "epochs" if follower == "pretrain_epochs" else "size"
+        if key in given and follower in named and follower not in given:
+            found[follower] = round(given[key] * named[follower] / named.get(key, getattr(Recipe, key)))
     return found
 
 

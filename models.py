@@ -776,7 +776,7 @@ def quick_fields(name: str) -> dict[str, int]:
     """Return fields with which a known recipe shows in minutes whether pictures load and where colours begin."""
     recipe = make_recipe(name, {})
     network = GENERATORS[recipe.generator]
-    size = nearest_size(replace(recipe, size=min(recipe.size, 64), load_size=0, test_size=0))
+    size = nearest_size(replace(recipe, size=min(recipe.size, 64), load_size=0, test_size=0, work_size=0))
     slow = network.extractor or recipe.anime_share > 0  # a ResNet-50 looks at every picture at 360 px
     keys = ("ngf", "ndf") if recipe.is_adversarial else ("ngf",)
     widths = {key: min(16, getattr(recipe, key)) for key in keys}

@@ -201,6 +201,15 @@ std::string quoted(const std::string& text) {
     return out.str();
 }
 
+// Whether this CPU has instructions for bf16, without which it emulates them, far slower than it computes in fp32.
+bool multiplies_bf16() {
+#if defined(__x86_64__)
+    return __builtin_cpu_supports("avx512bf16");
+#else
+    return false;
+#endif
+}
+
 torch::jit::Module load_model(const Options& options, at::Device device) {
     const std::string& path = options.model;
     if (!fs::is_regular_file(path)) refuse("no model " + path + "; write one with: python export.py");
@@ -218,13 +227,14 @@ torch::jit::Module load_model(const Options& options, at::Device device) {
     if (format > FORMAT)
         refuse(path + " is of a newer version of Tinct, format " + std::to_string(format) +
                ", and this program knows format " + std::to_string(FORMAT) + "; build it from that version");
+    const std::string precision = text_of(metadata, "precision");
+    const bool is_emulated = device.is_cpu() && (precision == "fp16" || (precision == "bf16" && !multiplies_bf16()));
     std::cerr << "model " << path << ": recipe " << text_of(metadata, "name") << ", epoch "
-              << number_of(metadata, "epoch") << ", " << text_of(metadata, "precision") << "; on " << device
-              << std::endl;
+              << number_of(metadata, "epoch") << ", " << precision << "; on " << device
+              << (is_emulated ? ", in fp32" : "") << std::endl;
     if (!options.hints.empty() && metadata.find("\"hints\": true") == metadata.npos)
         refuse(path + " takes no hints: use a model of a recipe with hints, or leave --hints out");
-    if (device.is_cpu() && text_of(metadata, "precision") == "fp16")
-        model.to(at::kFloat);  // half convolutions are slow on a CPU
+    if (is_emulated) model.to(at::kFloat);
     model.to(device);
     return model;
 }

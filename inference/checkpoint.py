@@ -14,6 +14,7 @@ from config import VERSION, Recipe, UserError
 from inference.colorizer import Colorizer, use_batch_statistics
 from models import GENERATORS, build_generator
 from runtime.atomic import load, save
+from runtime.device import computed_in
 from runtime.run_folder import epoch_path, read_run
 
 FORMAT = "tinct-generator-2"
@@ -54,7 +55,7 @@ class Exported(NamedTuple):
 def build_colorizer(recipe: Recipe) -> Colorizer:
     """Build the untrained Colorizer of a recipe that went through models.fit_networks."""
     generator, least = build_generator(recipe), GENERATORS[recipe.generator].smallest
-    return Colorizer(generator, recipe.input, recipe.output, recipe.test_size, 2**recipe.depth, least, recipe.hints)
+    return Colorizer(generator, recipe.input, recipe.output, recipe.work_size, 2**recipe.depth, least, recipe.hints)
 
 
 def save_generator(run: Path, epoch: int, recipe: Recipe, generator: nn.Module) -> None:
@@ -97,7 +98,7 @@ def load_model(path: Path, device: torch.device) -> Exported:
 
 
 def load_exported(path: Path, device: torch.device) -> Exported:
-    """Return an exported generator.ts; one of fp16 computes in fp32 on a CPU, where half convolutions are slow.
+    """Return an exported generator.ts; of fp16, or of bf16 without its instructions, a CPU computes it in fp32.
 
     Raises:
         UserError: missing, not TorchScript, not written by export.py, or of another format.
@@ -127,7 +128,7 @@ def load_exported(path: Path, device: torch.device) -> Exported:
         record = ExportRecord(recipe, told["epoch"], told["precision"], form, version, told["torch"], seen)
     except (KeyError, UserError) as error:
         raise UserError(f"{path} is not as export.py writes it: {error}") from None
-    if record.precision == "fp16" and device.type == "cpu":
+    if computed_in(record.precision, device) == "fp32":
         module.float()
     return Exported(module.eval().to(device), record)
 

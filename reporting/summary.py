@@ -268,6 +268,7 @@ def recipe_words(record: RunRecord) -> list[str]:
     system = f" ({r.system})" if r.system else ""
     maps = f"{INPUTS.get(r.input, r.input)} to {OUTPUTS.get(r.output, r.output)} at {r.size} px"
     maps += f", scored at {r.test_size} px" if r.test_size != r.size else ""
+    maps += f", at work at {r.work_size} px" if r.work_size not in (r.size, r.test_size) else ""
     counts = {name: f", {count:,} parameters" for name, count in record.parameters.items()}
     discriminator = f"discriminator {r.discriminator}{counts.get('discriminator', '')}"
     names = {**TERMS, "G_gan": f"GAN ({r.gan_mode})"}

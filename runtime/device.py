@@ -85,6 +85,12 @@ def pick_precision(precision: str, device: torch.device) -> str:
     return "bf16" if features.get("amx_bf16") or features.get("avx512_bf16") else "fp32"
 
 
+def computed_in(precision: str, device: torch.device) -> str:
+    """Return the precision in which a network that is stored in one is run: fp32 where a CPU emulates that one."""
+    emulated = device.type == "cpu" and precision not in ("fp32", pick_precision("auto", device))
+    return "fp32" if emulated else precision
+
+
 def keep_freed_memory() -> None:
     """Let glibc keep large blocks that are freed, for the training step that asks for them again.
 

@@ -21,6 +21,7 @@ from reporting import summary
 from runtime import device
 from runtime.atomic import load, save
 from runtime.cli import command
+from runtime.device import computed_in
 from runtime.run_folder import epoch_path, read_run
 
 BARE = """
@@ -79,8 +80,7 @@ def test_the_file_equals_eager_and_says_what_it_is(run: Path, epoch: str | None,
     assert (record.format, record.version, record.torch) == (2, VERSION, torch.__version__)
     assert (record.epoch, record.precision) == (int(epoch or 2), precision)
     assert record.recipe == read_run(run).recipe
-    computed = torch.float32 if precision == "fp16" else exporters.PRECISIONS[precision]  # half is slow on a CPU
-    assert {parameter.dtype for parameter in model.parameters()} == {computed}
+    assert {parameter.dtype for parameter in model.parameters()} == {exporters.PRECISIONS[computed_in(precision, CPU)]}
     image = torch.randint(0, 256, (2, 3, 50, 70), dtype=torch.uint8)
     eager = checkpoint.load_colorizer(run, record.epoch, CPU)
     assert (model(image).int() - eager(image).int()).abs().max() <= limit

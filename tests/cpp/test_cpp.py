@@ -29,7 +29,8 @@ from config import ROOT
 from dataset import scenes
 from imaging.files import read_image
 from inference.checkpoint import METADATA, ExportRecord, infer, load_exported
-from inference.exporters import write_onnx
+from inference.exporters import PRECISIONS, write_onnx
+from runtime.device import computed_in
 
 CPP = ROOT / "cpp"
 SNIPPETS = dict(re.findall(r"```(python|cpp|cmake)\n(.*?)```", (CPP / "README.md").read_text(), re.S))
@@ -224,14 +225,18 @@ def test_hints_that_do_not_fit_are_named(program: Path, guided: Path, model: Pat
     assert complaints(done).startswith("colorize: wide.png: hints for one picture, but 2 are named; name a folder")
 
 
-def test_a_file_of_fp16_computes_in_fp32(program: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_what_a_cpu_emulates_is_computed_in_fp32(program: Path, tmp_path: Path, precision: str) -> None:
     draw(60, 90).save("one.png")
-    path = write_model(tmp_path / "half.ts", precision="fp16")
-    module = torch.jit.load(path).half()
+    path = write_model(tmp_path / "half.ts", precision=precision)
+    module = torch.jit.load(path).to(PRECISIONS[precision])
     module.save(path, _extra_files={METADATA: json.dumps(asdict(load_exported(path, CPU).record))})
-    assert call(program, "--model", path, "one.png").returncode == 0
+    done = call(program, "--model", path, "one.png")
+    assert done.returncode == 0
+    computed = computed_in(precision, CPU)
+    assert done.stderr.splitlines()[0].endswith("on cpu, in fp32" if computed == "fp32" else "on cpu")
     found = load_exported(path, CPU).module
-    assert {parameter.dtype for parameter in found.parameters()} == {torch.float32}
+    assert {parameter.dtype for parameter in found.parameters()} == {PRECISIONS[computed]}
     expected = infer(found, torch.from_numpy(read_image(Path("one.png"))).permute(2, 0, 1)[None])[0]
     np.testing.assert_allclose(read(Path("out/one.png")), expected.permute(1, 2, 0).int().numpy(), rtol=0, atol=1)
 

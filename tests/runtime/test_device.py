@@ -12,7 +12,7 @@ from torch import nn
 from config import UserError, make_recipe
 from models import count_channels, fit_networks, meta_generator
 from runtime import device as devices
-from runtime.device import device_name, pick_device, pick_precision
+from runtime.device import computed_in, device_name, pick_device, pick_precision
 
 CPU = torch.device("cpu")
 
@@ -53,7 +53,8 @@ def test_precision_is_what_the_hardware_multiplies(monkeypatch: pytest.MonkeyPat
     cpu = torch.device("cpu")
     assert pick_precision("auto", cpu) == auto
     assert [pick_precision(precision, cpu) for precision in ("fp32", "bf16")] == ["fp32", "bf16"]
-    assert pick_precision("fp16", torch.device("cuda")) == "fp16"
+    assert [computed_in(precision, cpu) for precision in ("fp32", "bf16", "fp16")] == ["fp32", auto, "fp32"]
+    assert computed_in("fp16", torch.device("cuda")) == pick_precision("fp16", torch.device("cuda")) == "fp16"
     with pytest.raises(UserError, match="precision fp16 needs CUDA"):
         pick_precision("fp16", cpu)
 

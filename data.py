@@ -49,7 +49,7 @@ Corners = NDArray[np.float64]  # (N, 2) in [0, 1): positions of crops from top (
 T = TypeVar("T")
 Flips = NDArray[np.bool_]  # (N,): which crops are mirrored left to right
 MAX_ASPECT = 3  # long side / short side; what is longer is cropped around the centre
-VERSION = 3  # of the cached pixels; raise it when decoding changes by more than a rounding
+VERSION = 4  # of the cached pixels; raise it when decoding changes by more than a rounding
 CHUNK = 64  # images that are decoded before they are written; bounds the memory
 
 
@@ -243,8 +243,9 @@ def decode(item: Item, loading: Loading, cut: set[str] | None = None) -> Array:
     if isinstance(item.target, int):
         colour, sketch = scenes.draw(item.target, loading.load_size)
         return np.concatenate([colour, sketch], 2) if loading.sketch else colour
-    colour = read_picture(item.target)
-    sketch = None if item.source is None else read_picture(item.source)
+    least = loading.load_size if loading.pair == "none" else 0  # of a pair side by side, the width must be even
+    colour = read_picture(item.target, least)
+    sketch = None if item.source is None else read_picture(item.source, least)
     if sketch is None and loading.pair != "none":
         width = colour.shape[1]
         if width % 2:

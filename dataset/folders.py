@@ -58,9 +58,12 @@ class Item:
     name: str = ""  # within the split; decides whether it is held out
 
 
-def read_picture(picture: Path | Blob | Entry) -> Array:
-    """Return an image as sRGB (H, W, 3) uint8. Raises UserError, which names it, where it cannot be read."""
-    return read_image(picture) if isinstance(picture, Path) else picture.read()
+def read_picture(picture: Path | Blob | Entry, least: int = 0) -> Array:
+    """Return an image as sRGB (H, W, 3) uint8, perhaps smaller: `least` as in imaging.files.read_image.
+
+    Raises UserError, which names it, where it cannot be read.
+    """
+    return read_image(picture, least=least) if isinstance(picture, Path) else picture.read(least)
 
 
 class Splits(dict[str, list[Item]]):

@@ -54,9 +54,9 @@ class Blob:
         data = map_file(self.archive) if self.data is None else self.data
         return data[self.start : self.stop].tobytes()
 
-    def read(self) -> Array:
-        """Return the image as sRGB (H, W, 3) uint8. Raises UserError where it cannot be decoded."""
-        return read_image(Path(str(self)), self.content())
+    def read(self, least: int = 0) -> Array:
+        """Return the image as imaging.files.read_image does. Raises UserError where it cannot be decoded."""
+        return read_image(Path(str(self)), self.content(), least)
 
 
 def map_file(path: Path) -> NDArray[np.uint8]:
@@ -82,7 +82,7 @@ class Entry:
     def __str__(self) -> str:
         return f"{self.name}[{self.index}]"
 
-    def read(self) -> Array:
+    def read(self, _: int = 0) -> Array:
         """Return the image as sRGB (H, W, 3) uint8. Raises UserError where it is none."""
         with named(self):
             with guarded():  # torchvision's own code: what it raises on a damaged file varies

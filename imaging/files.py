@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
 from tifffile import TiffFile, TiffPage
 
 from config import CACHE, UserError
@@ -179,17 +180,22 @@ def _open_bytes(path: Path, content: bytes | None) -> BinaryIO:
         raise UserError("no such file" if missing else str(error.strerror)) from error
 
 
-def read_image(path: Path, content: bytes | None = None) -> Array:
+def read_image(path: Path, content: bytes | None = None, least: int = 0) -> Array:
     """Read the first frame or page as sRGB (H, W, 3) uint8, transparency laid over white.
+
+    Args:
+        content: of the file, where it has been read.
+        least: px, the short side that is needed; a JPEG at least four times as large is read at 1/2, 1/4 or 1/8
+            of its size, in a fraction of the time. 0: as it is.
 
     Raises UserError where it is missing, truncated, damaged, too large to be safe, or not an image.
     """
-    with closing(read_frames(Scan(path, content=content))) as frames:
+    with closing(read_frames(Scan(path, content=content), least)) as frames:
         return flatten(next(frames))
 
 
-def read_frames(scan: Scan) -> Iterator[Frame]:
-    """Yield a file's frames or pages, one at a time.
+def read_frames(scan: Scan, least: int = 0) -> Iterator[Frame]:
+    """Yield a file's frames or pages, one at a time; `least` as in read_image.
 
     Raises UserError where one is damaged or truncated, or a kind of image that cannot be read.
     """
@@ -199,6 +205,9 @@ def read_frames(scan: Scan) -> Iterator[Frame]:
         elif isinstance(image, decoders.Png) and image.is_deep:
             yield decoders.read_deep_png(image)
         else:
+            if least and isinstance(image, JpegImageFile):
+                with guarded():
+                    image.draft(None, (2 * least, 2 * least))  # no smaller, or the result differs visibly
             yield from map(decoders.to_frame, decoders.walk(image, scan.count))
 
 

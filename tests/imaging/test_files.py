@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from config import UserError
+from dataset import scenes
 from imaging.files import (
     FORMATS,
     FORMS,
@@ -30,7 +31,7 @@ from imaging.files import (
     write_frames,
     write_image,
 )
-from imaging.pixels import Frame, flatten
+from imaging.pixels import Frame, flatten, resize
 
 # finding
 
@@ -290,6 +291,22 @@ def test_previews_and_masks_in_a_tiff_are_no_pages() -> None:
     assert np.array_equal(read_image(Path("x.tif")), RGB)
     tifffile.imwrite("x.tif", RGB, photometric="rgb", subfiletype=1)
     assert np.array_equal(read_one("x.tif").pixels, RGB)  # better than nothing
+
+
+@pytest.mark.parametrize("form", ["RGB", "L", "CMYK", "MPO", "turned"])
+def test_a_large_jpeg_is_read_at_a_part_of_its_size(form: str) -> None:
+    drawn = Image.fromarray(scenes.draw(3, 300)[0]).resize((1330, 1000), Image.Resampling.BICUBIC)
+    picture = drawn.convert(form) if form in ("L", "CMYK") else drawn
+    exif = Image.Exif()
+    exif[0x0112] = 6 if form == "turned" else 1
+    more = {"save_all": True, "append_images": [drawn]} if form == "MPO" else {}
+    picture.save("x.jpg", "MPO" if more else "JPEG", quality=95, exif=exif, **more)
+    whole = read_image(Path("x.jpg"))
+    for least, part in ((126, 2), (125, 4), (63, 4), (30, 8), (251, 1), (0, 1)):
+        found = read_image(Path("x.jpg"), least=least)
+        assert found.shape[:2] == tuple(-(-side // part) for side in whole.shape[:2]), least
+        small = [resize(np.ascontiguousarray(image), 30, 30).astype(float) for image in (found, whole)]
+        assert np.abs(small[0] - small[1]).mean() < 1.5, least
 
 
 def test_a_phones_several_pictures_are_one() -> None:

@@ -306,7 +306,7 @@ def test_a_large_jpeg_is_read_at_a_part_of_its_size(form: str) -> None:
         found = read_image(Path("x.jpg"), least=least)
         assert found.shape[:2] == tuple(-(-side // part) for side in whole.shape[:2]), least
         small = [resize(np.ascontiguousarray(image), 30, 30).astype(float) for image in (found, whole)]
-        assert np.abs(small[0] - small[1]).mean() < 1.5, least
+        assert np.abs(small[0] - small[1]).mean() < 2, least
 
 
 def test_a_phones_several_pictures_are_one() -> None:

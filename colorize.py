@@ -245,7 +245,7 @@ def main(
     from inference.pipeline import Pipeline
     from inference.runner import Runner
     from inference.tasks import plan_tasks, take_shard
-    from runtime.device import computed_in, pick_device
+    from runtime.device import computed_in, keep_freed_memory, pick_device
 
     if run is None and epoch is not None:
         raise UserError("--epoch is of a run: name it with --run")
@@ -258,6 +258,7 @@ def main(
     if engine not in (None, "ray") or (workers and not engine):
         raise UserError(f"no engine {engine}: use ray" if engine else "--workers is of --engine ray")
     on, out = pick_device(device if engine is None else "cpu"), Path(out)
+    keep_freed_memory()
     given = [inputs] if isinstance(inputs, str | Path) else inputs
     tasks = every = plan_tasks([Path(path) for path in given], out, format_, compare, overwrite)
     if shard is not None:

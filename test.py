@@ -27,11 +27,12 @@ def main(
     from evaluation.render import render_epoch
     from reporting.summary import model_words
     from runtime import distributed
-    from runtime.device import pick_device
+    from runtime.device import keep_freed_memory, pick_device
     from runtime.progress import say
     from runtime.run_folder import newest_run, read_run
 
     on = pick_device(device)
+    keep_freed_memory()
     folder = Path(run or newest_run())
     epochs = choose_epochs(folder, epoch, all_epochs)
     record = read_run(folder)

@@ -92,7 +92,7 @@ def computed_in(precision: str, device: torch.device) -> str:
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep large blocks that are freed, for the training step that asks for them again.
+    """Let glibc keep large blocks that are freed, for the training step or the batch that asks for them again.
 
     Left alone it gives each back to the system, which clears it anew: 4,000 to 10,000 page faults a step.
     The memory of the process stays at its peak. Other C libraries are left as they are.

@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from torch import Tensor, nn
+
     from config import Recipe
 
 Work = Callable[[], object]
@@ -64,43 +66,51 @@ def our_step(spec: Spec) -> tuple[Work, Spec]:
 def plain_step(spec: Spec) -> tuple[Work, Spec]:
     """Train on a batch of floats that a loader has made, D before G, each loss read at once."""
     import torch
-    from torch import nn
     from torch.utils.flop_counter import FlopCounterMode
 
     from models import build_discriminator, build_generator, count_channels
 
     recipe, device = the_recipe(spec), torch.device(spec["device"])
     torch.manual_seed(0)
-    generator, discriminator = build_generator(recipe).to(device), build_discriminator(recipe).to(device)
+    step = published_step(build_generator(recipe).to(device), build_discriminator(recipe).to(device), recipe)
+    x, y = (2 * torch.rand(recipe.batch_size, c, recipe.size, recipe.size) - 1 for c in count_channels(recipe))
+
+    with FlopCounterMode(display=False) as counter:
+        step(x.to(device), y.to(device))
+    facts = {"precision": "fp32", "memory_format": "contiguous", "flop": counter.get_total_flops()}
+    return lambda: step(x.to(device), y.to(device)), facts
+
+
+def published_step(
+    generator: "nn.Module", discriminator: "nn.Module", recipe: "Recipe"
+) -> "Callable[[Tensor, Tensor], dict[str, float]]":
+    """Return pix2pix's step: of x and y, both (N, C, S, S) in [-1, 1], it gives the losses before it."""
+    import torch
+    from torch import nn
+
     betas = (recipe.beta1, recipe.beta2)
     adam_g, adam_d = (torch.optim.Adam(net.parameters(), recipe.lr, betas) for net in (generator, discriminator))
     gan_loss, l1_loss = nn.BCEWithLogitsLoss(), nn.L1Loss()
-    channels = count_channels(recipe)
-    x, y = (2 * torch.rand(recipe.batch_size, c, recipe.size, recipe.size) - 1 for c in channels)
 
-    def work() -> float:
-        real_x, real_y = x.to(device), y.to(device)
-        fake = generator(real_x)
+    def step(x: torch.Tensor, y: torch.Tensor) -> dict[str, float]:
+        fake = generator(x)
         discriminator.requires_grad_(True)
         adam_d.zero_grad()
-        logits = discriminator(real_x, fake.detach())
-        fake_loss = gan_loss(logits, torch.zeros_like(logits))
-        logits = discriminator(real_x, real_y)
-        real_loss = gan_loss(logits, torch.ones_like(logits))
-        loss = 0.5 * (fake_loss + real_loss)
-        loss.backward()
+        logits = discriminator(x, fake.detach())
+        d_fake = gan_loss(logits, torch.zeros_like(logits))
+        logits = discriminator(x, y)
+        d_real = gan_loss(logits, torch.ones_like(logits))
+        (0.5 * (d_fake + d_real)).backward()
         adam_d.step()
         discriminator.requires_grad_(False)
         adam_g.zero_grad()
-        logits = discriminator(real_x, fake)
-        gan, l1 = gan_loss(logits, torch.ones_like(logits)), recipe.lambda_l1 * l1_loss(fake, real_y)
-        (gan + l1).backward()
+        logits = discriminator(x, fake)
+        gan, l1 = gan_loss(logits, torch.ones_like(logits)), l1_loss(fake, y)
+        (recipe.lambda_gan * gan + recipe.lambda_l1 * l1).backward()
         adam_g.step()
-        return sum(each.item() for each in (fake_loss, real_loss, loss, gan, l1))
+        return {"D_fake": d_fake.item(), "D_real": d_real.item(), "G_gan": gan.item(), "G_l1": l1.item()}
 
-    with FlopCounterMode(display=False) as counter:
-        work()
-    return work, {"precision": "fp32", "memory_format": "contiguous", "flop": counter.get_total_flops()}
+    return step
 
 
 def multiply(spec: Spec) -> tuple[Work, Spec]:

@@ -20,6 +20,7 @@ from imaging import color
 from models import DISCRIMINATORS, NORMS
 from runtime import atomic
 from runtime.weights import load_weights
+from tools.workers import published_step
 from training import gan
 from training.gan import (
     Batch,
@@ -152,6 +153,17 @@ def test_terms_and_the_discriminators_gradient_are_the_losses_of_the_batch() -> 
     for name, value in {"D_real": real_loss, "D_fake": fake_loss, "G_gan": loss(later, 0.9)}.items():
         torch.testing.assert_close(terms[name], value.detach(), atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(terms["G_l1"], (fake - batch.y).abs().mean())
+
+
+def test_steps_are_the_published_ones() -> None:
+    recipe = tiny_recipe(lambda_gan=0.5)
+    ours, theirs = build(recipe), build(recipe)
+    published = published_step(theirs.generator, theirs.discriminator, recipe)
+    batch = noise_batch(recipe, 0)
+    for _ in range(3):
+        expected = published(batch.x, batch.y)
+        found = {name: value.item() for name, value in step(ours, recipe).items()}
+        assert found == pytest.approx(expected, rel=1e-4)
 
 
 def test_one_batch_can_be_learned() -> None:

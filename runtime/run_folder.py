@@ -11,10 +11,8 @@ runs/NAME/report.html generator.ts
 runs/NAME/.lock                           held by the process that trains it
 """
 
-import errno
 import hashlib
 import json
-import os
 import platform
 import re
 import time
@@ -29,11 +27,12 @@ from typing import IO, Any, TypeVar
 from config import DEMO, RUNS, VERSION, AnyRecipe, ClassifierRecipe, Recipe, UserError
 from runtime import atomic
 from runtime.atomic import write_json
+from runtime.locks import LOCK, is_current, lock
 from runtime.progress import say
 
 R = TypeVar("R", bound="Record")
 
-RECORD, CLASSIFIER_RECORD, LOG, LOCK = "recipe.json", "classifier.json", "log.jsonl", ".lock"
+RECORD, CLASSIFIER_RECORD, LOG = "recipe.json", "classifier.json", "log.jsonl"
 STAMP = ".stamp"  # file in a folder of rendered pictures that says what they were rendered from
 
 
@@ -197,26 +196,20 @@ def owned(run: Path) -> Iterator[None]:
 @contextmanager
 def _locked(path: Path, run: Path) -> Iterator[IO[str]]:
     """Yield a lock's file, open and locked; it is removed at the end."""
-    import fcntl  # not on Windows
-
     while True:
         with open(path, "a+") as file:
             file.seek(0)
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            if not lock(file):
                 owner = file.read() or "another process"
-                raise UserError(f"{run} is trained by {owner}: wait for its end, or name another with --run") from None
-            except OSError as error:
-                if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
-                    raise
-                say(f"{run} lies where files cannot be locked: see that no other process trains it")
-            if not os.fstat(file.fileno()).st_nlink:
-                continue  # its owner has just ended, and removed it
+                raise UserError(f"{run} is trained by {owner}: wait for its end, or name another with --run")
+            if not is_current(file):
+                continue
             try:
                 yield file
             finally:
-                path.unlink(missing_ok=True)
+                file.truncate(0)  # or where an open file cannot be removed, its owner would seem to have been killed
+                with suppress(PermissionError):
+                    path.unlink(missing_ok=True)
             return
 
 

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import pickle
+import secrets
 import shutil
 import zipfile
 import zlib
@@ -31,8 +32,8 @@ def replacing(path: Path, previous: Path | None = None, size: int = 0) -> Iterat
     Raises:
         OSError: `path` cannot be written, which it names; or the block's own, of another file.
     """
-    unique = f"{zlib.crc32(os.fsencode(path.name)):08x}.{os.getpid()}"  # a long name leaves no room for more
-    temporary = path.with_name(f".{path.name[:40]}.{unique}.tmp")
+    # a long name leaves no room for more; two containers may have equal numbers of processes
+    temporary = path.with_name(f".{path.name[:40]}.{secrets.token_hex(8)}.tmp")
     try:
         with writing(path, temporary, size):
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -26,6 +26,15 @@ def test_a_finished_block_replaces_the_file(tmp_path: Path) -> None:
     assert list(path.parent.iterdir()) == [path]
 
 
+def test_processes_of_equal_numbers_do_not_share_a_temporary_file() -> None:
+    path = Path("x")
+    with replacing(path) as one, replacing(path) as other:  # in one process
+        one.write_text("one")
+        other.write_text("other")
+    assert path.read_text() == "one"
+    assert list(Path().iterdir()) == [path]
+
+
 def test_a_full_disk_names_the_file(tmp_path: Path) -> None:
     def fail(error: OSError) -> None:
         with replacing(tmp_path / "file") as temporary:

@@ -64,6 +64,21 @@ def until(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None
         time.sleep(0.05)
 
 
+NO_DISTRIBUTED = """
+import sys
+import torch
+torch.distributed.is_available = lambda: False
+sys.modules["torch.distributed.rendezvous"] = None
+from runtime import device, distributed
+print(distributed.rank(), distributed.world(), distributed.gather(3))
+"""
+
+
+def test_a_torch_without_distributed_does_for_one_process() -> None:
+    done = subprocess.run([sys.executable, "-c", NO_DISTRIBUTED], env=ENV, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "0 1 [3]\n"), done.stderr
+
+
 # What a process sees
 
 

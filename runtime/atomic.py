@@ -1,6 +1,7 @@
 """Files that appear complete or not at all: any file, JSON, and checkpoints of torch."""
 
 import errno
+import io
 import json
 import os
 import pickle
@@ -130,13 +131,14 @@ def load(path: Path, device: "torch.device | str" = "cpu") -> dict[str, Any]:
     import torch
 
     payload = None
-    if zipfile.is_zipfile(path):  # what torch.save writes; its reader of older files fails in many ways
-        errors = (RuntimeError, ValueError, EOFError, OSError, KeyError, zipfile.BadZipFile, pickle.PickleError)
-        with suppress(*errors, zlib.error):
-            with zipfile.ZipFile(path) as file:
-                damaged = file.testzip()  # torch's own reader checks no checksum of a tensor
-            if damaged is None:
-                payload = torch.load(path, map_location=device, weights_only=True)
+    errors = (RuntimeError, ValueError, EOFError, OSError, KeyError, zipfile.BadZipFile, pickle.PickleError, zlib.error)
+    with suppress(*errors):
+        content = io.BytesIO(path.read_bytes())  # a checkpoint may be far away: it is read once
+        with zipfile.ZipFile(content) as file:  # what torch.save writes; its reader of older files fails in many ways
+            damaged = file.testzip()  # torch's own reader checks no checksum of a tensor
+        if damaged is None:
+            content.seek(0)
+            payload = torch.load(content, map_location=device, weights_only=True)
     if not isinstance(payload, dict):
         raise UserError(f"{path} is not a checkpoint of this project, or it is damaged")
     return payload

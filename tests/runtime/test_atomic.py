@@ -98,6 +98,17 @@ def test_a_checkpoint_comes_back(tmp_path: Path) -> None:
         load(Path("gone.pt"))
 
 
+@pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="asks Linux")
+def test_a_checkpoint_is_read_once() -> None:
+    def bytes_read() -> int:
+        return int(Path("/proc/self/io").read_text().split()[1])
+
+    save(Path("x.pt"), {"weights": torch.arange(1_000_000.0)})
+    before = bytes_read()
+    load(Path("x.pt"))
+    assert bytes_read() - before < 1.5 * Path("x.pt").stat().st_size
+
+
 class FullDisk(io.BytesIO):
     """A file for which there is no room."""
 

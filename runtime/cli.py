@@ -103,6 +103,10 @@ def command(main: Callable[..., object], shared: bool = False) -> None:
         place = error.filename or f"standard output, or a temporary file in {tempfile.gettempdir()}"
         _quit(f"{place}: {error.strerror}", 2)
     except (KeyboardInterrupt, typer.Abort):
+        from runtime import progress
+
+        if progress.silent:  # of several processes, all of which Ctrl-C ends, one says so
+            sys.exit(INTERRUPTED)
         _quit("interrupted; what was saved before is kept", INTERRUPTED)
 
 
@@ -120,5 +124,7 @@ def processes(shared: bool) -> AbstractContextManager[None]:
 
 
 def _quit(sentence: str, code: int) -> None:
-    print(f"{Path(sys.argv[0]).name}: {' '.join(sentence.split())}", file=sys.stderr)
+    from runtime import progress  # not needed by --help
+
+    progress.write(f"{Path(sys.argv[0]).name}: {' '.join(sentence.split())}", "stderr")
     sys.exit(code)

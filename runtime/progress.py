@@ -23,13 +23,17 @@ def be_silent() -> None:
 
 def say(text: str) -> None:
     """Print to stdout, above any progress bar and at once; a reader that has gone ends nothing."""
-    if silent:
-        return
+    if not silent:
+        write(text, "stdout")
+
+
+def write(text: str, stream: str) -> None:
+    """Print to sys.stdout or sys.stderr, above any progress bar and at once; a reader that has gone ends nothing."""
     try:
-        tqdm.write(text, file=sys.stdout)
-        sys.stdout.flush()
+        tqdm.write(text, file=getattr(sys, stream))
+        getattr(sys, stream).flush()
     except OSError:  # as of `| head`: what is said from now on has no reader
-        sys.stdout = open(os.devnull, "w")
+        setattr(sys, stream, open(os.devnull, "w"))
 
 
 def duration(seconds: float) -> str:
@@ -71,5 +75,5 @@ def track(items: Iterable[T], title: str, total: int, start: int = 0, lines: boo
     for done, item in enumerate(items):
         if done and clock.due():
             left = (time.monotonic() - began) / done * (total - done)
-            print(f"{title}: {done:,} of {total:,}, about {duration(left)} left", file=sys.stderr, flush=True)
+            write(f"{title}: {done:,} of {total:,}, about {duration(left)} left", "stderr")
         yield item

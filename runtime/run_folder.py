@@ -13,6 +13,7 @@ runs/NAME/.lock                           held by the process that trains it
 
 import hashlib
 import json
+import os
 import platform
 import re
 import time
@@ -151,18 +152,24 @@ def has_state(run: Path) -> bool:
     return state_path(run).exists() or previous_state_path(run).exists()
 
 
-def load_state(run: Path) -> dict[str, Any]:
+def load_state(run: Path, is_owner: bool = True) -> dict[str, Any]:
     """Return the last state that was saved, or the one before it where that is damaged; says which.
+
+    An owner removes a damaged one then: the next save would put it in the place of the one before it, which is good.
 
     Raises UserError where none can be read.
     """
+    path, previous = state_path(run), previous_state_path(run)
     try:
-        return atomic.load(state_path(run))
+        return atomic.load(path)
     except UserError as error:
-        if not previous_state_path(run).exists():
+        if not previous.exists():
             raise
-        say(f"{error}: going on from {previous_state_path(run).name}, which was saved before it")
-    return atomic.load(previous_state_path(run))
+        state = atomic.load(previous)
+        say(f"{error}: going on from {previous.name}, which was saved before it")
+    if is_owner:
+        path.unlink(missing_ok=True)
+    return state
 
 
 @contextmanager
@@ -181,8 +188,7 @@ def owned(run: Path) -> Iterator[None]:
             before = file.read()
             if before:
                 say(f"{run}: its last owner, {before}, was killed; taken over")
-            for left in [*run.glob("checkpoints/.*.tmp"), *run.glob("samples/.*.tmp")]:
-                left.unlink()
+            _tidy(run)
             file.truncate(0)
             file.write(f"{platform.node()} since {time.strftime('%Y-%m-%d %H:%M:%S')}")
             file.flush()
@@ -191,6 +197,16 @@ def owned(run: Path) -> Iterator[None]:
         for place in made:
             with suppress(OSError):  # not empty: something was written
                 place.rmdir()
+
+
+def _tidy(run: Path) -> None:
+    """Remove what a killed owner left half written; a whole state, for which the one before was moved, is put in place."""
+    for left in [*run.glob("checkpoints/.*.tmp"), *run.glob("samples/.*.tmp")]:
+        if left.name.startswith(f".{state_path(run).name}.") and not state_path(run).exists():
+            with suppress(UserError):
+                atomic.load(left)
+                os.replace(left, state_path(run))
+        left.unlink(missing_ok=True)
 
 
 @contextmanager

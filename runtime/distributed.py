@@ -127,8 +127,8 @@ def require_same(facts: Mapping[str, object]) -> None:
     first, *others = gather(dict(facts))
     for number, theirs in enumerate(others, 1):
         for key, value in first.items():
-            if theirs[key] != value:
-                difference = f"process {number} has {key} {theirs[key]}, process 0 has {value}"
+            if theirs.get(key) != value:
+                difference = f"process {number} has {key} {theirs.get(key)}, process 0 has {value}"
                 raise UserError(f"{difference}: start all with the same options, on the same data")
 
 

@@ -200,7 +200,7 @@ def owned(run: Path) -> Iterator[None]:
 
 
 def _tidy(run: Path) -> None:
-    """Remove what a killed owner left half written; a whole state, for which the one before was moved, is put in place."""
+    """Remove what a killed owner left half written; a state that is whole is put where none is."""
     for left in [*run.glob("checkpoints/.*.tmp"), *run.glob("samples/.*.tmp")]:
         if left.name.startswith(f".{state_path(run).name}.") and not state_path(run).exists():
             with suppress(UserError):

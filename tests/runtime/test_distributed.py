@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import log_of, run_stage, same_tensors, saved_weights
+from helpers import log_of, run_stage, same_tensors, saved_weights, times_of
 
 from config import ROOT
 from data import training_order
@@ -219,6 +219,27 @@ def test_the_first_that_fails_alone_says_why(both: bool, body: str, said: str) -
     assert code != 0
     assert error.count(said) == 1
     assert "gloo" not in error
+
+
+UNLIKE = """
+import os, runpy, sys
+sys.argv = [sys.argv[1], *(word for word in sys.argv[2:] if os.environ["RANK"] == "0" or word != "--resume")]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.slow
+def test_a_run_that_one_process_resumes_and_another_begins_is_left_alone(pictures: Path, trained: Path) -> None:
+    shutil.copytree(trained, "run")
+    Path("x.py").write_text(UNLIKE)
+    before = times_of(Path("run"))
+    given = ["--run-dir", "run", "--recipe", "coco", "--data", pictures, "--size", 32, "--batch-size", 4, "--epochs", 3]
+    settings = [word for each in ("ngf=4", "ndf=4", "samples=2") for word in ("--set", each)]
+    code, _, error = finish(start("x.py", ROOT / "train.py", *given, *settings, "--device", "cpu", "--resume"))
+    assert (code, error.count("process 1 has resume False, process 0 has True: start all with the same")) == (1, 1), (
+        error
+    )
+    assert times_of(Path("run")) == before
 
 
 @pytest.mark.slow

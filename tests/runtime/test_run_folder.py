@@ -14,6 +14,7 @@ import torch
 
 from config import ROOT, Recipe, UserError
 from runtime import atomic, run_folder
+from runtime.locks import LOCK
 from runtime.run_folder import RunRecord, epoch_path, newest_run, previous_state_path, read_run, state_path, write_run
 
 RUN = Path("runs/x")
@@ -108,7 +109,7 @@ def test_a_run_folder_has_one_owner_until_that_ends_however_it_ends(
             pytest.fail("two owners")
         process.kill()
     with run_folder.owned(RUN):
-        assert {path.name for path in RUN.rglob("*")} == {"checkpoints", run_folder.LOCK}  # nothing half written
+        assert {path.name for path in RUN.rglob("*")} == {"checkpoints", LOCK}  # nothing half written
     assert "was killed; taken over" in capsys.readouterr().out
     assert [path.name for path in RUN.rglob("*")] == ["checkpoints"]
     with run_folder.owned(RUN):

@@ -191,6 +191,19 @@ def test_a_run_that_another_process_writes_meanwhile_is_left_alone(
     assert times_of(Path("run")) == before
 
 
+def test_what_is_ended_while_it_decodes_leaves_no_folder(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(setup, "load_images", lambda *_: signal.raise_signal(signal.SIGTERM))
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        signal.signal(signal.SIGTERM, lambda *_: None)  # or pytest would end with a code that has no such handler
+        with pytest.raises(SystemExit) as stopped:
+            train.main(recipe="coco", data=str(pictures), **TINY)
+        assert stopped.value.code == 128 + signal.SIGTERM
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert not Path("runs").exists()
+
+
 def test_a_resume_keeps_the_batch_of_all_processes(run: Path) -> None:
     before = (run / "recipe.json").read_bytes()
     with pytest.raises(UserError, match=r"was trained with 4 pictures per step of all processes; .* cannot make it 8"):

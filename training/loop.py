@@ -233,11 +233,27 @@ def keep_finite(skip: bool, *networks: nn.Module | None) -> Iterator[None]:
 
 
 @contextmanager
+def handled(handler: Callable[[int, object], None], *names: str) -> Iterator[None]:
+    """Let a function handle signals, in the main thread; no other may set handlers.
+
+    SIGHUP, which comes when a terminal closes, stays ignored where it is: nohup asks for it.
+    """
+    in_main, previous = threading.current_thread() is threading.main_thread(), {}
+    for number in (getattr(signal, name) for name in names if in_main and hasattr(signal, name)):
+        if number.name != "SIGHUP" or signal.getsignal(number) != signal.SIG_IGN:  # Windows has none
+            previous[number] = signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        for number, before in previous.items():
+            signal.signal(number, before)
+
+
+@contextmanager
 def noted_signals() -> Iterator[list[int]]:
     """Yield a list to which Ctrl-C, SIGTERM and SIGHUP add their number; a second one stops at once.
 
     But not under torchrun, which sends one for each that it gets, and kills what does not end in time.
-    SIGHUP, which comes when a terminal closes, stays ignored where it is: nohup asks for it.
     """
     caught: list[int] = []
 
@@ -246,17 +262,8 @@ def noted_signals() -> Iterator[list[int]]:
             raise KeyboardInterrupt
         caught.append(number)
 
-    in_main = threading.current_thread() is threading.main_thread()  # no other thread may set handlers
-    numbers = {signal.SIGINT, signal.SIGTERM} if in_main else set()
-    hangup = getattr(signal, "SIGHUP", None)  # not on Windows
-    if in_main and hangup and signal.getsignal(hangup) != signal.SIG_IGN:
-        numbers.add(hangup)
-    previous = {number: signal.signal(number, note) for number in numbers}
-    try:
+    with handled(note, "SIGINT", "SIGTERM", "SIGHUP"):
         yield caught
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 def fit(

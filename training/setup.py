@@ -23,7 +23,7 @@ from runtime.device import pick_format
 from runtime.locks import LOCK
 from runtime.progress import say
 from runtime.run_folder import ClassifierRecord, Record, RunRecord, has_state, load_state, saved_epochs, state_path
-from training.loop import State
+from training.loop import State, handled
 
 # what a resume may change
 RESUMABLE = {"epochs", "save_every", "log_every", "lr", "lr_d", "precision", "memory_format", "compile", "on_nan"}
@@ -83,9 +83,16 @@ class Setup:
     def owned(self) -> Iterator[None]:
         """Keep the run folder for this run alone, in all its processes.
 
+        SIGTERM and SIGHUP end a single process as an error does, so that no folder stays in which nothing was written.
+
         Raises UserError where another process has it, or has written into it since this run was settled.
         """
-        with nullcontext() if distributed.rank() else run_folder.owned(self.folder):
+
+        def leave(number: int, _: object) -> None:
+            raise SystemExit(128 + number)
+
+        signals = () if distributed.is_joined() else ("SIGTERM", "SIGHUP")  # one would wait for the others first
+        with handled(leave, *signals), nullcontext() if distributed.rank() else run_folder.owned(self.folder):
             if not distributed.rank() and self.stored is None:
                 require_free(self.folder)
             elif not distributed.rank() and read_stored(self.folder, type(self.stored)) != self.stored:

@@ -45,7 +45,8 @@ PairFoldersOption = Annotated[
 ]
 BatchSizeOption = Annotated[int | None, typer.Option(min=1, help="Images per step.")]
 CacheOption = Annotated[
-    float | None, typer.Option("--cache-gb", min=0, help="Of decoded images in cache/; 0: decode every time.")
+    float | None,
+    typer.Option("--cache-gb", min=0, help="Limit of the decoded images in cache/, 10^9 bytes; 0: decode every time."),
 ]
 GlobalBatchOption = Annotated[
     int | None, typer.Option(min=1, help="Images per step of all processes together, instead of each.")

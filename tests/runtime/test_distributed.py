@@ -190,11 +190,13 @@ def test_a_classifier_is_trained_and_pictures_are_rendered_and_scored_by_two(pic
 
 PROGRAM = """
 import os
+from pathlib import Path
 from config import UserError
 from runtime import cli
 def main() -> None:
     from runtime import distributed
     if distributed.rank() or {both}:
+        Path("failed").touch()
         {body}
     distributed.wait()
 cli.command(main, shared=True)
@@ -213,9 +215,8 @@ cli.command(main, shared=True)
 )
 def test_the_first_that_fails_alone_says_why(both: bool, body: str, said: str) -> None:
     Path("x.py").write_text(PROGRAM.format(both=both, body=body))
-    began = time.monotonic()
     code, _, error = finish(start("x.py"))
-    assert time.monotonic() - began < 120  # of which few are the end
+    assert time.time() - Path("failed").stat().st_mtime < 30  # s from the failure to the end of all
     assert code != 0
     assert error.count(said) == 1
     assert "gloo" not in error

@@ -128,6 +128,21 @@ def test_a_run_that_is_killed_before_its_first_state_loses_nothing(pictures: Pat
     assert same_tensors(weights, saved_weights(tuned, 1))
 
 
+def test_a_run_that_is_killed_while_it_saves_its_first_epoch_goes_on(
+    pictures: Path, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(train, "save_samples", die)  # behind the epoch's file, before its state
+        train.main(recipe="coco", data=str(pictures), run=Path("parts"), epochs=2, save_every=1, **TINY)
+    assert run_folder.saved_epochs(Path("parts")) == [1]
+    train.main(run=Path("parts"), resume=True, device="cpu")
+    assert same_tensors(saved_weights(trained, 2), saved_weights(Path("parts"), 2))
+    assert log_of(Path("parts")) == log_of(trained)
+
+
 def test_a_reader_that_goes_away_costs_no_step(pictures: Path, tmp_path: Path) -> None:
     options = ["--recipe", "coco", "--data", pictures, "--size", 32, "--batch-size", 4, "--epochs", 10**6]
     options += ["--device", "cpu", *(word for each in ("ngf=4", "ndf=4") for word in ("--set", each))]

@@ -297,6 +297,8 @@ def fit(
     steps = steps_per_epoch(count, recipe.batch_size * distributed.world())
     status, agreed, stop = Status(state, recipe, steps, count), distributed.Agreed(), 0
     torch.backends.cudnn.benchmark = True  # every batch has one shape
+    if not state.steps:  # or a kill while the first epoch is saved would leave an epoch and no state to go on from
+        _save_state(run, log)
     with noted_signals() as caught:
         while state.epoch <= recipe.epochs and not stop:
             title, todo = f"epoch {state.epoch}/{recipe.epochs}", batches(state.epoch, state.step)

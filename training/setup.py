@@ -110,15 +110,15 @@ class Setup:
         Raises:
             UserError: no saved state can be read or it does not fit, or processes do not stand at the same step.
         """
-        has_state = self.has_state
-        if has_state:
+        goes_on = self.has_state
+        if goes_on:
             saved = load_state(self.folder, is_owner)
             before = saved.get("batch", self.stored.recipe.batch_size)
             if self.global_batch not in (None, before):
                 problem = f"{self.folder} was trained with {before} pictures per step of all processes"
                 raise UserError(f"{problem}; a resume cannot make it {self.global_batch}")
             state.load_state_dict(saved)
-        distributed.require_same({**state.progress, "batch": state.batch, "init": init, "saved state": has_state})
+        distributed.require_same({**state.progress, "batch": state.batch, "init": init, "saved state": goes_on})
 
     def load_splits(self, items: Splits, loading: Loading, cache_gb: float | None = None) -> dict[str, ImageSet]:
         """Return the pictures to train and to validate on, decoded; says what is wrong with them.
@@ -159,10 +159,9 @@ class Setup:
         found = provenance(images)
         known = [self.stored.fingerprints, *(entry.get("fingerprints") for entry in self.stored.resumed)]
         if found["fingerprints"] not in known and self.data != self.stored.data:
-            problem = (
-                f"{self.data} does not hold the images of {self.stored.data}, with which {self.folder} was trained"
-            )
-            raise UserError(f"{problem}; to train on others begin a new run, with --init {self.folder}")
+            trained = f"{self.stored.data}, with which {self.folder} was trained"
+            hint = f"to train on others begin a new run, with --init {self.folder}"
+            raise UserError(f"{self.data} does not hold the images of {trained}; {hint}")
         if found["fingerprints"] != self.stored.fingerprints:
             say("the images have changed since this run began: it goes on with those there are now")
         changes = {"recipe": self.recipe, "data": self.data, "resumed": [*self.stored.resumed, found]}

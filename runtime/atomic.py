@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import torch
 
 MAX_NAME = 255  # bytes of a file's name
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # errors of a write, which name no file
+FULL_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # errors of a write, which name no file
 MAX_STEM = 120  # of a name that we derive: encrypted disks take 143, and an ending is still to come
 
 
@@ -62,7 +62,7 @@ def writing(path: Path, place: Path | None = None, size: int = 0) -> Iterator[No
         ]  # a full disk's has none
         if error.errno is None or not any(place.is_relative_to(name) for name in names):  # a library's has no number
             raise
-        room = room_left(place, size) if error.errno in FULL else ""
+        room = room_left(place, size) if error.errno in FULL_DISK_ERRORS else ""
         raise OSError(error.errno, f"{error.strerror}{room}", str(path)) from error
 
 

@@ -20,7 +20,7 @@ from typing import Annotated
 import typer
 
 from config import UserError
-from runtime.atomic import FULL
+from runtime.atomic import FULL_DISK_ERRORS
 
 RecipeOption = Annotated[
     str | None, typer.Option(metavar="NAME", help="See python train.py --list-recipes. Default: demo.")
@@ -99,7 +99,7 @@ def command(main: Callable[..., object], shared: bool = False) -> None:
     except UserError as error:
         _quit(str(error), 2)
     except OSError as error:
-        if error.filename is None and error.errno not in FULL:
+        if error.filename is None and error.errno not in FULL_DISK_ERRORS:
             raise
         place = error.filename or f"standard output, or a temporary file in {tempfile.gettempdir()}"
         _quit(f"{place}: {error.strerror}", 2)

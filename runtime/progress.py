@@ -9,7 +9,7 @@ from typing import TypeVar
 from tqdm import tqdm
 
 T = TypeVar("T")
-FIRST, EVERY = 15.0, 60.0  # s until the first line, and between later ones
+FIRST_LINE_S, LINE_INTERVAL_S = 15.0, 60.0  # until the first line, and between later ones
 
 
 silent = False  # of the processes of a run one speaks
@@ -48,14 +48,14 @@ class Clock:
     """Tells when the next line is due: the first soon, later ones now and then."""
 
     def __init__(self) -> None:
-        self.said, self.wait = time.monotonic(), FIRST
+        self.said, self.wait = time.monotonic(), FIRST_LINE_S
 
     def due(self) -> bool:
-        """Tell whether a line is due; if so, the next one is due in EVERY seconds."""
+        """Tell whether a line is due; if so, the next one is due in LINE_INTERVAL_S."""
         now = time.monotonic()
         if now - self.said < self.wait:
             return False
-        self.said, self.wait = now, EVERY
+        self.said, self.wait = now, LINE_INTERVAL_S
         return True
 
 

@@ -152,7 +152,7 @@ class Log:
 class Status:
     """Says now and then how a training goes and how long it will take; first what the whole of it takes here."""
 
-    PLAN = 10  # steps after which the time is told
+    PLAN_STEPS = 10  # steps after which the time is told
 
     def __init__(self, state: State, recipe: AnyRecipe, steps: int, images: int) -> None:
         """`steps`: per epoch; `images`: to train on."""
@@ -181,7 +181,7 @@ class Status:
             self.warm = time.monotonic()
             return
         due = self.clock.due()
-        if not self.planned and (due or self.done == self.PLAN):
+        if not self.planned and (due or self.done == self.PLAN_STEPS):
             self.planned, left = True, self.seconds_left
             look = "; for a first look: --quick" if left > 3600 else ""
             whole = f"{self.recipe.epochs} epochs of {self.images:,} pictures"

@@ -59,7 +59,7 @@ import sys
 from pathlib import Path
 from config import UserError
 from runtime import cli, progress
-progress.FIRST = progress.EVERY = 0.0
+progress.FIRST_LINE_S = progress.LINE_INTERVAL_S = 0.0
 def main() -> None:
     for i in progress.track(range(10000), "decoding", 10000):
         progress.say("a line that nobody reads")

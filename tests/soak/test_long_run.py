@@ -11,6 +11,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -63,6 +64,9 @@ def test_memory_files_and_threads_stay() -> None:
     MEASURED.unlink()
     every = max(1, round(60 * MINUTES / SAVES / seconds))
     process = start("--epochs", 10**6, "--set", f"save_every={every}")
+    while not MEASURED.exists():  # from its first save on
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(1)
     try:
         process.wait(60 * MINUTES)
     except subprocess.TimeoutExpired:

@@ -235,7 +235,9 @@ def test_a_run_that_one_process_resumes_and_another_begins_is_left_alone(picture
     Path("x.py").write_text(UNLIKE)
     before = times_of(Path("run"))
     given = ["--run-dir", "run", "--recipe", "coco", "--data", pictures, "--size", 32, "--batch-size", 4, "--epochs", 3]
-    settings = [word for each in ("ngf=4", "ndf=4", "samples=2", "save_every=1") for word in ("--set", each)]
+    settings = [
+        word for each in ("ngf=4", "ndf=4", "samples=2", "save_every=1", "log_every=1") for word in ("--set", each)
+    ]
     code, _, error = finish(start("x.py", ROOT / "train.py", *given, *settings, "--device", "cpu", "--resume"))
     assert (code, error.count("process 1 has resume False, process 0 has True: start all with the same")) == (1, 1), (
         error

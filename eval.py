@@ -78,7 +78,9 @@ def main(
     """Score one or all saved epochs; returns a ScoreFile. With `against`, returns a Comparison.
 
     `run` and `against` may be one or a list. With `report_only`, returns the scores that the report was written from.
+    Of several processes all but the first return None.
     """
+    from runtime import distributed
     from runtime.progress import say
     from runtime.run_folder import newest_run, read_run
     from runtime.weights import require_folder
@@ -88,9 +90,11 @@ def main(
     scoring = bool(all_epochs or data or metric or classifier or weights)
     if report_only and (scoring or epoch or against or force):
         raise UserError("--report-only writes a report of what is scored already: with it, only --run")
+    if against is not None and scoring:
+        raise UserError("--against compares what is scored already: with it, only --epoch and --force")
+    if (report_only or against is not None) and distributed.rank():
+        return None  # of several processes one writes
     if against is not None:
-        if scoring:
-            raise UserError("--against compares what is scored already: with it, only --epoch and --force")
         from evaluation.compare import compare, parse_opponent
         from reporting.page import write_report
 
@@ -120,7 +124,6 @@ def main(
         from data import open_split
         from evaluation.deep_metrics import load_metrics
         from evaluation.scoring import evaluate
-        from runtime import distributed
         from runtime.device import pick_device
 
         on = pick_device(device)

@@ -15,7 +15,6 @@ Every save_every epochs the run folder gets a generator, a resumable state, a sa
 
 import re
 from collections.abc import Iterator
-from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -34,9 +33,8 @@ if TYPE_CHECKING:
     from training.setup import Setup
 
 
-SAME = 0.002  # of what a generator gives, in [-1, 1], for different pictures: a spread that nobody sees
-
-EARLY = 1000  # steps in which it may not have learned yet to tell them apart
+MAX_UNSEEN_SPREAD = 0.002  # of what a generator gives, in [-1, 1], for different pictures
+MIN_LEARNED_STEPS = 1000  # before them it may not have learned yet to tell pictures apart
 
 
 def print_audit(gan: "Gan", recipe: Recipe, images: "ImageSet", device: "torch.device") -> None:
@@ -108,7 +106,7 @@ def save_samples(run: Path, recipe: Recipe, epoch: int, images: "ImageSet", devi
     columns = (color.show_input(source, recipe.input), ours, target)
     rows = [[picture.permute(1, 2, 0).numpy() for picture in row] for row in zip(*columns, strict=True)]
     write_image(run / "samples" / f"epoch_{epoch:04d}.png", contact_sheet(rows, ["input", "ours", "truth"]))
-    return len(given) > 1 and bool(given.std(0).max() < SAME)
+    return len(given) > 1 and bool(given.std(0).max() < MAX_UNSEEN_SPREAD)
 
 
 def begin(
@@ -190,19 +188,14 @@ def main(
     folder = Path(run or RUNS / (recipe or DEMO))
     if resume and not run and not recipe:
         folder = run_folder.newest_run()
-    if resume and data and not (folder / run_folder.RECORD).exists():
-        resume = False  # one command begins a run and, after every end, goes on with it
-    if resume:
-        stored = run_folder.read_run(folder)
+    stored = setup.find_stored(folder, run_folder.RunRecord, data) if resume else None
+    if stored is not None:
         if init not in (None, stored.init):
             raise UserError("--init begins a new run: --resume goes on with the weights that a run has")
         plan = setup.go_on(folder, stored, recipe, data, given, weights)
     else:
         plan = begin(recipe or DEMO, data, run, given, weights, quick)
-        if not (dry_run or audited or distributed.rank()):
-            setup.require_free(plan.folder)
-    if global_batch:
-        plan = setup.share_batch(plan, global_batch)
+    plan = setup.complete(plan, global_batch, writes=not (dry_run or audited))
     setup.require_effect(plan.recipe, given)
     made, folder, on = plan.recipe, plan.folder, pick_device(device)
     precision = pick_precision(made.precision, on)
@@ -212,17 +205,12 @@ def main(
     keep_freed_memory()
     memory_format = made.memory_format
     if not dry_run:
-        with distributed.in_turn():
-            memory_format = plan.settle_format(meta_generator(made), count_channels(made)[0], on, precision)
+        memory_format = plan.settle_format(meta_generator(made), count_channels(made)[0], on, precision)
     gan = build_gan(made, on, precision, memory_format)
     facts = setup.describe(made, plan.data, items, loading, gan.parameters())
-    settled = (
-        {} if resume else settle(made.name, plan.given) | {key: plan.given[key] for key in plan.given.keys() - given}
-    )
-    if settled:
+    own = {key: plan.given[key] for key in plan.given.keys() - given}
+    if stored is None and (settled := settle(made.name, plan.given) | own):
         facts["settled"] = ", ".join(f"{key} {value}" for key, value in settled.items())
-    if distributed.is_joined():
-        facts["processes"] = f"{distributed.world()}, batches of {made.batch_size} each"
     plan.announce({**facts, "device": f"{on}, {precision}, {memory_format}"}, dry_run, items.notes)
     if dry_run:
         return folder
@@ -231,14 +219,16 @@ def main(
         few = pick(items["train"], 4 * made.batch_size)
         print_audit(gan, made, load_images(few, loading, CACHE, "train"), on)
         return folder
-    with nullcontext() if distributed.rank() else run_folder.owned(folder):
+    with plan.owned():
         return run_training(plan, gan, items, loading, on, init, cache_gb)
 
 
-def restore(plan: "Setup", gan: "Gan", init: str | None) -> "State":
-    """Return the state of a run that begins or goes on, with the weights that its networks have there."""
+def restore(plan: "Setup", gan: "Gan", init: str | None, is_owner: bool = False) -> "State":
+    """Return the state of a run that begins or goes on, with the weights that its networks have there.
+
+    `is_owner`: this process has the run folder.
+    """
     from runtime import distributed
-    from runtime.run_folder import load_state
     from training.gan import load_pretrained
 
     state, init = gan.state(), plan.stored.init if plan.stored else init
@@ -246,9 +236,8 @@ def restore(plan: "Setup", gan: "Gan", init: str | None) -> "State":
     distributed.vary_seed(plan.recipe.seed)
     with distributed.in_turn():
         load_pretrained(gan, plan.recipe, plan.weights, fresh=not plan.has_state and init is None)
-    if plan.has_state:
-        state.load_state_dict(load_state(plan.folder))
-    elif init:
+    plan.restore(state, init, is_owner)
+    if init and not plan.has_state:
         start_from(init, gan.generator, plan.recipe)
     return state
 
@@ -271,7 +260,8 @@ def run_training(
     from training.gan import make_batch, schedule, train_step
     from training.loop import fit, keep_finite
 
-    made, folder, state = plan.recipe, plan.folder, restore(plan, gan, init)
+    rank, world = distributed.rank(), distributed.world()
+    made, folder, state = plan.recipe, plan.folder, restore(plan, gan, init, is_owner=not rank)
     images = plan.load_splits(items, loading, cache_gb)
     setup.require_batch(made, len(images["train"]))
     if gan.class_loss is not None and not plan.has_state:
@@ -285,7 +275,6 @@ def run_training(
             RunRecord, loading, images, mean_ab=mean, parameters=sizes, overrides=plan.given, init=init,
             memory_format=gan.memory_format,
         )  # fmt: skip
-    rank, world = distributed.rank(), distributed.world()
     steps = steps_per_epoch(images["train"].per_epoch, state.batch)
     gan.share()
 
@@ -302,7 +291,7 @@ def run_training(
         if rank:
             return
         save_generator(folder, epoch, made, gan.generator if gan.ema is None else gan.ema.module)
-        if save_samples(folder, made, epoch, images["val"], on) and state.steps >= EARLY:
+        if save_samples(folder, made, epoch, images["val"], on) and state.steps >= MIN_LEARNED_STEPS:
             alike = "the generator gives every picture the same colours"
             say(f"epoch {epoch}: {alike}; begin anew with a smaller lr or lambda_gan")
         plot_losses(folder / "losses.png", records)

@@ -12,7 +12,6 @@ save_every epochs the run folder gets a checkpoint, its scores on the validation
 import copy
 import math
 from collections.abc import Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
@@ -164,29 +163,24 @@ def main(
         seed=seed, batch_size=batch_size, limit=limit, on_nan=on_nan,
     )  # fmt: skip
     folder, weights = Path(run or RUNS / "classifier"), require_folder(weights)
-    if resume and data and not (folder / run_folder.CLASSIFIER_RECORD).exists():
-        resume = False  # one command begins a run and, after every end, goes on with it
-    if resume:
-        plan = setup.go_on(folder, run_folder.read_classifier_run(folder), None, data, given, weights)
+    stored = setup.find_stored(folder, run_folder.ClassifierRecord, data) if resume else None
+    if stored is not None:
+        plan = setup.go_on(folder, stored, None, data, given, weights)
     elif data is None:
         raise UserError("a classifier needs --data PATH|NAME: a folder of pictures per class, or cifar10")
     else:
         plan = setup.Setup(folder, ClassifierRecipe(**given), data, given, weights)
-        if not (dry_run or distributed.rank()):
-            setup.require_free(folder)
-    if global_batch:
-        plan = setup.share_batch(plan, global_batch)
+    plan = setup.complete(plan, global_batch, writes=not dry_run)
     made, data, on = plan.recipe, plan.data, pick_device(device)
     precision = pick_precision(made.precision, on)
     with distributed.in_turn():
         items = list_items(data, made, CACHE)
-    classes = classifiers.find_classes(items, data, plan.stored and plan.stored.classes)
+    classes = classifiers.find_classes(items, data, stored and stored.classes)
     keep_freed_memory()
     training = build_training(made, classes, on, precision)
     if not dry_run:
         shapes = copy.deepcopy(training.classifier.network).to("meta")
-        with distributed.in_turn():
-            training.memory_format = plan.settle_format(shapes, 3, on, precision)
+        training.memory_format = plan.settle_format(shapes, 3, on, precision)
         training.classifier.to(memory_format=FORMATS[training.memory_format])
     classifier, start = training.classifier, "published weights" if made.pretrained else "scratch"
     count = f"{data}: {len(items['train'])} to train, {len(items['val'])} to validate, {len(classes)} classes"
@@ -197,12 +191,10 @@ def main(
         "epochs": made.epochs,
         "device": f"{on}, {precision}, {training.memory_format}",
     }
-    if distributed.is_joined():
-        facts["processes"] = f"{distributed.world()}, batches of {made.batch_size} each"
     plan.announce(facts, dry_run, items.notes)
     if dry_run:
         return folder
-    with nullcontext() if distributed.rank() else run_folder.owned(folder):
+    with plan.owned():
         return run_training(plan, training, items, on, cache_gb)
 
 
@@ -210,7 +202,6 @@ def restore(plan: "Setup", training: Training, on: "torch.device") -> "State":
     """Return the state of a run that begins or goes on, with the weights that its network has there."""
     from evaluation.classifier import load_pretrained
     from runtime import distributed
-    from runtime.run_folder import load_state
     from runtime.weights import load_weights
     from training.loop import State
 
@@ -218,9 +209,8 @@ def restore(plan: "Setup", training: Training, on: "torch.device") -> "State":
     parts = {"network": network, "optimizer": training.optimizer, "scaler": training.scaler}
     state = State(FORMAT, parts, on, made.batch_size * distributed.world())
     distributed.vary_seed(made.seed)
-    if plan.has_state:
-        state.load_state_dict(load_state(plan.folder))
-    elif made.pretrained:
+    plan.restore(state, is_owner=not distributed.rank())
+    if made.pretrained and not plan.has_state:
         with distributed.in_turn():
             published = load_weights(made.network, plan.weights, "leave out --pretrained")
         load_pretrained(training.classifier, published)

@@ -8,7 +8,6 @@ What is in use is held by a second kind of lock, so that only what nobody uses i
 import json
 import os
 import shutil
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,30 +16,12 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from config import UserError
+from runtime.locks import LOCK, is_current, lock
 from runtime.progress import say
 from runtime.weights import file_hash
 
-LOCK, META, PIXELS, PARTIAL = "lock", "meta.json", "pixels.bin", ".tmp"
+META, PIXELS, PARTIAL = "meta.json", "pixels.bin", ".tmp"
 GB = 1e9  # bytes
-
-
-def lock(file: BinaryIO, shared: bool = False, wait: bool = False) -> bool:
-    """Lock a file until it is closed, also by a killed process; tells whether that was possible.
-
-    Raises UserError where the disk knows no locks.
-    """
-    if sys.platform == "win32":
-        return True
-    import fcntl
-
-    try:
-        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        raise UserError(f"{file.name} cannot be locked ({error.strerror}): work on a disk that has flock") from None
-    return True
 
 
 def open_cache(folder: Path, most: float) -> tuple[dict[str, Any], NDArray[np.uint8]] | None:
@@ -108,9 +89,8 @@ def _claim(partial: Path, folder: Path) -> BinaryIO:
             if not waited:
                 say(f"waiting for another process, which is making {folder}")
             waited = lock(held, wait=True)
-        with suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(held.fileno()), os.stat(partial / LOCK)):
-                return held
+        if is_current(held):
+            return held
         held.close()
 
 
@@ -118,7 +98,7 @@ def remove_leftovers(cache: Path) -> None:
     """Remove what killed processes left half made; what a living one is making stays."""
     for partial in cache.glob(f"*{PARTIAL}"):
         with suppress(OSError), open(partial / LOCK, "ab") as held:
-            if lock(held):
+            if lock(held, certain=True):
                 shutil.rmtree(partial, ignore_errors=True)
 
 
@@ -135,7 +115,7 @@ def make_room(cache: Path, needed: int, most: float) -> bool:
         if used + needed <= most:
             break
         with open(folder / PIXELS, "rb+") as file:
-            if lock(file):
+            if lock(file, certain=True):
                 shutil.rmtree(folder)
                 used -= found[folder]
     return used + needed <= most

@@ -1,9 +1,11 @@
 """Files that appear complete or not at all: any file, JSON, and checkpoints of torch."""
 
 import errno
+import io
 import json
 import os
 import pickle
+import secrets
 import shutil
 import zipfile
 import zlib
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
     import torch
 
 MAX_NAME = 255  # bytes of a file's name
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # errors of a write, which name no file
+FULL_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # errors of a write, which name no file
 MAX_STEM = 120  # of a name that we derive: encrypted disks take 143, and an ending is still to come
 
 
@@ -31,8 +33,8 @@ def replacing(path: Path, previous: Path | None = None, size: int = 0) -> Iterat
     Raises:
         OSError: `path` cannot be written, which it names; or the block's own, of another file.
     """
-    unique = f"{zlib.crc32(os.fsencode(path.name)):08x}.{os.getpid()}"  # a long name leaves no room for more
-    temporary = path.with_name(f".{path.name[:40]}.{unique}.tmp")
+    # a long name leaves no room for more; two containers may have equal numbers of processes
+    temporary = path.with_name(f".{path.name[:40]}.{secrets.token_hex(8)}.tmp")
     try:
         with writing(path, temporary, size):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -60,7 +62,7 @@ def writing(path: Path, place: Path | None = None, size: int = 0) -> Iterator[No
         ]  # a full disk's has none
         if error.errno is None or not any(place.is_relative_to(name) for name in names):  # a library's has no number
             raise
-        room = room_left(place, size) if error.errno in FULL else ""
+        room = room_left(place, size) if error.errno in FULL_DISK_ERRORS else ""
         raise OSError(error.errno, f"{error.strerror}{room}", str(path)) from error
 
 
@@ -129,13 +131,14 @@ def load(path: Path, device: "torch.device | str" = "cpu") -> dict[str, Any]:
     import torch
 
     payload = None
-    if zipfile.is_zipfile(path):  # what torch.save writes; its reader of older files fails in many ways
-        errors = (RuntimeError, ValueError, EOFError, OSError, KeyError, zipfile.BadZipFile, pickle.PickleError)
-        with suppress(*errors, zlib.error):
-            with zipfile.ZipFile(path) as file:
-                damaged = file.testzip()  # torch's own reader checks no checksum of a tensor
-            if damaged is None:
-                payload = torch.load(path, map_location=device, weights_only=True)
+    errors = (RuntimeError, ValueError, EOFError, OSError, KeyError, zipfile.BadZipFile, pickle.PickleError, zlib.error)
+    with suppress(*errors):
+        content = io.BytesIO(path.read_bytes())  # a checkpoint may be far away: it is read once
+        with zipfile.ZipFile(content) as file:  # what torch.save writes; its reader of older files fails in many ways
+            damaged = file.testzip()  # torch's own reader checks no checksum of a tensor
+        if damaged is None:
+            content.seek(0)
+            payload = torch.load(content, map_location=device, weights_only=True)
     if not isinstance(payload, dict):
         raise UserError(f"{path} is not a checkpoint of this project, or it is damaged")
     return payload

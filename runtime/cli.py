@@ -20,7 +20,7 @@ from typing import Annotated
 import typer
 
 from config import UserError
-from runtime.atomic import FULL
+from runtime.atomic import FULL_DISK_ERRORS
 
 RecipeOption = Annotated[
     str | None, typer.Option(metavar="NAME", help="See python train.py --list-recipes. Default: demo.")
@@ -45,7 +45,8 @@ PairFoldersOption = Annotated[
 ]
 BatchSizeOption = Annotated[int | None, typer.Option(min=1, help="Images per step.")]
 CacheOption = Annotated[
-    float | None, typer.Option("--cache-gb", min=0, help="Of decoded images in cache/; 0: decode every time.")
+    float | None,
+    typer.Option("--cache-gb", min=0, help="Limit of the decoded images in cache/, 10^9 bytes; 0: decode every time."),
 ]
 GlobalBatchOption = Annotated[
     int | None, typer.Option(min=1, help="Images per step of all processes together, instead of each.")
@@ -98,11 +99,15 @@ def command(main: Callable[..., object], shared: bool = False) -> None:
     except UserError as error:
         _quit(str(error), 2)
     except OSError as error:
-        if error.filename is None and error.errno not in FULL:
+        if error.filename is None and error.errno not in FULL_DISK_ERRORS:
             raise
         place = error.filename or f"standard output, or a temporary file in {tempfile.gettempdir()}"
         _quit(f"{place}: {error.strerror}", 2)
     except (KeyboardInterrupt, typer.Abort):
+        from runtime import progress
+
+        if progress.silent:  # of several processes, all of which Ctrl-C ends, one says so
+            sys.exit(INTERRUPTED)
         _quit("interrupted; what was saved before is kept", INTERRUPTED)
 
 
@@ -120,5 +125,7 @@ def processes(shared: bool) -> AbstractContextManager[None]:
 
 
 def _quit(sentence: str, code: int) -> None:
-    print(f"{Path(sys.argv[0]).name}: {' '.join(sentence.split())}", file=sys.stderr)
+    from runtime import progress  # not needed by --help
+
+    progress.write(f"{Path(sys.argv[0]).name}: {' '.join(sentence.split())}", "stderr")
     sys.exit(code)

@@ -18,7 +18,7 @@ from runtime import distributed
 from runtime.atomic import write_json
 
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}  # of tensors in memory
-MEASURED = "memory_formats.json"  # in the cache: what pick_format found
+FORMATS_FILE = "memory_formats.json"  # in the cache: what pick_format found
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # parameters of glibc's mallopt
 
 
@@ -118,7 +118,7 @@ def pick_format(network: nn.Module, shape: Sequence[int], device: torch.device, 
         return "channels_last"
     convolution, shape = largest_convolution(network, shape)
     key = f"{device_name(device)}, torch {torch.__version__}, {precision}, {convolution} of {(*shape,)}"
-    path = cache / MEASURED
+    path = cache / FORMATS_FILE
     try:
         known = json.loads(path.read_text())
     except (OSError, ValueError):

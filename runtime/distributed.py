@@ -18,7 +18,6 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from config import UserError
@@ -27,7 +26,7 @@ from runtime import progress
 T = TypeVar("T")
 # Others wait while one decodes a data set. A process that dies is noticed at once all the same, by torchrun.
 TIMEOUT = timedelta(days=1)
-LOST = "another process of this run was killed, or its machine is gone; go on with --resume"
+LOST_MESSAGE = "another process of this run was killed, or its machine is gone; go on with --resume"
 
 
 @contextmanager
@@ -38,6 +37,8 @@ def joined() -> Iterator[None]:
         SystemExit: this process failed after another, mostly because of it.
         UserError: this is the first that noticed that another is gone without a word.
     """
+    from torch.distributed.rendezvous import rendezvous  # which not every torch has
+
     store, rank, world = next(rendezvous("env://", timeout=TIMEOUT))
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=TIMEOUT)
@@ -55,7 +56,7 @@ def joined() -> Iterator[None]:
         if not is_first:
             raise SystemExit(2 if isinstance(error, UserError) else 1) from None
         if is_lost:
-            raise UserError(LOST) from None
+            raise UserError(LOST_MESSAGE) from None
         raise
     finally:
         dist.destroy_process_group()
@@ -126,9 +127,9 @@ def require_same(facts: Mapping[str, object]) -> None:
     first, *others = gather(dict(facts))
     for number, theirs in enumerate(others, 1):
         for key, value in first.items():
-            if theirs[key] != value:
-                told = f"process {number} has {key} {theirs[key]}, process 0 has {value}"
-                raise UserError(f"{told}: start all with the same options, on the same data")
+            if theirs.get(key) != value:
+                difference = f"process {number} has {key} {theirs.get(key)}, process 0 has {value}"
+                raise UserError(f"{difference}: start all with the same options, on the same data")
 
 
 def averaging(network: nn.Module) -> nn.Module:

@@ -9,7 +9,7 @@ from typing import TypeVar
 from tqdm import tqdm
 
 T = TypeVar("T")
-FIRST, EVERY = 15.0, 60.0  # s until the first line, and between later ones
+FIRST_LINE_S, LINE_INTERVAL_S = 15.0, 60.0  # until the first line, and between later ones
 
 
 silent = False  # of the processes of a run one speaks
@@ -23,13 +23,17 @@ def be_silent() -> None:
 
 def say(text: str) -> None:
     """Print to stdout, above any progress bar and at once; a reader that has gone ends nothing."""
-    if silent:
-        return
+    if not silent:
+        write(text, "stdout")
+
+
+def write(text: str, stream: str) -> None:
+    """Print to sys.stdout or sys.stderr, above any progress bar and at once; a reader that has gone ends nothing."""
     try:
-        tqdm.write(text, file=sys.stdout)
-        sys.stdout.flush()
+        tqdm.write(text, file=getattr(sys, stream))
+        getattr(sys, stream).flush()
     except OSError:  # as of `| head`: what is said from now on has no reader
-        sys.stdout = open(os.devnull, "w")
+        setattr(sys, stream, open(os.devnull, "w"))
 
 
 def duration(seconds: float) -> str:
@@ -44,14 +48,14 @@ class Clock:
     """Tells when the next line is due: the first soon, later ones now and then."""
 
     def __init__(self) -> None:
-        self.said, self.wait = time.monotonic(), FIRST
+        self.said, self.wait = time.monotonic(), FIRST_LINE_S
 
     def due(self) -> bool:
-        """Tell whether a line is due; if so, the next one is due in EVERY seconds."""
+        """Tell whether a line is due; if so, the next one is due in LINE_INTERVAL_S."""
         now = time.monotonic()
         if now - self.said < self.wait:
             return False
-        self.said, self.wait = now, EVERY
+        self.said, self.wait = now, LINE_INTERVAL_S
         return True
 
 
@@ -71,5 +75,5 @@ def track(items: Iterable[T], title: str, total: int, start: int = 0, lines: boo
     for done, item in enumerate(items):
         if done and clock.due():
             left = (time.monotonic() - began) / done * (total - done)
-            print(f"{title}: {done:,} of {total:,}, about {duration(left)} left", file=sys.stderr, flush=True)
+            write(f"{title}: {done:,} of {total:,}, about {duration(left)} left", "stderr")
         yield item

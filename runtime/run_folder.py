@@ -11,7 +11,6 @@ runs/NAME/report.html generator.ts
 runs/NAME/.lock                           held by the process that trains it
 """
 
-import errno
 import hashlib
 import json
 import os
@@ -29,11 +28,12 @@ from typing import IO, Any, TypeVar
 from config import DEMO, RUNS, VERSION, AnyRecipe, ClassifierRecipe, Recipe, UserError
 from runtime import atomic
 from runtime.atomic import write_json
+from runtime.locks import LOCK, is_current, lock
 from runtime.progress import say
 
 R = TypeVar("R", bound="Record")
 
-RECORD, CLASSIFIER_RECORD, LOG, LOCK = "recipe.json", "classifier.json", "log.jsonl", ".lock"
+RECORD, CLASSIFIER_RECORD, LOG = "recipe.json", "classifier.json", "log.jsonl"
 STAMP = ".stamp"  # file in a folder of rendered pictures that says what they were rendered from
 
 
@@ -152,18 +152,24 @@ def has_state(run: Path) -> bool:
     return state_path(run).exists() or previous_state_path(run).exists()
 
 
-def load_state(run: Path) -> dict[str, Any]:
+def load_state(run: Path, is_owner: bool = True) -> dict[str, Any]:
     """Return the last state that was saved, or the one before it where that is damaged; says which.
+
+    An owner removes a damaged one then: the next save would put it in the place of the one before it, which is good.
 
     Raises UserError where none can be read.
     """
+    path, previous = state_path(run), previous_state_path(run)
     try:
-        return atomic.load(state_path(run))
+        return atomic.load(path)
     except UserError as error:
-        if not previous_state_path(run).exists():
+        if not previous.exists():
             raise
-        say(f"{error}: going on from {previous_state_path(run).name}, which was saved before it")
-    return atomic.load(previous_state_path(run))
+        state = atomic.load(previous)
+        say(f"{error}: going on from {previous.name}, which was saved before it")
+    if is_owner:
+        path.unlink(missing_ok=True)
+    return state
 
 
 @contextmanager
@@ -182,8 +188,7 @@ def owned(run: Path) -> Iterator[None]:
             before = file.read()
             if before:
                 say(f"{run}: its last owner, {before}, was killed; taken over")
-            for left in [*run.glob("checkpoints/.*.tmp"), *run.glob("samples/.*.tmp")]:
-                left.unlink()
+            _tidy(run)
             file.truncate(0)
             file.write(f"{platform.node()} since {time.strftime('%Y-%m-%d %H:%M:%S')}")
             file.flush()
@@ -194,29 +199,33 @@ def owned(run: Path) -> Iterator[None]:
                 place.rmdir()
 
 
+def _tidy(run: Path) -> None:
+    """Remove what a killed owner left half written; a state that is whole is put where none is."""
+    for left in [*run.glob("checkpoints/.*.tmp"), *run.glob("samples/.*.tmp")]:
+        if left.name.startswith(f".{state_path(run).name}.") and not state_path(run).exists():
+            with suppress(UserError):
+                atomic.load(left)
+                os.replace(left, state_path(run))
+        left.unlink(missing_ok=True)
+
+
 @contextmanager
 def _locked(path: Path, run: Path) -> Iterator[IO[str]]:
     """Yield a lock's file, open and locked; it is removed at the end."""
-    import fcntl  # not on Windows
-
     while True:
         with open(path, "a+") as file:
             file.seek(0)
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            if not lock(file):
                 owner = file.read() or "another process"
-                raise UserError(f"{run} is trained by {owner}: wait for its end, or name another with --run") from None
-            except OSError as error:
-                if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
-                    raise
-                say(f"{run} lies where files cannot be locked: see that no other process trains it")
-            if not os.fstat(file.fileno()).st_nlink:
-                continue  # its owner has just ended, and removed it
+                raise UserError(f"{run} is trained by {owner}: wait for its end, or name another with --run")
+            if not is_current(file):
+                continue
             try:
                 yield file
             finally:
-                path.unlink(missing_ok=True)
+                file.truncate(0)  # or where an open file cannot be removed, its owner would seem to have been killed
+                with suppress(PermissionError):
+                    path.unlink(missing_ok=True)
             return
 
 

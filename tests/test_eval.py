@@ -27,7 +27,7 @@ from imaging import color
 from imaging.files import read_image, write_image
 from imaging.pixels import Array, colorfulness
 from reporting import curves, page
-from runtime import atomic, device, run_folder, weights
+from runtime import atomic, device, distributed, run_folder, weights
 from test import main as render
 
 CPU = torch.device("cpu")
@@ -443,6 +443,14 @@ def test_comparing_from_the_command(run: Path) -> None:
         assert found.metrics[metric].theirs == pytest.approx(rows["epoch_0002"].scores[metric].mean)
     other = Path(shutil.copytree(run, run.parent / "other"))
     assert main(run=run, epoch=1, against=f"{other}:2", device="cpu").metrics == found.metrics
+
+
+def test_of_several_processes_one_compares_and_writes_the_report(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = snapshot(run)
+    monkeypatch.setattr(distributed, "rank", lambda: 1)
+    assert main(run=run, report_only=True) is None
+    assert main(run=run, epoch=1, against="2") is None
+    assert snapshot(run) == before
 
 
 def test_several_runs_are_compared_from_the_command(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

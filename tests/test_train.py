@@ -21,8 +21,9 @@ import test as tester
 import train
 from config import RECIPES, ROOT, UserError
 from runtime import atomic, run_folder
+from runtime.locks import LOCK
 from runtime.run_folder import read_records, read_run, state_path
-from training import gan
+from training import gan, setup
 
 pytestmark = pytest.mark.usefixtures("no_curves")  # but the `trained` run has them
 STAGES = ["pretrain_epochs=1", "pretrain_lr=1e-3"]
@@ -127,6 +128,22 @@ def test_a_run_that_is_killed_before_its_first_state_loses_nothing(pictures: Pat
     assert same_tensors(weights, saved_weights(tuned, 1))
 
 
+def test_a_run_that_is_killed_while_it_saves_its_first_epoch_goes_on(
+    pictures: Path, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "save_samples", die)  # behind the epoch's file, before its state
+        with pytest.raises(KeyboardInterrupt):
+            train.main(recipe="coco", data=str(pictures), run=Path("parts"), epochs=2, save_every=1, **TINY)
+    assert run_folder.saved_epochs(Path("parts")) == [1]
+    train.main(run=Path("parts"), resume=True, device="cpu")
+    assert same_tensors(saved_weights(trained, 2), saved_weights(Path("parts"), 2))
+    assert log_of(Path("parts")) == log_of(trained)
+
+
 def test_a_reader_that_goes_away_costs_no_step(pictures: Path, tmp_path: Path) -> None:
     options = ["--recipe", "coco", "--data", pictures, "--size", 32, "--batch-size", 4, "--epochs", 10**6]
     options += ["--device", "cpu", *(word for each in ("ngf=4", "ndf=4") for word in ("--set", each))]
@@ -160,9 +177,56 @@ def test_one_process_trains_a_run(run: Path, pictures: Path, capsys: pytest.Capt
         train.main(run=run, resume=True, epochs=3, device="cpu")
     assert times_of(run) == before
     Path("new").mkdir()
-    Path("new", run_folder.LOCK).write_text("box since noon")  # of a process that was killed while it decoded
+    Path("new", LOCK).write_text("box since noon")  # of a process that was killed while it decoded
     train.main(run=Path("new"), recipe="coco", data=str(pictures), epochs=1, **TINY)
     assert "its last owner, box since noon, was killed; taken over" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("resume", "words"), [(False, "already holds a run"), (True, "has just been trained by another")]
+)
+def test_a_run_that_another_process_writes_meanwhile_is_left_alone(
+    trained: Path, pictures: Path, resume: bool, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = {}
+    if resume:
+        shutil.copytree(trained, "run")
+
+    def meanwhile(self: setup.Setup, *_: object) -> str:
+        if not resume:
+            shutil.copytree(trained, "run")
+        record = read_run(Path("run"))
+        run_folder.write_run(Path("run"), replace(record, resumed=[{"images": record.images}]))
+        before.update(times_of(Path("run")))
+        return "contiguous"
+
+    monkeypatch.setattr(setup.Setup, "settle_format", meanwhile)
+    given = {"resume": True} if resume else {"recipe": "coco", "data": str(pictures), **TINY}
+    with pytest.raises(UserError, match=words):
+        train.main(run=Path("run"), epochs=3, **{**given, "device": "cpu"})
+    assert times_of(Path("run")) == before
+
+
+def test_what_is_ended_while_it_decodes_leaves_no_folder(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(setup, "load_images", lambda *_: signal.raise_signal(signal.SIGTERM))
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        signal.signal(signal.SIGTERM, lambda *_: None)  # or pytest would end with a code that has no such handler
+        with pytest.raises(SystemExit) as stopped:
+            train.main(recipe="coco", data=str(pictures), **TINY)
+        assert stopped.value.code == 128 + signal.SIGTERM
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert not Path("runs").exists()
+
+
+def test_a_resume_keeps_the_batch_of_all_processes(run: Path) -> None:
+    before = (run / "recipe.json").read_bytes()
+    with pytest.raises(UserError, match=r"was trained with 4 pictures per step of all processes; .* cannot make it 8"):
+        train.main(run=run, resume=True, epochs=3, global_batch=8, device="cpu")
+    assert (run / "recipe.json").read_bytes() == before
+    train.main(run=run, resume=True, epochs=3, global_batch=4, device="cpu")
+    assert atomic.load(state_path(run))["batch"] == 4
 
 
 def test_a_run_inside_its_own_data_does_not_grow(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -242,7 +306,7 @@ def test_skipping_costs_no_bit_where_all_is_finite(pictures: Path, trained: Path
 def test_a_generator_that_answers_every_picture_alike_is_named(
     pictures: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(train, "EARLY", 1)
+    monkeypatch.setattr(train, "MIN_LEARNED_STEPS", 1)
     train.main(recipe="coco", data=str(pictures), epochs=1, **TINY)
     assert "alike" not in capsys.readouterr().out
     settings = [*TINY["set_"], "lr=1e-12", "init=kaiming"]

@@ -23,6 +23,7 @@ from runtime import atomic, run_folder
 from runtime.run_folder import read_classifier_run, state_path
 from runtime.weights import load_weights
 from train_classifier import Training, build_training, learning_rate, train_step, validate
+from training import setup
 
 SMALL = "shufflenet_v2_x0_5"
 RECIPE = ClassifierRecipe(network=SMALL, size=32, batch_size=8, epochs=2, lr=0.01)
@@ -346,6 +347,15 @@ def test_a_run_is_never_mixed_with_another(trained: Path, options: dict[str, Any
     with pytest.raises(UserError, match=words):
         train_classifier.main(run=trained, **options)
     assert times_of(trained) == before
+
+
+def test_a_run_that_another_process_began_meanwhile_is_left_alone(
+    trained: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(setup.Setup, "settle_format", lambda *_: shutil.copytree(trained, "run") and "contiguous")
+    with pytest.raises(UserError, match="run already holds a run"):
+        train_classifier.main(data=str(pictures), run=Path("run"), epochs=1, **TINY)
+    assert read_classifier_run(Path("run")) == read_classifier_run(trained)
 
 
 def test_a_resume_whose_classes_have_changed(pictures: Path) -> None:

@@ -33,9 +33,9 @@ TITLES = {  # of loss terms
     "G_gan": "GAN", "G_l1": "L1", "G_mse": "MSE", "G_class": "classes", "G_lpips": "LPIPS", "G_perceptual": "VGG",
     "G_anime": "Danbooru", "D_real": "D-real", "D_fake": "D-fake", "C_loss": "loss",
 }  # fmt: skip
-GOOD = "good"  # the share of steps in an interval whose losses are all finite
-# a discriminator has won whose losses are this close to their least for so many status lines: it teaches no more
-WON, LONG = 0.05, 5
+FINITE_SHARE = "finite"  # of the steps in an interval: those whose losses are all finite
+# a discriminator whose losses are so close to their least, for so many status lines, has won: it teaches no more
+MAX_WON_LOSS, MIN_WON_LINES = 0.05, 5
 REMEDY = "train with a smaller learning rate (--set lr=...) or with --set precision=fp32"
 
 
@@ -75,8 +75,8 @@ class State:
         self.epoch, self.step, self.steps = state["epoch"], state["step"], state["steps"]
         before = state.get("batch", self.batch)
         if self.step and before != self.batch:
-            told = f"it stopped within epoch {self.epoch}, at {before} pictures per step of all processes"
-            raise UserError(f"{told}, now {self.batch}: finish the epoch with --global-batch {before}")
+            problem = f"it stopped within epoch {self.epoch}, at {before} pictures per step of all processes"
+            raise UserError(f"{problem}, now {self.batch}: finish the epoch with --global-batch {before}")
         rank, others = distributed.rank(), state.get("others", [])
         if rank <= len(others):
             restore_rng([state, *others][rank])
@@ -115,8 +115,8 @@ class Log:
     def add(self, terms: Mapping[str, Tensor], images: int, waited: float) -> None:
         """Count one step: its loss terms, its images, and the seconds spent waiting for them."""
         if self.skip:
-            good = torch.stack([*terms.values()]).isfinite().all()
-            terms = {name: value.where(good, 0.0) for name, value in terms.items()} | {GOOD: good.float()}
+            finite = torch.stack([*terms.values()]).isfinite().all()
+            terms = {name: value.where(finite, 0.0) for name, value in terms.items()} | {FINITE_SHARE: finite.float()}
         for name, value in terms.items():
             self.sums[name] = self.sums[name] + value if name in self.sums else value
         self.steps, self.images, self.waited = self.steps + 1, self.images + images, self.waited + waited
@@ -129,9 +129,9 @@ class Log:
         values = (sums / (self.steps * distributed.world())).tolist()  # the one wait for the device
         means, done = dict(zip(self.sums, values, strict=True)), self.state.progress
         if self.skip:
-            good = means.pop(GOOD)
-            means = {name: value / good if good else math.nan for name, value in means.items()}
-            means |= {"skipped": round(self.steps * (1 - good), 3)} if good < 1 else {}
+            share = means.pop(FINITE_SHARE)
+            means = {name: value / share if share else math.nan for name, value in means.items()}
+            means |= {"skipped": round(self.steps * (1 - share), 3)} if share < 1 else {}
         broken = " ".join(name for name, value in means.items() if not math.isfinite(value))
         if broken:
             raise UserError(f"{broken} not finite by step {done['steps']}; nothing was overwritten: {REMEDY}")
@@ -152,7 +152,7 @@ class Log:
 class Status:
     """Says now and then how a training goes and how long it will take; first what the whole of it takes here."""
 
-    PLAN = 10  # steps after which the time is told
+    PLAN_STEPS = 10  # steps after which the time is told
 
     def __init__(self, state: State, recipe: AnyRecipe, steps: int, images: int) -> None:
         """`steps`: per epoch; `images`: to train on."""
@@ -181,7 +181,7 @@ class Status:
             self.warm = time.monotonic()
             return
         due = self.clock.due()
-        if not self.planned and (due or self.done == self.PLAN):
+        if not self.planned and (due or self.done == self.PLAN_STEPS):
             self.planned, left = True, self.seconds_left
             look = "; for a first look: --quick" if left > 3600 else ""
             whole = f"{self.recipe.epochs} epochs of {self.images:,} pictures"
@@ -196,7 +196,7 @@ class Status:
         terms = " ".join(f"{TITLES.get(name, name)} {value:.3g}" for name, value in means.items())
         words = f"{rate * count:.1f} images/s | {duration(self.seconds_left)} left"
         self.won = self.won + 1 if self.is_winning(means) else 0
-        if self.won >= LONG:
+        if self.won >= MIN_WON_LINES:
             words += " | the discriminator has won: begin anew with a smaller lr_d, or label_real=0.9"
         say(f"epoch {self.state.epoch}/{self.recipe.epochs} | {terms} | {words}")
         self.clear()
@@ -208,7 +208,7 @@ class Status:
         label, least = self.recipe.label_real, 0.0
         if self.recipe.gan_mode == "vanilla" and label < 1:  # the entropy of a smoothed label
             least = -label * math.log(label) - (1 - label) * math.log(1 - label)
-        return max(means["D_real"] - least, means["D_fake"]) < WON
+        return max(means["D_real"] - least, means["D_fake"]) < MAX_WON_LOSS
 
 
 def peak_memory_mb(device: torch.device) -> float:
@@ -233,11 +233,27 @@ def keep_finite(skip: bool, *networks: nn.Module | None) -> Iterator[None]:
 
 
 @contextmanager
+def handled(handler: Callable[[int, object], None], *names: str) -> Iterator[None]:
+    """Let a function handle signals, in the main thread; no other may set handlers.
+
+    SIGHUP, which comes when a terminal closes, stays ignored where it is: nohup asks for it.
+    """
+    in_main, previous = threading.current_thread() is threading.main_thread(), {}
+    for number in (getattr(signal, name) for name in names if in_main and hasattr(signal, name)):
+        if number.name != "SIGHUP" or signal.getsignal(number) != signal.SIG_IGN:  # Windows has none
+            previous[number] = signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        for number, before in previous.items():
+            signal.signal(number, before)
+
+
+@contextmanager
 def noted_signals() -> Iterator[list[int]]:
     """Yield a list to which Ctrl-C, SIGTERM and SIGHUP add their number; a second one stops at once.
 
     But not under torchrun, which sends one for each that it gets, and kills what does not end in time.
-    SIGHUP, which comes when a terminal closes, stays ignored where it is: nohup asks for it.
     """
     caught: list[int] = []
 
@@ -246,17 +262,8 @@ def noted_signals() -> Iterator[list[int]]:
             raise KeyboardInterrupt
         caught.append(number)
 
-    in_main = threading.current_thread() is threading.main_thread()  # no other thread may set handlers
-    numbers = {signal.SIGINT, signal.SIGTERM} if in_main else set()
-    hangup = getattr(signal, "SIGHUP", None)  # not on Windows
-    if in_main and hangup and signal.getsignal(hangup) != signal.SIG_IGN:
-        numbers.add(hangup)
-    previous = {number: signal.signal(number, note) for number in numbers}
-    try:
+    with handled(note, "SIGINT", "SIGTERM", "SIGHUP"):
         yield caught
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 def fit(
@@ -290,6 +297,8 @@ def fit(
     steps = steps_per_epoch(count, recipe.batch_size * distributed.world())
     status, agreed, stop = Status(state, recipe, steps, count), distributed.Agreed(), 0
     torch.backends.cudnn.benchmark = True  # every batch has one shape
+    if not state.steps:  # or a kill while the first epoch is saved would leave an epoch and no state to go on from
+        _save_state(run, log)
     with noted_signals() as caught:
         while state.epoch <= recipe.epochs and not stop:
             title, todo = f"epoch {state.epoch}/{recipe.epochs}", batches(state.epoch, state.step)

@@ -2,7 +2,8 @@
 
 import shutil
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from shlex import quote
@@ -19,12 +20,14 @@ from inference.pipeline import is_coloured
 from models import GENERATORS, fit_networks, needs_two_images
 from runtime import distributed, run_folder
 from runtime.device import pick_format
+from runtime.locks import LOCK
 from runtime.progress import say
-from runtime.run_folder import ClassifierRecord, Record, RunRecord, has_state, saved_epochs, state_path
+from runtime.run_folder import ClassifierRecord, Record, RunRecord, has_state, load_state, saved_epochs, state_path
+from training.loop import State, handled
 
 # what a resume may change
 RESUMABLE = {"epochs", "save_every", "log_every", "lr", "lr_d", "precision", "memory_format", "compile", "on_nan"}
-LOOKED_AT = 64  # training pictures of which it is checked whether they have colours
+MAX_LOOKED_AT = 64  # training pictures of which it is checked whether they have colours
 LIBRARIES = ("torch", "torchvision", "numpy", "pillow", "scikit-image")
 Stored = RunRecord | ClassifierRecord
 
@@ -39,6 +42,7 @@ class Setup:
     given: Mapping[str, Any]  # recipe fields that the user set
     weights: Path | None  # folder of weight files
     stored: Stored | None = None  # of a run that goes on
+    global_batch: int | None = None  # pictures per step of all processes, where the user set it
 
     @property
     def has_state(self) -> bool:
@@ -47,6 +51,8 @@ class Setup:
 
     def announce(self, facts: Mapping[str, object], all_fields: bool, notes: Sequence[str] = ()) -> None:
         """Print what is resolved, one line each, and what was left out of the data."""
+        if distributed.is_joined():
+            facts = {**facts, "processes": f"{distributed.world()}, batches of {self.recipe.batch_size} each"}
         lines = [f"{name:<14} {value}" for name, value in {"run": self.folder, **facts}.items()]
         lines += [f"  {key} = {value}" for key, value in asdict(self.recipe).items() if all_fields]
         lines += notes
@@ -55,16 +61,64 @@ class Setup:
     def settle_format(self, network: nn.Module, channels: int, device: torch.device, precision: str) -> str:
         """Return the memory format: the one asked for, else that of the run that goes on, else what is faster here.
 
+        All processes have that of the first, as machines may differ in what is faster.
+
         Args:
             network: the one that computes most, on the meta device.
             channels: of its input.
+
+        Raises UserError where a process goes on and another begins, or where they differ in precision.
         """
-        asked = getattr(self.recipe, "memory_format", "auto")
-        if asked != "auto":
-            return asked
-        if self.stored is not None:
-            return self.stored.memory_format
-        return pick_format(network, (2, channels, self.recipe.size, self.recipe.size), device, precision, CACHE)
+        distributed.require_same({"resume": self.stored is not None, "precision": precision})
+        found = getattr(self.recipe, "memory_format", "auto")
+        if found == "auto" and self.stored is not None:
+            found = self.stored.memory_format
+        shape = (2, channels, self.recipe.size, self.recipe.size)
+        with distributed.in_turn():
+            if found == "auto":
+                found = pick_format(network, shape, device, precision, CACHE)
+        return distributed.gather(found)[0]
+
+    @contextmanager
+    def owned(self) -> Iterator[None]:
+        """Keep the run folder for this run alone, in all its processes.
+
+        SIGTERM and SIGHUP end a single process as an error does, so that no folder stays in which nothing was written.
+
+        Raises UserError where another process has it, or has written into it since this run was settled.
+        """
+
+        def leave(number: int, _: object) -> None:
+            raise SystemExit(128 + number)
+
+        signals = () if distributed.is_joined() else ("SIGTERM", "SIGHUP")  # one would wait for the others first
+        with handled(leave, *signals), nullcontext() if distributed.rank() else run_folder.owned(self.folder):
+            if not distributed.rank() and self.stored is None:
+                require_free(self.folder)
+            elif not distributed.rank() and read_stored(self.folder, type(self.stored)) != self.stored:
+                raise UserError(f"{self.folder} has just been trained by another process: start again")
+            distributed.wait()  # for what an owner puts in order there
+            yield
+
+    def restore(self, state: State, init: str | None = None, is_owner: bool = False) -> None:
+        """Fill the state of a run that goes on with what was saved, if anything was.
+
+        Args:
+            init: what a run that begins starts from.
+            is_owner: this process has the run folder, so it may remove a damaged state.
+
+        Raises:
+            UserError: no saved state can be read or it does not fit, or processes do not stand at the same step.
+        """
+        goes_on = self.has_state
+        if goes_on:
+            saved = load_state(self.folder, is_owner)
+            before = saved.get("batch", self.stored.recipe.batch_size)
+            if self.global_batch not in (None, before):
+                problem = f"{self.folder} was trained with {before} pictures per step of all processes"
+                raise UserError(f"{problem}; a resume cannot make it {self.global_batch}")
+            state.load_state_dict(saved)
+        distributed.require_same({**state.progress, "batch": state.batch, "init": init, "saved state": goes_on})
 
     def load_splits(self, items: Splits, loading: Loading, cache_gb: float | None = None) -> dict[str, ImageSet]:
         """Return the pictures to train and to validate on, decoded; says what is wrong with them.
@@ -82,9 +136,9 @@ class Setup:
             images["train"] = replace(images["train"], stream=items.stream, loading=loading)
         for name, split in images.items():
             if split.cut:
-                told = f"{len(split.cut)} sketches of {name} have another shape than their pictures"
-                told = f"{told} and are cut around their centres: {listed(split.cut)}"
-                say(told if 4 * len(split.cut) < len(split) else f"WARNING: {told}; are these pairs?")
+                message = f"{len(split.cut)} sketches of {name} have another shape than their pictures"
+                message = f"{message} and are cut around their centres: {listed(split.cut)}"
+                say(message if 4 * len(split.cut) < len(split) else f"WARNING: {message}; are these pairs?")
         if self.data != DEMO:
             say(f"{'checked':<14} {faults(images)}; more: python data.py --check {quote(self.data)}")
         return images
@@ -105,8 +159,9 @@ class Setup:
         found = provenance(images)
         known = [self.stored.fingerprints, *(entry.get("fingerprints") for entry in self.stored.resumed)]
         if found["fingerprints"] not in known and self.data != self.stored.data:
-            told = f"{self.data} does not hold the images of {self.stored.data}, with which {self.folder} was trained"
-            raise UserError(f"{told}; to train on others begin a new run, with --init {self.folder}")
+            trained = f"{self.stored.data}, with which {self.folder} was trained"
+            hint = f"to train on others begin a new run, with --init {self.folder}"
+            raise UserError(f"{self.data} does not hold the images of {trained}; {hint}")
         if found["fingerprints"] != self.stored.fingerprints:
             say("the images have changed since this run began: it goes on with those there are now")
         changes = {"recipe": self.recipe, "data": self.data, "resumed": [*self.stored.resumed, found]}
@@ -147,14 +202,36 @@ def require_effect(recipe: Recipe, given: Mapping[str, Any]) -> None:
             raise UserError(f"{name} {given[name]} has no effect here: it needs {need}; leave it out")
 
 
-def share_batch(plan: Setup, total: int) -> Setup:
-    """Return a plan whose processes have batches that make `total` together. Raises UserError where they cannot."""
+def find_stored(folder: Path, kind: type[Stored], data: str | None) -> Stored | None:
+    """Return the record of a run that is to go on; None where there is no run, and data with which one can begin.
+
+    So one command begins a run and, after every end, goes on with it. Raises UserError where there is neither.
+    """
+    name = run_folder.RECORD if kind is RunRecord else run_folder.CLASSIFIER_RECORD
+    return None if data and not (folder / name).exists() else read_stored(folder, kind)
+
+
+def read_stored(folder: Path, kind: type[Stored]) -> Stored:
+    """Return the record of a run of this kind. Raises UserError where it is missing or damaged."""
+    return run_folder.read_run(folder) if kind is RunRecord else run_folder.read_classifier_run(folder)
+
+
+def complete(plan: Setup, global_batch: int | None, writes: bool) -> Setup:
+    """Return a plan with the share of this process of `global_batch`, if that is given.
+
+    Raises UserError where it cannot be shared or, where the plan `writes`, the folder of a new run is not free.
+    """
+    if writes and plan.stored is None and not distributed.rank():
+        require_free(plan.folder)
+    if not global_batch:
+        return plan
     if "batch_size" in plan.given:
         raise UserError("--batch-size is of each process and --global-batch of all: give one of them")
-    each, left = divmod(total, distributed.world())
+    each, left = divmod(global_batch, distributed.world())
     if left or not each:
-        raise UserError(f"--global-batch {total} cannot be shared among {distributed.world()} processes")
-    return replace(plan, recipe=replace(plan.recipe, batch_size=each), given={**plan.given, "batch_size": each})
+        raise UserError(f"--global-batch {global_batch} cannot be shared among {distributed.world()} processes")
+    recipe, given = replace(plan.recipe, batch_size=each), {**plan.given, "batch_size": each}
+    return replace(plan, recipe=recipe, given=given, global_batch=global_batch)
 
 
 def require_free(folder: Path) -> None:
@@ -162,7 +239,7 @@ def require_free(folder: Path) -> None:
     if (folder / run_folder.RECORD).exists() or (folder / run_folder.CLASSIFIER_RECORD).exists():
         hint = "go on with --resume, or name another folder with --run"
         raise UserError(f"{folder} already holds a run; {hint}")
-    if folder.exists() and (not folder.is_dir() or any(path.name != run_folder.LOCK for path in folder.iterdir())):
+    if folder.exists() and (not folder.is_dir() or any(path.name != LOCK for path in folder.iterdir())):
         raise UserError(f"{folder} is not empty and not a run; name another folder with --run")
 
 
@@ -208,8 +285,8 @@ def faults(images: Mapping[str, ImageSet]) -> str:
         "are there twice": sum(len(split.hashes) - len({*split.hashes}) for split in splits),
         "to validate on are trained on, too": len({*images["train"].hashes} & {*images["val"].hashes}),
     }
-    told = ", ".join(f"{number} {what}" for what, number in counts.items() if number)
-    return f"{sum(map(len, splits))} pictures: {told or 'nothing found'}"
+    found = ", ".join(f"{number} {what}" for what, number in counts.items() if number)
+    return f"{sum(map(len, splits))} pictures: {found or 'nothing found'}"
 
 
 def require_colour(images: ImageSet) -> None:
@@ -217,13 +294,13 @@ def require_colour(images: ImageSet) -> None:
 
     Raises UserError where none has.
     """
-    ids = evenly_spaced(len(images), LOOKED_AT)
+    ids = evenly_spaced(len(images), MAX_LOOKED_AT)
     gray = [images.stems[i] for i in ids if not is_coloured(images.picture(i)[..., :3].copy())]
     if len(gray) == len(ids):
         raise UserError(f"no colour in the {len(ids)} training pictures looked at: there is nothing to learn from them")
     if len(gray) > len(ids) / 4:
-        told = f"{len(gray)} of {len(ids)} training pictures looked at have no colour"
-        say(f"WARNING: {told}: {listed(gray)}; leave such out with --set min_colorfulness=15")
+        problem = f"{len(gray)} of {len(ids)} training pictures looked at have no colour"
+        say(f"WARNING: {problem}: {listed(gray)}; leave such out with --set min_colorfulness=15")
 
 
 def listed(names: Sequence[str]) -> str:
@@ -235,8 +312,8 @@ def require_batch(recipe: AnyRecipe, images: int) -> None:
     """Raise UserError where a process has no full batch, or BatchNorm would be trained on a single value."""
     world = distributed.world()
     if world > 1 and images < world * recipe.batch_size:
-        told = f"{images} training pictures are too few for {world} processes with batches of {recipe.batch_size}"
-        raise UserError(f"{told}: take a smaller --batch-size, or fewer processes")
+        problem = f"{images} training pictures are too few for {world} processes with batches of {recipe.batch_size}"
+        raise UserError(f"{problem}: take a smaller --batch-size, or fewer processes")
     if images == 1 and isinstance(recipe, Recipe) and needs_two_images(recipe):
         raise UserError("1 training picture is too few for this network at this size; give it more")
 

@@ -26,6 +26,15 @@ def test_a_finished_block_replaces_the_file(tmp_path: Path) -> None:
     assert list(path.parent.iterdir()) == [path]
 
 
+def test_processes_of_equal_numbers_do_not_share_a_temporary_file() -> None:
+    path = Path("x")
+    with replacing(path) as one, replacing(path) as other:  # in one process
+        one.write_text("one")
+        other.write_text("other")
+    assert path.read_text() == "one"
+    assert list(Path().iterdir()) == [path]
+
+
 def test_a_full_disk_names_the_file(tmp_path: Path) -> None:
     def fail(error: OSError) -> None:
         with replacing(tmp_path / "file") as temporary:
@@ -87,6 +96,17 @@ def test_a_checkpoint_comes_back(tmp_path: Path) -> None:
     assert list(path.parent.iterdir()) == [path]
     with pytest.raises(UserError, match=r"^no checkpoint gone.pt$"):
         load(Path("gone.pt"))
+
+
+@pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="asks Linux")
+def test_a_checkpoint_is_read_once() -> None:
+    def bytes_read() -> int:
+        return int(Path("/proc/self/io").read_text().split()[1])
+
+    save(Path("x.pt"), {"weights": torch.arange(1_000_000.0)})
+    before = bytes_read()
+    load(Path("x.pt"))
+    assert bytes_read() - before < 1.5 * Path("x.pt").stat().st_size
 
 
 class FullDisk(io.BytesIO):

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from config import ROOT, UserError
-from runtime import cli
+from runtime import cli, progress
 
 
 def run_main(body: str, *arguments: str) -> None:
@@ -68,6 +68,16 @@ def test_an_interrupt_says_so_and_an_exit_code_is_kept(capsys: pytest.CaptureFix
     with pytest.raises(SystemExit) as stopped:
         run_main("raise SystemExit(1)")
     assert stopped.value.code == 1
+
+
+def test_of_several_processes_that_are_interrupted_one_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(progress, "silent", True)
+    with pytest.raises(SystemExit) as stopped:
+        run_main("raise KeyboardInterrupt")
+    assert (stopped.value.code, capsys.readouterr().err) == (130, "")
+    assert said(capsys, 2, "raise UserError('a mistake')") == "a mistake"  # of the first that fails, whichever it is
 
 
 def test_a_stage_that_one_process_does_is_not_for_torchrun(

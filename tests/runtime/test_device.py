@@ -73,7 +73,7 @@ def test_the_faster_memory_format_is_found_once(tmp_path: Path, monkeypatch: pyt
     for _ in range(2):
         assert devices.pick_format(*given) == "channels_last"
     assert tried == [(2, 8, 14, 14)]  # of the largest, and once
-    path = tmp_path / devices.MEASURED
+    path = tmp_path / devices.FORMATS_FILE
     path.write_text(json.dumps(dict.fromkeys(json.loads(path.read_text()), "contiguous")))
     assert devices.pick_format(*given) == "contiguous"
     path.write_text("{")  # damaged: tried again

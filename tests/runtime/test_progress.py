@@ -4,6 +4,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from itertools import count
+from pathlib import Path
 
 import pytest
 
@@ -54,22 +55,28 @@ def test_items_are_not_read_ahead() -> None:
 
 
 PROGRAM = """
-import subprocess
 import sys
-from runtime.progress import say
-for i in range(20000):
-    say("a line that nobody reads")
-print("done", file=sys.stderr)
+from pathlib import Path
+from config import UserError
+from runtime import cli, progress
+progress.FIRST_LINE_S = progress.LINE_INTERVAL_S = 0.0
+def main() -> None:
+    for i in progress.track(range(10000), "decoding", 10000):
+        progress.say("a line that nobody reads")
+    Path(sys.argv[1]).touch()
+    raise UserError("a mistake")
+cli.command(lambda name: main())
 """
 
 
 def test_a_reader_that_goes_away_ends_nothing() -> None:
-    given = {"cwd": ROOT, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen([sys.executable, "-c", PROGRAM], **given) as process:
+    """As with `2>&1 | head -1`."""
+    call, pipes = [sys.executable, "-c", PROGRAM, str(Path("done").absolute())], {"stdout": subprocess.PIPE}
+    with subprocess.Popen(call, cwd=ROOT, stderr=subprocess.STDOUT, **pipes) as process:
         process.stdout.readline()
         process.stdout.close()
-        said = process.stderr.read()
-    assert (process.returncode, said) == (0, "done\n")
+        process.wait()
+    assert (process.returncode, Path("done").exists()) == (2, True)
 
 
 def test_what_is_said_arrives_at_once(capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,6 +5,7 @@ import platform
 import re
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -13,7 +14,8 @@ import torch
 
 from config import ROOT, Recipe, UserError
 from runtime import atomic, run_folder
-from runtime.run_folder import RunRecord, epoch_path, newest_run, read_run, write_run
+from runtime.locks import LOCK
+from runtime.run_folder import RunRecord, epoch_path, newest_run, previous_state_path, read_run, state_path, write_run
 
 RUN = Path("runs/x")
 RECORD = RunRecord(recipe=Recipe("x", size=32), data="demo", fingerprints={}, mean_ab=(1.0, 2.0))
@@ -107,7 +109,7 @@ def test_a_run_folder_has_one_owner_until_that_ends_however_it_ends(
             pytest.fail("two owners")
         process.kill()
     with run_folder.owned(RUN):
-        assert {path.name for path in RUN.rglob("*")} == {"checkpoints", run_folder.LOCK}  # nothing half written
+        assert {path.name for path in RUN.rglob("*")} == {"checkpoints", LOCK}  # nothing half written
     assert "was killed; taken over" in capsys.readouterr().out
     assert [path.name for path in RUN.rglob("*")] == ["checkpoints"]
     with run_folder.owned(RUN):
@@ -119,3 +121,52 @@ def test_a_folder_in_which_nothing_was_written_does_not_stay() -> None:
     with pytest.raises(UserError, match="no weights"), run_folder.owned(RUN):
         raise UserError("no weights")
     assert list(Path().iterdir()) == []
+
+
+def states() -> dict[str, int]:
+    """Return which epoch each file of checkpoints/ holds; 0: it is damaged."""
+    found = {}
+    for path in (RUN / "checkpoints").iterdir():
+        try:
+            found[path.name] = atomic.load(path)["epoch"]
+        except UserError:
+            found[path.name] = 0
+    return found
+
+
+def save_state(epoch: int, die_before: Path | None = None) -> None:
+    """Save a state, in a process that is killed before it puts something in the place of `die_before`."""
+    real = os.replace
+
+    def replace(source: Path, target: Path) -> None:
+        if target == die_before:
+            os.rename(source, target.parent / f".{state_path(RUN).name}.12.tmp")
+            raise SystemExit
+        real(source, target)
+
+    with pytest.MonkeyPatch.context() as patch, suppress(SystemExit):
+        patch.setattr(os, "replace", replace)
+        atomic.save(state_path(RUN), {"epoch": epoch}, previous_state_path(RUN))
+
+
+def test_whenever_a_save_is_cut_off_a_state_stays(capsys: pytest.CaptureFixture[str]) -> None:
+    save_state(1)
+    save_state(2)
+    state_path(RUN).write_bytes(b"damaged")
+    with run_folder.owned(RUN):
+        assert run_folder.load_state(RUN, is_owner=False) == {"epoch": 1}
+        assert states() == {"state.pt": 0, "state_previous.pt": 1}
+        assert run_folder.load_state(RUN) == {"epoch": 1}
+        assert states() == {"state_previous.pt": 1}  # the damaged one will not take its place
+        save_state(3, die_before=state_path(RUN))
+    with run_folder.owned(RUN):
+        assert states() == {"state.pt": 3, "state_previous.pt": 1}
+        save_state(4, die_before=state_path(RUN))
+        assert states() == {".state.pt.12.tmp": 4, "state_previous.pt": 3}
+        Path(RUN, "checkpoints/.state.pt.34.tmp").write_bytes(b"half")
+    with run_folder.owned(RUN):
+        assert states() == {"state.pt": 4, "state_previous.pt": 3}
+        Path(RUN, "checkpoints/.state.pt.56.tmp").write_bytes(state_path(RUN).read_bytes())
+    with run_folder.owned(RUN):
+        assert states() == {"state.pt": 4, "state_previous.pt": 3}
+    assert capsys.readouterr().out.count("going on from state_previous.pt") == 2

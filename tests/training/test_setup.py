@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import TINY
+from helpers import CPU, TINY
 from PIL import Image
+from torch import nn
 
 import train
 from config import Recipe, UserError, make_recipe
@@ -17,9 +18,10 @@ from data import ImageSet, Loading, find_loading
 from dataset import scenes
 from dataset.folders import Halves, Item, Splits, list_items
 from models import fit_networks
-from runtime import run_folder
+from runtime import distributed, run_folder
 from runtime.run_folder import read_run
 from training import setup
+from training.gan import build_gan
 
 pytestmark = pytest.mark.usefixtures("no_curves")
 
@@ -182,6 +184,38 @@ def test_what_decoding_has_shown_of_a_set_is_one_line(capsys: pytest.CaptureFixt
     Path("data/val/leak.png").write_bytes(Path("data/train/2.png").read_bytes())
     told = "11 pictures: 1 cannot be read, 1 are there twice, 1 to validate on are trained on, too; more"
     assert [told in said() for _ in range(2)] == [True, True]  # decoded, then cached
+
+
+# several processes
+
+
+def test_all_processes_have_the_memory_format_of_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = setup.Setup(Path("run"), make_recipe("coco", {}), "photos", {}, None)
+    monkeypatch.setattr(distributed, "gather", lambda own: [own if isinstance(own, dict) else "channels_last", own])
+    assert plan.settle_format(nn.Identity(), 1, CPU, "fp32") == "channels_last"  # measured here: contiguous
+
+
+@pytest.mark.parametrize(
+    ("key", "theirs"), [("epoch", 1), ("batch", 8), ("init", "x.ts"), ("saved state", False), ("steps", 5)]
+)
+def test_processes_that_would_not_go_on_alike_end(
+    trained: Path, key: str, theirs: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where one sees no state yet, or a damaged one."""
+    stored = read_run(trained)
+    plan = setup.Setup(trained, stored.recipe, stored.data, {}, None, stored)
+    monkeypatch.setattr(distributed, "gather", lambda own: [own, {**own, key: theirs}])
+    state = build_gan(stored.recipe, CPU, "fp32").state()
+    with pytest.raises(UserError, match=f"^process 1 has {key} {theirs}, process 0 has .*: start all with the same"):
+        plan.restore(state)
+
+
+@pytest.mark.parametrize(("key", "theirs"), [("resume", True), ("precision", "bf16")])
+def test_processes_that_were_started_unlike_end(key: str, theirs: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = setup.Setup(Path("run"), make_recipe("coco", {}), "photos", {}, None)
+    monkeypatch.setattr(distributed, "gather", lambda own: [own, {**own, key: theirs}])
+    with pytest.raises(UserError, match=f"^process 1 has {key} {theirs}, process 0 has "):
+        plan.settle_format(nn.Identity(), 1, CPU, "fp32")
 
 
 # fields without effect

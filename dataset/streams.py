@@ -50,11 +50,15 @@ class Stream:
         urls, whole = [self.urls[i] for i in order], len(self.urls) % world == 0
         if not whole:
             self.tell(f"{len(urls)} shards are no multiple of {world} processes: each reads all of them")
-        files = chain.from_iterable(read_shard(url, self.tell) for url in (urls[rank::world] if whole else urls))
+        files = chain.from_iterable(read_shard(url, self.leave_out) for url in (urls[rank::world] if whole else urls))
         found = (blob for blob in files if blob.name not in self.held and not blob.name.startswith(HELD_OUT))
         mine = found if whole else islice(found, rank, None, world)
         noise = random.Random(f"{seed} {epoch} {rank}")
         yield from _webdataset().filters.shuffle(BUFFER, initial=BUFFER, rng=noise)(mine)
+
+    def leave_out(self, problem: str) -> None:
+        """Say once what is wrong with a shard, which is read as far as it goes."""
+        self.tell(f"left out: {problem}")
 
     def tell(self, sentence: str) -> None:
         """Print a sentence, once."""
@@ -71,8 +75,8 @@ def _webdataset() -> ModuleType:
     return webdataset
 
 
-def read_shard(url: str, tell: Callable[[str], None]) -> Iterator[Blob]:
-    """Yield the images of one shard; what cannot be read of it is left out, and told."""
+def read_shard(url: str, report: Callable[[str], None]) -> Iterator[Blob]:
+    """Yield the images of one shard; what cannot be read of it is left out, and reported in words."""
     stream, why = None, ""
     try:
         stream = _webdataset().gopen(url)
@@ -94,13 +98,14 @@ def read_shard(url: str, tell: Callable[[str], None]) -> Iterator[Blob]:
     except OSError as error:
         why = why or " ".join(str(error).split())
     if why:
-        tell(f"left out: what cannot be read of {url} ({why})")
+        report(f"what cannot be read of {url} ({why})")
 
 
 def take_head(data: str, cache: Path) -> tuple[Path, int | None]:
     """Return a tar of the first images of a stream, and how many the stream has, None if that is not known.
 
-    They are read once, and kept in the cache. Raises UserError where not one can be read.
+    They are read once, and kept in the cache. Raises UserError where not one can be read, or a shard that lacks some
+    leaves fewer than HEAD: it may be there the next time, and is not to be missing for ever.
     """
     folder = cache / f"stream-{hashlib.sha256(data.encode()).hexdigest()[:16]}"
     if not (folder / META).exists():
@@ -122,6 +127,10 @@ def _write_head(data: str, folder: Path) -> None:
             taken += 1
     if not taken:
         raise UserError(f"no image in the stream {data}{'; '.join(['', *problems[:1]])}")
+    if problems and taken < HEAD:
+        raise UserError(f"the stream {data} lacks {problems[0]}: try again, or leave that shard out")
+    for problem in problems:
+        say(f"left out: {problem}")
     write_text(folder / META, json.dumps({"data": data, "images": taken if taken < HEAD else _listed_images(urls)}))
 
 

@@ -179,6 +179,24 @@ def test_a_damaged_picture_is_skipped_and_a_stream_without_pictures_is_one_sente
         list_items(data.replace("cat ", "cat  "), RECIPE, CACHE)
 
 
+def test_a_shard_that_is_away_for_a_moment_is_not_missing_for_ever(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("webdataset")
+    data, second = write_shards(), Path("shards/train-00001.tar")
+    second.rename("away.tar")
+    with pytest.raises(UserError, match=r"lacks what cannot be read of .*train-00001.tar.*: try again"):
+        list_items(data, RECIPE, CACHE)
+    Path("away.tar").rename(second)
+    splits = list_items(data, RECIPE, CACHE)
+    assert len(splits["train"]) + len(splits["val"]) == 40
+    second.rename("away.tar")
+    monkeypatch.setattr(streams, "HEAD", 16)  # which the other shards fill
+    capsys.readouterr()
+    list_items(data.replace("cat ", "cat  "), RECIPE, CACHE)
+    assert "left out: what cannot be read of pipe:cat" in capsys.readouterr().out
+
+
 def test_how_long_a_stream_is_stands_in_the_manifest_or_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("webdataset")
     monkeypatch.setattr(streams, "HEAD", 8)

@@ -23,7 +23,7 @@ from PIL import Image, UnidentifiedImageError
 
 from config import DEMO, UserError
 from dataset.folders import Item
-from dataset.sources import Blob, Entry
+from dataset.sources import Blob, Entry, read_content
 from imaging.files import read_frames, scan
 from imaging.line_art import line_art
 from imaging.pixels import Array, Frame, flatten, resize
@@ -126,7 +126,7 @@ def _open(picture: Path | Blob | Entry) -> tuple[Frame, str, str]:
     if isinstance(picture, Entry):
         pixels = picture.read()
         return Frame(pixels, None), hashlib.sha256(pixels.tobytes()).hexdigest(), ""
-    content = picture.content() if isinstance(picture, Blob) else _read(picture)
+    content = read_content(picture)
     found = scan(Path(str(picture)), content)
     frame = next(read_frames(found))
     odd = [] if (mode := _mode(content)) in USUAL else [mode]
@@ -134,13 +134,6 @@ def _open(picture: Path | Blob | Entry) -> tuple[Frame, str, str]:
     odd += ["transparent"] if frame.alpha is not None and frame.alpha.min() < np.iinfo(frame.alpha.dtype).max else []
     odd += [f"{found.count} frames"] if found.count > 1 else []
     return frame, hashlib.sha256(content).hexdigest(), ", ".join(odd)
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from None
 
 
 def _mode(content: bytes) -> str:

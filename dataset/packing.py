@@ -18,7 +18,7 @@ from config import DEMO, UserError
 from dataset.cache import lock
 from dataset.folders import SPLITS, Picture, read_picture, to_bytes
 from dataset.shards import MANIFEST, Manifest, Shard, read_manifest
-from dataset.sources import Blob, Entry
+from dataset.sources import Blob, Entry, read_content
 from imaging.encoders import QUALITY
 from imaging.pixels import Array, resize
 from runtime.atomic import replacing
@@ -100,10 +100,10 @@ def encode(name: str, tree: Mapping[str, Picture], size: int | None) -> Encoded:
     picture = tree[name]
     try:
         if size is None and isinstance(picture, Path | Blob):
-            return name, _content(picture)
+            return name, read_content(picture)
         image = read_picture(picture)
         if (size is None or min(image.shape[:2]) <= size) and isinstance(picture, Path | Blob):
-            return name, _content(picture)
+            return name, read_content(picture)
     except UserError as error:
         return name, error
     suffix = ".png" if isinstance(picture, Entry) or name.lower().endswith(".png") else ".jpg"
@@ -123,15 +123,6 @@ def shrink(image: Array, size: int) -> Array:
     scale = min(1.0, size / min(height, width))
     step = 2 if width % 2 == 0 and size > 1 else 1
     return resize(image, max(1, round(height * scale)), max(step, step * round(width * scale / step)))
-
-
-def _content(picture: Path | Blob) -> bytes:
-    if isinstance(picture, Blob):
-        return picture.content()
-    try:
-        return picture.read_bytes()
-    except OSError as error:
-        raise UserError(f"{picture}: {error.strerror}") from None
 
 
 def _write_shards(group: str, number: int, files: Iterator[Encoded], out: Path, most: int, manifest: Manifest) -> None:

@@ -59,6 +59,16 @@ class Blob:
         return read_image(Path(str(self)), self.content())
 
 
+def read_content(picture: Path | Blob) -> bytes:
+    """Return the bytes of an encoded image, a file or in an archive. Raises UserError where they cannot be read."""
+    if isinstance(picture, Blob):
+        return picture.content()
+    try:
+        return picture.read_bytes()
+    except OSError as error:
+        raise UserError(f"{picture}: {error.strerror}") from None
+
+
 def map_file(path: Path) -> NDArray[np.uint8]:
     """Return a file's bytes, memory-mapped."""
     status = path.stat()

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import TINY, log_of, same_tensors, saved_weights, stop_in
+from helpers import TINY, log_of, run_stage, same_tensors, saved_weights, stop_in
 from PIL import Image
 
 import train
@@ -214,6 +214,19 @@ def test_how_long_a_stream_is_stands_in_the_manifest_or_is_said(monkeypatch: pyt
     with pytest.raises(UserError, match="--limit N"):
         count(other)
     assert count(other, limit=20) == 20
+
+
+@pytest.mark.parametrize("args", [("--check",), ("out", "--pack")])
+def test_a_stream_is_neither_checked_nor_packed(
+    args: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Only its head would be, and a manifest of that would call itself complete."""
+    pytest.importorskip("webdataset")
+    monkeypatch.setattr(streams, "HEAD", 16)
+    data = write_shards()
+    assert run_stage("data", *args, data) == 2
+    assert "is a stream, of which only the head is looked at: copy its shards to a disk" in capsys.readouterr().err
+    assert not Path("out").exists()
 
 
 def test_pairs_in_two_folders_cannot_be_learnt_from_a_stream() -> None:

@@ -65,6 +65,14 @@ def read_manifest(folder: Path) -> Manifest | None:
     return Manifest.parse(path.read_bytes(), str(path)) if path.is_file() else None
 
 
+def whole_manifest(folder: Path) -> Manifest | None:
+    """Return what read_manifest does; UserError, too, where the shards are not packed to their end."""
+    manifest = read_manifest(folder)
+    if manifest and not manifest.complete:
+        raise UserError(f"{folder} is not packed to its end: repeat the command that packed it")
+    return manifest
+
+
 def expand_braces(pattern: str) -> list[str]:
     """Return what a pattern with {000..099} or {a,b} stands for, in order; without such, the pattern itself."""
     found = re.search(r"\{([^{}]*)\}", pattern)
@@ -94,7 +102,7 @@ def find_shards(data: str) -> list[Path] | None:
     Raises UserError where one is not there, or they are not packed to the end.
     """
     root = Path(data)
-    manifest = read_manifest(root) if root.is_dir() else None
+    manifest = whole_manifest(root) if root.is_dir() else None
     if manifest is None and not is_pattern(data):
         return None
     paths = [root / shard.name for shard in manifest.shards] if manifest else list(map(Path, expand_braces(data)))
@@ -110,10 +118,7 @@ def open_shards(data: str, paths: Sequence[Path], cache: Path, notes: list[str])
 
     Raises UserError where a shard is damaged, does not fit its manifest, or holds the name of another's image.
     """
-    manifests = {folder: read_manifest(folder) for folder in dict.fromkeys(path.parent for path in paths)}
-    for folder, manifest in manifests.items():
-        if manifest and not manifest.complete:
-            raise UserError(f"{folder} is not packed to its end: repeat the command that packed it")
+    manifests = {folder: whole_manifest(folder) for folder in dict.fromkeys(path.parent for path in paths)}
     found: dict[str, Blob] = {}
     for path in track(paths, "looking into shards", len(paths)):
         for name, span in _index(path, manifests[path.parent], cache).items():

@@ -115,6 +115,33 @@ def test_large_pictures_are_shrunk_and_small_ones_copied(capsys: pytest.CaptureF
     assert tree["cat/p00.jpg"].content() == (root / "cat/p00.jpg").read_bytes()
 
 
+def test_pictures_that_differ_in_their_endings_alone_stay_apart() -> None:
+    names = ["a.bmp", "a.tiff", "a.webp", "b.webp", "c.png", "c.bmp", "c.bmp.png", "c.bmp.tiff", "d/a.bmp"]
+    for i, name in enumerate(names):
+        Path("photos", name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((80, 80, 3), 20 * i, np.uint8)).save(Path("photos", name))
+    (shard,) = packed(size=64)
+    with tarfile.open(shard) as archive:
+        members = archive.getnames()
+    assert len({*members}) == len(members) == len(names)
+    tree = open_tree("shards", CACHE, [])
+    levels = {name: round(read_picture(picture).mean() / 20) for name, picture in tree.items()}
+    assert sorted(levels.values()) == [*range(len(names))]  # each is there
+    assert {"a.bmp.jpg", "a.tiff.jpg", "a.webp.jpg", "b.jpg", "c.png", "c.bmp.png", "d/a.jpg"} < {*tree}
+
+
+def test_pairs_of_other_formats_stay_pairs() -> None:
+    for i in range(4):
+        for folder, image in zip(("color", "sketch"), scenes.draw(i, 80), strict=True):
+            path = Path("photos", folder, f"p{i}.{'bmp' if folder == 'color' else 'png'}")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(path)
+    packed(size=64)
+    items = list_items("shards", make_recipe("anime", {"size": 16, "val_fraction": 0.3}), CACHE)
+    assert items.halves == ("color", "sketch")
+    assert {item.stem for item in items["train"] + items["val"]} == {"p0", "p1", "p2", "p3"}
+
+
 @pytest.mark.parametrize(("width", "shrunk"), [(200, 128), (201, 129), (202, 130)])
 def test_an_even_width_stays_even(width: int, shrunk: int) -> None:
     assert shrink(np.zeros((100, width, 3), np.uint8), 64).shape == (64, shrunk, 3)
@@ -128,7 +155,7 @@ from dataset.folders import open_tree
 real, written = packing.file_hash, []
 def file_hash(path):
     written.append(path)
-    if len(written) == 3:
+    if len(written) == int(sys.argv[1]):
         os.kill(os.getpid(), signal.SIGKILL)
     return real(path)
 packing.file_hash, packing.MB = file_hash, 20_000
@@ -136,11 +163,13 @@ packing.pack(open_tree("photos", Path("cache"), []), Path("shards"), 32, 1)
 """
 
 
-def test_packing_goes_on_where_it_was_killed_and_ends_with_the_same_files() -> None:
+@pytest.mark.parametrize("shard", ["1", "3"])
+def test_packing_goes_on_where_it_was_killed_and_ends_with_the_same_files(shard: str) -> None:
     write_set()
     Path("photos/bad.jpg").write_bytes(b"no image")
     packed(out="whole", size=32)
-    done = subprocess.run([sys.executable, "-c", KILLED], env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", KILLED, shard], env=environment, check=False)
     assert done.returncode == -signal.SIGKILL
     assert not read_manifest(Path("shards")).complete
     with pytest.raises(UserError, match="not packed to its end"):
@@ -227,6 +256,16 @@ def test_packing_refuses_what_would_mix_two_sets() -> None:
         packed()
     with pytest.raises(UserError, match="drawn"):
         packed("demo", "new")
+
+
+def test_packing_leaves_the_shards_of_other_programs_alone() -> None:
+    write_set()
+    other = Path("shards/train-00000.tar")
+    other.parent.mkdir()
+    other.write_bytes(b"of another program")
+    with pytest.raises(UserError, match=r"shards/train-00000.tar is there, and no manifest.json"):
+        packed()
+    assert {path.name: path.read_bytes() for path in other.parent.iterdir()} == {other.name: b"of another program"}
 
 
 @pytest.mark.usefixtures("no_curves")

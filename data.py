@@ -386,9 +386,6 @@ def _fill_cache(folder: Path, partial: Path, items: Sequence[Item], loading: Loa
             elif loading.min_colorfulness and colorfulness(picture[..., :3]) < loading.min_colorfulness:
                 meta["gray"] += 1
             else:
-                if in_cache and most < math.inf and not caches.make_room(folder.parent, size + picture.size, most):
-                    in_cache = False
-                    file.truncate(0)
                 if in_cache:
                     data = np.ascontiguousarray(picture).data
                     written.update(data)
@@ -399,6 +396,10 @@ def _fill_cache(folder: Path, partial: Path, items: Sequence[Item], loading: Loa
                 meta["kept"].append(number)
                 meta["hashes"].append(hashlib.sha256(content[0].encode()).hexdigest()[:16])
                 size += picture.size
+            due = (number + 1) % CHUNK == 0 or number + 1 == len(items)  # all caches are looked at for it
+            if in_cache and due and most < math.inf and not caches.make_room(folder.parent, size, most):
+                in_cache = False
+                file.truncate(0)
     if not size:
         first = f"the first: {meta['bad'][0]}" if meta["bad"] else "all are below min_colorfulness"
         raise UserError(f"none of the {len(items)} {label} images can be used; {first}")

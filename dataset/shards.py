@@ -122,7 +122,7 @@ def open_shards(data: str, paths: Sequence[Path], cache: Path, notes: list[str])
     found: dict[str, Blob] = {}
     for path in track(paths, "looking into shards", len(paths)):
         for name, span in _index(path, manifests[path.parent], cache).items():
-            if name in found:
+            if name in found and images_among([name], path, []):  # a README in each is no fault
                 raise UserError(f"{found[name].archive} and {path} both hold {name}")
             found[name] = Blob(path, name, *span, None)
     shown = images_among(found, Path(data), notes)
@@ -138,7 +138,8 @@ def open_shards(data: str, paths: Sequence[Path], cache: Path, notes: list[str])
 def _index(path: Path, manifest: Manifest | None, cache: Path) -> dict[str, tuple[int, int]]:
     """Return where the files of a shard begin and end; looked up in the cache if it is there.
 
-    A shard is compared with its manifest's hash once, when it is indexed. Raises UserError as open_shards does.
+    A shard is compared with its manifest's hash and count once, when it is indexed. Raises UserError as open_shards
+    does.
     """
     status, listed = path.stat(), None
     if manifest:
@@ -146,9 +147,9 @@ def _index(path: Path, manifest: Manifest | None, cache: Path) -> dict[str, tupl
         if listed is None:
             raise UserError(f"{path} does not stand in {path.parent / MANIFEST}: {REMEDY}")
         if listed.size != status.st_size:
-            told = f"{status.st_size:,} bytes instead of {listed.size:,}"
-            raise UserError(f"{path} does not fit {path.parent / MANIFEST}: it has {told}; {REMEDY}")
-    facts = (os.fsencode(path.resolve()), status.st_size, status.st_mtime_ns, listed and listed.sha256)
+            problem = f"it has {status.st_size:,} bytes instead of {listed.size:,}"
+            raise UserError(f"{path} does not fit {path.parent / MANIFEST}: {problem}; {REMEDY}")
+    facts = (os.fsencode(path.resolve()), status.st_size, status.st_mtime_ns, listed and (listed.sha256, listed.images))
     stored = cache / "shards" / f"{hashlib.sha256(repr(facts).encode()).hexdigest()[:16]}.json"
     try:
         return json.loads(stored.read_text())
@@ -160,5 +161,9 @@ def _index(path: Path, manifest: Manifest | None, cache: Path) -> dict[str, tupl
         spans = index_tar(path)
     except UserError as error:
         raise UserError(f"{path} cannot be read as a shard ({error}); leave it out, or pack it anew") from None
+    count = len(images_among(spans, path, []))
+    if listed and count != listed.images:
+        problem = f"it holds {count:,} images instead of {listed.images:,}"
+        raise UserError(f"{path} does not fit {path.parent / MANIFEST}: {problem}; {REMEDY}")
     write_text(stored, json.dumps(spans))
     return spans

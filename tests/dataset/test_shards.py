@@ -241,6 +241,29 @@ def test_what_does_not_fit_is_one_sentence() -> None:
     assert "shards/manifest.json is damaged" in refusal("shards")
 
 
+def test_a_manifest_of_another_count_is_one_sentence() -> None:
+    write_set()
+    packed()
+    open_tree("shards", CACHE, [])  # which keeps where the files lie
+    manifest = json.loads(Path("shards/manifest.json").read_text())
+    manifest["shards"][1]["images"] += 1
+    Path("shards/manifest.json").write_text(json.dumps(manifest))
+    count = manifest["shards"][1]["images"]
+    said = f"shards/train-00001.tar does not fit shards/manifest.json: it holds {count - 1} images instead of {count}"
+    assert said in refusal("shards")
+
+
+def test_shards_may_hold_equal_files_that_are_no_images() -> None:
+    for i in range(2):
+        with tarfile.open(f"s{i}.tar", "w") as archive:
+            for path in (Path("README.txt"), *write_set(4, f"set{i}").rglob("*.*")):
+                path.touch()
+                archive.add(path)
+    tree = open_tree("s{0..1}.tar", CACHE, notes := [])
+    assert len(tree) == 8
+    assert any(".txt" in note for note in notes)
+
+
 def test_packing_refuses_what_would_mix_two_sets() -> None:
     write_set()
     packed()

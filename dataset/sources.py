@@ -272,8 +272,8 @@ def _build(known: str, build: Callable[..., Any], options: dict[str, Any]) -> An
         try:
             return build(**options, **choice)
         except (ImportError, NotImplementedError) as error:
-            told = f"torchvision cannot open {known} here ({error}); unpack it and name its folder"
-            raise UserError(told) from None
+            problem = f"torchvision cannot open {known} here ({error}); unpack it and name its folder"
+            raise UserError(problem) from None
         except (ValueError, RuntimeError, OSError) as error:
             if "Unknown value" in str(error):  # torchvision's message for a split that it does not have
                 return None

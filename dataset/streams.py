@@ -27,6 +27,7 @@ from runtime.progress import say
 
 HEAD = 2048  # images at the beginning of a stream that are kept
 BUFFER = 1024  # images, still encoded, among which the order is shuffled
+TAR_NAME = re.compile(r"[^/\s'\"]+\.tar\b")  # in an URL, or a command
 HELD_OUT = ("val/", "test/")  # folders of shards whose images are not trained on
 BROKEN = (OSError, EOFError, ValueError, tarfile.TarError)  # of a shard that cannot be read, or not to its end
 
@@ -136,14 +137,14 @@ def _write_head(data: str, folder: Path) -> None:
 
 def _listed_images(urls: list[str]) -> int | None:
     """Return how many images the manifest beside the shards lists, None where there is none."""
-    where = re.sub(r"[^/\s'\"]+\.tar\b", MANIFEST, urls[0])
+    where = TAR_NAME.sub(MANIFEST, urls[0])
     try:
         with _webdataset().gopen(where) as file:
             manifest = Manifest.parse(file.read(), where)
     except BROKEN:  # also UserError: whatever else a server answers
         return None
     counts = {shard.name: shard.images for shard in manifest.shards}
-    names = [re.findall(r"[^/\s'\"]+\.tar\b", url)[-1:] for url in urls]
+    names = [TAR_NAME.findall(url)[-1:] for url in urls]
     return sum(counts[name[0]] for name in names) if all(name and name[0] in counts for name in names) else None
 
 
@@ -158,6 +159,6 @@ def open_stream(data: str, limit: int, held: Iterable[str], cache: Path) -> Stre
     """
     names, (_, images) = frozenset(held), take_head(data, cache)
     if not limit and images is None:
-        told = "a stream does not tell how long it is: say with --limit N how many pictures an epoch has"
-        raise UserError(f"{told}, or put the {MANIFEST} of data.py --pack beside its shards")
+        problem = "a stream does not tell how long it is: say with --limit N how many pictures an epoch has"
+        raise UserError(f"{problem}, or put the {MANIFEST} of data.py --pack beside its shards")
     return Stream(tuple(expand_braces(data)), limit or max(1, images - len(names)), names)

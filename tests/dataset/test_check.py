@@ -63,10 +63,10 @@ def test_each_fault_is_found_and_named_and_good_files_are_not() -> None:
         "alpha.png": {"odd"}, "bad.png": {"corrupt"}, "leak.jpg": {"leak"}, "cmyk.jpg": {"odd"},
         "deep.png": {"odd", "gray"},
     }  # fmt: skip
-    told = {Path(finding.file).name: finding for finding in findings}
-    assert told["leak.jpg"].split == "val"
-    assert "set/good2.png" in told["leak.jpg"].detail
-    assert "the same as set/good0.png" in told["again.png"].detail
+    by_file = {Path(finding.file).name: finding for finding in findings}
+    assert by_file["leak.jpg"].split == "val"
+    assert "set/good2.png" in by_file["leak.jpg"].detail
+    assert "the same as set/good0.png" in by_file["again.png"].detail
 
 
 def test_a_duplicate_in_a_held_out_split_is_named_there_even_if_its_split_comes_first() -> None:

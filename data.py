@@ -17,11 +17,14 @@ import hashlib
 import json
 import math
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
+from types import FrameType
 from typing import Any, TypeVar
 
 import numpy as np
@@ -50,6 +53,7 @@ T = TypeVar("T")
 Flips = NDArray[np.bool_]  # (N,): which crops are mirrored left to right
 MAX_ASPECT = 3  # long side / short side; what is longer is cropped around the centre
 VERSION = 3  # of the cached pixels; raise it when decoding changes by more than a rounding
+SIGNAL_SECONDS = 0.2  # between two looks for a signal
 CHUNK = 64  # images that are decoded before they are written; bounds the memory
 
 
@@ -148,20 +152,60 @@ def training_batches(
 ) -> Iterator[tuple[Tensor, Tensor]]:  # fmt: skip
     """Yield source and target of an epoch's batches, shuffled, cropped and flipped, from step `start` on."""
     if images.stream is not None:
-        yield from ahead(stream_batches(images, batch_size, size, flip, seed, epoch, start, rank, world))
+        yield from ahead(stream_batches(images, batch_size, size, flip, seed, epoch, start, rank, world), world == 1)
         return
     order = training_order(len(images), batch_size, flip, seed, epoch, start, rank, world)
     batches = (images.gather(ids, size, corners, flips) for ids, corners, flips in order)
-    yield from batches if images.decode is None else ahead(batches)
+    yield from batches if images.decode is None else ahead(batches, world == 1)
 
 
-def ahead(items: Iterator[T]) -> Iterator[T]:
-    """Yield items that a thread makes: the next one while the caller works with one."""
-    with ThreadPoolExecutor(1) as pool:
-        coming = pool.submit(next, items, None)
-        while (item := coming.result()) is not None:
-            coming = pool.submit(next, items, None)
-            yield item
+def ahead(items: Iterator[T], alone: bool = True) -> Iterator[T]:
+    """Yield items that a thread makes: the next one while the caller works with one.
+
+    Nobody waits for an item that is no longer wanted, as of a stream that has stalled. Where the process is `alone`, a
+    signal that has a handler ends the items, too; several processes have to take as many steps each.
+    """
+    coming = _make_next(items)
+    while (item := _unless_signalled(coming) if alone else coming.result()) is not None:
+        coming = _make_next(items)
+        yield item
+
+
+def _make_next(items: Iterator[T]) -> "Future[T | None]":
+    """Let a thread make the next item, None at the end; no executor, which would wait for it when the process ends."""
+    coming: Future[T | None] = Future()
+
+    def make() -> None:
+        try:
+            coming.set_result(next(items, None))
+        except BaseException as error:
+            coming.set_exception(error)
+
+    threading.Thread(target=make, daemon=True).start()
+    return coming
+
+
+def _unless_signalled(coming: "Future[T | None]") -> T | None:
+    """Return what a future gives, or None where a signal comes first, whose handler does its work all the same."""
+    if threading.current_thread() is not threading.main_thread():  # no other may set handlers
+        return coming.result()
+    came: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        came.append(number)
+        handlers[number](number, frame)
+
+    numbers = (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM))  # Windows lacks one
+    handlers = {number: handler for number in numbers if callable(handler := signal.getsignal(number))}
+    try:
+        for number in handlers:
+            signal.signal(number, note)
+        while not came and not wait([coming], SIGNAL_SECONDS).done:
+            pass
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    return coming.result() if coming.done() else None
 
 
 def stream_batches(

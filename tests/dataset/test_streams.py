@@ -1,10 +1,12 @@
 """Streams of shards: dealt to processes, each image once an epoch, damage is told and survived, training is exact."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -127,6 +129,29 @@ def test_training_on_a_stream_needs_no_cache_of_it_and_resumes_exactly(monkeypat
     images = read_run(whole).images
     assert images["train"] + images["val"] == 40
     assert log_of(whole)[-1]["steps"] == 2 * (images["train"] // 4)
+
+
+@pytest.mark.usefixtures("no_curves")
+def test_a_signal_saves_though_the_stream_has_stalled(monkeypatch: pytest.MonkeyPatch, time_limit: None) -> None:
+    pytest.importorskip("webdataset")
+    data = f"{write_shards()}; test ! -e stall || kill -TERM $PPID; while test -e stall; do sleep 0.1; done"
+    options = {"recipe": "coco", "data": data, "epochs": 2, "save_every": 2, **TINY}
+    whole, real, parts = train.main(run=Path("whole"), **options), gan.train_step, Path("parts")
+
+    def step(*args: Any, **how: Any) -> Any:
+        Path("stall").touch()  # of what comes after this epoch, all of which is in the buffer
+        return real(*args, **how)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(gan, "train_step", step)
+        with pytest.raises(SystemExit) as stopped:
+            train.main(run=parts, **options)
+    assert stopped.value.code == 128 + signal.SIGTERM
+    assert Path("stall").exists()
+    Path("stall").unlink()
+    assert log_of(parts)[-1]["epoch"] == 1
+    train.main(run=parts, resume=True, device="cpu")
+    assert same_tensors(saved_weights(whole, 2), saved_weights(parts, 2))
 
 
 def damage(path: Path, how: str) -> None:

@@ -41,8 +41,8 @@ from dataset.folders import Item, list_items, read_picture
 from imaging import line_art
 from imaging.files import read_frames, scan
 from imaging.pixels import Array, colorfulness, flatten, resize
-from training.loop import noted_signals
 from runtime.run_folder import RunRecord
+from training.loop import noted_signals
 
 CACHE = Path("cache")
 PHOTO = Loading(load_size=16, fit="crop", pair="none", sketch=False)

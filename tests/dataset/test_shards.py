@@ -6,10 +6,12 @@ import signal
 import subprocess
 import sys
 import tarfile
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from helpers import TINY, run_stage, same_tensors, saved_weights
 from PIL import Image
 
@@ -301,3 +303,39 @@ def test_training_on_shards_is_training_on_their_folder(pictures: Path) -> None:
     assert all(same_tensors(first, other) for other in others)
     ends = [train.main(run=run, resume=True, epochs=2, device="cpu") for run in runs[::2]]
     assert same_tensors(*(saved_weights(run, 2) for run in ends))
+
+
+WATCHED = """
+import data, train
+from runtime import cli, distributed
+batches, order, stems = data.training_batches, data.training_order, []
+def training_batches(images, *given):
+    stems[:] = images.stems
+    return batches(images, *given)
+def training_order(count, batch_size, flip, seed, epoch, *given):
+    for ids, *rest in order(count, batch_size, flip, seed, epoch, *given):
+        with open(f"seen.{epoch}.{distributed.rank()}", "a") as file:
+            file.writelines(f"{stems[i]}\\n" for i in ids)
+        yield ids, *rest
+data.training_batches, data.training_order = training_batches, training_order
+cli.command(train.main, shared=True)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no distributed")
+def test_two_processes_that_train_on_shards_see_each_picture_once_an_epoch(pictures: Path) -> None:
+    assert len(packed(str(pictures), most=10_000)) > 2
+    Path("watched.py").write_text(WATCHED)
+    call = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", "--", "watched.py"]
+    call += ["--data", "shards", "--recipe", "coco", "--size", "32", "--batch-size", "2", "--epochs", "2"]
+    call += ["--device", "cpu", "--set", "ngf=4", "--set", "ndf=4"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(call, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    wanted = Counter(item.stem for item in list_items("shards", RECIPE, CACHE)["train"])
+    assert len(wanted) == 12
+    for epoch in (1, 2):
+        seen = [Path(f"seen.{epoch}.{rank}").read_text().split() for rank in (0, 1)]
+        assert len(seen[0]) == len(seen[1]) == 6
+        assert Counter(seen[0] + seen[1]) == wanted

@@ -21,6 +21,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -163,12 +164,17 @@ def ahead(items: Iterator[T], alone: bool = True) -> Iterator[T]:
     """Yield items that a thread makes: the next one while the caller works with one.
 
     Nobody waits for an item that is no longer wanted, as of a stream that has stalled. Where the process is `alone`, a
-    signal that has a handler ends the items, too; several processes have to take as many steps each.
+    signal that has a handler ends the wait, and the items; several processes have to take as many steps each.
     """
-    coming = _make_next(items)
-    while (item := _unless_signalled(coming) if alone else coming.result()) is not None:
+    with _watched_signals() if alone else nullcontext([]) as came:
         coming = _make_next(items)
-        yield item
+        while True:
+            while not came and not wait([coming], SIGNAL_SECONDS).done:
+                pass
+            if not coming.done() or (item := coming.result()) is None:
+                return
+            coming = _make_next(items)
+            yield item
 
 
 def _make_next(items: Iterator[T]) -> "Future[T | None]":
@@ -185,27 +191,26 @@ def _make_next(items: Iterator[T]) -> "Future[T | None]":
     return coming
 
 
-def _unless_signalled(coming: "Future[T | None]") -> T | None:
-    """Return what a future gives, or None where a signal comes first, whose handler does its work all the same."""
-    if threading.current_thread() is not threading.main_thread():  # no other may set handlers
-        return coming.result()
+@contextmanager
+def _watched_signals() -> Iterator[list[int]]:
+    """Yield a list to which signals that have a handler add their number, besides what the handler does."""
     came: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
         came.append(number)
         handlers[number](number, frame)
 
-    numbers = (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM))  # Windows lacks one
+    in_main = threading.current_thread() is threading.main_thread()  # no other thread may set handlers
+    numbers = (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)) if in_main else ()
     handlers = {number: handler for number in numbers if callable(handler := signal.getsignal(number))}
+    for number in handlers:
+        signal.signal(number, note)
     try:
-        for number in handlers:
-            signal.signal(number, note)
-        while not came and not wait([coming], SIGNAL_SECONDS).done:
-            pass
+        yield came
     finally:
         for number, handler in handlers.items():
-            signal.signal(number, handler)
-    return coming.result() if coming.done() else None
+            if signal.getsignal(number) is note:  # else whoever set the handler has put back an earlier one
+                signal.signal(number, handler)
 
 
 def stream_batches(

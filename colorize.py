@@ -31,9 +31,10 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext, redirect_stdout
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
@@ -167,15 +168,19 @@ def find_checkpoint(run: Path, epoch: str | None) -> Path:
     return epoch_path(run, number)
 
 
-def report(jobs: Iterable["Job"], total: int, out: Path, as_json: bool) -> list["Job"]:
-    """Print a line per job as it ends, and a summary; returns the jobs."""
+def report(jobs: Iterable["Job"], total: int, out: Path, as_json: bool, table: TextIO) -> list["Job"]:
+    """Write a line per job to `table` as it ends, and a summary to stderr; returns the jobs."""
     from tqdm import tqdm
 
-    from runtime.progress import say, track
+    from runtime.progress import track
 
     finished, began = [], time.monotonic()
     for job in track(jobs, "colourising", total, lines=False):
-        say(json.dumps(job.record()) if as_json else str(job))
+        try:
+            tqdm.write(json.dumps(job.record()) if as_json else str(job), file=table)
+            table.flush()
+        except OSError:  # as of `| head`: what is written from now on has no reader
+            os.dup2(os.open(os.devnull, os.O_WRONLY), table.fileno())
         if job.bug and not any(other.bug for other in finished):
             tqdm.write(job.bug, file=sys.stderr)  # once: the next ones are often the same
         job.scan = None  # the metadata of a file can be larger than its pixels
@@ -286,7 +291,9 @@ def main(
         from inference.ray_batch import colour_files
 
         found = colour_files(tasks, workers, device, how, options)
-    finished = report(found, len(tasks), out, json_ or not sys.stdout.isatty())
+    table, is_seen = sys.stdout, sys.stdout.isatty()
+    with redirect_stdout(sys.stderr) if engine and not is_seen else nullcontext():  # Ray has remarks of its own
+        finished = report(found, len(tasks), out, json_ or not is_seen, table)
     if any(job.status == "failed" for job in finished):
         raise SystemExit(1)
     return [job.task.output for job in finished]

@@ -17,11 +17,15 @@ import hashlib
 import json
 import math
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
+from types import FrameType
 from typing import Any, TypeVar
 
 import numpy as np
@@ -50,6 +54,7 @@ T = TypeVar("T")
 Flips = NDArray[np.bool_]  # (N,): which crops are mirrored left to right
 MAX_ASPECT = 3  # long side / short side; what is longer is cropped around the centre
 VERSION = 4  # of the cached pixels; raise it when decoding changes by more than a rounding
+SIGNAL_SECONDS = 0.2  # between two looks for a signal
 CHUNK = 64  # images that are decoded before they are written; bounds the memory
 
 
@@ -148,20 +153,64 @@ def training_batches(
 ) -> Iterator[tuple[Tensor, Tensor]]:  # fmt: skip
     """Yield source and target of an epoch's batches, shuffled, cropped and flipped, from step `start` on."""
     if images.stream is not None:
-        yield from ahead(stream_batches(images, batch_size, size, flip, seed, epoch, start, rank, world))
+        yield from ahead(stream_batches(images, batch_size, size, flip, seed, epoch, start, rank, world), world == 1)
         return
     order = training_order(len(images), batch_size, flip, seed, epoch, start, rank, world)
     batches = (images.gather(ids, size, corners, flips) for ids, corners, flips in order)
-    yield from batches if images.decode is None else ahead(batches)
+    yield from batches if images.decode is None else ahead(batches, world == 1)
 
 
-def ahead(items: Iterator[T]) -> Iterator[T]:
-    """Yield items that a thread makes: the next one while the caller works with one."""
-    with ThreadPoolExecutor(1) as pool:
-        coming = pool.submit(next, items, None)
-        while (item := coming.result()) is not None:
-            coming = pool.submit(next, items, None)
+def ahead(items: Iterator[T], alone: bool = True) -> Iterator[T]:
+    """Yield items that a thread makes: the next one while the caller works with one.
+
+    Nobody waits for an item that is no longer wanted, as of a stream that has stalled. Where the process is `alone`, a
+    signal that has a handler ends the wait, and the items; several processes have to take as many steps each.
+    """
+    with _watched_signals() if alone else nullcontext([]) as came:
+        coming = _make_next(items)
+        while True:
+            while not came and not wait([coming], SIGNAL_SECONDS).done:
+                pass
+            if not coming.done() or (item := coming.result()) is None:
+                return
+            coming = _make_next(items)
             yield item
+
+
+def _make_next(items: Iterator[T]) -> "Future[T | None]":
+    """Let a thread make the next item, None at the end; no executor, which would wait for it when the process ends."""
+    coming: Future[T | None] = Future()
+
+    def make() -> None:
+        try:
+            coming.set_result(next(items, None))
+        except BaseException as error:
+            coming.set_exception(error)
+
+    threading.Thread(target=make, daemon=True).start()
+    return coming
+
+
+@contextmanager
+def _watched_signals() -> Iterator[list[int]]:
+    """Yield a list to which signals that have a handler add their number, besides what the handler does."""
+    came: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        came.append(number)
+        handlers[number](number, frame)
+
+    in_main = threading.current_thread() is threading.main_thread()  # no other thread may set handlers
+    numbers = (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)) if in_main else ()
+    handlers = {number: handler for number in numbers if callable(handler := signal.getsignal(number))}
+    for number in handlers:
+        signal.signal(number, note)
+    try:
+        yield came
+    finally:
+        for number, handler in handlers.items():
+            if signal.getsignal(number) is note:  # else whoever set the handler has put back an earlier one
+                signal.signal(number, handler)
 
 
 def stream_batches(
@@ -387,9 +436,6 @@ def _fill_cache(folder: Path, partial: Path, items: Sequence[Item], loading: Loa
             elif loading.min_colorfulness and colorfulness(picture[..., :3]) < loading.min_colorfulness:
                 meta["gray"] += 1
             else:
-                if in_cache and most < math.inf and not caches.make_room(folder.parent, size + picture.size, most):
-                    in_cache = False
-                    file.truncate(0)
                 if in_cache:
                     data = np.ascontiguousarray(picture).data
                     written.update(data)
@@ -400,6 +446,10 @@ def _fill_cache(folder: Path, partial: Path, items: Sequence[Item], loading: Loa
                 meta["kept"].append(number)
                 meta["hashes"].append(hashlib.sha256(content[0].encode()).hexdigest()[:16])
                 size += picture.size
+            due = (number + 1) % CHUNK == 0 or number + 1 == len(items)  # all caches are looked at for it
+            if in_cache and due and most < math.inf and not caches.make_room(folder.parent, size, most):
+                in_cache = False
+                file.truncate(0)
     if not size:
         first = f"the first: {meta['bad'][0]}" if meta["bad"] else "all are below min_colorfulness"
         raise UserError(f"none of the {len(items)} {label} images can be used; {first}")

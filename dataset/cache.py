@@ -44,7 +44,8 @@ def open_cache(folder: Path, most: float) -> tuple[dict[str, Any], NDArray[np.ui
             lock(file, shared=True, wait=True)
             pixels = np.memmap(file, np.uint8, mode="r")  # keeps the file open, and so its lock
         if file_hash(folder / PIXELS) == wanted:
-            os.utime(folder / META)  # when it was last opened
+            with suppress(PermissionError):  # of a cache of another user
+                os.utime(folder / META)  # when it was last opened
             return meta, pixels
         say(f"{folder} is damaged: its pictures are decoded anew")
     return None
@@ -107,15 +108,21 @@ def make_room(cache: Path, needed: int, most: float) -> bool:
 
     Caches that nobody uses are removed for it, those first that were not opened for longest.
     """
-    found = {path.parent: path.stat().st_size for path in cache.glob(f"*/{PIXELS}") if path.parent.suffix != PARTIAL}
-    used = sum(found.values())
+    sizes, ages = {}, {}  # bytes, and times of the last opening, by folder
+    for path in cache.glob(f"*/{PIXELS}"):
+        if path.parent.suffix != PARTIAL:
+            with suppress(FileNotFoundError):  # another process has just removed it
+                sizes[path.parent] = path.stat().st_size
+                ages[path.parent] = 0.0  # without META, of a process that was killed while it removed it
+                ages[path.parent] = (path.parent / META).stat().st_mtime
+    used = sum(sizes.values())
     if needed > most:
         return False
-    for folder in sorted(found, key=lambda folder: (folder / META).stat().st_mtime):
+    for folder in sorted(ages, key=ages.__getitem__):
         if used + needed <= most:
             break
-        with open(folder / PIXELS, "rb+") as file:
+        with suppress(OSError), open(folder / PIXELS, "rb+") as file:  # of another user, it stays
             if lock(file, certain=True):
                 shutil.rmtree(folder)
-                used -= found[folder]
+                used -= sizes[folder]
     return used + needed <= most

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,7 +24,7 @@ from PIL import Image, UnidentifiedImageError
 
 from config import DEMO, UserError
 from dataset.folders import Item
-from dataset.sources import Blob, Entry
+from dataset.sources import Blob, Entry, read_content
 from imaging.files import read_frames, scan
 from imaging.line_art import line_art
 from imaging.pixels import Array, Frame, flatten, resize
@@ -43,7 +44,8 @@ PROBLEMS = {  # problem -> what it means
 }
 TINY = 64  # px, short side below which an image has too little to learn from
 ODD_ASPECT = 1.02  # a sketch's aspect / its colour image's; above, it is cut rather than stretched
-ALIKE = 6  # of 128 bits of the perceptual hash, that two images alike differ in at most
+MAX_BITS = 6  # of 128 of the perceptual hash, that two images alike differ in at most
+MAX_COMPARED = 256  # images of an equal part of the hash that each is compared with; white borders may have all of them
 FLAT = 3.0  # standard deviation of levels, below which an image is too even to have a hash
 USUAL = {"RGB", "L"}  # modes of Pillow
 SIDE = 128  # px, at which sketch and image are laid on one another
@@ -61,14 +63,14 @@ class Finding(NamedTuple):
 
 
 @dataclass
-class Look:
+class Inspection:
     """What is seen of one item."""
 
     name: str  # of its file
     split: str
     found: list[tuple[str, str]] = field(default_factory=list)  # problem, detail
     content: str = ""  # SHA-256 of the bytes
-    looks: NDArray[np.uint64] | None = None  # (2): perceptual hash; None: damaged, or even
+    hash: NDArray[np.uint64] | None = None  # (2): perceptual hash; None: damaged, or even
 
 
 def check(splits: Mapping[str, Sequence[Item]], pair: str, least: int = TINY) -> tuple[int, list[Finding]]:
@@ -85,18 +87,18 @@ def check(splits: Mapping[str, Sequence[Item]], pair: str, least: int = TINY) ->
         raise UserError(f"the scenes of {DEMO} are drawn: there is nothing to check")
     todo = [(split, item) for split, items in splits.items() if not _is_val(splits, split) for item in items]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        looks = [*track(pool.map(lambda one: look(*one, pair, least), todo), "checking", len(todo))]
-    findings = [Finding(one.name, one.split, *problem) for one in looks for problem in one.found]
-    return len(todo), [*findings, *find_twins(looks)]
+        inspections = [*track(pool.map(lambda one: inspect(*one, pair, least), todo), "checking", len(todo))]
+    findings = [Finding(one.name, one.split, *problem) for one in inspections for problem in one.found]
+    return len(todo), [*findings, *find_duplicates(inspections)]
 
 
 def _is_val(splits: Mapping[str, Sequence[Item]], split: str) -> bool:
     return split == "test" and splits["test"] is splits.get("val")
 
 
-def look(split: str, item: Item, pair: str, least: int = TINY) -> Look:
+def inspect(split: str, item: Item, pair: str, least: int = TINY) -> Inspection:
     """Decode one item and return what is seen of it."""
-    seen = Look(str(item.target), split)
+    seen = Inspection(str(item.target), split)
     try:
         frame, seen.content, odd = _open(item.target)
         sketch = None if item.source is None else flatten(_open(item.source)[0])
@@ -115,9 +117,9 @@ def look(split: str, item: Item, pair: str, least: int = TINY) -> Look:
         return seen
     if not is_coloured(image):
         seen.found.append(("gray", "gray, sepia or of one tint"))
-    if sketch is not None and (told := misaligned(image, sketch)):
-        seen.found.append(("misaligned", told))
-    seen.looks = perceptual_hash(image)
+    if sketch is not None and (problem := misaligned(image, sketch)):
+        seen.found.append(("misaligned", problem))
+    seen.hash = perceptual_hash(image)
     return seen
 
 
@@ -126,7 +128,7 @@ def _open(picture: Path | Blob | Entry) -> tuple[Frame, str, str]:
     if isinstance(picture, Entry):
         pixels = picture.read()
         return Frame(pixels, None), hashlib.sha256(pixels.tobytes()).hexdigest(), ""
-    content = picture.content() if isinstance(picture, Blob) else _read(picture)
+    content = read_content(picture)
     found = scan(Path(str(picture)), content)
     frame = next(read_frames(found))
     odd = [] if (mode := _mode(content)) in USUAL else [mode]
@@ -134,13 +136,6 @@ def _open(picture: Path | Blob | Entry) -> tuple[Frame, str, str]:
     odd += ["transparent"] if frame.alpha is not None and frame.alpha.min() < np.iinfo(frame.alpha.dtype).max else []
     odd += [f"{found.count} frames"] if found.count > 1 else []
     return frame, hashlib.sha256(content).hexdigest(), ", ".join(odd)
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from None
 
 
 def _mode(content: bytes) -> str:
@@ -168,45 +163,50 @@ def perceptual_hash(image: Array) -> NDArray[np.uint64] | None:
     return np.packbits(bits).view(np.uint64)
 
 
-def near_pairs(hashes: NDArray[np.uint64], most: int = ALIKE) -> Iterator[tuple[int, int, int]]:
+def near_pairs(hashes: NDArray[np.uint64], most: int = MAX_BITS) -> Iterator[tuple[int, int, int]]:
     """Yield (first, second, bits that differ) of all hashes (N, 2) that differ in at most `most` bits, 7 or fewer.
 
     Of eight parts of 16 bits two such hashes have at least one in common, so only those with an equal part are
-    compared. A pair may come more than once.
+    compared. A pair may come more than once. Of hashes that share a part with more than MAX_COMPARED others, as of
+    pictures with white borders, each is compared with as many that are next to it when they are sorted from that part
+    on: pairs are missed, but not every one of a picture that is there many times.
     """
-    for part in hashes.view(np.uint16).T:  # (N)
-        order = np.argsort(part, kind="stable")
+    parts = hashes.view(np.uint16).T  # (8, N)
+    for number, part in enumerate(parts):
+        order = np.lexsort(np.roll(parts, -number, 0)[::-1])
         for group in np.split(order, np.flatnonzero(np.diff(part[order])) + 1):
             for place in range(1, len(group)):
-                others = hashes[group[:place]] ^ hashes[group[place]]
-                differ = np.unpackbits(others.view(np.uint8), axis=1).sum(1)
+                before = group[max(0, place - MAX_COMPARED) : place]
+                differ = np.unpackbits((hashes[before] ^ hashes[group[place]]).view(np.uint8), axis=1).sum(1)
                 for other in np.flatnonzero(differ <= most):
-                    yield int(group[other]), int(group[place]), int(differ[other])
+                    yield *sorted((int(before[other]), int(group[place]))), int(differ[other])
 
 
-def find_twins(looks: Sequence[Look]) -> list[Finding]:
+def find_duplicates(inspections: Sequence[Inspection]) -> list[Finding]:
     """Return the images that are, or look like, an earlier one; of the same split, or of training."""
     first: dict[str, int] = {}  # content -> the first that holds it
-    twins: dict[tuple[int, bool], tuple[int, int]] = {}  # image, whether it leaks -> an earlier one, bits that differ
-    hashed = [number for number, one in enumerate(looks) if one.looks is not None]
-    pairs = [(first.setdefault(one.content, number), number, -1) for number, one in enumerate(looks) if one.content]
-    if hashed:
-        near = near_pairs(np.stack([looks[number].looks for number in hashed]))
-        pairs += sorted((hashed[one], hashed[other], bits) for one, other, bits in near)
-    for earlier, later, bits in pairs:
-        one, other = looks[earlier].split, looks[later].split
+    found: dict[tuple[int, bool], tuple[bool, int, int]] = {}  # image, whether it leaks -> differs, another, by bits
+    hashed = [number for number, one in enumerate(inspections) if one.hash is not None]
+    equal = ((first.setdefault(one.content, i), i, 0, False) for i, one in enumerate(inspections) if one.content)
+    near = near_pairs(np.stack([inspections[number].hash for number in hashed])) if hashed else ()
+    alike = ((hashed[one], hashed[other], bits, True) for one, other, bits in near)
+    for earlier, later, bits, differs in chain(equal, alike):
+        one, other = inspections[earlier].split, inspections[later].split
         leaks = one != other and "train" in (one, other)
         if earlier != later and (leaks or one == other):
             held, from_ = (later, earlier) if one == "train" or not leaks else (earlier, later)
-            twins.setdefault((held, leaks), (from_, bits))
-    return [_twin(looks, image, leaks, other, bits) for (image, leaks), (other, bits) in sorted(twins.items())]
+            pair = (differs, from_, bits)
+            found[held, leaks] = min(pair, found.get((held, leaks), pair))
+    return [_duplicate(inspections, *key, *found[key]) for key in sorted(found)]
 
 
-def _twin(looks: Sequence[Look], image: int, leaks: bool, other: int, bits: int) -> Finding:
-    same = bits < 0
-    problem = "leak" if leaks else "duplicate" if same else "similar"
-    told = f"the same as {looks[other].name}" if same else f"looks like {looks[other].name}: {bits} of 128 bits differ"
-    return Finding(looks[image].name, looks[image].split, problem, told)
+def _duplicate(
+    inspections: Sequence[Inspection], image: int, leaks: bool, differs: bool, other: int, bits: int
+) -> Finding:
+    problem = "leak" if leaks else "similar" if differs else "duplicate"
+    where = inspections[other].name
+    detail = f"looks like {where}: {bits} of 128 bits differ" if differs else f"the same as {where}"
+    return Finding(inspections[image].name, inspections[image].split, problem, detail)
 
 
 def misaligned(image: Array, sketch: Array) -> str:

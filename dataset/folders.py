@@ -204,8 +204,8 @@ def find_halves(tree: Tree, where: str, recipe: AnyRecipe, given: Sequence[str])
     colour, sketch = ([top for top in tops if plain(top) in names] for names in (COLOUR, SKETCH))
     if colour and sketch:
         if len(colour + sketch) > 2:
-            told = f"{', '.join(colour + sketch)} in {where} may all be halves of pairs"
-            raise UserError(f"{told}; say which are, with --pair-folders COLOUR SKETCH")
+            problem = f"{', '.join(colour + sketch)} in {where} may all be halves of pairs"
+            raise UserError(f"{problem}; say which are, with --pair-folders COLOUR SKETCH")
         return colour[0], sketch[0]
     two = len(tops) == 2 and isinstance(recipe, Recipe) and recipe.pair != "none"
     return _look_at_halves(tree, tops, where, recipe) if two else None
@@ -223,8 +223,8 @@ def _look_at_halves(tree: Tree, tops: list[str], where: str, recipe: Recipe) -> 
         return tops[gray.index(False)], tops[gray.index(True)]
     drawn = recipe.input != "L"  # photographs come in classes, and these may be numbered alike
     if shared > 1 and ({*gray} == {True, False} or (one == other and (letters or drawn))):
-        told = f"{tops[0]} and {tops[1]} in {where} hold {shared} images of equal names"
-        raise UserError(f"{told}: if they are pairs, say --pair-folders COLOUR SKETCH, else --pair none")
+        problem = f"{tops[0]} and {tops[1]} in {where} hold {shared} images of equal names"
+        raise UserError(f"{problem}: if they are pairs, say --pair-folders COLOUR SKETCH, else --pair none")
     return None
 
 

@@ -8,6 +8,7 @@ files are the same as of one that was not.
 import hashlib
 import io
 import tarfile
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,7 +19,7 @@ from config import DEMO, UserError
 from dataset.cache import lock
 from dataset.folders import SPLITS, Picture, read_picture, to_bytes
 from dataset.shards import MANIFEST, Manifest, Shard, read_manifest
-from dataset.sources import Blob, Entry
+from dataset.sources import Blob, Entry, read_content
 from imaging.encoders import QUALITY
 from imaging.pixels import Array, resize
 from runtime.atomic import replacing
@@ -27,7 +28,7 @@ from runtime.weights import file_hash
 
 CHUNK = 64  # images that are encoded before they are written; bounds the memory
 MB = 10**6  # bytes
-HELD = ".lock"  # a file that is locked by the process that packs
+LOCK = ".lock"  # a file that is locked by the process that packs
 
 Encoded = tuple[str, bytes | UserError]  # name in the shard, and bytes or what is wrong with the file
 
@@ -40,7 +41,7 @@ def pack(tree: Mapping[str, Picture], out: Path, size: int | None, shard_mb: int
         size: px to which the short sides of larger images are shrunk; None: files are copied as they are.
         shard_mb: 10^6 bytes, about, of each shard.
 
-    Raises UserError where `out` holds shards of something else, or another process packs there.
+    Raises UserError where `out` holds shards of something else, or of another program, or another process packs there.
     """
     if any(isinstance(picture, int) for picture in tree.values()):
         raise UserError(f"the scenes of {DEMO} are drawn: there is nothing to pack")
@@ -49,22 +50,15 @@ def pack(tree: Mapping[str, Picture], out: Path, size: int | None, shard_mb: int
         top = name.split("/", 1)[0]
         groups.setdefault(top if top in {*SPLITS.values()} else "train", []).append(name)
     out.mkdir(parents=True, exist_ok=True)
-    with open(out / HELD, "wb") as held:
+    with open(out / LOCK, "wb") as held:
         if not lock(held):
             raise UserError(f"another process is packing into {out}")
-        manifest = _begin(tree, out, size, shard_mb)
-        if manifest.complete:
-            return manifest
-        for path in out.glob(".*.tmp"):  # of a process that was killed
-            path.unlink()
-        for group, names in sorted(groups.items()):
-            done = [shard for shard in manifest.shards if shard.name.startswith(f"{group}-")]
-            rest = names[sum(shard.taken for shard in done) :]
-            shown = track(_encode_all(tree, rest, size), f"packing {group}", len(names), len(names) - len(rest))
-            _write_shards(group, len(done), shown, out, shard_mb * MB, manifest)
-        manifest.complete = True
-        manifest.write(out)
-        (out / HELD).unlink()
+        try:
+            manifest = _begin(tree, out, size, shard_mb)
+            if not manifest.complete:
+                _write_groups(tree, groups, out, size, shard_mb * MB, manifest)
+        finally:
+            (out / LOCK).unlink()
     return manifest
 
 
@@ -76,7 +70,13 @@ def _begin(tree: Mapping[str, Picture], out: Path, size: int | None, shard_mb: i
         size_bytes = picture.stop - picture.start if isinstance(picture, Blob) else size_bytes
         digest.update(to_bytes(f"{name} {size_bytes}\n"))
     source = digest.hexdigest()[:16]
-    manifest = read_manifest(out) or Manifest(source)
+    manifest = read_manifest(out)
+    if manifest is None:
+        others = sorted(out.glob("*.tar"))
+        if others:
+            raise UserError(f"{others[0]} is there, and no {MANIFEST} that says of what: name an empty folder")
+        manifest = Manifest(source)
+        manifest.write(out)  # before the first shard, or a call that goes on would not know that as its own
     if manifest.source != source:
         raise UserError(f"{out} holds shards of other images, or of another --size or --shard-mb: name an empty folder")
     gone = [shard.name for shard in manifest.shards if not (out / shard.name).is_file()]
@@ -85,36 +85,70 @@ def _begin(tree: Mapping[str, Picture], out: Path, size: int | None, shard_mb: i
     return manifest
 
 
-def _encode_all(tree: Mapping[str, Picture], names: Sequence[str], size: int | None) -> Iterator[Encoded]:
+def _write_groups(
+    tree: Mapping[str, Picture], groups: Mapping[str, Sequence[str]], out: Path, size: int | None, most: int,
+    manifest: Manifest,
+) -> None:  # fmt: skip
+    """Write what is not there yet of the shards of each group, of about `most` bytes each, and the manifest."""
+    for path in out.glob(".*.tmp"):  # of a process that was killed
+        path.unlink()
+    stems = Counter(map(_stem, tree))
+    for group, names in sorted(groups.items()):
+        done = [shard for shard in manifest.shards if shard.name.startswith(f"{group}-")]
+        rest = names[sum(shard.taken for shard in done) :]
+        files = _encode_all(tree, rest, size, stems)
+        shown = track(files, f"packing {group}", len(names), len(names) - len(rest))
+        _write_shards(group, len(done), shown, out, most, manifest)
+    manifest.complete = True
+    manifest.write(out)
+
+
+def _encode_all(
+    tree: Mapping[str, Picture], names: Sequence[str], size: int | None, stems: Mapping[str, int]
+) -> Iterator[Encoded]:
     """Yield the files to write, in order; they are made in parallel."""
     with ThreadPoolExecutor() as pool:
         for start in range(0, len(names), CHUNK):
-            yield from pool.map(lambda name: encode(name, tree, size), names[start : start + CHUNK])
+            yield from pool.map(lambda name: encode(name, tree, size, stems), names[start : start + CHUNK])
 
 
-def encode(name: str, tree: Mapping[str, Picture], size: int | None) -> Encoded:
+def encode(name: str, tree: Mapping[str, Picture], size: int | None, stems: Mapping[str, int]) -> Encoded:
     """Return a file's name in the shard and its bytes, shrunk to `size` px where it is larger; see `pack`.
 
-    What was PNG stays PNG, all else becomes JPEG.
+    What was PNG stays PNG, all else becomes JPEG. `stems`: how many names of the tree are the same but for the ending.
     """
     picture = tree[name]
     try:
         if size is None and isinstance(picture, Path | Blob):
-            return name, _content(picture)
+            return name, read_content(picture)
         image = read_picture(picture)
         if (size is None or min(image.shape[:2]) <= size) and isinstance(picture, Path | Blob):
-            return name, _content(picture)
+            return name, read_content(picture)
     except UserError as error:
         return name, error
     suffix = ".png" if isinstance(picture, Entry) or name.lower().endswith(".png") else ".jpg"
-    stem = name if isinstance(picture, Entry) else str(Path(name).with_suffix(""))
-    renamed = name if Path(name).suffix.lower() in (".jpg", ".jpeg", ".png") else stem + suffix
-    if renamed != name and renamed in tree:
-        renamed = name + suffix
+    kept = Path(name).suffix.lower() in (".jpg", ".jpeg", ".png")
+    renamed = name if kept else _free_stem(name, stems) + suffix
     file = io.BytesIO()
     options = QUALITY["JPEG"] if suffix == ".jpg" else {}
     Image.fromarray(image if size is None else shrink(image, size)).save(file, "JPEG" if options else "PNG", **options)
     return renamed, file.getvalue()
+
+
+def _stem(name: str) -> str:
+    return str(Path(name).with_suffix(""))
+
+
+def _free_stem(name: str, stems: Mapping[str, int]) -> str:
+    """Return what a file with another ending is called: its name without ending, or all of it if others have that.
+
+    No two names of a tree become one. It does not depend on which files are written first.
+    """
+    if stems[_stem(name)] == 1:
+        return _stem(name)
+    while name in stems:  # a.bmp, beside a.png and a.bmp.png
+        name += "_"
+    return name
 
 
 def shrink(image: Array, size: int) -> Array:
@@ -123,15 +157,6 @@ def shrink(image: Array, size: int) -> Array:
     scale = min(1.0, size / min(height, width))
     step = 2 if width % 2 == 0 and size > 1 else 1
     return resize(image, max(1, round(height * scale)), max(step, step * round(width * scale / step)))
-
-
-def _content(picture: Path | Blob) -> bytes:
-    if isinstance(picture, Blob):
-        return picture.content()
-    try:
-        return picture.read_bytes()
-    except OSError as error:
-        raise UserError(f"{picture}: {error.strerror}") from None
 
 
 def _write_shards(group: str, number: int, files: Iterator[Encoded], out: Path, most: int, manifest: Manifest) -> None:

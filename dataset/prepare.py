@@ -26,9 +26,13 @@ def main(
         raise UserError("say what to do: data.py --check photos/, or data.py --pack photos/ shards/")
     if (pack is None) != (out is None):
         raise UserError("--pack takes two folders: data.py --pack photos/ shards/; --check takes one")
+    from dataset.shards import is_stream
+
+    if is_stream(data := str(pack or check)):
+        raise UserError(f"{data} is a stream, of which only the head is looked at: copy its shards to a disk first")
     if pack is not None:
-        return pack_files(str(pack), Path(out), size, shard_mb, pair_folders)
-    return check_files(str(check), Path(table), size, pair_folders)
+        return pack_files(data, Path(out), size, shard_mb, pair_folders)
+    return check_files(data, Path(table), size, pair_folders)
 
 
 def check_files(data: str, table: Path, size: int | None, pair_folders: tuple[str, str] | None) -> Path:

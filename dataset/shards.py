@@ -65,6 +65,14 @@ def read_manifest(folder: Path) -> Manifest | None:
     return Manifest.parse(path.read_bytes(), str(path)) if path.is_file() else None
 
 
+def whole_manifest(folder: Path) -> Manifest | None:
+    """Return what read_manifest does; UserError, too, where the shards are not packed to their end."""
+    manifest = read_manifest(folder)
+    if manifest and not manifest.complete:
+        raise UserError(f"{folder} is not packed to its end: repeat the command that packed it")
+    return manifest
+
+
 def expand_braces(pattern: str) -> list[str]:
     """Return what a pattern with {000..099} or {a,b} stands for, in order; without such, the pattern itself."""
     found = re.search(r"\{([^{}]*)\}", pattern)
@@ -94,7 +102,7 @@ def find_shards(data: str) -> list[Path] | None:
     Raises UserError where one is not there, or they are not packed to the end.
     """
     root = Path(data)
-    manifest = read_manifest(root) if root.is_dir() else None
+    manifest = whole_manifest(root) if root.is_dir() else None
     if manifest is None and not is_pattern(data):
         return None
     paths = [root / shard.name for shard in manifest.shards] if manifest else list(map(Path, expand_braces(data)))
@@ -110,14 +118,11 @@ def open_shards(data: str, paths: Sequence[Path], cache: Path, notes: list[str])
 
     Raises UserError where a shard is damaged, does not fit its manifest, or holds the name of another's image.
     """
-    manifests = {folder: read_manifest(folder) for folder in dict.fromkeys(path.parent for path in paths)}
-    for folder, manifest in manifests.items():
-        if manifest and not manifest.complete:
-            raise UserError(f"{folder} is not packed to its end: repeat the command that packed it")
+    manifests = {folder: whole_manifest(folder) for folder in dict.fromkeys(path.parent for path in paths)}
     found: dict[str, Blob] = {}
     for path in track(paths, "looking into shards", len(paths)):
         for name, span in _index(path, manifests[path.parent], cache).items():
-            if name in found:
+            if name in found and images_among([name], path, []):  # a README in each is no fault
                 raise UserError(f"{found[name].archive} and {path} both hold {name}")
             found[name] = Blob(path, name, *span, None)
     shown = images_among(found, Path(data), notes)
@@ -133,7 +138,8 @@ def open_shards(data: str, paths: Sequence[Path], cache: Path, notes: list[str])
 def _index(path: Path, manifest: Manifest | None, cache: Path) -> dict[str, tuple[int, int]]:
     """Return where the files of a shard begin and end; looked up in the cache if it is there.
 
-    A shard is compared with its manifest's hash once, when it is indexed. Raises UserError as open_shards does.
+    A shard is compared with its manifest's hash and count once, when it is indexed. Raises UserError as open_shards
+    does.
     """
     status, listed = path.stat(), None
     if manifest:
@@ -141,9 +147,9 @@ def _index(path: Path, manifest: Manifest | None, cache: Path) -> dict[str, tupl
         if listed is None:
             raise UserError(f"{path} does not stand in {path.parent / MANIFEST}: {REMEDY}")
         if listed.size != status.st_size:
-            told = f"{status.st_size:,} bytes instead of {listed.size:,}"
-            raise UserError(f"{path} does not fit {path.parent / MANIFEST}: it has {told}; {REMEDY}")
-    facts = (os.fsencode(path.resolve()), status.st_size, status.st_mtime_ns, listed and listed.sha256)
+            problem = f"it has {status.st_size:,} bytes instead of {listed.size:,}"
+            raise UserError(f"{path} does not fit {path.parent / MANIFEST}: {problem}; {REMEDY}")
+    facts = (os.fsencode(path.resolve()), status.st_size, status.st_mtime_ns, listed and (listed.sha256, listed.images))
     stored = cache / "shards" / f"{hashlib.sha256(repr(facts).encode()).hexdigest()[:16]}.json"
     try:
         return json.loads(stored.read_text())
@@ -155,5 +161,9 @@ def _index(path: Path, manifest: Manifest | None, cache: Path) -> dict[str, tupl
         spans = index_tar(path)
     except UserError as error:
         raise UserError(f"{path} cannot be read as a shard ({error}); leave it out, or pack it anew") from None
+    count = len(images_among(spans, path, []))
+    if listed and count != listed.images:
+        problem = f"it holds {count:,} images instead of {listed.images:,}"
+        raise UserError(f"{path} does not fit {path.parent / MANIFEST}: {problem}; {REMEDY}")
     write_text(stored, json.dumps(spans))
     return spans

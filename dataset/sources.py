@@ -59,6 +59,16 @@ class Blob:
         return read_image(Path(str(self)), self.content(), least)
 
 
+def read_content(picture: Path | Blob) -> bytes:
+    """Return the bytes of an encoded image, a file or in an archive. Raises UserError where they cannot be read."""
+    if isinstance(picture, Blob):
+        return picture.content()
+    try:
+        return picture.read_bytes()
+    except OSError as error:
+        raise UserError(f"{picture}: {error.strerror}") from None
+
+
 def map_file(path: Path) -> NDArray[np.uint8]:
     """Return a file's bytes, memory-mapped."""
     status = path.stat()
@@ -262,8 +272,8 @@ def _build(known: str, build: Callable[..., Any], options: dict[str, Any]) -> An
         try:
             return build(**options, **choice)
         except (ImportError, NotImplementedError) as error:
-            told = f"torchvision cannot open {known} here ({error}); unpack it and name its folder"
-            raise UserError(told) from None
+            problem = f"torchvision cannot open {known} here ({error}); unpack it and name its folder"
+            raise UserError(problem) from None
         except (ValueError, RuntimeError, OSError) as error:
             if "Unknown value" in str(error):  # torchvision's message for a split that it does not have
                 return None

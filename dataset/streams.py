@@ -27,6 +27,7 @@ from runtime.progress import say
 
 HEAD = 2048  # images at the beginning of a stream that are kept
 BUFFER = 1024  # images, still encoded, among which the order is shuffled
+TAR_NAME = re.compile(r"[^/\s'\"]+\.tar\b")  # in an URL, or a command
 HELD_OUT = ("val/", "test/")  # folders of shards whose images are not trained on
 BROKEN = (OSError, EOFError, ValueError, tarfile.TarError)  # of a shard that cannot be read, or not to its end
 
@@ -50,11 +51,15 @@ class Stream:
         urls, whole = [self.urls[i] for i in order], len(self.urls) % world == 0
         if not whole:
             self.tell(f"{len(urls)} shards are no multiple of {world} processes: each reads all of them")
-        files = chain.from_iterable(read_shard(url, self.tell) for url in (urls[rank::world] if whole else urls))
+        files = chain.from_iterable(read_shard(url, self.leave_out) for url in (urls[rank::world] if whole else urls))
         found = (blob for blob in files if blob.name not in self.held and not blob.name.startswith(HELD_OUT))
         mine = found if whole else islice(found, rank, None, world)
         noise = random.Random(f"{seed} {epoch} {rank}")
         yield from _webdataset().filters.shuffle(BUFFER, initial=BUFFER, rng=noise)(mine)
+
+    def leave_out(self, problem: str) -> None:
+        """Say once what is wrong with a shard, which is read as far as it goes."""
+        self.tell(f"left out: {problem}")
 
     def tell(self, sentence: str) -> None:
         """Print a sentence, once."""
@@ -71,8 +76,8 @@ def _webdataset() -> ModuleType:
     return webdataset
 
 
-def read_shard(url: str, tell: Callable[[str], None]) -> Iterator[Blob]:
-    """Yield the images of one shard; what cannot be read of it is left out, and told."""
+def read_shard(url: str, report: Callable[[str], None]) -> Iterator[Blob]:
+    """Yield the images of one shard; what cannot be read of it is left out, and reported in words."""
     stream, why = None, ""
     try:
         stream = _webdataset().gopen(url)
@@ -94,13 +99,14 @@ def read_shard(url: str, tell: Callable[[str], None]) -> Iterator[Blob]:
     except OSError as error:
         why = why or " ".join(str(error).split())
     if why:
-        tell(f"left out: what cannot be read of {url} ({why})")
+        report(f"what cannot be read of {url} ({why})")
 
 
 def take_head(data: str, cache: Path) -> tuple[Path, int | None]:
     """Return a tar of the first images of a stream, and how many the stream has, None if that is not known.
 
-    They are read once, and kept in the cache. Raises UserError where not one can be read.
+    They are read once, and kept in the cache. Raises UserError where not one can be read, or a shard that lacks some
+    leaves fewer than HEAD: it may be there the next time, and is not to be missing for ever.
     """
     folder = cache / f"stream-{hashlib.sha256(data.encode()).hexdigest()[:16]}"
     if not (folder / META).exists():
@@ -122,19 +128,23 @@ def _write_head(data: str, folder: Path) -> None:
             taken += 1
     if not taken:
         raise UserError(f"no image in the stream {data}{'; '.join(['', *problems[:1]])}")
+    if problems and taken < HEAD:
+        raise UserError(f"the stream {data} lacks {problems[0]}: try again, or leave that shard out")
+    for problem in problems:
+        say(f"left out: {problem}")
     write_text(folder / META, json.dumps({"data": data, "images": taken if taken < HEAD else _listed_images(urls)}))
 
 
 def _listed_images(urls: list[str]) -> int | None:
     """Return how many images the manifest beside the shards lists, None where there is none."""
-    where = re.sub(r"[^/\s'\"]+\.tar\b", MANIFEST, urls[0])
+    where = TAR_NAME.sub(MANIFEST, urls[0])
     try:
         with _webdataset().gopen(where) as file:
             manifest = Manifest.parse(file.read(), where)
     except BROKEN:  # also UserError: whatever else a server answers
         return None
     counts = {shard.name: shard.images for shard in manifest.shards}
-    names = [re.findall(r"[^/\s'\"]+\.tar\b", url)[-1:] for url in urls]
+    names = [TAR_NAME.findall(url)[-1:] for url in urls]
     return sum(counts[name[0]] for name in names) if all(name and name[0] in counts for name in names) else None
 
 
@@ -149,6 +159,6 @@ def open_stream(data: str, limit: int, held: Iterable[str], cache: Path) -> Stre
     """
     names, (_, images) = frozenset(held), take_head(data, cache)
     if not limit and images is None:
-        told = "a stream does not tell how long it is: say with --limit N how many pictures an epoch has"
-        raise UserError(f"{told}, or put the {MANIFEST} of data.py --pack beside its shards")
+        problem = "a stream does not tell how long it is: say with --limit N how many pictures an epoch has"
+        raise UserError(f"{problem}, or put the {MANIFEST} of data.py --pack beside its shards")
     return Stream(tuple(expand_braces(data)), limit or max(1, images - len(names)), names)

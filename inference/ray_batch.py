@@ -56,17 +56,23 @@ def colour_files(
         device: auto, cpu or cuda: a worker has one GPU where there are some, else one core.
         runner, pipeline: arguments of Runner and of Pipeline, but for the device and the runner.
 
-    Raises UserError where Ray is not installed, has not enough for the workers, or loses them again and again.
+    Raises:
+        UserError: Ray is not installed, does not answer, has not enough for the workers, or loses them again and again.
+        ray.exceptions.RayTaskError: a bug in a worker, with its traceback.
     """
     try:
         import ray
     except ImportError:
         raise UserError("--engine ray needs Ray: pip install -r requirements-scale.txt") from None
     there = {task.output for task in tasks if task.output.is_file()}
-    with_ray = ray.is_initialized()
+    was_running = ray.is_initialized()
     paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
-    ray.init(ignore_reinit_error=True, runtime_env={"env_vars": {"PYTHONPATH": paths}}, **quiet)
+    try:
+        ray.init(ignore_reinit_error=True, runtime_env={"env_vars": {"PYTHONPATH": paths}}, **quiet)
+    except (ConnectionError, ray.exceptions.RayError) as error:
+        problem = f"Ray cannot be reached ({one_line(error)})"
+        raise UserError(f"{problem}: start it with ray start --head, or take RAY_ADDRESS away") from error
     try:
         kind, workers = _share(ray.cluster_resources(), workers, device)
         given = ({**runner, "device": torch.device("cuda" if kind == "GPU" else "cpu")}, pipeline)
@@ -74,11 +80,14 @@ def colour_files(
             if job.status == "skipped" and job.task.output not in there:
                 job.status = "done"  # by a worker that was lost before it could say so
             yield job
+    except ray.exceptions.RayTaskError:  # also a RayError
+        raise
     except ray.exceptions.RayError as error:
-        told = "Ray has lost its workers, as for want of memory, or they could not start"
-        raise UserError(f"{told} ({one_line(error)}); what is done is kept: repeat it with fewer --workers") from error
+        problem = "Ray has lost its workers, as for want of memory, or they could not start"
+        remedy = "what is done is kept: repeat it with fewer --workers"
+        raise UserError(f"{problem} ({one_line(error)}); {remedy}") from error
     finally:
-        if not with_ray:
+        if not was_running:
             ray.shutdown()
 
 

@@ -1,9 +1,11 @@
 """data.py: decoding, the cache, exact cuts, and an order that depends on seed and epoch alone."""
 
 import os
+import signal
 import sys
 import tarfile
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from config import Recipe, UserError
 from data import (
     ImageSet,
     Loading,
+    ahead,
     cache_key,
     decode,
     evenly_spaced,
@@ -39,6 +42,7 @@ from imaging import line_art
 from imaging.files import read_frames, scan
 from imaging.pixels import Array, colorfulness, flatten, resize
 from runtime.run_folder import RunRecord
+from training.loop import noted_signals
 
 CACHE = Path("cache")
 PHOTO = Loading(load_size=16, fit="crop", pair="none", sketch=False)
@@ -225,6 +229,46 @@ def test_source_and_target_are_cut_alike() -> None:
     for source, target in batches:
         assert source.shape == target.shape == (4, 3, 8, 8)
         assert torch.equal(source, 255 - target)
+
+
+def stalling(stalled: threading.Event, number: int = 0) -> Iterator[str]:
+    """Yield one item, and then wait, as for a download that has stalled; `number`: of a signal that comes then."""
+    yield "first"
+    if number:
+        os.kill(os.getpid(), number)
+    stalled.wait()
+    yield "second"
+
+
+def test_nobody_waits_for_an_item_that_is_not_wanted(time_limit: None) -> None:
+    stalled = threading.Event()
+    for item in ahead(stalling(stalled)):
+        assert item == "first"
+        break
+    assert not stalled.is_set()
+    stalled.set()
+    assert list(ahead(stalling(stalled))) == ["first", "second"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_the_wait_for_an_item(number: int, time_limit: None) -> None:
+    stalled, before = threading.Event(), signal.signal(number, lambda *_: None)
+    try:
+        with noted_signals() as caught:
+            assert list(ahead(stalling(stalled, number))) == ["first"]
+        assert caught == [number]
+        with noted_signals() as caught:
+            threading.Timer(0.5, stalled.set).start()
+            assert list(ahead(stalling(stalled, number), alone=False)) == ["first", "second"]  # others wait for it
+        assert caught == [number]
+    finally:
+        signal.signal(number, before)
+        stalled.set()
+
+
+def test_an_error_of_a_thread_is_raised() -> None:
+    with pytest.raises(ZeroDivisionError):
+        list(ahead(1 // number for number in (1, 0)))
 
 
 def test_training_batches_show_every_picture_once() -> None:

@@ -1,5 +1,6 @@
 """dataset/cache.py through data.load_images: made once, whole, checked, held while in use, removed to make room."""
 
+import errno
 import json
 import os
 import shutil
@@ -189,6 +190,44 @@ def test_the_oldest_caches_that_nobody_uses_make_room() -> None:
     del used
     assert load(items, replace(PHOTO, load_size=15), 1.2 * one).pixels.size
     assert folders() == ["whole"]
+
+
+def test_a_cache_that_is_half_removed_makes_room_first() -> None:
+    items = write_set(4)
+    size = sum(map(len, pixels(load(items)))) / 1e9  # GB
+    (half,) = CACHE.iterdir()
+    (half / "meta.json").unlink()  # by a process that was killed while it made room
+    assert load(items, replace(PHOTO, load_size=15), 1.2 * size).pixels.size
+    assert folders() == ["whole"]
+
+
+def test_a_cache_of_another_user_is_used_as_it_is_and_stays(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    items = write_set(4)
+    expected = pixels(load(items))
+
+    def refuse(path: Path, *_: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted", str(path))
+
+    size = sum(map(len, expected)) / 1e9
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "utime", refuse)
+        patch.setattr(data, "decode", None)  # nothing is decoded again
+        assert pixels(load(items)) == pixels(load(items, cache_gb=2 * size)) == expected
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", refuse)
+        assert not caches.make_room(CACHE, 100, size * 1e9)  # and it is no error
+    assert folders() == ["whole"]
+    assert "damaged" not in capsys.readouterr().out
+
+
+def test_room_is_looked_for_once_per_chunk_of_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    items, asked = write_set(9), []
+    monkeypatch.setattr(data, "CHUNK", 4)
+    monkeypatch.setattr(caches, "make_room", lambda cache, needed, most: asked.append(needed) or True)
+    load(items, cache_gb=1)
+    assert asked == [count * 16 * 16 * 3 for count in (4, 8, 9)]
 
 
 def test_a_split_that_is_larger_than_the_limit_is_decoded_every_time() -> None:

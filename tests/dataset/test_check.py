@@ -11,7 +11,7 @@ from helpers import run_stage
 from PIL import Image
 
 from dataset import scenes
-from dataset.check import ALIKE, Finding, check, misaligned, near_pairs, perceptual_hash
+from dataset.check import MAX_BITS, Finding, check, misaligned, near_pairs, perceptual_hash
 from dataset.folders import Item
 from imaging.line_art import line_art
 from imaging.pixels import Array, resize
@@ -47,7 +47,7 @@ def test_each_fault_is_found_and_named_and_good_files_are_not() -> None:
     train = [write(f"good{i}.png", scene(i)) for i in range(12)]
     gray = scene(20).mean(2).astype(np.uint8)
     train += [
-        write("gray.png", gray), write("tiny.png", scene(21, 32)), write("twin.png", scene(0)),
+        write("gray.png", gray), write("tiny.png", scene(21, 32)), write("again.png", scene(0)),
         write("copy.jpg", resize(scene(1), 80, 80), quality=60),
         write("alpha.png", np.dstack([scene(22), np.full((SIDE, SIDE), 99, np.uint8)])), write("bad.png", scene(23)),
         write("deep.png", np.tile(np.arange(SIDE, dtype=np.uint16) * 600, (SIDE, 1))),
@@ -59,17 +59,17 @@ def test_each_fault_is_found_and_named_and_good_files_are_not() -> None:
     count, findings = check({"train": train, "val": val, "test": val}, "none")
     assert count == len(train) + len(val)  # test is val, and looked at once
     assert problems(findings) == {
-        "gray.png": {"gray"}, "tiny.png": {"tiny"}, "twin.png": {"duplicate"}, "copy.jpg": {"similar"},
+        "gray.png": {"gray"}, "tiny.png": {"tiny"}, "again.png": {"duplicate"}, "copy.jpg": {"similar"},
         "alpha.png": {"odd"}, "bad.png": {"corrupt"}, "leak.jpg": {"leak"}, "cmyk.jpg": {"odd"},
         "deep.png": {"odd", "gray"},
     }  # fmt: skip
-    told = {Path(finding.file).name: finding for finding in findings}
-    assert told["leak.jpg"].split == "val"
-    assert "set/good2.png" in told["leak.jpg"].detail
-    assert "the same as set/good0.png" in told["twin.png"].detail
+    by_file = {Path(finding.file).name: finding for finding in findings}
+    assert by_file["leak.jpg"].split == "val"
+    assert "set/good2.png" in by_file["leak.jpg"].detail
+    assert "the same as set/good0.png" in by_file["again.png"].detail
 
 
-def test_a_twin_in_a_held_out_split_is_named_there_even_if_its_split_comes_first() -> None:
+def test_a_duplicate_in_a_held_out_split_is_named_there_even_if_its_split_comes_first() -> None:
     one, other = write("val/a.png", scene(0)), write("train/b.png", scene(0))
     _, findings = check({"val": [one], "train": [other]}, "none")
     assert [(finding.file, finding.problem) for finding in findings] == [("set/val/a.png", "leak")]
@@ -100,10 +100,23 @@ def test_near_pairs_are_those_of_all_pairs() -> None:
     bits = np.unpackbits(every.view(np.uint8), axis=1).astype(int)
     expected = {
         (i, j, int((bits[i] != bits[j]).sum()))
-        for j in range(len(every)) for i in range(j) if (bits[i] != bits[j]).sum() <= ALIKE
+        for j in range(len(every)) for i in range(j) if (bits[i] != bits[j]).sum() <= MAX_BITS
     }  # fmt: skip
-    assert len(expected) == ALIKE + 1
+    assert len(expected) == MAX_BITS + 1
     assert set(near_pairs(every)) == expected
+
+
+def test_hashes_that_all_share_a_part_are_each_compared_with_a_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As those of pictures with white borders do."""
+    hashes = np.random.default_rng(0).integers(0, 2**64, (2000, 2), np.uint64)
+    hashes[:, 0] &= np.uint64(2**32 - 1)  # two parts of eight
+    again = np.arange(0, 2000, 100)
+    every, compared, real = np.concatenate([hashes, hashes[again]]), [], np.unpackbits
+    monkeypatch.setattr("dataset.check.MAX_COMPARED", 16, raising=False)
+    monkeypatch.setattr(np, "unpackbits", lambda rows, axis: compared.append(len(rows)) or real(rows, axis=axis))
+    pairs = {*near_pairs(every)}
+    assert sum(compared) < 3 * 16 * len(every)  # of two million
+    assert pairs == {(int(one), 2000 + place, 0) for place, one in enumerate(again)}
 
 
 def test_the_hash_survives_scaling_and_jpeg_and_tells_pictures_apart() -> None:
@@ -111,7 +124,7 @@ def test_the_hash_survives_scaling_and_jpeg_and_tells_pictures_apart() -> None:
     assert list(near_pairs(hashes)) == []
     half = np.stack([perceptual_hash(resize(scene(i), 48, 48)) for i in range(40)])
     differ = np.unpackbits((hashes ^ half).view(np.uint8), axis=1).sum(1)
-    assert np.median(differ) <= ALIKE
+    assert np.median(differ) <= MAX_BITS
     assert perceptual_hash(np.full((40, 40, 3), 200, np.uint8)) is None
 
 

@@ -6,10 +6,12 @@ import signal
 import subprocess
 import sys
 import tarfile
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from helpers import TINY, run_stage, same_tensors, saved_weights
 from PIL import Image
 
@@ -115,6 +117,33 @@ def test_large_pictures_are_shrunk_and_small_ones_copied(capsys: pytest.CaptureF
     assert tree["cat/p00.jpg"].content() == (root / "cat/p00.jpg").read_bytes()
 
 
+def test_pictures_that_differ_in_their_endings_alone_stay_apart() -> None:
+    names = ["a.bmp", "a.tiff", "a.webp", "b.webp", "c.png", "c.bmp", "c.bmp.png", "c.bmp.tiff", "d/a.bmp"]
+    for i, name in enumerate(names):
+        Path("photos", name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((80, 80, 3), 20 * i, np.uint8)).save(Path("photos", name))
+    (shard,) = packed(size=64)
+    with tarfile.open(shard) as archive:
+        members = archive.getnames()
+    assert len({*members}) == len(members) == len(names)
+    tree = open_tree("shards", CACHE, [])
+    levels = {name: round(read_picture(picture).mean() / 20) for name, picture in tree.items()}
+    assert sorted(levels.values()) == [*range(len(names))]  # each is there
+    assert {"a.bmp.jpg", "a.tiff.jpg", "a.webp.jpg", "b.jpg", "c.png", "c.bmp.png", "d/a.jpg"} < {*tree}
+
+
+def test_pairs_of_other_formats_stay_pairs() -> None:
+    for i in range(4):
+        for folder, image in zip(("color", "sketch"), scenes.draw(i, 80), strict=True):
+            path = Path("photos", folder, f"p{i}.{'bmp' if folder == 'color' else 'png'}")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(path)
+    packed(size=64)
+    items = list_items("shards", make_recipe("anime", {"size": 16, "val_fraction": 0.3}), CACHE)
+    assert items.halves == ("color", "sketch")
+    assert {item.stem for item in items["train"] + items["val"]} == {"p0", "p1", "p2", "p3"}
+
+
 @pytest.mark.parametrize(("width", "shrunk"), [(200, 128), (201, 129), (202, 130)])
 def test_an_even_width_stays_even(width: int, shrunk: int) -> None:
     assert shrink(np.zeros((100, width, 3), np.uint8), 64).shape == (64, shrunk, 3)
@@ -128,7 +157,7 @@ from dataset.folders import open_tree
 real, written = packing.file_hash, []
 def file_hash(path):
     written.append(path)
-    if len(written) == 3:
+    if len(written) == int(sys.argv[1]):
         os.kill(os.getpid(), signal.SIGKILL)
     return real(path)
 packing.file_hash, packing.MB = file_hash, 20_000
@@ -136,11 +165,13 @@ packing.pack(open_tree("photos", Path("cache"), []), Path("shards"), 32, 1)
 """
 
 
-def test_packing_goes_on_where_it_was_killed_and_ends_with_the_same_files() -> None:
+@pytest.mark.parametrize("shard", ["1", "3"])
+def test_packing_goes_on_where_it_was_killed_and_ends_with_the_same_files(shard: str) -> None:
     write_set()
     Path("photos/bad.jpg").write_bytes(b"no image")
     packed(out="whole", size=32)
-    done = subprocess.run([sys.executable, "-c", KILLED], env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", KILLED, shard], env=environment, check=False)
     assert done.returncode == -signal.SIGKILL
     assert not read_manifest(Path("shards")).complete
     with pytest.raises(UserError, match="not packed to its end"):
@@ -212,6 +243,29 @@ def test_what_does_not_fit_is_one_sentence() -> None:
     assert "shards/manifest.json is damaged" in refusal("shards")
 
 
+def test_a_manifest_of_another_count_is_one_sentence() -> None:
+    write_set()
+    packed()
+    open_tree("shards", CACHE, [])  # which keeps where the files lie
+    manifest = json.loads(Path("shards/manifest.json").read_text())
+    manifest["shards"][1]["images"] += 1
+    Path("shards/manifest.json").write_text(json.dumps(manifest))
+    count = manifest["shards"][1]["images"]
+    said = f"shards/train-00001.tar does not fit shards/manifest.json: it holds {count - 1} images instead of {count}"
+    assert said in refusal("shards")
+
+
+def test_shards_may_hold_equal_files_that_are_no_images() -> None:
+    for i in range(2):
+        with tarfile.open(f"s{i}.tar", "w") as archive:
+            for path in (Path("README.txt"), *write_set(4, f"set{i}").rglob("*.*")):
+                path.touch()
+                archive.add(path)
+    tree = open_tree("s{0..1}.tar", CACHE, notes := [])
+    assert len(tree) == 8
+    assert any(".txt" in note for note in notes)
+
+
 def test_packing_refuses_what_would_mix_two_sets() -> None:
     write_set()
     packed()
@@ -229,6 +283,16 @@ def test_packing_refuses_what_would_mix_two_sets() -> None:
         packed("demo", "new")
 
 
+def test_packing_leaves_the_shards_of_other_programs_alone() -> None:
+    write_set()
+    other = Path("shards/train-00000.tar")
+    other.parent.mkdir()
+    other.write_bytes(b"of another program")
+    with pytest.raises(UserError, match=r"shards/train-00000.tar is there, and no manifest.json"):
+        packed()
+    assert {path.name: path.read_bytes() for path in other.parent.iterdir()} == {other.name: b"of another program"}
+
+
 @pytest.mark.usefixtures("no_curves")
 def test_training_on_shards_is_training_on_their_folder(pictures: Path) -> None:
     names = ",".join(path.stem for path in packed(str(pictures), most=10_000))
@@ -239,3 +303,39 @@ def test_training_on_shards_is_training_on_their_folder(pictures: Path) -> None:
     assert all(same_tensors(first, other) for other in others)
     ends = [train.main(run=run, resume=True, epochs=2, device="cpu") for run in runs[::2]]
     assert same_tensors(*(saved_weights(run, 2) for run in ends))
+
+
+WATCHED = """
+import data, train
+from runtime import cli, distributed
+batches, order, stems = data.training_batches, data.training_order, []
+def training_batches(images, *given):
+    stems[:] = images.stems
+    return batches(images, *given)
+def training_order(count, batch_size, flip, seed, epoch, *given):
+    for ids, *rest in order(count, batch_size, flip, seed, epoch, *given):
+        with open(f"seen.{epoch}.{distributed.rank()}", "a") as file:
+            file.writelines(f"{stems[i]}\\n" for i in ids)
+        yield ids, *rest
+data.training_batches, data.training_order = training_batches, training_order
+cli.command(train.main, shared=True)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no distributed")
+def test_two_processes_that_train_on_shards_see_each_picture_once_an_epoch(pictures: Path) -> None:
+    assert len(packed(str(pictures), most=10_000)) > 2
+    Path("watched.py").write_text(WATCHED)
+    call = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", "--", "watched.py"]
+    call += ["--data", "shards", "--recipe", "coco", "--size", "32", "--batch-size", "2", "--epochs", "2"]
+    call += ["--device", "cpu", "--set", "ngf=4", "--set", "ndf=4"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(call, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    wanted = Counter(item.stem for item in list_items("shards", RECIPE, CACHE)["train"])
+    assert len(wanted) == 12
+    for epoch in (1, 2):
+        seen = [Path(f"seen.{epoch}.{rank}").read_text().split() for rank in (0, 1)]
+        assert len(seen[0]) == len(seen[1]) == 6
+        assert Counter(seen[0] + seen[1]) == wanted

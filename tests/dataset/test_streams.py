@@ -1,15 +1,17 @@
 """Streams of shards: dealt to processes, each image once an epoch, damage is told and survived, training is exact."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from helpers import TINY, log_of, same_tensors, saved_weights, stop_in
+from helpers import TINY, log_of, run_stage, same_tensors, saved_weights, stop_in
 from PIL import Image
 
 import train
@@ -129,6 +131,29 @@ def test_training_on_a_stream_needs_no_cache_of_it_and_resumes_exactly(monkeypat
     assert log_of(whole)[-1]["steps"] == 2 * (images["train"] // 4)
 
 
+@pytest.mark.usefixtures("no_curves")
+def test_a_signal_saves_though_the_stream_has_stalled(monkeypatch: pytest.MonkeyPatch, time_limit: None) -> None:
+    pytest.importorskip("webdataset")
+    data = f"{write_shards()}; test ! -e stall || kill -TERM $PPID; while test -e stall; do sleep 0.1; done"
+    options = {"recipe": "coco", "data": data, "epochs": 2, "save_every": 2, **TINY}
+    whole, real, parts = train.main(run=Path("whole"), **options), gan.train_step, Path("parts")
+
+    def step(*args: Any, **how: Any) -> Any:
+        Path("stall").touch()  # of what comes after this epoch, all of which is in the buffer
+        return real(*args, **how)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(gan, "train_step", step)
+        with pytest.raises(SystemExit) as stopped:
+            train.main(run=parts, **options)
+    assert stopped.value.code == 128 + signal.SIGTERM
+    assert Path("stall").exists()
+    Path("stall").unlink()
+    assert log_of(parts)[-1]["epoch"] == 1
+    train.main(run=parts, resume=True, device="cpu")
+    assert same_tensors(saved_weights(whole, 2), saved_weights(parts, 2))
+
+
 def damage(path: Path, how: str) -> None:
     content = path.read_bytes()
     middle = content.index(b"ustar", len(content) // 2) - 257  # of a header
@@ -179,6 +204,24 @@ def test_a_damaged_picture_is_skipped_and_a_stream_without_pictures_is_one_sente
         list_items(data.replace("cat ", "cat  "), RECIPE, CACHE)
 
 
+def test_a_shard_that_is_away_for_a_moment_is_not_missing_for_ever(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("webdataset")
+    data, second = write_shards(), Path("shards/train-00001.tar")
+    second.rename("away.tar")
+    with pytest.raises(UserError, match=r"lacks what cannot be read of .*train-00001.tar.*: try again"):
+        list_items(data, RECIPE, CACHE)
+    Path("away.tar").rename(second)
+    splits = list_items(data, RECIPE, CACHE)
+    assert len(splits["train"]) + len(splits["val"]) == 40
+    second.rename("away.tar")
+    monkeypatch.setattr(streams, "HEAD", 16)  # which the other shards fill
+    capsys.readouterr()
+    list_items(data.replace("cat ", "cat  "), RECIPE, CACHE)
+    assert "left out: what cannot be read of pipe:cat" in capsys.readouterr().out
+
+
 def test_how_long_a_stream_is_stands_in_the_manifest_or_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("webdataset")
     monkeypatch.setattr(streams, "HEAD", 8)
@@ -196,6 +239,19 @@ def test_how_long_a_stream_is_stands_in_the_manifest_or_is_said(monkeypatch: pyt
     with pytest.raises(UserError, match="--limit N"):
         count(other)
     assert count(other, limit=20) == 20
+
+
+@pytest.mark.parametrize("args", [("--check",), ("out", "--pack")])
+def test_a_stream_is_neither_checked_nor_packed(
+    args: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Only its head would be, and a manifest of that would call itself complete."""
+    pytest.importorskip("webdataset")
+    monkeypatch.setattr(streams, "HEAD", 16)
+    data = write_shards()
+    assert run_stage("data", *args, data) == 2
+    assert "is a stream, of which only the head is looked at: copy its shards to a disk" in capsys.readouterr().err
+    assert not Path("out").exists()
 
 
 def test_pairs_in_two_folders_cannot_be_learnt_from_a_stream() -> None:

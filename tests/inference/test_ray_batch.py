@@ -8,7 +8,9 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,6 +18,8 @@ from helpers import CPU, gray, run_stage, save_picture, write_model
 
 from config import ROOT, UserError
 from inference import ray_batch
+from inference.pipeline import Job, Pipeline
+from inference.runner import Runner
 from inference.tasks import plan_tasks
 from runtime.run_folder import read_records
 
@@ -121,6 +125,75 @@ def test_mistakes_are_one_sentence(
     out, error = capsys.readouterr()
     assert out == ""
     assert words in error.splitlines()[-1]
+
+
+class RayError(Exception):
+    """Stands for ray.exceptions.RayError, as the next two for what their names say."""
+
+
+class RayTaskError(RayError):
+    pass
+
+
+class OutOfMemoryError(RayError):
+    pass
+
+
+def colour_with_stand_in(monkeypatch: pytest.MonkeyPatch, start: Exception | None, work: Exception | None) -> int:
+    """Run colorize.py on a stand-in of Ray, which cannot be reached, or whose workers fail at their first file."""
+
+    def fail(error: Exception | None) -> None:
+        if error:
+            raise error
+
+    def run(*_: object) -> Iterator[Job]:
+        print("(raylet) a remark of Ray's own")
+        fail(work)
+        yield from Pipeline(Runner(Path("generator.ts"), CPU), 1).run(plan_tasks([Path("scans")], Path("out")))
+
+    ray = SimpleNamespace(
+        is_initialized=lambda: False, init=lambda **_: fail(start), shutdown=lambda: None,
+        cluster_resources=lambda: {"CPU": 2},
+        exceptions=SimpleNamespace(RayError=RayError, RayTaskError=RayTaskError, OutOfMemoryError=OutOfMemoryError),
+    )  # fmt: skip
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    monkeypatch.setattr(ray_batch, "_run", run)
+    return run_stage("colorize", "scans", "--model", write_scans(2), "--engine", "ray")
+
+
+@pytest.mark.parametrize(
+    ("start", "work", "words"),
+    [
+        (ConnectionError("Could not find any running Ray instance"), None, "any running Ray instance): start it with"),
+        (RayError("InvalidAuthToken"), None, "Ray cannot be reached (InvalidAuthToken)"),
+        (None, OutOfMemoryError("a task was killed"), "want of memory, or they could not start (a task was killed)"),
+    ],
+)
+def test_a_ray_that_does_not_answer_or_has_no_memory_is_one_sentence(
+    start: Exception | None,
+    work: Exception | None,
+    words: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert colour_with_stand_in(monkeypatch, start, work) == 2
+    out, error = capsys.readouterr()
+    assert out == ""
+    assert words in error.splitlines()[-1]
+
+
+def test_a_bug_in_a_worker_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(RayTaskError, match="ZeroDivisionError"):
+        colour_with_stand_in(monkeypatch, None, RayTaskError("ZeroDivisionError: division by zero"))
+
+
+def test_what_ray_prints_is_not_in_the_table(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert colour_with_stand_in(monkeypatch, None, None) == 1  # of two files one is broken
+    out, error = capsys.readouterr()
+    assert [json.loads(line)["status"] for line in out.splitlines()] == ["failed", "done"]
+    assert "(raylet)" in error
 
 
 def test_a_worker_colours_what_it_is_given_and_reports_it_without_pixels() -> None:

@@ -270,7 +270,7 @@ def require(ok: bool, key: str, recipe: AnyRecipe, wanted: str) -> None:
 # fmt: off
 RECIPES: dict[str, dict[str, Any]] = {
     # The embedded scenes; minutes on two CPU cores.
-    "demo": dict(system="embedded scenes", size=64, test_size=128, work_size=64, flip=0.5,
+    "demo": dict(system="embedded scenes", size=128, flip=0.5,
         generator="unet", discriminator="patch30", ngf=32, ndf=16, depth=5, lambda_gan=0.05,
         epochs=20, batch_size=8, lr=2e-3, schedule="linear", ema=0.99, log_every=100),
     # Published: 950 epochs, images squashed to the square; flips from epoch 350 on, and of validation images.

@@ -16,19 +16,18 @@ from pathlib import Path
 from PIL import Image
 
 from config import DEMO, UserError
-from dataset.cache import lock
 from dataset.folders import SPLITS, Picture, read_picture, to_bytes
 from dataset.shards import MANIFEST, Manifest, Shard, read_manifest
 from dataset.sources import Blob, Entry, read_content
 from imaging.encoders import QUALITY
 from imaging.pixels import Array, resize
 from runtime.atomic import replacing
+from runtime.locks import LOCK, lock
 from runtime.progress import track
 from runtime.weights import file_hash
 
 CHUNK = 64  # images that are encoded before they are written; bounds the memory
 MB = 10**6  # bytes
-LOCK = ".lock"  # a file that is locked by the process that packs
 
 Encoded = tuple[str, bytes | UserError]  # name in the shard, and bytes or what is wrong with the file
 

@@ -17,15 +17,14 @@ import hashlib
 import json
 import math
 import os
-import signal
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager, nullcontext
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from types import FrameType
 from typing import Any, TypeVar
 
 import numpy as np
@@ -39,6 +38,7 @@ from dataset import scenes
 from dataset.check import ODD_ASPECT
 from dataset.degradations import make_fixed_input
 from dataset.folders import Item, find_pair, list_items, read_picture, to_bytes
+from dataset.shards import is_pattern
 from dataset.sources import Blob
 from dataset.streams import Stream
 from imaging import color
@@ -55,6 +55,7 @@ Flips = NDArray[np.bool_]  # (N,): which crops are mirrored left to right
 MAX_ASPECT = 3  # long side / short side; what is longer is cropped around the centre
 VERSION = 4  # of the cached pixels; raise it when decoding changes by more than a rounding
 SIGNAL_SECONDS = 0.2  # between two looks for a signal
+WAITS = (1.0, 10.0, 60.0, 300.0)  # s, after which a stream that gave nothing is read again
 CHUNK = 64  # images that are decoded before they are written; bounds the memory
 
 
@@ -149,32 +150,34 @@ def evenly_spaced(count: int, most: int) -> list[int]:
 
 def training_batches(
     images: ImageSet, batch_size: int, size: int, flip: float, seed: int, epoch: int, start: int = 0,
-    rank: int = 0, world: int = 1,
+    rank: int = 0, world: int = 1, signals: Sequence[int] = (),
 ) -> Iterator[tuple[Tensor, Tensor]]:  # fmt: skip
-    """Yield source and target of an epoch's batches, shuffled, cropped and flipped, from step `start` on."""
+    """Yield source and target of an epoch's batches, shuffled, cropped and flipped, from step `start` on.
+
+    `signals`: a list to which signals are added as they come; once it holds one, no further batch is waited for.
+    """
     if images.stream is not None:
-        yield from ahead(stream_batches(images, batch_size, size, flip, seed, epoch, start, rank, world), world == 1)
+        yield from ahead(stream_batches(images, batch_size, size, flip, seed, epoch, start, rank, world), signals)
         return
     order = training_order(len(images), batch_size, flip, seed, epoch, start, rank, world)
     batches = (images.gather(ids, size, corners, flips) for ids, corners, flips in order)
-    yield from batches if images.decode is None else ahead(batches, world == 1)
+    yield from batches if images.decode is None else ahead(batches, signals)
 
 
-def ahead(items: Iterator[T], alone: bool = True) -> Iterator[T]:
+def ahead(items: Iterator[T], signals: Sequence[int] = ()) -> Iterator[T]:
     """Yield items that a thread makes: the next one while the caller works with one.
 
-    Nobody waits for an item that is no longer wanted, as of a stream that has stalled. Where the process is `alone`, a
-    signal that has a handler ends the wait, and the items; several processes have to take as many steps each.
+    Nobody waits for an item that is no longer wanted, as of a stream that has stalled. `signals` is a list to which
+    signals are added as they come: once it holds one, the wait ends, and the items do.
     """
-    with _watched_signals() if alone else nullcontext([]) as came:
+    coming = _make_next(items)
+    while True:
+        while not signals and not wait([coming], SIGNAL_SECONDS).done:
+            pass
+        if not coming.done() or (item := coming.result()) is None:
+            return
         coming = _make_next(items)
-        while True:
-            while not came and not wait([coming], SIGNAL_SECONDS).done:
-                pass
-            if not coming.done() or (item := coming.result()) is None:
-                return
-            coming = _make_next(items)
-            yield item
+        yield item
 
 
 def _make_next(items: Iterator[T]) -> "Future[T | None]":
@@ -189,28 +192,6 @@ def _make_next(items: Iterator[T]) -> "Future[T | None]":
 
     threading.Thread(target=make, daemon=True).start()
     return coming
-
-
-@contextmanager
-def _watched_signals() -> Iterator[list[int]]:
-    """Yield a list to which signals that have a handler add their number, besides what the handler does."""
-    came: list[int] = []
-
-    def note(number: int, frame: FrameType | None) -> None:
-        came.append(number)
-        handlers[number](number, frame)
-
-    in_main = threading.current_thread() is threading.main_thread()  # no other thread may set handlers
-    numbers = (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)) if in_main else ()
-    handlers = {number: handler for number in numbers if callable(handler := signal.getsignal(number))}
-    for number in handlers:
-        signal.signal(number, note)
-    try:
-        yield came
-    finally:
-        for number, handler in handlers.items():
-            if signal.getsignal(number) is note:  # else whoever set the handler has put back an earlier one
-                signal.signal(number, handler)
 
 
 def stream_batches(
@@ -234,9 +215,9 @@ def stream_batches(
 def _stream_pictures(images: ImageSet, seed: int, epoch: int, rank: int, world: int) -> Iterator[Array]:
     """Yield the decoded images of a stream for ever; those that cannot be read, or are near gray, are left out.
 
-    Raises UserError where not one can be used.
+    Raises UserError where not one can be used, nor some time later.
     """
-    stream, loading = images.stream, images.loading
+    stream, loading, waits = images.stream, images.loading, [*WAITS]
 
     def attempt(blob: Blob) -> Array | None:
         try:
@@ -253,10 +234,13 @@ def _stream_pictures(images: ImageSet, seed: int, epoch: int, rank: int, world: 
             while chunk := [*islice(blobs, CHUNK)]:
                 for picture in pool.map(attempt, chunk):
                     if picture is not None:
-                        usable = True
+                        usable, waits = True, [*WAITS]
                         yield picture
-            if not usable:
-                raise UserError(f"none of the images of the stream {stream.urls[0]} ... can be used")
+            if not usable and not waits:
+                last = f": {stream.said[-1]}" if stream.said else ""
+                raise UserError(f"none of the images of the stream {stream.urls[0]} ... can be used{last}")
+            if not usable:  # as while a network is down
+                time.sleep(waits.pop(0))
 
 
 def training_order(
@@ -357,16 +341,39 @@ def held_out(loading: Loading, recipe: AnyRecipe) -> Loading:
 
 
 def open_split(record: RunRecord, data: str | None, split: str, cache: Path, cache_gb: float | None = None) -> ImageSet:
-    """Return a decoded split of a run's own data, or of other `data`, all of it."""
-    recipe = record.recipe
-    if data:  # limits of the training do not apply
+    """Return a decoded split of a run's own data, wherever it lies now, or of other `data`, all of it."""
+    recipe, place = record.recipe, str(data or record.data)
+    if data and not _holds_own(record, place, cache, cache_gb):  # limits of the training do not apply
         recipe = replace(recipe, limit=0, min_colorfulness=0.0, pair_folders="")
-    items = list_items(str(data or record.data), recipe, cache)[split]
+        items = list_items(place, recipe, cache)[split]
+        return load_images(items, held_out(find_loading(recipe, items), recipe), cache, split, cache_gb)
+    require_place(place)
+    return load_images(list_items(place, recipe, cache)[split], _own_loading(record), cache, split, cache_gb)
+
+
+def require_place(data: str) -> None:
+    """Raise UserError where the data of a run, as its record names it, is no longer there."""
+    if Path(data).is_absolute() and not Path(data).exists() and not is_pattern(data):
+        raise UserError(f"no {data}, on which the run was trained; where it was moved, say its new place with --data")
+
+
+def _own_loading(record: RunRecord) -> Loading:
+    """Return how a run loads images that are not trained on. Raises UserError."""
     try:
-        loading = None if data else Loading(**record.loading)
+        return held_out(Loading(**record.loading), record.recipe)
     except TypeError as error:
         raise UserError(f"recipe.json is damaged, or of another version ({error})") from None
-    return load_images(items, held_out(loading or find_loading(recipe, items), recipe), cache, split, cache_gb)
+
+
+def _holds_own(record: RunRecord, data: str, cache: Path, cache_gb: float | None) -> bool:
+    """Tell whether a data set holds the images that a run has validated on."""
+    marks = (record.fingerprints, *(one.get("fingerprints", {}) for one in record.resumed))
+    known = {found["val"] for found in marks if "val" in found}
+    with suppress(UserError):  # other data need not have pairs in the folders that the run's own had
+        items = list_items(data, record.recipe, cache)["val"]
+        enough = bool(known) and len(items) >= record.images.get("val", 0)
+        return enough and load_images(items, _own_loading(record), cache, "val", cache_gb).key in known
+    return False
 
 
 def load_images(

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from training.setup import Setup
 
 
+BUILT_BY = ("generator", "input", "output", "hints", "ngf", "depth", "attention")  # fields that shape a generator
 MAX_UNSEEN_SPREAD = 0.002  # of what a generator gives, in [-1, 1], for different pictures
 MIN_LEARNED_STEPS = 1000  # before them it may not have learned yet to tell pictures apart
 
@@ -40,20 +41,21 @@ MIN_LEARNED_STEPS = 1000  # before them it may not have learned yet to tell pict
 def print_audit(gan: "Gan", recipe: Recipe, images: "ImageSet", device: "torch.device") -> None:
     """Print the loss audit of the first batch; exits with 1 if a term does not reach its network."""
     from data import training_batches
+    from runtime.progress import say
     from training.gan import audit, make_batch
     from training.setup import require_batch
 
     require_batch(recipe, len(images))
     batches = training_batches(images, recipe.batch_size, recipe.size, recipe.flip, recipe.seed, 1)
     found = audit(gan, make_batch(*next(batches), recipe, device, 0), recipe)
-    print(f"{'term':<14}{'weight':>10}{'value':>14}{'|grad| last':>14}{'|grad| first':>14}")
+    say(f"{'term':<14}{'weight':>10}{'value':>14}{'|grad| last':>14}{'|grad| first':>14}")
     for name, term in found.items():
-        print(f"{name:<14}{recipe.term_weights[name]:>10.4g}" + "".join(f"{n:>14.4g}" for n in term))
+        say(f"{name:<14}{recipe.term_weights[name]:>10.4g}" + "".join(f"{n:>14.4g}" for n in term))
     dead = [name for name in recipe.term_weights if name not in found or not found[name].is_alive]
     if dead:
-        print(f"audit failed: no finite, nonzero gradient from {' '.join(dead)}")
+        say(f"audit failed: no finite, nonzero gradient from {' '.join(dead)}")
         raise SystemExit(1)
-    print("audit passed: every term reaches its network")
+    say("audit passed: every term reaches its network")
 
 
 def start_from(init: str, generator: "torch.nn.Module", recipe: Recipe) -> None:
@@ -62,30 +64,53 @@ def start_from(init: str, generator: "torch.nn.Module", recipe: Recipe) -> None:
     Raises:
         UserError: no such thing, or a generator that is built otherwise.
     """
+    held, state = read_init(init)
+    ours = generator.state_dict()
+    if held.norm_stats == "batch":  # an exported file lacks the running statistics: they begin anew
+        state = {key: value for key, value in ours.items() if "running_" in key or "num_batches" in key} | state
+    # TorchScript stores buffers that a state leaves out; of other networks all keys are compared
+    spare = {name for name, _ in generator.named_buffers()} - ours.keys()
+    try:
+        generator.load_state_dict({key: value for key, value in state.items() if key not in spare})
+    except RuntimeError:
+        apart = {key: getattr(held, key) for key in BUILT_BY if getattr(held, key) != getattr(recipe, key)}
+        if not apart:
+            raise UserError(f"{init} cannot be trained on: export its run with --trainable, or name the run") from None
+        found = ", ".join(f"{key} {value}, not {getattr(recipe, key)}" for key, value in apart.items())
+        fits = " ".join(f"--set {key}={value}" for key, value in apart.items())
+        remedy = f"--recipe {held.name}" if held.name != recipe.name else fits
+        raise UserError(f"{init} holds another network ({found}): it fits {remedy}") from None
+
+
+def read_init(init: str) -> tuple[Recipe, dict[str, "torch.Tensor"]]:
+    """Return recipe and weights of what --init names. Raises UserError."""
     import torch
 
     from evaluation.best_epoch import choose_epochs
-    from inference.checkpoint import load_colorizer, load_exported
-    from runtime.run_folder import read_run
+    from inference.checkpoint import load_exported, read_generator
+    from runtime.run_folder import epoch_path
 
-    cpu, found = torch.device("cpu"), re.fullmatch(r"(.+):(\d+|best)", init)
-    if Path(init).is_file():
-        model, record = load_exported(Path(init), cpu)
-        held = record.recipe
-    else:
-        run, epoch = (Path(found[1]), found[2]) if found else (Path(init), None)
-        if not run.is_dir():
-            raise UserError(f"no {run}: --init takes a generator.ts, or a run's folder, perhaps with :EPOCH")
-        held, number = read_run(run).recipe, choose_epochs(run, epoch, all_epochs=False)[0]
-        model = load_colorizer(run, number, cpu)
-    state = {key.removeprefix("generator."): value for key, value in model.generator.state_dict().items()}
-    try:
-        generator.load_state_dict(state)
-    except RuntimeError as error:
-        if "running_mean" in str(error) and held.generator == recipe.generator:
-            raise UserError(f"{init} cannot be trained on: export its run with --trainable, or name the run") from None
-        layout = f"generator {held.generator} of ngf {held.ngf}, {held.input} -> {held.output}"
-        raise UserError(f"{init} holds {layout}: it fits --recipe {held.name}, not {recipe.name}") from None
+    path, epoch = split_init(init)
+    if path.is_file():
+        if path.suffix == ".pt":
+            return read_generator(path)
+        model, record = load_exported(path, torch.device("cpu"))
+        return record.recipe, model.generator.state_dict()
+    if not path.is_dir():
+        raise UserError(f"no {path}: --init takes a generator.ts, or a run's folder, perhaps with :EPOCH")
+    return read_generator(epoch_path(path, choose_epochs(path, epoch, all_epochs=False)[0]))
+
+
+def split_init(init: str) -> tuple[Path, str | None]:
+    """Return the file or run that --init names, and its epoch, a number or best, if it names one."""
+    found = re.fullmatch(r"(.+):(\d+|best)", init)
+    return (Path(found[1]), found[2]) if found and not Path(init).exists() else (Path(init), None)
+
+
+def remembered_init(init: str) -> str:
+    """Return how a run stores --init: absolute, so that it may be resumed from any folder."""
+    path, epoch = split_init(init)
+    return str(path.resolve()) + (f":{epoch}" if epoch else "")
 
 
 def save_samples(run: Path, recipe: Recipe, epoch: int, images: "ImageSet", device: "torch.device") -> bool:
@@ -134,7 +159,7 @@ def main(
     limit: cli.LimitOption = None,
     save_every: Annotated[int | None, typer.Option(min=1, help="Epochs between checkpoints.")] = None,
     gan_mode: Annotated[str | None, typer.Option(metavar="vanilla|lsgan|hinge", help="Adversarial loss.")] = None,
-    pair: Annotated[str | None, typer.Option(metavar="AB|BA|none|auto", help="Colour left (AB) or right.")] = None,
+    pair: cli.PairOption = None,
     pair_folders: cli.PairFoldersOption = None,
     seed: cli.SeedOption = None,
     on_nan: cli.OnNanOption = None,
@@ -157,22 +182,24 @@ def main(
     ] = False,
 ) -> Path:
     """Train a colouriser; returns the run folder. Raises UserError before any work if something is off."""
+    from runtime.progress import say
+
     if list_recipes:
         from models import recipe_table
 
-        print(recipe_table())
+        say(recipe_table())
         return RUNS
     if fetch_weights:
         from runtime import weights as files
 
         for path in files.fetch_weights(weights):
-            print(f"{path}, {path.stat().st_size / 1e6:.1f} MB")
+            say(f"{path}, {path.stat().st_size / 1e6:.1f} MB")
         return RUNS
     from data import find_loading, load_images
     from dataset.folders import list_items, pick
     from models import count_channels, meta_generator
     from runtime import distributed, run_folder
-    from runtime.device import keep_freed_memory, pick_device, pick_precision
+    from runtime.device import keep_freed_memory, machine_words, pick_device, pick_precision
     from runtime.weights import require_folder
     from training import setup
     from training.gan import build_gan
@@ -190,7 +217,7 @@ def main(
         folder = run_folder.newest_run()
     stored = setup.find_stored(folder, run_folder.RunRecord, data) if resume else None
     if stored is not None:
-        if init not in (None, stored.init):
+        if init is not None and stored.init not in (init, remembered_init(init)):
             raise UserError("--init begins a new run: --resume goes on with the weights that a run has")
         plan = setup.go_on(folder, stored, recipe, data, given, weights)
     else:
@@ -201,17 +228,22 @@ def main(
     precision = pick_precision(made.precision, on)
     with distributed.in_turn():
         items = list_items(plan.data, made, CACHE)
+    setup.require_held_out(items, given)
     loading = find_loading(made, items["train"])
-    keep_freed_memory()
-    memory_format = made.memory_format
+    keeps_memory = keep_freed_memory()
+    memory_format, compiled = made.memory_format, False
     if not dry_run:
         memory_format = plan.settle_format(meta_generator(made), count_channels(made)[0], on, precision)
-    gan = build_gan(made, on, precision, memory_format)
+        count = items.stream.count if items.stream else len(items["train"])
+        compiled = not audited and plan.settle_compile(count, on, precision)
+    gan = build_gan(made, on, precision, memory_format, compiled)
     facts = setup.describe(made, plan.data, items, loading, gan.parameters())
     own = {key: plan.given[key] for key in plan.given.keys() - given}
     if stored is None and (settled := settle(made.name, plan.given) | own):
         facts["settled"] = ", ".join(f"{key} {value}" for key, value in settled.items())
-    plan.announce({**facts, "device": f"{on}, {precision}, {memory_format}"}, dry_run, items.notes)
+    facts["device"] = f"{on}, {precision}, {memory_format}" + ", compiled: the first step takes minutes" * compiled
+    facts["machine"] = machine_words(on, keeps_memory)
+    plan.announce(facts, dry_run, items.notes)
     if dry_run:
         return folder
     if audited:
@@ -263,7 +295,8 @@ def run_training(
     rank, world = distributed.rank(), distributed.world()
     made, folder, state = plan.recipe, plan.folder, restore(plan, gan, init, is_owner=not rank)
     images = plan.load_splits(items, loading, cache_gb)
-    setup.require_batch(made, len(images["train"]))
+    setup.require_batch(made, images["train"].per_epoch)
+    setup.require_order(state, items.stream is not None)
     if gan.class_loss is not None and not plan.has_state:
         gan.class_loss.fit(images["train"], made.size)
     if plan.stored is not None:
@@ -272,14 +305,15 @@ def run_training(
         setup.require_colour(images["train"])
         mean, sizes = mean_ab(images["train"], made.size), gan.parameters()
         plan.record(
-            RunRecord, loading, images, mean_ab=mean, parameters=sizes, overrides=plan.given, init=init,
-            memory_format=gan.memory_format,
+            RunRecord, loading, images, mean_ab=mean, parameters=sizes, overrides=plan.given,
+            init=remembered_init(init) if init else None,
+            memory_format=gan.memory_format, compiled=gan.compiled,
         )  # fmt: skip
     steps = steps_per_epoch(images["train"].per_epoch, state.batch)
     gan.share()
 
-    def batches(epoch: int, start: int) -> Iterator[tuple[Tensor, Tensor]]:
-        order = (made.batch_size, made.size, made.flip, made.seed, epoch, start, rank, world)
+    def batches(epoch: int, start: int, signals: list[int]) -> Iterator[tuple[Tensor, Tensor]]:
+        order = (made.batch_size, made.size, made.flip, made.seed, epoch, start, rank, world, signals)
         return training_batches(images["train"], *order)
 
     def step(pictures: tuple[Tensor, Tensor]) -> dict[str, Tensor]:

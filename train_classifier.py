@@ -111,7 +111,7 @@ def validate(
     sums = [torch.zeros(3, device=device)]
     classifier.eval()
     with torch.no_grad():
-        for ids in torch.arange(distributed.rank(), count, distributed.world()).split(recipe.batch_size):
+        for ids in torch.arange(count)[distributed.rank() :: distributed.world()].split(recipe.batch_size):
             image = images.gather(ids.tolist(), recipe.load_size)[1].to(device, non_blocking=True)
             label = labels[ids].to(device, non_blocking=True)
             logits = classifier(image)  # (N, C)
@@ -154,7 +154,7 @@ def main(
     from evaluation import classifier as classifiers
     from models import count_parameters
     from runtime import distributed, run_folder
-    from runtime.device import FORMATS, keep_freed_memory, pick_device, pick_precision
+    from runtime.device import FORMATS, keep_freed_memory, machine_words, pick_device, pick_precision
     from runtime.weights import require_folder
     from training import setup
 
@@ -176,7 +176,7 @@ def main(
     with distributed.in_turn():
         items = list_items(data, made, CACHE)
     classes = classifiers.find_classes(items, data, stored and stored.classes)
-    keep_freed_memory()
+    keeps_memory = keep_freed_memory()
     training = build_training(made, classes, on, precision)
     if not dry_run:
         shapes = copy.deepcopy(training.classifier.network).to("meta")
@@ -190,6 +190,7 @@ def main(
         "network": layout,
         "epochs": made.epochs,
         "device": f"{on}, {precision}, {training.memory_format}",
+        "machine": machine_words(on, keeps_memory),
     }
     plan.announce(facts, dry_run, items.notes)
     if dry_run:
@@ -224,7 +225,7 @@ def run_training(
     import torch
     from torch import Tensor
 
-    from data import Loading, steps_per_epoch, training_order
+    from data import Loading, ahead, steps_per_epoch, training_order
     from evaluation import classifier as classifiers
     from reporting.curves import plot_losses
     from runtime import distributed, run_folder
@@ -249,10 +250,11 @@ def run_training(
     steps = steps_per_epoch(len(images["train"]), state.batch)
     training.classifier_ddp = distributed.averaging(classifier)
 
-    def batches(epoch: int, start: int) -> Iterator[tuple[Tensor, Tensor]]:
-        order = (len(images["train"]), made.batch_size, made.flip, made.seed, epoch, start, rank, world)
-        for ids, corners, flips in training_order(*order):
-            yield images["train"].gather(ids, made.size, corners, flips)[1], labels["train"][ids]
+    def batches(epoch: int, start: int, signals: list[int]) -> Iterator[tuple[Tensor, Tensor]]:
+        shown = images["train"]
+        order = training_order(len(shown), made.batch_size, made.flip, made.seed, epoch, start, rank, world)
+        found = ((shown.gather(ids, made.size, *how)[1], labels["train"][ids]) for ids, *how in order)
+        return found if shown.decode is None else ahead(found, signals)
 
     def step(batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
         done = (state.epoch - 1) * steps + state.step  # as if there had always been as many processes

@@ -5,8 +5,10 @@ that ends, and containers that share a disk see one another's, where numbers of 
 What is in use is held by a second kind of lock, so that only what nobody uses is removed to make room.
 """
 
+import hashlib
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -18,7 +20,6 @@ from numpy.typing import NDArray
 
 from runtime.locks import LOCK, is_current, lock
 from runtime.progress import say
-from runtime.weights import file_hash
 
 META, PIXELS, PARTIAL = "meta.json", "pixels.bin", ".tmp"
 GB = 1e9  # bytes
@@ -43,7 +44,7 @@ def open_cache(folder: Path, most: float) -> tuple[dict[str, Any], NDArray[np.ui
         with open(folder / PIXELS, "rb") as file:
             lock(file, shared=True, wait=True)
             pixels = np.memmap(file, np.uint8, mode="r")  # keeps the file open, and so its lock
-        if file_hash(folder / PIXELS) == wanted:
+        if hashlib.sha256(pixels).hexdigest() == wanted:  # of what is mapped: another process may put a new one there
             with suppress(PermissionError):  # of a cache of another user
                 os.utime(folder / META)  # when it was last opened
             return meta, pixels
@@ -56,10 +57,16 @@ def making(folder: Path) -> Iterator[Path]:
     """Yield an empty folder in which to make a cache; once it holds META it takes the place of `folder`.
 
     Only one process is in the block of one folder; others wait for it. So look in the block whether there is still
-    something to do.
+    something to do. On a disk without locks each makes its own.
     """
     partial = folder.with_name(folder.name + PARTIAL)
     held = _claim(partial, folder)
+    alone = lock(held, certain=True)
+    if not alone:
+        held.close()
+        shutil.rmtree(partial, ignore_errors=True)
+        partial = folder.with_name(f"{folder.name}.{secrets.token_hex(8)}{PARTIAL}")
+        held = _claim(partial, folder)
     try:
         for path in partial.iterdir():  # of a process that was killed
             if path.name != LOCK:
@@ -67,7 +74,12 @@ def making(folder: Path) -> Iterator[Path]:
         yield partial
         if (partial / META).exists():
             shutil.rmtree(folder, ignore_errors=True)  # a damaged one
-            os.replace(partial, folder)
+            try:
+                os.replace(partial, folder)
+            except OSError:
+                if alone:
+                    raise
+                shutil.rmtree(partial)  # another process was faster
         else:
             shutil.rmtree(partial)
     except BaseException:

@@ -7,18 +7,19 @@ a share is held out by a hash of the name, so that new files do not move old one
 folder below the split is the label.
 
 Folders of pairs are known by their names (color and sketch, targets and inputs, ...) in any case, in the singular
-and plural, beside each other (train/color), above the splits (color/train, pix2pix) or in their names (trainA,
-CycleGAN). Which of A and B is in colour their images tell. Of other names --pair-folders says it.
+and plural, beside each other (train/color, comic1/color), above the splits (color/train, pix2pix) or in their names
+(trainA, CycleGAN). Which of A and B is in colour their images tell. Of other names --pair-folders says it.
 """
 
 import hashlib
 import math
 import re
 import unicodedata
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -40,7 +41,9 @@ COLOUR = {"color", "colored", "colorized", "colorimage", "target", "groundtruth"
 SKETCH = {"sketch", "lineart", "line", "linedrawing", "drawing", "outline", "edge", "edgemap", "input", "source",
           "gray", "grey", "grayscale", "greyscale", "bw", "mono", "monochrome"}  # fmt: skip
 LETTERS = {"a", "b"}  # of CycleGAN and pix2pix
-GRAY = 4  # of 255 levels between an image's channels, on average; JPEG's chroma noise is below
+MARGIN = 16  # px on each side, or more: JPEG mixes colours of two halves there, and scans have edges
+TINT = 16  # of 255 levels between an image's channels, beside what its paper has; JPEG's noise is below
+COLOURED = 0.02  # share of the pixels beyond TINT that makes a colour picture: a stamp has less
 
 Picture = Path | int | Blob | Entry  # file, number of a demo scene, image in an archive or data set
 Tree = dict[str, Picture]  # name with folders -> image, in order
@@ -88,12 +91,16 @@ def list_items(data: str, recipe: AnyRecipe, cache: Path) -> Splits:
     """
     notes: list[str] = []
     given = recipe.pair_folders.split("/") if isinstance(recipe, Recipe) and recipe.pair_folders else []
-    tree = by_splits(open_tree(data, cache, notes), given)
+    tree = by_splits(unwrapped(open_tree(data, cache, notes), given), given)
     parts = {split: _below(tree, split) for split in ("train", "val", "test")}
     if not parts["train"] or not (parts["val"] or parts["test"]):
         parts = {"train": parts["train"] if len(parts["train"]) == len(tree) else tree}
+    if beside := len(tree) - sum(map(len, parts.values())):
+        notes.append(f"left out: {beside} pictures of {data} that lie beside {', '.join(s for s in parts if parts[s])}")
     where = {split: f"{data}/{split}" if len(parts) > 1 else data for split in parts}
     halves = find_halves(parts["train"], where["train"], recipe, given)
+    if halves and (beside := sum(name.split("/", 1)[0] not in halves for name in parts["train"])):
+        notes.append(f"left out: {beside} pictures of {where['train']} that lie beside {' and '.join(halves)}")
     items = {split: find_items(part, where[split], halves) for split, part in parts.items() if part}
     splits = Splits(items)
     splits.halves, splits.has_val, splits.notes = halves, "val" in items, notes
@@ -150,10 +157,46 @@ def open_tree(data: str, cache: Path, notes: list[str]) -> Tree:
 # layouts
 
 
+@lru_cache(maxsize=2**16)  # a million pictures lie in few folders
 def plain(folder: str) -> str:
     """Return what a folder's name means: without case, marks, plural and British u."""
     name = re.sub(r"[\W_]+", "", folder.casefold()).replace("colour", "color")
     return re.sub(r"(?<=ch)es$|(?<=[^s])s$", "", name)
+
+
+def unwrapped(tree: Tree, given: Sequence[str]) -> Tree:
+    """Return a tree in which halves of pairs lie above all folders but splits, and in no folder around all.
+
+    So set/color/x becomes color/x, and comic1/color/x color/comic1/x, where comic1 has sketches, too.
+    `given`: folders of pairs, besides those that are known.
+    """
+    known = COLOUR | SKETCH | {*map(plain, given)}
+    inside: dict[str, set[str]] = defaultdict(set)  # folder -> what the folders in it are called
+    for name in tree:
+        folders = name.split("/")[:-1]
+        for i, folder in enumerate(folders):
+            inside["/".join(folders[:i])].add(plain(folder))
+    if len(inside[""]) == 1 and all("/" in name for name in tree):
+        (top,) = {name.split("/", 1)[0] for name in tree}
+        if plain(top) not in known | {*SPLITS} and inside[top] & (known | LETTERS | {*SPLITS}):
+            return unwrapped({name.split("/", 1)[1]: picture for name, picture in tree.items()}, given)
+
+    def lifted(name: str) -> str:
+        *folders, file = name.split("/")
+        first = bool(folders) and plain(folders[0]) in SPLITS  # stays first
+        for i in range(first, len(folders)):
+            here = inside["/".join(folders[:i])]
+            if plain(folders[i]) in known and _are_halves(here, given):
+                return "/".join([*folders[:first], folders[i], *folders[first:i], *folders[i + 1 :], file])
+        return name
+
+    renamed = {lifted(name): picture for name, picture in tree.items()}
+    return renamed if len(renamed) == len(tree) else tree
+
+
+def _are_halves(folders: set[str], given: Sequence[str]) -> bool:
+    """Tell whether folders that lie beside each other, by their plain names, hold both halves of pairs."""
+    return bool(folders & COLOUR and folders & SKETCH) or (bool(given) and folders >= {*map(plain, given)})
 
 
 def by_splits(tree: Tree, given: Sequence[str]) -> Tree:
@@ -233,8 +276,19 @@ def is_gray(images: Sequence[Picture]) -> bool | None:
     found = []
     for image in images[:8]:
         with suppress(UserError):  # load_images will list it
-            found.append(np.ptp(read_picture(image), 2).mean() < GRAY)
+            found.append(lacks_colour(read_picture(image)))
     return 2 * sum(found) > len(found) if found else None
+
+
+def lacks_colour(image: Array) -> bool:
+    """Tell whether (H, W, 3) is gray, or has no other tint than its paper, but for a stamp perhaps."""
+    height, width = image.shape[:2]
+    top, left = (min(max(side // 16, MARGIN), side // 4) for side in image.shape[:2])
+    inner = image[top : height - top, left : width - left].astype(np.float32)
+    light, tint = inner.max(2, keepdims=True), inner[..., 1:] - inner[..., :1]  # (h, w, 1), (h, w, 2)
+    paper = np.median(tint, (0, 1)) / max(1.0, np.median(light))  # per level of lightness, as ink darkens it
+    off = np.abs(tint - paper * light).max(2)
+    return bool((off > TINT).mean() < COLOURED)
 
 
 def share(item: Item, salt: str) -> float:
@@ -338,7 +392,5 @@ def _pair_kind(image: Array) -> list[str]:
     height, width = image.shape[:2]
     if not 1.8 <= width / height <= 2.2:
         return ["none"]
-    spread = np.ptp(image, 2)
-    halves = spread[:, : width // 2], spread[:, width // 2 :]
-    gray = tuple(bool(half.mean() < GRAY) for half in halves)
+    gray = tuple(map(lacks_colour, (image[:, : width // 2], image[:, width // 2 :])))
     return {(True, True): [], (False, True): ["AB"], (True, False): ["BA"]}.get(gray, ["none"])

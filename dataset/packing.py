@@ -22,7 +22,7 @@ from dataset.sources import Blob, Entry, read_content
 from imaging.encoders import QUALITY
 from imaging.pixels import Array, resize
 from runtime.atomic import replacing
-from runtime.locks import LOCK, lock
+from runtime.locks import LOCK, is_current, lock
 from runtime.progress import track
 from runtime.weights import file_hash
 
@@ -50,8 +50,8 @@ def pack(tree: Mapping[str, Picture], out: Path, size: int | None, shard_mb: int
         groups.setdefault(top if top in {*SPLITS.values()} else "train", []).append(name)
     out.mkdir(parents=True, exist_ok=True)
     with open(out / LOCK, "wb") as held:
-        if not lock(held):
-            raise UserError(f"another process is packing into {out}")
+        if not (lock(held) and is_current(held)):
+            raise UserError(f"another process is packing into {out}, or has just ended: wait for it, and try again")
         try:
             manifest = _begin(tree, out, size, shard_mb)
             if not manifest.complete:
@@ -72,6 +72,8 @@ def _begin(tree: Mapping[str, Picture], out: Path, size: int | None, shard_mb: i
     manifest = read_manifest(out)
     if manifest is None:
         others = sorted(out.glob("*.tar"))
+        if (out / MANIFEST).exists():
+            raise UserError(f"{out / MANIFEST} is of another program: name an empty folder")
         if others:
             raise UserError(f"{others[0]} is there, and no {MANIFEST} that says of what: name an empty folder")
         manifest = Manifest(source)

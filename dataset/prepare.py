@@ -7,6 +7,7 @@ import typer
 
 from config import CACHE, UserError, make_recipe
 from runtime import cli
+from runtime.progress import say
 
 
 def main(
@@ -44,7 +45,7 @@ def check_files(data: str, table: Path, size: int | None, pair_folders: tuple[st
     items = list_items(data, looked_at, CACHE)
     count, findings = check(items, find_pair(items["train"]), size or TINY)
     write_table(table, findings)
-    print("\n".join([*items.notes, *summary(count, findings), f"listed in {table}"]))
+    say("\n".join([*items.notes, *summary(count, findings), f"listed in {table}"]))
     return table
 
 
@@ -57,6 +58,6 @@ def pack_files(data: str, out: Path, size: int | None, shard_mb: int, pair_folde
     tree = by_splits(open_tree(data, CACHE, notes), pair_folders or ())
     manifest = pack(tree, out, size, shard_mb)
     images, mb = sum(shard.images for shard in manifest.shards), sum(shard.size for shard in manifest.shards) / 1e6
-    print("\n".join([*notes, *manifest.bad]))
-    print(f"{images:,} images in {len(manifest.shards)} shards of {mb:,.0f} MB: train on them with --data {out}")
+    say("\n".join([*notes, *manifest.bad]))
+    say(f"{images:,} images in {len(manifest.shards)} shards of {mb:,.0f} MB: train on them with --data {out}")
     return out

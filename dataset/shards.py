@@ -62,7 +62,17 @@ class Manifest:
 def read_manifest(folder: Path) -> Manifest | None:
     """Return the manifest of a folder; None where there is none. Raises UserError where it is damaged."""
     path = folder / MANIFEST
-    return Manifest.parse(path.read_bytes(), str(path)) if path.is_file() else None
+    text = path.read_bytes() if path.is_file() else None
+    return None if text is None or _is_foreign(text) else Manifest.parse(text, str(path))
+
+
+def _is_foreign(text: bytes) -> bool:
+    """Tell whether what a file called manifest.json holds is whole, and of another program."""
+    try:
+        content = json.loads(text)
+    except ValueError:
+        return False
+    return not isinstance(content, dict) or not str(content.get("format")).startswith(FORMAT[:-1])
 
 
 def whole_manifest(folder: Path) -> Manifest | None:

@@ -10,6 +10,7 @@ file begins) and optionally `labels` (N), `classes` (names) and `is_test` (N, bo
 """
 
 import inspect
+import posixpath
 import re
 import tarfile
 import zipfile
@@ -146,7 +147,7 @@ def index_tar(path: Path) -> dict[str, tuple[int, int]]:
     """Return where the files of an uncompressed tar begin and end, in bytes, by their names. Raises UserError."""
     try:
         with tarfile.open(path, "r:") as archive:
-            files = [member for member in archive if member.isfile()]
+            members = list(archive)
             end = archive.offset
     except (tarfile.TarError, EOFError, OSError, ValueError) as error:
         raise UserError(str(error)) from None
@@ -155,7 +156,13 @@ def index_tar(path: Path) -> dict[str, tuple[int, int]]:
         rest = file.read(512)  # zeros, or nothing where the closing blocks are missing
     if 0 < len(rest) < 512 or any(rest):  # tarfile takes a damaged header for the end
         raise UserError("it is cut short or damaged behind its last whole file")
-    return {file.name.removeprefix("./"): (file.offset_data, file.offset_data + file.size) for file in files}
+    files = {file.name: (file.offset_data, file.offset_data + file.size) for file in members if file.isfile()}
+    for link in members:  # tar writes a second name of a file as a link
+        if link.islnk() or link.issym():
+            target = link.linkname if link.islnk() else posixpath.join(posixpath.dirname(link.name), link.linkname)
+            known = files.get(target) or files.get(posixpath.normpath(target))
+            files |= {link.name: known} if known else {}
+    return {name.removeprefix("./"): span for name, span in files.items()}
 
 
 def _read_npz(path: Path, _: list[str]) -> dict[str, Blob]:

@@ -12,6 +12,7 @@ import re
 import tarfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from importlib import import_module
 from itertools import chain, islice
 from pathlib import Path
 from types import ModuleType
@@ -22,13 +23,15 @@ from config import UserError
 from dataset.cache import META, making
 from dataset.shards import MANIFEST, Manifest, expand_braces
 from dataset.sources import Blob, images_among
+from runtime import distributed
 from runtime.atomic import write_text
-from runtime.progress import say
+from runtime.progress import say, write
 
 HEAD = 2048  # images at the beginning of a stream that are kept
 BUFFER = 1024  # images, still encoded, among which the order is shuffled
 TAR_NAME = re.compile(r"[^/\s'\"]+\.tar\b")  # in an URL, or a command
-HELD_OUT = ("val/", "test/")  # folders of shards whose images are not trained on
+HELD_OUT = ("val/", "valid/", "validation/", "test/", "testing/")  # folders of shards that are not trained on
+HELD_OUT_SHARDS = ("val-", "test-")  # names of packed shards that have nothing else
 BROKEN = (OSError, EOFError, ValueError, tarfile.TarError)  # of a shard that cannot be read, or not to its end
 
 
@@ -39,7 +42,7 @@ class Stream:
     urls: tuple[str, ...]
     count: int  # images of an epoch, of all processes together
     held: frozenset[str]  # names of images that are not trained on
-    said: set[str] = field(default_factory=set, compare=False)  # sentences
+    said: list[str] = field(default_factory=list, compare=False)  # problems
 
     def images(self, seed: int, epoch: int, rank: int = 0, world: int = 1) -> Iterator[Blob]:
         """Yield one process's images of an epoch, in an order that depends on seed, epoch, rank and world alone.
@@ -49,38 +52,38 @@ class Stream:
         """
         order = np.random.default_rng([seed, epoch]).permutation(len(self.urls))
         urls, whole = [self.urls[i] for i in order], len(self.urls) % world == 0
-        if not whole:
+        if not whole and not rank:
             self.tell(f"{len(urls)} shards are no multiple of {world} processes: each reads all of them")
         files = chain.from_iterable(read_shard(url, self.leave_out) for url in (urls[rank::world] if whole else urls))
         found = (blob for blob in files if blob.name not in self.held and not blob.name.startswith(HELD_OUT))
         mine = found if whole else islice(found, rank, None, world)
         noise = random.Random(f"{seed} {epoch} {rank}")
-        yield from _webdataset().filters.shuffle(BUFFER, initial=BUFFER, rng=noise)(mine)
+        yield from _webdataset("filters").shuffle(BUFFER, initial=BUFFER, rng=noise)(mine)
 
     def leave_out(self, problem: str) -> None:
         """Say once what is wrong with a shard, which is read as far as it goes."""
         self.tell(f"left out: {problem}")
 
-    def tell(self, sentence: str) -> None:
-        """Print a sentence, once."""
-        if sentence not in self.said:
-            say(sentence)
-        self.said.add(sentence)
+    def tell(self, problem: str) -> None:
+        """Print a problem, once; every process has its own."""
+        if problem not in self.said:
+            write(problem, "stdout" if distributed.rank() == 0 else "stderr")
+            self.said.append(problem)
 
 
-def _webdataset() -> ModuleType:
+def _webdataset(module: str) -> ModuleType:
     try:
-        import webdataset
+        return import_module(f"webdataset.{module}")
     except ImportError:
         raise UserError("a stream of shards needs webdataset: pip install -r requirements-scale.txt") from None
-    return webdataset
 
 
 def read_shard(url: str, report: Callable[[str], None]) -> Iterator[Blob]:
     """Yield the images of one shard; what cannot be read of it is left out, and reported in words."""
-    stream, why = None, ""
+    gopen, stream, why = _webdataset("gopen"), None, ""
     try:
-        stream = _webdataset().gopen(url)
+        stream = gopen.gopen(url)
+        gopen.set_options(stream, ignore_errors=True)  # until its end: a failing command's last output is not lost
         with tarfile.open(fileobj=stream, mode="r|*") as archive:
             for member in archive:
                 if member.isreg() and images_among([name := member.name.removeprefix("./")], Path(url), []):
@@ -95,9 +98,10 @@ def read_shard(url: str, report: Callable[[str], None]) -> Iterator[Blob]:
         if stream is not None:
             while stream.read(2**20):  # the padding; a command that is not read to its end fails
                 pass
-            stream.close()  # tells whether a command has failed
+            gopen.set_options(stream, ignore_errors=False)
+            stream.close()  # tells whether a command has failed, which is then the reason
     except OSError as error:
-        why = why or " ".join(str(error).split())
+        why = " ".join(str(error).split())
     if why:
         report(f"what cannot be read of {url} ({why})")
 
@@ -136,16 +140,25 @@ def _write_head(data: str, folder: Path) -> None:
 
 
 def _listed_images(urls: list[str]) -> int | None:
-    """Return how many images the manifest beside the shards lists, None where there is none."""
-    where = TAR_NAME.sub(MANIFEST, urls[0])
+    """Return how many images to train on the manifests beside the shards list, None where one says nothing of them."""
+    manifests, count = {}, 0
+    for url in urls:
+        where, name = TAR_NAME.sub(MANIFEST, url), TAR_NAME.findall(url)[-1:]
+        if where not in manifests:
+            manifests[where] = _read_counts(where)
+        if not name or name[0] not in manifests[where]:
+            return None
+        count += 0 if name[0].startswith(HELD_OUT_SHARDS) else manifests[where][name[0]]
+    return count
+
+
+def _read_counts(where: str) -> dict[str, int]:
+    """Return how many images each shard of a manifest has; nothing where it cannot be read."""
     try:
-        with _webdataset().gopen(where) as file:
-            manifest = Manifest.parse(file.read(), where)
+        with _webdataset("gopen").gopen(where) as file:
+            return {shard.name: shard.images for shard in Manifest.parse(file.read(), where).shards}
     except BROKEN:  # also UserError: whatever else a server answers
-        return None
-    counts = {shard.name: shard.images for shard in manifest.shards}
-    names = [TAR_NAME.findall(url)[-1:] for url in urls]
-    return sum(counts[name[0]] for name in names) if all(name and name[0] in counts for name in names) else None
+        return {}
 
 
 def open_stream(data: str, limit: int, held: Iterable[str], cache: Path) -> Stream:

@@ -27,6 +27,7 @@ from inference.tasks import Task
 
 BATCH = 16  # files that a worker is given at a time, and does again where it was lost
 RETRIES = 3  # of the same files, before the call ends
+START_S = 600  # for which the first worker is waited for, as on a cluster that is busy
 
 
 class Worker:
@@ -64,6 +65,8 @@ def colour_files(
         import ray
     except ImportError:
         raise UserError("--engine ray needs Ray: pip install -r requirements-scale.txt") from None
+    if not tasks:  # as of a small share
+        return
     there = {task.output for task in tasks if task.output.is_file()}
     was_running = ray.is_initialized()
     paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
@@ -107,7 +110,9 @@ def _run(ray: Any, tasks: Sequence[Task], workers: int, kind: str, given: tuple[
     import ray.data as ray_data  # also makes it an attribute of ray
 
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    ray_data.DataContext.get_current().enable_progress_bars = False
+    context = ray_data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.wait_for_min_actors_s = START_S
     rows = [{"task": pickle.dumps(task)} for task in tasks]
     files = ray_data.from_items(rows, override_num_blocks=-(-len(rows) // BATCH))
     with warnings.catch_warnings():

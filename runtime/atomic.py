@@ -125,15 +125,14 @@ def load(path: Path, device: "torch.device | str" = "cpu") -> dict[str, Any]:
 
     Raises:
         UserError: missing, or not a checkpoint.
+        OSError: it cannot be read, which says nothing of what is in it.
     """
     if not path.is_file():
         raise UserError(f"no checkpoint {path}")
     import torch
 
-    payload = None
-    errors = (RuntimeError, ValueError, EOFError, OSError, KeyError, zipfile.BadZipFile, pickle.PickleError, zlib.error)
-    with suppress(*errors):
-        content = io.BytesIO(path.read_bytes())  # a checkpoint may be far away: it is read once
+    payload, content = None, io.BytesIO(path.read_bytes())  # it may be far away: it is read once
+    with suppress(RuntimeError, ValueError, EOFError, KeyError, zipfile.BadZipFile, pickle.PickleError, zlib.error):
         with zipfile.ZipFile(content) as file:  # what torch.save writes; its reader of older files fails in many ways
             damaged = file.testzip()  # torch's own reader checks no checksum of a tensor
         if damaged is None:

@@ -11,6 +11,7 @@ import logging
 import os
 import sys
 import tempfile
+import time
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -23,13 +24,17 @@ from config import UserError
 from runtime.atomic import FULL_DISK_ERRORS
 
 RecipeOption = Annotated[
-    str | None, typer.Option(metavar="NAME", help="See python train.py --list-recipes. Default: demo.")
+    str | None,
+    typer.Option(metavar="NAME", help="See train.py --list-recipes. Default: demo; main.py looks at --data."),
 ]
 DataOption = Annotated[
     str | None,
     typer.Option(metavar="PATH|NAME", help="Image folder, .tar, .npz, shards, demo, or a torchvision data set."),
 ]
-RunOption = Annotated[Path | None, typer.Option("--run", "--run-dir", metavar="DIR", help="Run folder.")]
+RunOption = Annotated[
+    Path | None,
+    typer.Option("--run", "--run-dir", metavar="DIR", help="Run folder; default: the newest; new ones: runs/RECIPE."),
+]
 EpochsOption = Annotated[int | None, typer.Option(min=1, help="Passes over the training images.")]
 EpochOption = Annotated[
     str | None,
@@ -40,8 +45,12 @@ BestEpochOption = Annotated[
 ]
 AllEpochsOption = Annotated[bool, typer.Option("--all-epochs", help="Every saved epoch.")]
 SizeOption = Annotated[int | None, typer.Option(min=4, help="Side of the training squares, px.")]
+PairOption = Annotated[
+    str | None, typer.Option(metavar="AB|BA|none|auto", help="Pairs in one image: colour left (AB) or right.")
+]
 PairFoldersOption = Annotated[
-    tuple[str, str] | None, typer.Option(metavar="COLOUR SKETCH", help="Folders of pairs, of unknown names.")
+    tuple[str, str] | None,
+    typer.Option(metavar="COLOUR SKETCH", help="Names of the two folders of pairs, if not found by themselves."),
 ]
 BatchSizeOption = Annotated[int | None, typer.Option(min=1, help="Images per step.")]
 CacheOption = Annotated[
@@ -56,8 +65,10 @@ SeedOption = Annotated[int | None, typer.Option(min=0, help="Of everything rando
 OnNanOption = Annotated[
     str | None, typer.Option(metavar="stop|skip", help="Where a loss is not finite: stop, or leave that step out.")
 ]
-SettingsOption = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any recipe field.")]
-QuickOption = Annotated[bool, typer.Option("--quick", help="Small and short: a first look, in minutes.")]
+SettingsOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any recipe field; repeatable.")
+]
+QuickOption = Annotated[bool, typer.Option("--quick", help="A first look in minutes: small and short.")]
 ResumeOption = Annotated[
     bool, typer.Option("--resume", help="Go on where the run stopped; with --data, begin it if there is none.")
 ]
@@ -89,7 +100,7 @@ def command(main: Callable[..., object], shared: bool = False) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a file's name need not be text
     app = typer.Typer(add_completion=False)
-    app.command()(main)
+    app.command(help=(sys.modules["__main__"].__doc__ or "").partition("\n\n")[0])(main)
     try:
         with processes(shared):
             if app(standalone_mode=False) == INTERRUPTED:
@@ -116,7 +127,8 @@ def processes(shared: bool) -> AbstractContextManager[None]:
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return nullcontext()
     if not shared and os.environ.get("LOCAL_RANK") not in (None, "0"):
-        raise SystemExit(2)  # one tells it
+        time.sleep(10)  # one tells it; torchrun ends it with the others as soon as one of them ends
+        raise SystemExit(2)
     if not shared:
         raise UserError("this stage works in one process: start it without torchrun")
     from runtime import distributed  # which imports torch

@@ -3,11 +3,15 @@
 import copy
 import ctypes
 import json
+import os
 import platform
 import re
+import shutil
 import time
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
+from sysconfig import get_path
 from typing import Any
 
 import torch
@@ -20,6 +24,7 @@ from runtime.atomic import write_json
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}  # of tensors in memory
 FORMATS_FILE = "memory_formats.json"  # in the cache: what pick_format found
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # parameters of glibc's mallopt
+MIN_COMPILED_STEPS = 5000  # fewer do not win back what torch.compile takes
 
 
 def pick_device(name: str) -> torch.device:
@@ -91,16 +96,52 @@ def computed_in(precision: str, device: torch.device) -> str:
     return "fp32" if emulated else precision
 
 
-def keep_freed_memory() -> None:
+def keep_freed_memory() -> bool:
     """Let glibc keep large blocks that are freed, for the training step or the batch that asks for them again.
 
     Left alone it gives each back to the system, which clears it anew: 4,000 to 10,000 page faults a step.
-    The memory of the process stays at its peak. Other C libraries are left as they are.
+    The memory of the process stays at its peak. Returns False for other C libraries, which are left as they are.
     """
-    if platform.libc_ver()[0] == "glibc":
-        libc = ctypes.CDLL(None)
-        libc.mallopt(M_MMAP_THRESHOLD, 2**30)  # bytes
-        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+    if platform.libc_ver()[0] != "glibc":
+        return False
+    libc = ctypes.CDLL(None)
+    # in bytes; some versions take no more than 32 MB, and where it stays low, the other makes it worse
+    raised = libc.mallopt(M_MMAP_THRESHOLD, 2**30) or libc.mallopt(M_MMAP_THRESHOLD, 2**25)
+    return bool(raised and libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1))
+
+
+def machine_words(device: torch.device, keeps_memory: bool) -> str:
+    """Return what a run uses, for its header: the GPU; or the CPU, its threads, how they wait, oneDNN and memory.
+
+    Args:
+        keeps_memory: what keep_freed_memory returned.
+    """
+    words = [device_name(device)]
+    if device.type == "cpu":
+        spins = os.environ.get("GOMP_SPINCOUNT")  # set by runtime/cli.py; GCC's OpenMP alone reads it
+        words += [f"spinning {spins} times before they sleep"] * bool(spins)
+        words.append("oneDNN" if torch.backends.mkldnn.is_available() else "no oneDNN")
+    words += ["freed memory kept"] * keeps_memory
+    return ", ".join(words)
+
+
+def can_compile(device: torch.device) -> bool:
+    """Tell whether torch.compile has what it needs: a C++ compiler, Python's headers, and Triton on a GPU for it."""
+    if shutil.which(os.environ.get("CXX", "g++")) is None or not Path(get_path("include"), "Python.h").is_file():
+        return False
+    if device.type != "cuda":
+        return True
+    return find_spec("triton") is not None and torch.cuda.get_device_capability(device) >= (7, 0)
+
+
+def pays_to_compile(device: torch.device, precision: str, steps: int) -> bool:
+    """Tell whether torch.compile is possible, and wins back the minute or more that it takes.
+
+    It does in a long run on CUDA, and on a CPU with units for bf16; in fp32 on a CPU without them it gained nothing.
+    """
+    has_units = precision != "fp32" and precision == pick_precision("auto", device)
+    gains = device.type == "cuda" or (device.type == "cpu" and has_units)
+    return gains and steps >= MIN_COMPILED_STEPS and can_compile(device)
 
 
 def pick_format(network: nn.Module, shape: Sequence[int], device: torch.device, precision: str, cache: Path) -> str:

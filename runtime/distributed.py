@@ -56,7 +56,7 @@ def joined() -> Iterator[None]:
         if not is_first:
             raise SystemExit(2 if isinstance(error, UserError) else 1) from None
         if is_lost:
-            raise UserError(LOST_MESSAGE) from None
+            raise UserError(LOST_MESSAGE) from error
         raise
     finally:
         dist.destroy_process_group()

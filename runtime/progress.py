@@ -9,7 +9,7 @@ from typing import TypeVar
 from tqdm import tqdm
 
 T = TypeVar("T")
-FIRST_LINE_S, LINE_INTERVAL_S = 15.0, 60.0  # until the first line, and between later ones
+FIRST_LINE_S, LINE_INTERVAL_S = 8.0, 60.0  # until the first line, and between later ones
 
 
 silent = False  # of the processes of a run one speaks

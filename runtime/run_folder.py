@@ -23,16 +23,17 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import Any, TypeVar
 
 from config import DEMO, RUNS, VERSION, AnyRecipe, ClassifierRecipe, Recipe, UserError
 from runtime import atomic
-from runtime.atomic import write_json
+from runtime.atomic import write_json, writing
 from runtime.locks import LOCK, is_current, lock
 from runtime.progress import say
 
 R = TypeVar("R", bound="Record")
 
+RENDER_LOCK = ".render.lock"  # of who renders or scores a run, which may be beside its training
 RECORD, CLASSIFIER_RECORD, LOG = "recipe.json", "classifier.json", "log.jsonl"
 STAMP = ".stamp"  # file in a folder of rendered pictures that says what they were rendered from
 
@@ -58,6 +59,7 @@ class RunRecord(Record):
     """What recipe.json holds: of a colouriser."""
 
     recipe: Recipe
+    compiled: bool = False  # whether its networks went through torch.compile, as they do in a resume
     mean_ab: tuple[float, float]  # of the training pictures, in Lab units
     parameters: dict[str, int] = field(default_factory=dict)  # network -> trainable parameters
     overrides: dict[str, Any] | None = None  # recipe fields that the user set; None: not recorded
@@ -184,14 +186,12 @@ def owned(run: Path) -> Iterator[None]:
     made = [place for place in (run, *run.parents) if not place.exists()]
     run.mkdir(parents=True, exist_ok=True)
     try:
-        with _locked(run / LOCK, run) as file:
-            before = file.read()
+        with _locked(run / LOCK, f"{run} is trained") as before:
             if before:
                 say(f"{run}: its last owner, {before}, was killed; taken over")
             _tidy(run)
-            file.truncate(0)
-            file.write(f"{platform.node()} since {time.strftime('%Y-%m-%d %H:%M:%S')}")
-            file.flush()
+            with suppress(UserError), rendering(run):  # what a killed one left is removed
+                pass
             yield
     finally:
         for place in made:
@@ -199,9 +199,22 @@ def owned(run: Path) -> Iterator[None]:
                 place.rmdir()
 
 
+@contextmanager
+def rendering(run: Path) -> Iterator[None]:
+    """Keep what is rendered of a run for this process alone; removes what a killed one left half written.
+
+    Raises:
+        UserError: another process renders or scores it.
+    """
+    with _locked(run / RENDER_LOCK, f"{run} is rendered or scored"):
+        for left in run.glob("outputs/*/.*.tmp"):
+            left.unlink(missing_ok=True)
+        yield
+
+
 def _tidy(run: Path) -> None:
     """Remove what a killed owner left half written; a state that is whole is put where none is."""
-    for left in [*run.glob("checkpoints/.*.tmp"), *run.glob("samples/.*.tmp")]:
+    for left in [*run.glob(".*.tmp"), *run.glob("checkpoints/.*.tmp"), *run.glob("samples/.*.tmp")]:
         if left.name.startswith(f".{state_path(run).name}.") and not state_path(run).exists():
             with suppress(UserError):
                 atomic.load(left)
@@ -210,20 +223,26 @@ def _tidy(run: Path) -> None:
 
 
 @contextmanager
-def _locked(path: Path, run: Path) -> Iterator[IO[str]]:
-    """Yield a lock's file, open and locked; it is removed at the end."""
+def _locked(path: Path, what: str) -> Iterator[str]:
+    """Hold a lock, whose file says who has it and is removed at the end; yields a killed owner, or nothing."""
     while True:
         with open(path, "a+") as file:
             file.seek(0)
             if not lock(file):
                 owner = file.read() or "another process"
-                raise UserError(f"{run} is trained by {owner}: wait for its end, or name another with --run")
+                raise UserError(f"{what} by {owner}: wait for its end, or name another with --run")
             if not is_current(file):
                 continue
+            before = file.read()
             try:
-                yield file
+                with writing(path):
+                    file.truncate(0)
+                    file.write(f"{platform.node()} since {time.strftime('%Y-%m-%d %H:%M:%S')}")
+                    file.flush()
+                yield before
             finally:
-                file.truncate(0)  # or where an open file cannot be removed, its owner would seem to have been killed
+                with suppress(OSError):
+                    file.truncate(0)  # or one that cannot be removed while it is open would tell of a killed owner
                 with suppress(PermissionError):
                     path.unlink(missing_ok=True)
             return

@@ -88,7 +88,7 @@ def find_weights(name: str, folder: Path | None, without: str = "", download: bo
     reasons = []
     for url in urls:
         try:
-            return _download(url, place)
+            return fetch(url, place)
         except OSError as error:
             reasons.append(str(error))
     reason = "; ".join(reasons)
@@ -107,14 +107,17 @@ def fetch_weights(folder: str | Path | None) -> list[Path]:
         if path.is_file() and file_hash(path) != _digest(url):
             raise UserError(f"{path} is not the published file, or it is damaged; delete it and try again")
         try:
-            found.append(path if path.is_file() else _download(url, place))
+            found.append(path if path.is_file() else fetch(url, place))
         except OSError as error:
             raise UserError(f"{path.name} could not be downloaded ({error}) from {url}") from None
     return found
 
 
-def _download(url: str, folder: Path) -> Path:
-    """Download a file, complete or not at all; returns its path. Raises OSError."""
+def fetch(url: str, folder: Path) -> Path:
+    """Download a file of an address with its SHA-256 (url#digest), complete or not at all; returns its path.
+
+    Raises OSError.
+    """
     path = folder / file_name(url)
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -173,6 +176,8 @@ def require_folder(folder: Path | None) -> Path | None:
     """Return the folder of --weights, if it was given. Raises UserError where there is none."""
     if folder is not None and not Path(folder).is_dir():
         raise UserError(f"no folder {folder}: --weights takes the folder that holds the weight files")
+    if folder is not None and any(Path(folder).glob("epoch_*.pt")):
+        raise UserError(f"{folder} holds checkpoints of a run, no published weights: start from them with --init RUN")
     return Path(folder) if folder else None
 
 

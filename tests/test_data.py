@@ -252,18 +252,14 @@ def test_nobody_waits_for_an_item_that_is_not_wanted(time_limit: None) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_the_wait_for_an_item(number: int, time_limit: None) -> None:
-    stalled, before = threading.Event(), signal.signal(number, lambda *_: None)
-    try:
-        with noted_signals() as caught:
-            assert list(ahead(stalling(stalled, number))) == ["first"]
-        assert caught == [number]
-        with noted_signals() as caught:
-            threading.Timer(0.5, stalled.set).start()
-            assert list(ahead(stalling(stalled, number), alone=False)) == ["first", "second"]  # others wait for it
-        assert caught == [number]
-    finally:
-        signal.signal(number, before)
-        stalled.set()
+    stalled = threading.Event()
+    with noted_signals() as caught:
+        assert list(ahead(stalling(stalled, number), caught)) == ["first"]
+    assert caught == [number]
+    with noted_signals() as caught:
+        threading.Timer(0.5, stalled.set).start()
+        assert list(ahead(stalling(stalled, number))) == ["first", "second"]  # other processes wait for it
+    assert caught == [number]
 
 
 def test_an_error_of_a_thread_is_raised() -> None:
@@ -396,6 +392,23 @@ def test_open_split_loads_what_a_run_remembers() -> None:
     assert data.open_split(run, "moved", "val", CACHE).stems == images.stems
     with pytest.raises(UserError, match="other"):
         data.open_split(replace(run, data="moved", loading={"other": 1}), None, "val", CACHE)
+
+
+def test_a_run_knows_its_own_pictures_where_they_have_moved() -> None:
+    for i in range(12):
+        write(f"p{i}.png", picture(16, 20, i))
+    made = recipe(limit=9, min_colorfulness=1.0)
+    run = replace(record(made, str(Path("data").resolve())), images={"val": 1})
+    images = data.open_split(run, None, "val", CACHE)
+    run = replace(run, fingerprints={"val": images.key})
+    Path("data").rename("moved")
+    again = data.open_split(run, "moved", "val", CACHE)
+    assert (again.stems, again.key) == (images.stems, images.key)
+    write("more.png", picture(16, 20, 99))
+    Path("moved").rename("data/again")
+    assert len(data.open_split(run, "data", "val", CACHE)) > 0  # other data, all of it
+    with pytest.raises(UserError, match=r"^no .*/nowhere, on which the run was trained; .* its new place with --data$"):
+        data.open_split(replace(run, data=str(Path("nowhere").resolve())), None, "val", CACHE)
 
 
 def test_open_split_of_other_data_looks_at_it_anew() -> None:

@@ -1,6 +1,7 @@
 """Training as a user runs it: resume is exact, bad input ends in a sentence, nothing is lost."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -22,8 +23,8 @@ import train
 from config import RECIPES, ROOT, UserError
 from runtime import atomic, run_folder
 from runtime.locks import LOCK
-from runtime.run_folder import read_records, read_run, state_path
-from training import gan, setup
+from runtime.run_folder import read_records, read_run, saved_epochs, state_path
+from training import gan, loop, setup
 
 pytestmark = pytest.mark.usefixtures("no_curves")  # but the `trained` run has them
 STAGES = ["pretrain_epochs=1", "pretrain_lr=1e-3"]
@@ -95,6 +96,29 @@ def test_killed_run_goes_on_from_its_last_checkpoint(trained: Path, run: Path, p
     train.main(run=run, resume=True, device="cpu")
     assert same_tensors(saved_weights(trained, 2), saved_weights(run, 2))
     assert log_of(run) == log_of(trained)
+
+
+def test_a_kill_within_a_long_epoch_costs_little(
+    pictures: Path, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "SAVE_INTERVAL_S", 0.0)
+    real, done, run = gan.train_step, [], Path("run")
+
+    def step(*args: Any, **options: Any) -> Any:
+        done.append(1)
+        if len(done) == 3:
+            raise KeyboardInterrupt  # nothing is saved after it
+        return real(*args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(gan, "train_step", step)
+        with pytest.raises(KeyboardInterrupt):
+            train.main(run=run, recipe="coco", data=str(pictures), epochs=2, **TINY)
+    assert not saved_epochs(run)
+    state = atomic.load(state_path(run))
+    assert (state["epoch"], state["step"], state["steps"]) == (1, 2, 2)
+    train.main(run=run, resume=True, device="cpu")
+    assert same_tensors(saved_weights(trained, 2), saved_weights(run, 2))
 
 
 @pytest.mark.parametrize("damage", ["half", "bit", "gone"])
@@ -229,6 +253,13 @@ def test_a_resume_keeps_the_batch_of_all_processes(run: Path) -> None:
     assert atomic.load(state_path(run))["batch"] == 4
 
 
+def test_a_resume_with_other_batches_of_all_processes_is_told(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    state = atomic.load(state_path(run))
+    atomic.save(state_path(run), {**state, "batch": 8})  # as two processes leave it
+    train.main(run=run, resume=True, epochs=3, device="cpu")
+    assert "8 pictures per step before, 4 now; --global-batch 8 keeps it" in capsys.readouterr().out
+
+
 def test_a_run_inside_its_own_data_does_not_grow(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copytree(pictures, "data")
     monkeypatch.chdir("data")
@@ -351,6 +382,24 @@ def test_a_resume_keeps_the_memory_format(
     assert capsys.readouterr().out.count("fp32, channels_last") == 2
 
 
+def test_a_resume_compiles_as_its_run_did(
+    pictures: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    compiled: list[object] = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda network, **_: compiled.append(network))
+    monkeypatch.setattr("training.setup.pays_to_compile", lambda *_: True)
+    monkeypatch.setattr("training.setup.can_compile", lambda _: True)
+    run = train.main(recipe="coco", data=str(pictures), epochs=1, **TINY)
+    assert read_run(run).compiled
+    assert len(compiled) == 2  # generator and discriminator
+    monkeypatch.setattr("training.setup.pays_to_compile", lambda *_: False)
+    train.main(run=run, resume=True, epochs=2, device="cpu")
+    assert len(compiled) == 4
+    train.main(run=run, resume=True, audited=True, device="cpu")  # which looks at gradients that are not kept then
+    assert len(compiled) == 4
+    assert capsys.readouterr().out.count("fp32, contiguous, compiled: the first step takes minutes") == 2
+
+
 def test_a_resume_needs_the_weights_of_its_losses_alone(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
     Path("w").mkdir()
@@ -447,13 +496,58 @@ def begin(pictures: Path, init: str | Path, run: str = "tuned", **options: Any) 
     return train.main(**{**given, "set_": settings}, init=str(init))
 
 
+def test_the_header_says_which_fields_followed_another(
+    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    off = ["lambda_lpips=0", "pretrained=false", "metric=ciede2000"]
+    train.main(recipe="photo", data=str(pictures), size=64, set_=off, dry_run=True, device="cpu")
+    assert re.search(r"^settled +load_size 88, test_size 128$", capsys.readouterr().out, re.M)
+    for split in ("train", "val"):
+        shutil.copytree(pictures, tmp_path / "split" / split)
+    given = {"recipe": "coco", "data": str(tmp_path / "split"), "dry_run": True, "device": "cpu"}
+    with pytest.raises(UserError, match=r"^val_fraction has no effect here: the data has a folder val/"):
+        train.main(**given, set_=["val_fraction=0.3"])
+
+
 def test_a_run_starts_from_another_runs_epoch(pictures: Path, trained: Path) -> None:
     for init, epoch in ((trained, 2), (f"{trained}:1", 1)):
         run = begin(pictures, init, f"from-{epoch}")
         theirs, ours = saved_weights(trained, epoch), saved_weights(run, 1)
         weights = [name for name in theirs if name.endswith("weight")]
         assert all(torch.allclose(theirs[name], ours[name], atol=1e-9) for name in weights)
-        assert read_run(run).init == str(init)
+        assert read_run(run).init == f"{trained.resolve()}{f':{epoch}' if ':' in str(init) else ''}"
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_the_network_of_photo_is_fine_tuned_from_a_file(pictures: Path, precision: str) -> None:
+    tiny = {"data": str(pictures), "device": "cpu", "epochs": 1}
+    small = [
+        "ngf=8",
+        "size=32",
+        "load_size=32",
+        "batch_size=4",
+        "pretrained=false",
+        "lambda_lpips=0",
+        "metric=ciede2000",
+    ]
+    first = train.main(recipe="photo", run=Path("first"), set_=small, **tiny)
+    export.main(run=first, out=Path("photo.ts"), trainable=True, precision=precision, device="cpu")
+    tuned = train.main(recipe="photo", run=Path("tuned"), set_=[*small, "lr=1e-12"], init="photo.ts", **tiny)
+    theirs, ours = saved_weights(first, 1), saved_weights(tuned, 1)
+    weights = [name for name in theirs if name.endswith("weight")]
+    assert all(torch.allclose(theirs[name], ours[name], atol=1e-3) for name in weights)
+
+
+def test_a_run_starts_from_a_network_that_normalises_by_the_batch(pictures: Path) -> None:
+    batch = ["norm_stats=batch", "epochs=1"]
+    first = train.main(
+        **{**TINY, "run": Path("first"), "set_": [*TINY["set_"], *batch], "data": str(pictures), "recipe": "coco"}
+    )
+    export.main(run=first, out=Path("batch.ts"), trainable=True, device="cpu")
+    for init in ("first", "batch.ts", "first/checkpoints/epoch_0001.pt"):
+        ours = saved_weights(begin(pictures, init, f"from-{Path(init).name}", set_=batch), 1)
+        theirs = saved_weights(first, 1)
+        assert all(torch.allclose(theirs[name], ours[name], atol=1e-9) for name in theirs if name.endswith("weight"))
 
 
 def test_a_run_starts_from_an_exported_file_that_can_be_trained_on(pictures: Path, trained: Path) -> None:
@@ -475,9 +569,16 @@ def test_what_cannot_be_started_from_is_named_before_any_work(pictures: Path, tr
     ):
         with pytest.raises(UserError, match=sentence):
             begin(pictures, init)
-    fits = rf"^{trained} holds generator unet of ngf 4, L -> ab: it fits --recipe coco, not unet32$"
+    fits = rf"^{trained} holds another network \(generator unet, not .* ngf 4, not 64.*\): it fits --recipe coco$"
     with pytest.raises(UserError, match=fits):
         train.main(recipe="unet32", data=str(pictures), run=Path("tuned"), device="cpu", init=str(trained))
+    wider = rf"^{trained} holds another network \(ngf 4, not 8\): it fits --set ngf=4$"
+    with pytest.raises(UserError, match=wider):
+        begin(pictures, trained, set_=["ngf=8"])
+    with pytest.raises(
+        UserError, match=r"checkpoints holds checkpoints of a run, no published weights: .* --init RUN$"
+    ):
+        begin(pictures, trained, weights=trained / "checkpoints")
     with pytest.raises(UserError, match=r"^--init begins a new run"):
         train.main(resume=True, run=trained, init=str(trained))
     assert not Path("tuned").exists()

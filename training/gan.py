@@ -41,9 +41,9 @@ PERCEPTUAL = {
     "G_perceptual": (models.VGGFeatures, "vgg16", "--set lambda_perceptual=0"),
     "G_anime": (models.DanbooruFeatures, "danbooru", "--set anime_share=0"),
 }
-
-
 HINTS = 1  # tells the random numbers of hints from those of degradations
+UNIFORM = 0.5  # share of the uniform distribution that is mixed into the colours' own before it is inverted
+MAX_RARITY = 20.0  # the largest weight of a colour, where the mean over pixels is 1
 
 
 def gan_loss(logits: Tensor, real: bool, gan_mode: str, label_real: float = 1.0) -> Tensor:
@@ -83,14 +83,11 @@ def perceptual_loss(extractor: nn.Module, fake_rgb: Tensor, real_rgb: Tensor) ->
     return torch.stack([F.mse_loss(ours.float(), truth.float()) for ours, truth in pairs]).sum()
 
 
-UNIFORM = 0.5  # share of the uniform distribution that is mixed into the colours' own before it is inverted
-MAX_RARITY = 20.0  # the largest weight of a colour, where the mean over pixels is 1
-
-
 class ClassLoss(nn.Module):
     """Cross-entropy over the 256 colours of a LiteUNet, in which rare colours weigh more.
 
-    The true colour of a pixel is shared among the four bins around it, so that their mean is that colour.
+    The true colour of a pixel is shared among the four bins around it, so that their mean is that colour, or the
+    nearest within the grid of bins.
     """
 
     def __init__(self) -> None:
@@ -126,8 +123,9 @@ def soft_bins(y: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         bins (N, 4, H, W) int64 and weights (N, 4, H, W), whose sum is 1.
     """
-    first = torch.tensor(models.AB_FIRST, device=y.device).view(1, 2, 1, 1)
-    place = ((y.float() * 110 - first) / models.AB_STEP).clamp(0, models.AB_SIDE - 1.001)
+    pairs = zip(y.float().unbind(1), models.AB_FIRST, strict=True)
+    place = torch.stack([(plane * 110 - first) / models.AB_STEP for plane, first in pairs], 1)
+    place = place.clamp(0, models.AB_SIDE - 1.001)
     low = place.floor()
     (a, b), (right, up) = low.long().unbind(1), (place - low).unbind(1)
     bins = torch.stack([(a + i) * models.AB_SIDE + b + j for i in (0, 1) for j in (0, 1)], 1)
@@ -168,6 +166,7 @@ class Gan:
     scaler: torch.amp.GradScaler
     amp: torch.autocast  # in which the networks compute
     memory_format: str  # of runtime.device.FORMATS
+    compiled: bool
     class_loss: ClassLoss | None = None
     extractors: dict[str, nn.Module] = field(default_factory=dict)  # loss term -> frozen, so not saved
 
@@ -175,6 +174,8 @@ class Gan:
         # what a step calls where it wants gradients: the networks, or DDP around them
         self.generator_ddp: nn.Module = WithLogits(self.generator, self.class_loss is not None)
         self.discriminator_ddp = self.discriminator
+        for network in filter(None, (self.generator_ddp, self.discriminator_ddp) if self.compiled else ()):
+            network.compile()
 
     def share(self) -> None:
         """Let gradients be means over all processes; the networks, which their states fill, stay as they are."""
@@ -193,7 +194,17 @@ class Gan:
         return {name: models.count_parameters(part) for name, part in found.items() if part is not None}
 
 
-def build_gan(recipe: Recipe, device: torch.device, precision: str, memory_format: str = "contiguous") -> Gan:
+def ema_decay(decay: float, steps: int) -> float:
+    """Return the decay of the averaged generator after some steps: less in the first ones, or a short run is lost.
+
+    Source: TensorFlow's ExponentialMovingAverage with num_updates.
+    """
+    return min(decay, (1 + steps) / (10 + steps))
+
+
+def build_gan(
+    recipe: Recipe, device: torch.device, precision: str, memory_format: str = "contiguous", compiled: bool = False
+) -> Gan:
     """Build and initialise networks and optimisers from the recipe's seed.
 
     `memory_format`: one of runtime.device.FORMATS, or auto, where it is not settled: nothing is trained.
@@ -207,17 +218,17 @@ def build_gan(recipe: Recipe, device: torch.device, precision: str, memory_forma
         if recipe.spectral_norm and network is discriminator:
             network.apply(models.add_spectral_norm)
         network.to(device, memory_format=FORMATS.get(memory_format))
-        if recipe.compile:
-            network.compile()
         optimizers[network] = build_optimizer(network, recipe, device)
     ema = None
     if recipe.ema > 0:
-        ema = AveragedModel(generator, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema), use_buffers=True)
+        ema = AveragedModel(generator, use_buffers=True)  # a step says how it is averaged
     optimizer_g, optimizer_d = optimizers[generator], optimizers.get(discriminator)
     scaler = Scaler(device, precision, recipe.on_nan == "skip")
     class_loss = ClassLoss().to(device) if "G_class" in recipe.term_weights else None
     amp = autocast(device, precision)
-    return Gan(generator, discriminator, optimizer_g, optimizer_d, ema, scaler, amp, memory_format, class_loss)
+    return Gan(
+        generator, discriminator, optimizer_g, optimizer_d, ema, scaler, amp, memory_format, compiled, class_loss
+    )
 
 
 def build_optimizer(network: nn.Module, recipe: Recipe, device: torch.device) -> torch.optim.Adam:
@@ -343,6 +354,7 @@ def train_step(gan: Gan, batch: Batch, recipe: Recipe, adversarial: bool) -> dic
     gan.scaler.update()
     distributed.average_buffers(gan.generator, gan.discriminator)
     if gan.ema is not None:
+        gan.ema.multi_avg_fn = get_ema_multi_avg_fn(ema_decay(recipe.ema, int(gan.ema.n_averaged)))
         gan.ema.update_parameters(gan.generator)
     return {name: value.detach() for name, value in {**g_terms, **d_terms}.items()}
 

@@ -36,6 +36,8 @@ TITLES = {  # of loss terms
 FINITE_SHARE = "finite"  # of the steps in an interval: those whose losses are all finite
 # a discriminator whose losses are so close to their least, for so many status lines, has won: it teaches no more
 MAX_WON_LOSS, MIN_WON_LINES = 0.05, 5
+LONG_S = 900.0  # a training that lasts longer is said to have a shorter way
+SAVE_INTERVAL_S = 1800.0  # within an epoch, so that a kill costs no more
 REMEDY = "train with a smaller learning rate (--set lr=...) or with --set precision=fp32"
 
 
@@ -50,6 +52,7 @@ class State:
     epoch: int = 1  # the one under way, from 1
     step: int = 0  # batches done in this epoch
     steps: int = 0  # batches done in all
+    processes: int = 1  # that were at work when it was saved
 
     @property
     def progress(self) -> dict[str, int]:
@@ -78,6 +81,7 @@ class State:
             problem = f"it stopped within epoch {self.epoch}, at {before} pictures per step of all processes"
             raise UserError(f"{problem}, now {self.batch}: finish the epoch with --global-batch {before}")
         rank, others = distributed.rank(), state.get("others", [])
+        self.processes = 1 + len(others)
         if rank <= len(others):
             restore_rng([state, *others][rank])
         else:  # there are more processes than before
@@ -183,7 +187,7 @@ class Status:
         due = self.clock.due()
         if not self.planned and (due or self.done == self.PLAN_STEPS):
             self.planned, left = True, self.seconds_left
-            look = "; for a first look: --quick" if left > 3600 else ""
+            look = "; for a first look in minutes: --quick with another --run" if left > LONG_S else ""
             whole = f"{self.recipe.epochs} epochs of {self.images:,} pictures"
             say(f"{whole}: about {duration(left)} here; Ctrl-C keeps what is done{look}")
         if due:
@@ -251,14 +255,15 @@ def handled(handler: Callable[[int, object], None], *names: str) -> Iterator[Non
 
 @contextmanager
 def noted_signals() -> Iterator[list[int]]:
-    """Yield a list to which Ctrl-C, SIGTERM and SIGHUP add their number; a second one stops at once.
+    """Yield a list to which Ctrl-C, SIGTERM and SIGHUP add their number; Ctrl-C after another stops at once.
 
-    But not under torchrun, which sends one for each that it gets, and kills what does not end in time.
+    A terminal that closes sends SIGHUP twice, which must not cost what is being saved. Under torchrun nothing stops at
+    once: it sends one signal for each that it gets, and kills what does not end in time.
     """
     caught: list[int] = []
 
     def note(number: int, _: object) -> None:
-        if caught and not distributed.is_joined():
+        if caught and number == signal.SIGINT and not distributed.is_joined():
             raise KeyboardInterrupt
         caught.append(number)
 
@@ -271,7 +276,7 @@ def fit(
     recipe: AnyRecipe,
     state: State,
     images: Mapping[str, ImageSet],
-    batches: Callable[[int, int], Iterator[Any]],
+    batches: Callable[[int, int, list[int]], Iterator[Any]],
     step: Callable[[Any], Mapping[str, Tensor]],
     save: Save,
     command: str,
@@ -282,7 +287,7 @@ def fit(
     Args:
         run: folder for log.jsonl and state.pt.
         images: split -> its pictures; "train" is trained on.
-        batches: epoch and first step -> the batches of that epoch from there on.
+        batches: epoch, first step and the signals that have come, which end a wait -> that epoch's batches from there.
         step: updates the networks on a batch; returns its loss terms, detached scalars on the device.
         save: writes what is for use, before state.pt.
         command: what the user runs to resume.
@@ -296,14 +301,14 @@ def fit(
     count = images["train"].per_epoch
     steps = steps_per_epoch(count, recipe.batch_size * distributed.world())
     status, agreed, stop = Status(state, recipe, steps, count), distributed.Agreed(), 0
+    saver = Saver(run, log)
     torch.backends.cudnn.benchmark = True  # every batch has one shape
-    if not state.steps:  # or a kill while the first epoch is saved would leave an epoch and no state to go on from
-        _save_state(run, log)
     with noted_signals() as caught:
         while state.epoch <= recipe.epochs and not stop:
-            title, todo = f"epoch {state.epoch}/{recipe.epochs}", batches(state.epoch, state.step)
+            title = f"epoch {state.epoch}/{recipe.epochs}"
+            todo = batches(state.epoch, state.step, [] if distributed.world() > 1 else caught)  # all take as many steps
             started = time.perf_counter()
-            for batch in track(todo, title, steps, state.step, lines=False):
+            for batch in track(_saved_if_it_fails(todo, run, log), title, steps, state.step, lines=False):
                 waited = time.perf_counter() - started
                 terms = step(batch)
                 log.add(terms, status.count, waited)
@@ -311,13 +316,14 @@ def fit(
                 status.add(terms)
                 if state.steps % recipe.log_every == 0:
                     log.flush()
-                stop = agreed(*caught[:1])
+                stop, due = divmod(agreed(2 * sum(caught[:1]) + saver.is_due), 2)
                 if stop:
                     break
+                saver.save(bool(due))
                 started = time.perf_counter()
             if state.step >= steps:
                 _finish_epoch(run, recipe, log, save, last_of_stage)
-            stop = stop or agreed(*caught[:1])
+            stop = stop or agreed(2 * sum(caught[:1])) // 2
         agreed.finish()
         if stop:
             _save_state(run, log)
@@ -325,6 +331,36 @@ def fit(
     if state.epoch <= recipe.epochs:
         say(f"stopped in epoch {state.epoch}; go on with: {command} --resume --run {quote(str(run))}")
         raise SystemExit(128 + stop)
+
+
+def _saved_if_it_fails(batches: Iterator[Any], run: Path, log: Log) -> Iterator[Any]:
+    """Yield batches; where no more can be read, save what was learnt, if no other process would have to join in."""
+    try:
+        yield from batches
+    except (UserError, OSError):
+        if distributed.world() == 1:
+            _save_state(run, log)
+        raise
+
+
+class Saver:
+    """Saves the state before the first step, and within an epoch now and then."""
+
+    def __init__(self, run: Path, log: Log) -> None:
+        self.run, self.log, self.at, self.steps = run, log, time.monotonic(), log.state.steps
+        if not self.steps:  # or a kill while the first epoch is saved would leave an epoch and no state to go on from
+            _save_state(run, log)
+
+    @property
+    def is_due(self) -> bool:
+        """Tell whether it is time, by the clock of this process."""
+        return time.monotonic() - self.at > SAVE_INTERVAL_S
+
+    def save(self, due: bool) -> None:
+        """Save where all processes say so, unless that was done a step ago: their answer comes late, and twice."""
+        if due and self.log.state.steps > self.steps + 1:
+            _save_state(self.run, self.log)
+            self.at, self.steps = time.monotonic(), self.log.state.steps
 
 
 def _say_left_out(images: Mapping[str, ImageSet]) -> None:

@@ -13,13 +13,13 @@ import torch
 from torch import nn
 
 from config import CACHE, DEGRADATIONS, DEMO, ROOT, AnyRecipe, ClassifierRecipe, Recipe, UserError, parse_settings
-from data import ImageSet, Loading, evenly_spaced, held_out, load_images
+from data import ImageSet, Loading, evenly_spaced, held_out, load_images, require_place, steps_per_epoch
 from dataset.folders import Splits
 from dataset.shards import is_pattern
 from inference.pipeline import is_coloured
 from models import GENERATORS, fit_networks, needs_two_images
 from runtime import distributed, run_folder
-from runtime.device import pick_format
+from runtime.device import can_compile, pays_to_compile, pick_format
 from runtime.locks import LOCK
 from runtime.progress import say
 from runtime.run_folder import ClassifierRecord, Record, RunRecord, has_state, load_state, saved_epochs, state_path
@@ -67,9 +67,9 @@ class Setup:
             network: the one that computes most, on the meta device.
             channels: of its input.
 
-        Raises UserError where a process goes on and another begins, or where they differ in precision.
+        Raises UserError where a process goes on and another begins, or where they differ in precision or recipe.
         """
-        distributed.require_same({"resume": self.stored is not None, "precision": precision})
+        distributed.require_same({"resume": self.stored is not None, "precision": precision, **asdict(self.recipe)})
         found = getattr(self.recipe, "memory_format", "auto")
         if found == "auto" and self.stored is not None:
             found = self.stored.memory_format
@@ -78,6 +78,20 @@ class Setup:
             if found == "auto":
                 found = pick_format(network, shape, device, precision, CACHE)
         return distributed.gather(found)[0]
+
+    def settle_compile(self, images: int, device: torch.device, precision: str) -> bool:
+        """Return whether the networks are compiled: as asked for, else as in the run that goes on, else if it pays.
+
+        All processes do as the first. `images`: to train on.
+        """
+        if self.recipe.compile != "auto":
+            return self.recipe.compile == "true"
+        if self.stored is not None and self.stored.compiled and not can_compile(device):
+            say("this run was compiled, which is not possible here: it goes on without")
+        if self.stored is not None:
+            return distributed.gather(self.stored.compiled and can_compile(device))[0]
+        steps = self.recipe.epochs * steps_per_epoch(images, self.recipe.batch_size * distributed.world())
+        return distributed.gather(pays_to_compile(device, precision, steps))[0]
 
     @contextmanager
     def owned(self) -> Iterator[None]:
@@ -118,6 +132,8 @@ class Setup:
                 problem = f"{self.folder} was trained with {before} pictures per step of all processes"
                 raise UserError(f"{problem}; a resume cannot make it {self.global_batch}")
             state.load_state_dict(saved)
+            if before != state.batch:
+                say(f"{before} pictures per step before, {state.batch} now; --global-batch {before} keeps it")
         distributed.require_same({**state.progress, "batch": state.batch, "init": init, "saved state": goes_on})
 
     def load_splits(self, items: Splits, loading: Loading, cache_gb: float | None = None) -> dict[str, ImageSet]:
@@ -202,6 +218,12 @@ def require_effect(recipe: Recipe, given: Mapping[str, Any]) -> None:
             raise UserError(f"{name} {given[name]} has no effect here: it needs {need}; leave it out")
 
 
+def require_held_out(items: Splits, given: Mapping[str, Any]) -> None:
+    """Raise UserError where the user set val_fraction of data that has a folder for validation."""
+    if items.has_val and given.get("val_fraction", Recipe.val_fraction) != Recipe.val_fraction:
+        raise UserError("val_fraction has no effect here: the data has a folder val/; leave it out")
+
+
 def find_stored(folder: Path, kind: type[Stored], data: str | None) -> Stored | None:
     """Return the record of a run that is to go on; None where there is no run, and data with which one can begin.
 
@@ -231,6 +253,7 @@ def complete(plan: Setup, global_batch: int | None, writes: bool) -> Setup:
     if left or not each:
         raise UserError(f"--global-batch {global_batch} cannot be shared among {distributed.world()} processes")
     recipe, given = replace(plan.recipe, batch_size=each), {**plan.given, "batch_size": each}
+    recipe = fit_networks(recipe) if isinstance(recipe, Recipe) else recipe  # which knows batches that are too small
     return replace(plan, recipe=recipe, given=given, global_batch=global_batch)
 
 
@@ -252,8 +275,7 @@ def go_on(
         UserError: something else was given than the run was trained with, or its state or data is missing.
     """
     data = remembered(data) if data else stored.data  # record_resume finds out whether it holds the same
-    if Path(data).is_absolute() and not Path(data).exists() and not is_pattern(data):
-        raise UserError(f"no {data}, on which {run} was trained; where it was moved, say its new place with --data")
+    require_place(data)
     asked = {key: (getattr(stored.recipe, key), value) for key, value in given.items()}
     asked |= {"recipe": (stored.recipe.name, name)} if name else {}
     for key, (before, now) in asked.items():
@@ -316,6 +338,13 @@ def require_batch(recipe: AnyRecipe, images: int) -> None:
         raise UserError(f"{problem}: take a smaller --batch-size, or fewer processes")
     if images == 1 and isinstance(recipe, Recipe) and needs_two_images(recipe):
         raise UserError("1 training picture is too few for this network at this size; give it more")
+
+
+def require_order(state: State, is_stream: bool) -> None:
+    """Raise UserError where a stream would go on within an epoch in another order than it began."""
+    if is_stream and state.step and state.processes != distributed.world():
+        problem = f"it stopped within epoch {state.epoch} of a stream, which {state.processes} processes shared"
+        raise UserError(f"{problem}: finish that epoch with as many, as others would see it in another order")
 
 
 def describe(recipe: Recipe, data: str, items: Splits, loading: Loading, sizes: Mapping[str, int]) -> dict[str, object]:

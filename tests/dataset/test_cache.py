@@ -73,6 +73,26 @@ def test_two_at_once_decode_once(monkeypatch: pytest.MonkeyPatch, time_limit: No
     assert folders() == ["whole"]
 
 
+def test_two_at_once_on_a_disk_without_locks_do_not_hurt_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    items, both = write_set(), threading.Barrier(2, timeout=20)
+
+    def slow(item: Item, loading: Loading, cut: set[str]) -> Array:
+        if item is items[0]:
+            both.wait()  # each is making it
+        return data.decode_file(item, loading, cut)
+
+    monkeypatch.setattr(data, "decode_file", data.decode, raising=False)
+    monkeypatch.setattr(data, "decode", slow)
+    monkeypatch.setattr(caches, "lock", lambda file, certain=False, **how: not certain)
+    with ThreadPoolExecutor(2) as pool:
+        one, other = pool.map(load, [items, items])
+    assert pixels(one) == pixels(other) == [data.decode_file(item, PHOTO).ravel().tolist() for item in items]
+    monkeypatch.setattr(data, "decode", data.decode_file)
+    spoil(next(path for path in CACHE.iterdir() if (path / "meta.json").exists()), "black")
+    assert pixels(load(items)) == pixels(one)
+    assert folders()[0] == "whole"
+
+
 def spoil(folder: Path, how: str) -> None:
     path = folder / "pixels.bin"
     if how == "black":

@@ -257,6 +257,39 @@ def test_layouts_of_pairs_are_known(name: str, split: str) -> None:
         assert item.label == ""
 
 
+@pytest.mark.parametrize(
+    "comics", [["set"], ["comic1", "comic2"], ["all/comic1", "all/comic2"], ["train/c1", "train/c2"]]
+)
+@pytest.mark.parametrize(
+    ("colour", "sketch", "given"), [("Color", "sketches", ""), ("after", "before", "after/before")]
+)
+def test_pairs_below_other_folders_are_found(comics: list[str], colour: str, sketch: str, given: str) -> None:
+    for comic in comics:
+        write_halves(f"{comic}/{colour}", f"{comic}/{sketch}", ["a.png", "b.png", "c.png"])
+    splits = listed(input="sketch", output="rgb", pair_folders=given)
+    assert splits.halves == (colour, sketch)
+    items = splits["train"] + splits["val"]
+    assert len(items) == 3 * len(comics)
+    for item in items:
+        assert item.source.parent == item.target.parent.parent / sketch
+        assert item.source.name == item.target.name
+
+
+def test_splits_in_a_single_folder_are_used() -> None:
+    touch("set/train/a.png", "set/train/b.png", "set/val/c.png")
+    splits = listed()
+    assert (splits.has_val, stems(splits["train"]), stems(splits["val"])) == (True, ["a", "b"], ["c"])
+
+
+def test_what_lies_beside_splits_and_pairs_is_counted() -> None:
+    touch("train/a.png", "train/b.png", "val/c.png", "extra/d.png", "e.png")
+    assert listed().notes == ["left out: 2 pictures of data that lie beside train, val"]
+    shutil.rmtree("data")
+    write_halves("color", "sketch", ["a.png", "b.png", "c.png"])
+    touch("mask/a.png", "d.png")
+    assert listed().notes == ["left out: 2 pictures of data that lie beside color and sketch"]
+
+
 def test_folders_that_may_be_pairs_are_asked_about() -> None:
     write_halves("after", "before", ["x.png", "y.png"])
     asks = r"^after and before in data hold 2 images of equal names: .* --pair-folders COLOUR SKETCH, else --pair none$"
@@ -417,6 +450,32 @@ def written(kinds: list[str], ending: str = "png") -> list[Item]:
 )  # fmt: skip
 def test_find_pair(kinds: list[str], pair: str, ending: str) -> None:
     assert find_pair(written(kinds, ending)) == pair
+
+
+def paper(side: int = 64) -> np.ndarray:
+    """Return lines on yellowed paper, with a small red stamp."""
+    out = np.full((side, side, 3), (250, 236, 205), np.uint8)
+    out[::8] = (70, 62, 50)
+    out[10:14, 10:15] = (200, 30, 30)
+    return out
+
+
+def page(side: int = 64) -> np.ndarray:
+    """Return lines on white paper, of which few are filled with a colour."""
+    out = np.full((side, side, 3), 255, np.uint8)
+    out[::8] = 20
+    out[17:23, 20:45] = (40, 110, 220)
+    return out
+
+
+def test_pairs_are_seen_though_their_sketches_are_yellowed_and_their_colours_few() -> None:
+    for i in range(4):
+        Image.fromarray(np.concatenate([page(), paper()], 1)).save(f"p{i}.png")
+        for name, half in (("A", page()), ("B", paper())):
+            Path("data", name).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(half).save(f"data/{name}/{i}.png")
+    assert find_pair([Item(f"p{i}", Path(f"p{i}.png")) for i in range(4)]) == "AB"
+    assert listed(input="sketch", output="rgb").halves == ("A", "B")
 
 
 @pytest.mark.parametrize("kinds", [["cg", "cg", "gc"], ["cg", "cg", "cc"], ["cg", "c"]])

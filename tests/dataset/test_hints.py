@@ -1,6 +1,8 @@
 """hints.py: as many hints as asked for, of the true colours, where they say they are."""
 
+import pytest
 import torch
+import torch.nn.functional as F
 
 from dataset.degradations import seeded
 from dataset.hints import draw_hints
@@ -23,6 +25,19 @@ def test_hints_hold_the_mean_of_what_they_cover_and_nothing_elsewhere() -> None:
             row, column = (int(n) for n in there[i, 0].nonzero()[0])
             assert torch.allclose(hints[i, :2, row, column], y[i, :, row, column])
     assert len(lone) > 0
+
+
+def test_hints_are_seven_on_average_of_the_published_sizes_and_anywhere() -> None:
+    y = torch.zeros(400, 1, 256, 256)
+    there = draw_hints(y, seeded("cpu", 5))[:, 1]
+    area = sum(side**2 for side in range(1, 10)) / 9  # of a patch of 1 to 9 px, mean
+    assert float(there.flatten(1).sum(1).mean()) == pytest.approx(7 * area, rel=0.2)  # hardly any overlap
+    lone = F.avg_pool2d(there[:, None], 10, 1) == 1
+    assert not lone.any()  # none is larger than 9 px, but where two touch
+    rows, columns = torch.nonzero(there)[:, 1:].double().unbind(1)
+    for place in (rows, columns):
+        assert float(place.mean()) == pytest.approx(127.5, abs=8)
+        assert float(place.std()) == pytest.approx(256 / 12**0.5, rel=0.05)
 
 
 def test_the_same_seed_draws_the_same_hints() -> None:

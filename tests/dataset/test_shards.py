@@ -21,7 +21,7 @@ from data import find_loading, load_images
 from dataset import scenes, shards
 from dataset.folders import list_items, open_tree, read_picture
 from dataset.packing import pack, shrink
-from dataset.shards import expand_braces, read_manifest
+from dataset.shards import MANIFEST, expand_braces, read_manifest
 from runtime.weights import file_hash
 
 CACHE = Path("cache")
@@ -239,7 +239,7 @@ def test_what_does_not_fit_is_one_sentence() -> None:
     assert "both hold" in refusal("shards/{train-00001,other}.tar")
     paths[1].write_bytes(content[:512] + b"x" + content[513 : len(content) // 2])
     assert "shards/train-00001.tar cannot be read as a shard" in refusal(pattern)
-    Path("shards/manifest.json").write_text('{"format": "other"}')
+    Path("shards/manifest.json").write_text('{"format": "tinct-shards-9"}')
     assert "shards/manifest.json is damaged" in refusal("shards")
 
 
@@ -264,6 +264,16 @@ def test_shards_may_hold_equal_files_that_are_no_images() -> None:
     tree = open_tree("s{0..1}.tar", CACHE, notes := [])
     assert len(tree) == 8
     assert any(".txt" in note for note in notes)
+
+
+def test_a_manifest_of_another_program_says_nothing() -> None:
+    folder = write_set(4)
+    for content in ('{"name": "an app"}', '[{"src": "p0.png"}]'):
+        (folder / MANIFEST).write_text(content)
+        splits = list_items(str(folder), RECIPE, CACHE)
+        assert len(splits["train"]) + len(splits["val"]) == 4
+        with pytest.raises(UserError, match="is of another program: name an empty folder"):
+            packed(out=str(folder))
 
 
 def test_packing_refuses_what_would_mix_two_sets() -> None:

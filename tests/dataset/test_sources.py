@@ -105,6 +105,17 @@ def test_a_split_and_a_folder_beside_pictures_stay_in_the_names(names: list[str]
     assert set(open_archive(pack(write_folder(names), ""))) == set(names)
 
 
+def test_a_second_name_of_a_file_in_a_tar_is_a_picture_too() -> None:
+    folder = write_folder(["dog/a.png", "cat/b.png"])
+    (folder / "dog/hard.png").hardlink_to(folder / "dog/a.png")
+    (folder / "dog/soft.png").symlink_to("../cat/b.png")
+    (folder / "dog/nowhere.png").symlink_to("../cat/none.png")
+    found = open_archive(pack(folder, "set"))
+    assert sorted(found) == ["cat/b.png", "dog/a.png", "dog/hard.png", "dog/soft.png"]
+    for name, other in (("dog/hard.png", "dog/a.png"), ("dog/soft.png", "cat/b.png")):
+        assert found[name].content() == found[other].content()
+
+
 def test_a_tar_is_not_unpacked() -> None:
     archive = pack(write_folder(FLAT, "elsewhere/set"), "set")
     before = {path for path in Path().rglob("*") if path.parts[0] != "elsewhere"}

@@ -1,10 +1,13 @@
 """Streams of shards: dealt to processes, each image once an epoch, damage is told and survived, training is exact."""
 
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from collections import Counter
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +25,8 @@ from dataset import streams
 from dataset.folders import Splits, list_items, open_tree
 from dataset.packing import pack
 from dataset.shards import MANIFEST
-from runtime.run_folder import read_run
+from runtime import atomic
+from runtime.run_folder import read_run, state_path
 from training import gan, setup
 
 CACHE = Path("cache")
@@ -154,6 +158,58 @@ def test_a_signal_saves_though_the_stream_has_stalled(monkeypatch: pytest.Monkey
     assert same_tensors(saved_weights(whole, 2), saved_weights(parts, 2))
 
 
+@pytest.mark.usefixtures("no_curves")
+def test_what_was_learnt_is_saved_where_a_stream_ends_for_good(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("webdataset")
+    monkeypatch.setattr("data.WAITS", (0.0, 0.0))
+    data = write_shards()
+    options = {"recipe": "coco", "data": data, "epochs": 2, "save_every": 2, **TINY}
+    whole, parts = train.main(run=Path("whole"), **options), Path("parts")
+    away, save = Path("away"), setup.Setup.load_splits
+
+    def load_splits(*args: Any) -> Any:
+        images = save(*args)
+        Path("shards").rename(away)
+        return images
+
+    with monkeypatch.context() as patch:
+        patch.setattr(setup.Setup, "load_splits", load_splits)
+        with pytest.raises(UserError, match=r"none of the images .*: left out: .*exit 1"):
+            train.main(run=parts, **options)
+    assert atomic.load(state_path(parts))["epoch"] == 1
+    away.rename("shards")
+    train.main(run=parts, resume=True, device="cpu")
+    assert same_tensors(saved_weights(whole, 2), saved_weights(parts, 2))
+
+
+def test_every_process_tells_its_own_problems(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("webdataset")
+    stream = list_items(write_shards(), RECIPE, CACHE).stream
+    Path("shards/train-00001.tar").unlink()
+    monkeypatch.setattr("runtime.distributed.rank", lambda: 1)
+    list(stream.images(1, 1))
+    assert capsys.readouterr().err.count("left out: what cannot be read of") == 1
+
+
+def test_shards_in_folders_that_count_them_are_all_counted() -> None:
+    pytest.importorskip("webdataset")
+    write_shards(most=10**6)
+    for folder, images in (("a", 30), ("b", 10)):
+        shutil.copytree("shards", folder)
+        path = Path(folder, MANIFEST)
+        content = json.loads(path.read_text())
+        content["shards"][0]["images"] = images
+        path.write_text(json.dumps(content))
+    here = Path.cwd()
+    assert streams._listed_images([f"pipe:cat {here}/{folder}/train-00000.tar" for folder in "ab"]) == 40
+    (here / "b" / MANIFEST).unlink()
+    assert streams._listed_images([f"pipe:cat {here}/{folder}/train-00000.tar" for folder in "ab"]) is None
+
+
 def damage(path: Path, how: str) -> None:
     content = path.read_bytes()
     middle = content.index(b"ustar", len(content) // 2) - 257  # of a header
@@ -182,10 +238,33 @@ def test_what_of_a_shard_cannot_be_read_is_told_once_and_the_rest_is_seen(
     assert "train-00001.tar" in said
 
 
+@pytest.mark.parametrize("ended", [True, False])
+def test_what_a_failing_command_has_written_is_read_whichever_of_both_is_faster(
+    ended: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gopen = pytest.importorskip("webdataset") and import_module("webdataset.gopen")
+    write_shards()
+    shard, problems, real = Path("shards/train-00001.tar").resolve(), [], gopen.gopen
+
+    def opened(url: str) -> Any:
+        stream = real(url)
+        if ended:  # what the command has written waits in the pipe
+            stream.proc.wait()
+        return stream
+
+    whole = [blob.name for blob in streams.read_shard(str(shard), problems.append)]
+    assert shard.stat().st_size < 2**16
+    monkeypatch.setattr(gopen, "gopen", opened)
+    assert [blob.name for blob in streams.read_shard(f"pipe:cat {shard}; exit 3", problems.append)] == whole
+    assert len(problems) == 1
+    assert "exit 3" in problems[0]
+
+
 def test_a_damaged_picture_is_skipped_and_a_stream_without_pictures_is_one_sentence(
-    capsys: pytest.CaptureFixture[str], time_limit: None
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], time_limit: None
 ) -> None:
     pytest.importorskip("webdataset")
+    monkeypatch.setattr("data.WAITS", ())
     data = write_shards()
     splits = list_items(data, RECIPE, CACHE)
     plan = setup.Setup(Path("run"), RECIPE, data, {}, None)

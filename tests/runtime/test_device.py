@@ -11,8 +11,17 @@ from torch import nn
 
 from config import UserError, make_recipe
 from models import count_channels, fit_networks, meta_generator
+from runtime import device
 from runtime import device as devices
-from runtime.device import computed_in, device_name, pick_device, pick_precision
+from runtime.device import (
+    MIN_COMPILED_STEPS,
+    can_compile,
+    computed_in,
+    device_name,
+    pays_to_compile,
+    pick_device,
+    pick_precision,
+)
 
 CPU = torch.device("cpu")
 
@@ -59,6 +68,34 @@ def test_precision_is_what_the_hardware_multiplies(monkeypatch: pytest.MonkeyPat
         pick_precision("fp16", cpu)
 
 
+def test_compiling_pays_in_long_runs_on_hardware_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.which", lambda name: f"/bin/{name}")
+    monkeypatch.setattr(device, "get_path", lambda _: str(tmp_path))
+    monkeypatch.setattr(device, "find_spec", lambda name: object())
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 0))
+    (tmp_path / "Python.h").touch()
+    long, cpu = MIN_COMPILED_STEPS, torch.device("cpu")
+    assert [pays_to_compile(torch.device("cuda"), "fp32", steps) for steps in (long, long - 1)] == [True, False]
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True})
+    assert [pays_to_compile(cpu, precision, long) for precision in ("bf16", "fp32")] == [True, False]
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True})
+    assert not pays_to_compile(cpu, "bf16", long)  # which it emulates
+
+
+@pytest.mark.parametrize("missing", ["compiler", "headers", "triton", "units", None])
+def test_compiling_needs_a_compiler_headers_and_triton(
+    missing: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.which", lambda name: None if missing == "compiler" else f"/bin/{name}")
+    monkeypatch.setattr(device, "get_path", lambda _: str(tmp_path))
+    monkeypatch.setattr(device, "find_spec", lambda name: None if missing == "triton" else object())
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (6, 1) if missing == "units" else (7, 0))
+    if missing != "headers":
+        (tmp_path / "Python.h").touch()
+    assert can_compile(torch.device("cuda")) == (missing is None)
+    assert can_compile(torch.device("cpu")) == (missing not in ("compiler", "headers"))
+
+
 def test_the_faster_memory_format_is_found_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tried = []
 
@@ -97,6 +134,16 @@ def test_freed_memory_is_used_again() -> None:
             torch.ones(2**23)  # 32 MiB, 8,192 pages
         return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
-    devices.keep_freed_memory()
+    assert devices.keep_freed_memory()
     faults()
     assert faults() < 8192
+
+
+def test_the_header_names_threads_and_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GOMP_SPINCOUNT", "7")
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+    name = devices.device_name(CPU)
+    assert devices.machine_words(CPU, True) == f"{name}, spinning 7 times before they sleep, oneDNN, freed memory kept"
+    monkeypatch.delenv("GOMP_SPINCOUNT")
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    assert devices.machine_words(CPU, False) == f"{name}, no oneDNN"

@@ -97,9 +97,9 @@ def test_processes_share_the_batches_of_one(images: int) -> None:
 # The step
 
 
-def steps(norm: str, count: int) -> list[dict[str, Any]]:
+def steps(norm: str, count: int, *options: str) -> list[dict[str, Any]]:
     """Return what tests/steps.py makes alone and in two processes."""
-    given = (norm, count)
+    given = (norm, count, *options)
     subprocess.run([sys.executable, ROOT / "tests/steps.py", "one.pt", *map(str, given)], env=ENV, check=True)
     code, _, error = finish(start(ROOT / "tests/steps.py", "two.pt", *given))
     assert code == 0, error
@@ -107,8 +107,11 @@ def steps(norm: str, count: int) -> list[dict[str, Any]]:
     return [atomic.load(Path(name)) for name in ("one.pt", "two.pt")]
 
 
-def test_two_processes_take_the_steps_of_one() -> None:
-    one, two = steps("none", 10)
+@pytest.mark.parametrize(
+    "options", [(), pytest.param(("compiled",), marks=pytest.mark.slow)], ids=["eager", "compiled"]
+)
+def test_two_processes_take_the_steps_of_one(options: tuple[str, ...]) -> None:
+    one, two = steps("none", 10, *options)
     for name in ("generator", "discriminator", "ema", "classifier"):
         for key, value in one[name].items():
             torch.testing.assert_close(value, two[name][key], rtol=0, atol=1e-5)

@@ -36,7 +36,7 @@ def test_without_a_terminal_a_line_comes_now_and_then(
     monkeypatch.setattr(progress.time, "monotonic", lambda: next(now))
     assert list(track(range(100), "scoring", 100)) == list(range(100))
     lines = capsys.readouterr().err.splitlines()
-    assert lines[0].startswith("scoring: 14 of 100, about ")
+    assert lines[0].startswith("scoring: 7 of 100, about ")
     assert 2 <= len(lines) <= 4
 
 

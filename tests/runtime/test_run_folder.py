@@ -1,5 +1,6 @@
 """run_folder.py: the files of a run, its epochs, its record, and which run is the newest."""
 
+import errno
 import os
 import platform
 import re
@@ -115,6 +116,34 @@ def test_a_run_folder_has_one_owner_until_that_ends_however_it_ends(
     with run_folder.owned(RUN):
         pass
     assert capsys.readouterr().out == ""
+
+
+def test_a_run_is_rendered_by_one_process_beside_its_training() -> None:
+    half = RUN / "outputs" / "epoch_0001" / ".a.png.12.tmp"
+    half.parent.mkdir(parents=True)
+    half.touch()
+    with run_folder.rendering(RUN):
+        assert not half.exists()
+        half.touch()
+        with run_folder.owned(RUN):
+            assert half.exists()
+            told = rf"^runs/x is rendered or scored by {re.escape(platform.node())} since 20.*: wait for its end"
+            with pytest.raises(UserError, match=told), run_folder.rendering(RUN):
+                pytest.fail("two owners")
+    (RUN / run_folder.RENDER_LOCK).touch()  # of a process that was killed
+    with run_folder.owned(RUN):
+        assert not half.exists()
+    assert [path.name for path in RUN.iterdir()] == ["outputs"]
+
+
+def test_a_full_disk_names_the_lock(monkeypatch: pytest.MonkeyPatch) -> None:
+    def node() -> str:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(run_folder.platform, "node", node)
+    with pytest.raises(OSError, match=r"No space left on device.*\.lock"), run_folder.owned(RUN):
+        pytest.fail("owned")
+    assert not RUN.exists()
 
 
 def test_a_folder_in_which_nothing_was_written_does_not_stay() -> None:

@@ -1,6 +1,6 @@
 """A training is killed again and again, at moments that chance chooses, and ends with the bits of one that was not.
 
-python -m pytest -m slow -s tests/soak/test_kills.py      # prints kills, resumes and how many bytes were compared
+python -m pytest -n 0 -m slow -s tests/soak/test_kills.py      # prints kills, resumes and how many bytes were compared
 """
 
 import os
@@ -116,6 +116,7 @@ def killed(kills: int, launcher: tuple[object, ...], wanted: tuple[str, ...]) ->
             call = (*TRAIN, "--run-dir", parts)
             resumes += (parts / RECORD).exists()
         done += kill(start(*call, launcher=launcher), when)
+    assert done == kills
     resumes += (parts / RECORD).exists()
     finish(start(*TRAIN, "--run-dir", parts, launcher=launcher))
     compared = same_run(whole, parts)

@@ -1,6 +1,6 @@
 """How many files a second colorize.py colours alone and with one and two workers of Ray: figures of this machine.
 
-python -m pytest -m slow -s tests/soak/test_ray_speed.py      # prints a table; docs/scale.md has one
+python -m pytest -n 0 -m slow -s tests/soak/test_ray_speed.py      # prints a table; docs/scale.md has one
 """
 
 import os

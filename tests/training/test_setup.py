@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from runtime import distributed, run_folder
 from runtime.run_folder import read_run
 from training import setup
 from training.gan import build_gan
+from training.loop import State
 
 pytestmark = pytest.mark.usefixtures("no_curves")
 
@@ -195,6 +197,32 @@ def test_all_processes_have_the_memory_format_of_the_first(monkeypatch: pytest.M
     assert plan.settle_format(nn.Identity(), 1, CPU, "fp32") == "channels_last"  # measured here: contiguous
 
 
+def test_an_epoch_of_a_stream_is_ended_by_as_many_processes_as_began_it() -> None:
+    state = State("x", {}, CPU, epoch=2, step=3, processes=2)
+    with pytest.raises(UserError, match=r"^it stopped within epoch 2 of a stream, which 2 processes shared: finish"):
+        setup.require_order(state, is_stream=True)
+    setup.require_order(state, is_stream=False)
+    setup.require_order(replace(state, step=0), is_stream=True)
+    setup.require_order(replace(state, processes=1), is_stream=True)
+
+
+@pytest.mark.parametrize("pays", [False, True])
+def test_networks_are_compiled_as_asked_as_before_or_where_it_pays(
+    pays: bool, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(setup, "pays_to_compile", lambda device, precision, steps: pays and steps == 200 * 25)
+    monkeypatch.setattr(setup, "can_compile", lambda device: True)
+    for asked, expected in (("auto", pays), ("true", True), ("false", False)):
+        plan = setup.Setup(Path("run"), make_recipe("coco", {"compile": asked, "epochs": 200}), "photos", {}, None)
+        assert plan.settle_compile(25 * plan.recipe.batch_size, CPU, "fp32") == expected
+        stored = replace(read_run(trained), compiled=not pays)
+        again = replace(plan, stored=stored)
+        assert again.settle_compile(16, CPU, "fp32") == (not pays if asked == "auto" else expected)
+        with monkeypatch.context() as patch:
+            patch.setattr(setup, "can_compile", lambda device: False)
+            assert again.settle_compile(16, CPU, "fp32") == (asked == "true")
+
+
 @pytest.mark.parametrize(
     ("key", "theirs"), [("epoch", 1), ("batch", 8), ("init", "x.ts"), ("saved state", False), ("steps", 5)]
 )
@@ -210,7 +238,7 @@ def test_processes_that_would_not_go_on_alike_end(
         plan.restore(state)
 
 
-@pytest.mark.parametrize(("key", "theirs"), [("resume", True), ("precision", "bf16")])
+@pytest.mark.parametrize(("key", "theirs"), [("resume", True), ("precision", "bf16"), ("compile", "true")])
 def test_processes_that_were_started_unlike_end(key: str, theirs: object, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = setup.Setup(Path("run"), make_recipe("coco", {}), "photos", {}, None)
     monkeypatch.setattr(distributed, "gather", lambda own: [own, {**own, key: theirs}])
@@ -294,3 +322,11 @@ def test_one_picture_is_too_few_for_a_norm_of_one_pixel() -> None:
         setup.require_batch(recipe, 2)
         with pytest.raises(UserError, match="1 training picture is too few"):
             setup.require_batch(recipe, 1)
+
+
+def test_a_share_of_one_picture_is_too_few_for_a_norm_of_one_pixel(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("runtime.distributed.world", lambda: 4)
+    plan = setup.Setup(Path("run"), make_recipe("manga", {"size": 64}), "photos", {}, None)
+    assert setup.complete(plan, 8, writes=False).recipe.batch_size == 2
+    with pytest.raises(UserError, match="batch_size must be 2 or more"):
+        setup.complete(plan, 4, writes=False)

@@ -18,7 +18,7 @@ What is already in the output folder is skipped, so that an interrupted call can
 Exit code: 0 all done, 1 some files failed, 2 a mistake in the call, and nothing was begun.
 
 Hints are points, {"photo.jpg": [{"x": 410, "y": 220, "radius": 8, "color": "#a03c28"}]}, in px of the upright
-picture; or a PNG with transparency, of the picture's size; or a folder of such, called as their pictures.
+picture; or a PNG with transparency, of the picture's size; or a folder of such, named like their pictures.
 
 From Python, `colorize` below does the same for one image in memory.
 """
@@ -31,20 +31,21 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext, redirect_stdout
+from contextlib import closing, nullcontext, redirect_stdout
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
-from config import ROOT, UserError
+from config import UserError
 from runtime.cli import BestEpochOption, DeviceOption, RunOption, command
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
     from PIL.Image import Image as PILImage
+    from torch import Tensor
 
     from imaging.pixels import Frame
     from inference.hint_files import Point
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
     from inference.runner import Runner
 
 JOBS = min(8, len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1)
+PALETTE_SIDE = 512  # px, short side at which colours of --palette are counted
 LOADING = threading.Lock()  # threads that need the same model load it once
 
 
@@ -68,8 +70,8 @@ def colorize(
             array (H, W) or (H, W, 1|3|4) in sRGB, uint8, uint16, or float32 or float64 in [0, 1].
         model: a generator.ts, or the name of one in pretrained/. It is loaded once for all calls and threads.
         device: auto, cpu, cuda, cuda:1 or mps.
-        hints: colours of a user: points (x, y, "#rrggbb", radius) in px of the upright image, or a layer
-            (H, W, 4) uint8 of colour and opacity.
+        hints: colours of a user: points (x, y, "#rrggbb"), perhaps with a radius, in px of the upright image; or
+            a layer (H, W, 4) uint8 of colour and opacity.
 
     Returns:
         - For a path or bytes, the bytes of a file of the same format, or PNG where that cannot be written.
@@ -88,6 +90,7 @@ def colorize(
     from imaging.decoders import named, to_frame
     from imaging.files import FORMATS, read_frames, scan, write_frames
     from imaging.pixels import to_8_bits
+    from inference.checkpoint import find_model
 
     path = find_model(model).absolute()
     with LOADING:
@@ -116,10 +119,11 @@ def colorize(
 def _layer(hints: "Sequence[Point] | NDArray[np.uint8]", height: int, width: int) -> "NDArray[np.uint8]":
     import numpy as np
 
-    from inference.hint_files import Point, draw_points
+    from inference.hint_files import Point, draw_points, parse_points
 
     if not isinstance(hints, np.ndarray):
-        return draw_points([Point(*point) for point in hints], height, width)
+        given = [dict(zip(Point._fields, one, strict=False)) if isinstance(one, tuple | list) else one for one in hints]
+        return draw_points(parse_points(given, "hints"), height, width)
     if hints.shape != (height, width, 4) or hints.dtype != np.uint8:
         raise UserError(f"a layer of hints is ({height}, {width}, 4) uint8, got {hints.shape} {hints.dtype}")
     return hints
@@ -153,10 +157,23 @@ def _load(path: Path, changed: int, device: str) -> "Runner":
     return Runner(path, pick_device(device))
 
 
-def find_model(model: str | Path | None) -> Path:
-    """Return the file that --model stands for: a path, or the name of one in pretrained/; default: photo."""
-    shipped = ROOT / "pretrained" / f"{model or 'photo'}.ts"
-    return shipped if shipped.is_file() and not Path(model or "").is_file() else Path(model or shipped)
+def read_palette(path: Path) -> "Tensor":
+    """Return the palette (4) of a picture, of what is not wholly transparent in it. Raises UserError."""
+    import torch
+
+    from imaging.color import palette_of
+    from imaging.files import read_frames
+    from imaging.metadata import Scan
+
+    with closing(read_frames(Scan(path), PALETTE_SIDE)) as frames:
+        frame = next(frames)
+    step = max(1, min(frame.pixels.shape[:2]) // PALETTE_SIDE)
+    pixels = frame.pixels[::step, ::step].reshape(-1, 1, 3)
+    if frame.alpha is not None:
+        pixels = pixels[frame.alpha[::step, ::step].flatten() > 0]
+    if not len(pixels):
+        raise UserError(f"{path} is wholly transparent: a palette needs a picture with colours")
+    return palette_of(torch.from_numpy(pixels).permute(2, 0, 1)[None])
 
 
 def find_checkpoint(run: Path, epoch: str | None) -> Path:
@@ -172,7 +189,7 @@ def report(jobs: Iterable["Job"], total: int, out: Path, as_json: bool, table: T
     """Write a line per job to `table` as it ends, and a summary to stderr; returns the jobs."""
     from tqdm import tqdm
 
-    from runtime.progress import track
+    from runtime.progress import track, write
 
     finished, began = [], time.monotonic()
     for job in track(jobs, "colourising", total, lines=False):
@@ -182,14 +199,16 @@ def report(jobs: Iterable["Job"], total: int, out: Path, as_json: bool, table: T
         except OSError:  # as of `| head`: what is written from now on has no reader
             os.dup2(os.open(os.devnull, os.O_WRONLY), table.fileno())
         if job.bug and not any(other.bug for other in finished):
-            tqdm.write(job.bug, file=sys.stderr)  # once: the next ones are often the same
+            write(job.bug, "stderr")  # once: the next ones are often the same
         job.scan = None  # the metadata of a file can be larger than its pixels
         finished.append(job)
     counts = Counter(job.status for job in finished)
     done = ", ".join(f"{counts[name]} {name}" for name in ("done", "kept", "skipped", "failed") if counts[name])
     files = "1 file" if total == 1 else f"{total} files"
-    print(f"{files}: {done}; {time.monotonic() - began:.1f} s, in {out}/", file=sys.stderr)
-    sys.stderr.writelines(f"not done: {job.reason}\n" for job in finished if job.status == "failed")
+    write(f"{files}: {done or 'none in this share'}; {time.monotonic() - began:.1f} s, in {out}/", "stderr")
+    for job in finished:
+        if job.status == "failed":
+            write(f"not done: {job.reason}", "stderr")
     return finished
 
 
@@ -220,20 +239,25 @@ def main(
         int | None, typer.Option(min=16, metavar="PX", help="Short side at which the network works.")
     ] = None,
     strength: Annotated[float | None, typer.Option(min=0, max=100, help="Of colours; 1 as predicted")] = None,
-    upsampling: Annotated[str | None, typer.Option(metavar="guided|bicubic", help="Of the colours.")] = None,
+    upsampling: Annotated[str | None, typer.Option(metavar="guided|bicubic", help="How colours are enlarged.")] = None,
     temperature: Annotated[
         float | None, typer.Option(min=0.05, max=2, help="Low: vivid; high: safe and grayish.")
     ] = None,
     hints: Annotated[
         Path | None, typer.Option(metavar="JSON|PNG|DIR", help="Colours of your own, points or painted.")
     ] = None,
-    palette: Annotated[Path | None, typer.Option(metavar="FILE", help="A picture whose mood the results get.")] = None,
+    palette: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A picture whose colours, in mean and spread, the results get.")
+    ] = None,
     panels: Annotated[bool, typer.Option("--panels", help="Colour comic pages panel by panel.")] = False,
-    jobs: Annotated[int, typer.Option(min=1, help="Threads that decode, and that encode.")] = JOBS,
+    jobs: Annotated[
+        int | None,
+        typer.Option(min=1, help="Threads that read, and as many that write; default: one per core, at most 8."),
+    ] = None,
     shard: Annotated[
         str | None, typer.Option(metavar="I/N", help="Every N-th file, from the I-th on: for N processes anywhere.")
     ] = None,
-    engine: Annotated[str | None, typer.Option(metavar="ray", help="Deal the files to workers of Ray.")] = None,
+    engine: Annotated[str | None, typer.Option(metavar="ray", help="Distribute the files over Ray's workers.")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Of --engine ray; default: one per GPU, or core.")] = None,
     json_: Annotated[
         bool, typer.Option("--json", help="A line of JSON per file, as where stdout is no terminal.")
@@ -241,16 +265,15 @@ def main(
     device: DeviceOption = "auto",
 ) -> list[Path]:
     """Colourise files; returns the results that now exist. Exits with 1 if some files fail."""
-    import torch
-
-    from imaging.color import palette_of
-    from imaging.files import FORMS, read_image
+    from imaging.files import FORMS
+    from inference.checkpoint import find_model
     from inference.colorizer import Colorizer
     from inference.hint_files import Hints
     from inference.pipeline import Pipeline
     from inference.runner import Runner
     from inference.tasks import plan_tasks, take_shard
     from runtime.device import computed_in, keep_freed_memory, pick_device
+    from runtime.progress import write
 
     if run is None and epoch is not None:
         raise UserError("--epoch is of a run: name it with --run")
@@ -265,14 +288,14 @@ def main(
     on, out = pick_device(device if engine is None else "cpu"), Path(out)
     keep_freed_memory()
     given = [inputs] if isinstance(inputs, str | Path) else inputs
-    tasks = every = plan_tasks([Path(path) for path in given], out, format_, compare, overwrite)
+    left_out: list[str] = []
+    tasks = every = plan_tasks([Path(path) for path in given], out, format_, compare, overwrite, left_out)
     if shard is not None:
         tasks = take_shard(every, shard)
-    mood = palette_of(torch.from_numpy(read_image(palette)).permute(2, 0, 1)[None]) if palette else None
     path = find_model(model) if run is None else find_checkpoint(Path(run), epoch)
-    how = {"size": size, "strength": strength, "upsampling": upsampling, "temperature": temperature, "palette": mood}
-    how |= {"path": path, "panels": panels}
-    runner = Runner(device=on, **how)
+    settings = {"size": size, "strength": strength, "upsampling": upsampling, "temperature": temperature}
+    settings |= {"path": path, "panels": panels, "palette": read_palette(Path(palette)) if palette else None}
+    runner = Runner(device=on, **settings)
     layers = Hints(hints, [task.path for task in every]) if hints else None
     if hints and not runner.record.recipe.hints:
         raise UserError(f"{runner.path} takes no hints: it is of recipe {runner.record.recipe.name}")
@@ -283,17 +306,24 @@ def main(
         raise UserError(f"{out} cannot be written to ({error.strerror}); name another --out") from None
     precision = computed_in(runner.record.precision, runner.device)
     where = str(runner.device) if precision == runner.record.precision else f"{runner.device}, in {precision}"
-    print(f"model {path}: {runner.record}; on {engine or where}", file=sys.stderr, flush=True)
-    options = {"threads": jobs, "overwrite": overwrite, "keep_coloured": keep_coloured, "hints": layers}
+    write(f"model {path}: {runner.record}; on {engine or where}", "stderr")
+    options = {
+        "threads": jobs or (JOBS if engine is None else 1),
+        "overwrite": overwrite,
+        "keep_coloured": keep_coloured,
+        "hints": layers,
+    }
     if engine is None:
         found = Pipeline(runner, **options).run(tasks)
     else:
         from inference.ray_batch import colour_files
 
-        found = colour_files(tasks, workers, device, how, options)
+        found = colour_files(tasks, workers, device, settings, options)
     table, is_seen = sys.stdout, sys.stdout.isatty()
     with redirect_stdout(sys.stderr) if engine and not is_seen else nullcontext():  # Ray has remarks of its own
         finished = report(found, len(tasks), out, json_ or not is_seen, table)
+    for sentence in left_out:
+        write(sentence, "stderr")
     if any(job.status == "failed" for job in finished):
         raise SystemExit(1)
     return [job.task.output for job in finished]

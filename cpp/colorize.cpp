@@ -15,6 +15,7 @@
 #include <algorithm>
 #include <charconv>
 #include <chrono>
+#include <csignal>
 #include <cstdlib>
 #include <iomanip>
 #include <iostream>
@@ -139,7 +140,7 @@ std::vector<Job> plan(const Options& options) {
         refuse(options.hints + ": hints for one picture, but " + std::to_string(jobs.size()) +
                " are named; name a folder of hints");
     if (std::all_of(jobs.begin(), jobs.end(), [](const Job& job) { return job.hints.empty(); }))
-        refuse("no file in " + options.hints + " is called as a picture, NAME.png");
+        refuse("no file in " + options.hints + " is named like a picture, NAME.png");
     return jobs;
 }
 
@@ -185,17 +186,32 @@ std::string text_of(const std::string& json, const std::string& key) {
     return start == json.npos ? "?" : json.substr(start + 1, json.find('"', start + 1) - start - 1);
 }
 
-// Return a text as JSON writes it.
+// Return how many bytes at a place in a text are one character of UTF-8; 0 if they are none.
+size_t utf8_length(const std::string& text, size_t place) {
+    const auto byte = [&](size_t i) { return i < text.size() ? static_cast<unsigned char>(text[i]) : 0; };
+    const int first = byte(place), second = byte(place + 1);
+    const size_t length = first < 0x80 ? 1 : first < 0xC2 ? 0 : first < 0xE0 ? 2 : first < 0xF0 ? 3 : first < 0xF5 ? 4 : 0;
+    for (size_t i = 1; i < length; ++i)
+        if ((byte(place + i) & 0xC0) != 0x80) return 0;
+    const bool too_long = (first == 0xE0 && second < 0xA0) || (first == 0xF0 && second < 0x90);
+    const bool beyond = (first == 0xED && second > 0x9F) || (first == 0xF4 && second > 0x8F);
+    return too_long || beyond ? 0 : length;
+}
+
+// Return a text as JSON writes it; bytes that are no UTF-8, which a file's name may have, as Python writes them.
 std::string quoted(const std::string& text) {
     std::ostringstream out;
-    out << '"';
-    for (const unsigned char c : text) {
-        if (c == '"' || c == '\\')
-            out << '\\' << c;
+    out << '"' << std::hex << std::setfill('0');
+    for (size_t i = 0; i < text.size();) {
+        const size_t length = utf8_length(text, i);
+        const int c = static_cast<unsigned char>(text[i]);
+        if (length == 0)
+            out << "\\u" << std::setw(4) << 0xDC00 + c;
         else if (c < 0x20)
-            out << "\\u" << std::hex << std::setw(4) << std::setfill('0') << int(c) << std::dec;
+            out << "\\u" << std::setw(4) << c;
         else
-            out << c;
+            out << (c == '"' || c == '\\' ? "\\" : "") << text.substr(i, length);
+        i += std::max<size_t>(length, 1);
     }
     out << '"';
     return out.str();
@@ -229,9 +245,10 @@ torch::jit::Module load_model(const Options& options, at::Device device) {
                ", and this program knows format " + std::to_string(FORMAT) + "; build it from that version");
     const std::string precision = text_of(metadata, "precision");
     const bool is_emulated = device.is_cpu() && (precision == "fp16" || (precision == "bf16" && !multiplies_bf16()));
+    const std::string seen = text_of(metadata, "trained_on");
     std::cerr << "model " << path << ": recipe " << text_of(metadata, "name") << ", epoch "
-              << number_of(metadata, "epoch") << ", " << precision << "; on " << device
-              << (is_emulated ? ", in fp32" : "") << std::endl;
+              << number_of(metadata, "epoch") << ", " << precision << (seen.empty() || seen == "?" ? "" : ", trained on " + seen)
+              << "; on " << device << (is_emulated ? ", in fp32" : "") << std::endl;
     if (!options.hints.empty() && metadata.find("\"hints\": true") == metadata.npos)
         refuse(path + " takes no hints: use a model of a recipe with hints, or leave --hints out");
     if (is_emulated) model.to(at::kFloat);
@@ -310,6 +327,9 @@ int main(int argc, char** argv) {
         std::cout << USAGE;
         return 0;
     }
+#ifdef SIGPIPE
+    std::signal(SIGPIPE, SIG_IGN);  // a reader of stdout that goes away ends nothing
+#endif
     for (std::ostream* out : {&std::cout, &std::cerr}) *out << std::fixed << std::setprecision(3);
     try {
         return run(parse(words), argv);

@@ -227,23 +227,33 @@ def _pages(scan: Scan, pages: list[TiffPage]) -> Iterator[Frame]:
             del frame  # before the next one is made
 
 
-def scan(path: Path, content: bytes | None = None) -> Scan:
+def scan(path: Path, content: bytes | None = None, most: int | None = None) -> Scan:
     """Look into a file; only an animation is decoded, as its durations are not known otherwise.
+
+    Args:
+        most: pixels that a file may have, all its frames together; known before any is decoded.
 
     Raises UserError where it is missing, unreadable, too large to be safe, or not an image.
     """
     with _opened(path, content) as image:
-        found = _scan_tiff(path, image) if isinstance(image, TiffFile) else _scan_image(path, image)
+        found = _scan_tiff(path, image) if isinstance(image, TiffFile) else _scan_image(path, image, most)
+    _limit(math.prod(found.size) * found.count, most)
     return replace(found, content=content)
 
 
-def _scan_image(path: Path, image: Image.Image) -> Scan:
+def _limit(pixels: int, most: int | None) -> None:
+    if most is not None and pixels > most:
+        raise UserError(f"the picture has {pixels / 1e6:.0f} megapixels, and {most / 1e6:.0f} are taken here")
+
+
+def _scan_image(path: Path, image: Image.Image, most: int | None) -> Scan:
     # a phone's MPO: its other pictures are previews, or what the left eye sees
     notes, form = read_notes(image), "JPEG" if image.format == "MPO" else str(image.format)
     with guarded():
         count = image.n_frames - decoders.hidden(image) if form in MOVING else 1
     if count == 1:
         return Scan(path, form, 1, image.size, notes=notes)
+    _limit(math.prod(image.size) * count, most)
     loop = info_of(image, "loop", int, 0)
     if form == "GIF":
         loop = loop + 1 if loop else int("loop" not in image.info)  # a GIF counts repetitions

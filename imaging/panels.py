@@ -21,6 +21,7 @@ MIN_PANEL = 0.15  # of the page's side, the smallest panel
 TOLERANCE = 40  # gray levels by which paper may vary
 FRAME = 0.5  # share of ink beside a band, on one side at least: a frame, or a panel that is dark up to its end
 REACH = 5  # px of the reduced page, how far a frame may lie from the band
+ROWS = 256  # px, of a panel that are joined at a time
 EMPTY = 0.97  # share of a row or column that has to be paper: frames of other panels may cross it
 
 
@@ -43,12 +44,12 @@ def find_panels(page: Pixels) -> list[Panel]:
     border = np.concatenate([gray[0], gray[-1], gray[:, 0], gray[:, -1]])
     paper = np.abs(gray - np.median(border)) <= TOLERANCE
     least = max(2, round(MIN_BAND * min(gray.shape)))
-    cells = _cut(paper, (0, gray.shape[0], 0, gray.shape[1]), least)
+    cells = _cut(paper, (0, gray.shape[0], 0, gray.shape[1]), (0, 0, 0, 0), least)
     factors = height / gray.shape[0], width / gray.shape[1]
-    return [_enlarge(paper, cell, factors, (height, width)) for cell in cells]
+    return [_enlarge(paper, *cell, factors, (height, width)) for cell in cells]
 
 
-Cell = tuple[int, int, int, int]  # top, bottom, left, right
+Sides = tuple[int, int, int, int]  # top, bottom, left, right
 
 
 def join_panels(page: Pixels, parts: Sequence[Pixels], panels: Sequence[Panel]) -> Pixels:
@@ -61,9 +62,11 @@ def join_panels(page: Pixels, parts: Sequence[Pixels], panels: Sequence[Panel]) 
     for part, (*cell, inner_rows, inner_columns) in zip(parts, panels, strict=True):
         ramps = [_ramp(*spans) for spans in zip(cell, (inner_rows, inner_columns), size, strict=True)]
         share = np.minimum(ramps[0][:, None], ramps[1])[..., None]
-        there = out[cell[0], cell[1]]
-        mixed = there + share * (part.astype(np.float32) - there)
-        out[cell[0], cell[1]] = mixed if page.dtype.kind == "f" else mixed.round()
+        there = out[cell[0], cell[1]]  # a view
+        for top in range(0, len(there), ROWS):  # few at a time, as floats need four times the memory
+            rows = there[top : top + ROWS]
+            mixed = rows + share[top : top + ROWS] * (part[top : top + ROWS].astype(np.float32) - rows)
+            rows[:] = mixed if page.dtype.kind == "f" else mixed.round()
     return out
 
 
@@ -75,24 +78,28 @@ def _ramp(cell: slice, inner: slice, length: int) -> NDArray[np.float32]:
     return np.clip(np.minimum(np.minimum(before, after), np.ones_like(place)), 0, 1)
 
 
-def _cut(paper: NDArray[np.bool_], cell: Cell, least: int) -> list[Cell]:
-    """Return the cells into which a cell falls apart, recursively; cuts run through the middle of a band."""
-    top, bottom, left, right = cell
+def _cut(paper: NDArray[np.bool_], cell: Sides, margins: Sides, least: int) -> list[tuple[Sides, Sides]]:
+    """Return the cells into which a cell falls apart, recursively; cuts run through the middle of a band.
+
+    With each cell come its margins, the parts of bands that lie in it: 0 px where it was not cut.
+    """
     for axis in (0, 1):
-        bands = _bands(paper[top:bottom, left:right].mean(1 - axis), least)
+        start, end = cell[2 * axis : 2 * axis + 2]
         size = MIN_PANEL * paper.shape[axis]
-        start, end = (top, bottom) if axis == 0 else (left, right)
-        edges = [start]
-        for first, last in bands:
+        cuts = [(start, margins[2 * axis], margins[2 * axis])]  # place, and the margins before and after it
+        for first, last in _bands(paper[cell[0] : cell[1], cell[2] : cell[3]].mean(1 - axis), least):
             middle = start + (first + last) // 2
-            if middle - edges[-1] >= size and end - middle >= size:
-                edges.append(middle)
-        edges.append(end)
-        if len(edges) > 2:
-            parts = pairwise(edges)
-            cells = [(a, b, left, right) if axis == 0 else (top, bottom, a, b) for a, b in parts]
-            return [inner for part in cells for inner in _cut(paper, part, least)]
-    return [cell]
+            if middle - cuts[-1][0] >= size and end - middle >= size:
+                cuts.append((middle, middle - start - first, start + last - middle))
+        cuts.append((end, margins[2 * axis + 1], margins[2 * axis + 1]))
+        if len(cuts) > 2:
+            found = []
+            for (a, _, after), (b, before, _) in pairwise(cuts):
+                spans, edges = list(cell), list(margins)
+                spans[2 * axis : 2 * axis + 2], edges[2 * axis : 2 * axis + 2] = (a, b), (after, before)
+                found += _cut(paper, (*spans,), (*edges,), least)
+            return found
+    return [(cell, margins)]
 
 
 def _bands(paper: NDArray[np.float64], least: int) -> list[tuple[int, int]]:
@@ -111,15 +118,21 @@ def _bands(paper: NDArray[np.float64], least: int) -> list[tuple[int, int]]:
     return found
 
 
-def _enlarge(paper: NDArray[np.bool_], cell: Cell, factors: tuple[float, float], size: tuple[int, int]) -> Panel:
-    """Return a cell of the reduced page as a panel of the page, with the rectangle that holds ink."""
+def _enlarge(
+    paper: NDArray[np.bool_], cell: Sides, margins: Sides, factors: tuple[float, float], size: tuple[int, int]
+) -> Panel:
+    """Return a cell of the reduced page as a panel of the page, with the rectangle that holds ink.
+
+    Its margins stay outside, whatever lies in them: a speck, or a balloon.
+    """
     top, bottom, left, right = cell
     ink = ~paper[top:bottom, left:right]
     spans = []
     for axis, (start, end) in enumerate(((top, bottom), (left, right))):
+        before, after = margins[2 * axis : 2 * axis + 2]
         found = np.flatnonzero(ink.any(1 - axis))
         first, last = (start + found[0], start + found[-1] + 1) if len(found) else (start, end)
-        places = [round(factors[axis] * place) for place in (start, end, first, last)]
-        spans.append([min(place, size[axis]) for place in places])
+        places = (start, end, max(first, start + before), min(last, end - after))
+        spans.append([min(round(factors[axis] * place), size[axis]) for place in places])
     (t, b, inner_t, inner_b), (le, r, inner_l, inner_r) = spans
     return Panel(slice(t, b), slice(le, r), slice(inner_t, inner_b), slice(inner_l, inner_r))

@@ -37,8 +37,8 @@ class Colorizer(nn.Module):
       [0, 1] (a little outside is clipped, above 1.5 is refused). One channel is gray; three are sRGB, of which
       only a model of input `sketch` sees more than lightness or luma.
     - Hints, for a model that takes them: (N, 4, H, W) of the image's dtype, sRGB and opacity; where it is 0
-      there is none. A spot keeps the colour of its hint, of which a model of output `ab` takes a and b alone,
-      and the network carries it on as far as it belongs.
+      (or below 0.1) there is none. A spot keeps the colour of its hint, of which a model of output `ab` takes a
+      and b alone, at `strength` 1, and the network carries it on as far as it belongs.
     - Output: (N, 3, H, W) of the same dtype and range on the same device, which is the module's. `.half()`
       and `.to(torch.bfloat16)` set the precision of the network; all else computes in float32.
     - Images of a batch do not influence one another, unless the recipe says norm_stats=batch. Calls may
@@ -64,12 +64,12 @@ class Colorizer(nn.Module):
 
     Attributes that a caller may set, on the file too:
         size: int, px, the short side at which the network works; larger sees finer things and costs more.
-        strength: float, 1 as predicted, 0 gray, above 1 more colourful; at most 100.
+        strength: float, 1 as predicted, 0 gray, above 1 more colourful; at most 100. Hints follow it.
         upsampling: str, "guided" (colours follow the edges of the full-resolution image, but not the dots of
             screentone) or "bicubic".
         palette: Tensor (4), mean and standard deviation of a/110 and b/110 that the colours get, as
             imaging.color.palette_of takes them from a reference; empty: as predicted. Of output ab and Lab.
-        generator.temperature: float, of lite-unet: 0.1 vivid and patchy, 1 safe and grayish.
+        generator.temperature: float above 0, of lite-unet with output ab: 0.1 vivid and patchy, 1 safe and grayish.
         strip: int, px of the image processed at a time (16 times as many on a GPU); fewer need less memory.
     """
 
@@ -101,19 +101,29 @@ class Colorizer(nn.Module):
 
     def forward(self, image: Tensor, hints: Optional[Tensor] = None) -> Tensor:  # noqa: UP045
         """Colourise (N, 1|3, H, W), uint8, uint16 or floating point, to (N, 3, H, W); see the class."""
+        x, small, swing = self.look(image, hints)
+        return self.paint(image, small, swing, self.predict(x))
+
+    def look(self, image: Tensor, hints: Optional[Tensor] = None) -> Tuple[Tensor, Tensor, Tensor]:  # noqa: UP006, UP045
+        """Return what `predict` takes of an image, x (N, C, h, w), and with it what `shrink` returns.
+
+        Pictures of other sizes may have an x of the same shape: then one call of `predict` does for all.
+        """
         check_image(image)
         self.check_settings()
         small, swing = self.shrink(image)  # (N, 3, h, w), (N, 1, h, w)
         x = color.encode(small, self.x_kind)  # (N, 1|3, h, w)
-        height, width = image.size(2), image.size(3)
         if self.takes_hints:
-            y = self.predict_with_hints(x, self.shrink_hints(hints, image, x))
-        elif hints is None:
-            y = self.predict(x)  # (N, 2|3, h, w)
-        else:
+            x = torch.cat([x, self.shrink_hints(hints, image, x)], 1)
+        elif hints is not None:
             raise ValueError("this model takes no hints: use one that was trained with hints=true")
+        return x, small, swing
+
+    def paint(self, image: Tensor, small: Tensor, swing: Tensor, y: Tensor) -> Tensor:
+        """Return an image (N, 1|3, H, W) in the colours predicted for it, y (N, 2|3, h, w), as `forward` does."""
         if not image.is_floating_point() and not bool(torch.isfinite(y).all()):
             raise ValueError("the network's output is not finite: use another precision, or another epoch")
+        height, width = image.size(2), image.size(3)
         maps = self.prepare(small, swing, y, min(height, y.size(2)), min(width, y.size(3)))
         packed = pack(maps)  # (N, M, h, w), once for all strips
         out = torch.empty([image.size(0), 3, height, width], dtype=image.dtype, device=image.device)
@@ -188,15 +198,23 @@ class Colorizer(nn.Module):
         shape = [x.size(0), 4, image.size(2), columns]
         narrow = torch.empty(shape, dtype=torch.float32, device=x.device)  # (N, 4, H, w)
         for top, bottom in strips(image, self.strip):
-            narrow[:, :, top:bottom] = average(weigh(hints[:, :, top:bottom]), bottom - top, columns)
-        return encode_hints(average(narrow, rows, columns), self.y_kind)
-
-    def predict_with_hints(self, x: Tensor, hints: Tensor) -> Tensor:
-        """Run the generator on x (N, C, h, w) and hints (N, Cy + 1, h, w); where there is one, y is it."""
-        y, there = self.predict(torch.cat([x, hints], 1)), hints[:, -1:]
-        return y * (1.0 - there) + hints[:, :-1] * there
+            narrow[:, :, top:bottom] = resample(weigh(hints[:, :, top:bottom]), bottom - top, columns, "bilinear")
+        return encode_hints(resample(narrow, rows, columns, "bilinear"), self.y_kind)
 
     def predict(self, x: Tensor) -> Tensor:
+        """Run the generator on x (N, C, h, w), in parts where it is long; returns (N, Cy, h, w) float32.
+
+        It has the palette, if one is set, and the colour of a hint where x has one.
+        """
+        y = self.predict_parts(x)
+        if self.palette.numel() == 4:
+            y = torch.cat([y[:, :-2], color.take_palette(y[:, -2:], self.palette)], 1)
+        if self.takes_hints:  # the last Cy + 1 channels of x
+            there = x[:, -1:]
+            y = y * (1.0 - there) + x[:, -1 - y.size(1) : -1] * there
+        return y
+
+    def predict_parts(self, x: Tensor) -> Tensor:
         """Run the generator on x (N, C, h, w), in parts where it is long; returns (N, Cy, h, w) float32."""
         along = 2 if x.size(2) > x.size(3) else 3
         length, part = x.size(along), 2 * self.size
@@ -247,10 +265,7 @@ class Colorizer(nn.Module):
             elif not self.guide_is_luma:
                 colours = color.rgb_to_lab(rgb)[:, 1:] * (self.strength / 110.0)
         else:
-            colours = y[:, -2:]
-            if self.palette.numel() == 4:
-                colours = color.take_palette(colours, self.palette)
-            colours = colours * self.strength
+            colours = y[:, -2:] * self.strength
         if self.y_kind == "Lab":
             restored = (y[:, :1] + 1.0) / 2.0
             change = (restored - guide) * 25.0
@@ -313,9 +328,13 @@ def check_range(image: Tensor) -> None:
 
 
 def weigh(layer: Tensor) -> Tensor:
-    """Return a layer (N, 4, H, W) of colour and opacity as floats in [0, 1], the colour times the opacity."""
-    cover = color.rgb01(layer[:, 3:])
-    return torch.cat([color.rgb01(layer[:, :3]) * cover, cover[:, :1]], 1)
+    """Return a layer (N, 4, H, W) of colour and opacity as floats in [0, 1], the colour times the opacity.
+
+    What is hardly to be seen, as around the stroke of a soft brush, is none.
+    """
+    cover = color.rgb01(layer[:, 3:])[:, :1]
+    cover = cover * (cover >= 0.1).to(torch.float32)
+    return torch.cat([color.rgb01(layer[:, :3]) * cover, cover], 1)
 
 
 def encode_hints(layer: Tensor, kind: str) -> Tensor:
@@ -402,8 +421,8 @@ def resize_rows(image: Tensor, height: int, mode: str = "bicubic") -> Tensor:
     return F.interpolate(F.pad(image, [0, 1]), [height, width + 1], mode=mode, antialias=True)[:, :, :, :width]
 
 
-def resample(image: Tensor, height: int, width: int) -> Tensor:
-    """Resize an image (N, C, H, W) by any factor.
+def resample(image: Tensor, height: int, width: int, mode: str = "bicubic") -> Tensor:
+    """Resize an image (N, C, H, W) by any factor, antialiased.
 
     CUDA's filter fails below about 1/47; so below 1/16, blocks of pixels are averaged first.
     """
@@ -411,8 +430,8 @@ def resample(image: Tensor, height: int, width: int) -> Tensor:
     if rows > 1 or columns > 1:
         image = F.avg_pool2d(image, [max(1, rows), max(1, columns)], ceil_mode=True, count_include_pad=False)
     if image.size(3) != width:
-        image = resize_columns(image, width)
-    return image if image.size(2) == height else resize_rows(image, height)
+        image = resize_columns(image, width, mode)
+    return image if image.size(2) == height else resize_rows(image, height, mode)
 
 
 def with_swing(rgb: Tensor) -> Tensor:

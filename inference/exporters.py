@@ -22,7 +22,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from config import UserError
 from imaging import color
-from inference.checkpoint import METADATA, ExportRecord, infer, load_exported
+from inference.checkpoint import METADATA, ExportRecord, build_colorizer, infer, load_exported
 from inference.colorizer import (
     Colorizer,
     add_swing,
@@ -34,10 +34,13 @@ from inference.colorizer import (
     resize,
     split_swing,
     unpack,
+    use_batch_statistics,
     weigh,
     with_swing,
 )  # fmt: skip
 from runtime.atomic import replacing
+from runtime.device import computed_in
+from runtime.progress import say
 
 FORMATS = ("ts", "onnx", "pt2")
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -75,6 +78,27 @@ def deployable(colorizer: Colorizer, precision: str, trainable: bool = False) ->
     copied = copy.deepcopy(colorizer)
     folded = copied if trainable else fold_batch_norm(copied)
     return folded.to(PRECISIONS[precision]).to(memory_format=torch.channels_last)
+
+
+def load_trained(path: Path) -> tuple[Colorizer, ExportRecord]:
+    """Return the eager Colorizer of a generator.ts, on the CPU in fp32, and what the file says of itself.
+
+    Raises:
+        UserError: no such file, or weights that do not fit its recipe.
+    """
+    model, record = load_exported(path, torch.device("cpu"))
+    state = model.state_dict()
+    with torch.random.fork_rng(devices=[]):  # building draws random weights
+        colorizer = build_colorizer(record.recipe).eval()
+    if record.recipe.norm_stats == "batch":
+        colorizer.apply(use_batch_statistics)
+    if colorizer.state_dict().keys() - state.keys():
+        fold_batch_norm(colorizer)  # as at the export of the file
+    try:
+        colorizer.load_state_dict({key: state[key].float() for key in colorizer.state_dict()})
+    except (KeyError, RuntimeError):
+        raise UserError(f"{path} does not fit its recipe {record.recipe.name}: export its run again") from None
+    return colorizer.requires_grad_(False), record
 
 
 class Traceable(nn.Module):
@@ -198,11 +222,11 @@ def load_pt2(path: Path) -> Function:
         return torch.export.load(file).module()
 
 
-def require_onnx() -> None:
-    """Raise UserError unless the packages that ONNX needs are installed."""
+def require_onnx(form: str) -> None:
+    """Raise UserError unless the packages are installed with which a format of export.py is written."""
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
-        raise UserError(f"--format onnx needs {' '.join(missing)}: pip install {' '.join(missing)}")
+        raise UserError(f"--format {form} needs {' '.join(missing)}: pip install {' '.join(missing)}")
 
 
 def write_onnx(path: Path, colorizer: Colorizer, record: ExportRecord) -> None:
@@ -256,10 +280,11 @@ def write_script(path: Path, module: Colorizer, record: ExportRecord, on: list[t
     path.write_bytes(encoded.getvalue())
     for device in on:
         eager, loaded = copy.deepcopy(module).to(device), load_exported(path, device).module
-        for kind, other in (("scripted", scripted.to(device)), ("reloaded", loaded)):
+        again = copy.deepcopy(eager).float() if computed_in(record.precision, device) == "fp32" else eager
+        for kind, own, other in (("scripted", eager, scripted.to(device)), ("reloaded", again, loaded)):
             name, run = f"eager, {kind} on {device}", partial(infer, other)
-            compare(name, eager, run, device, TOLERANCE)
-            compare_integers(name, eager, run, device)
+            compare(name, own, run, device, TOLERANCE)
+            compare_integers(name, own, run, device)
 
 
 def write(
@@ -275,9 +300,11 @@ def write(
     Raises:
         UserError: a step differs too much, or the format cannot express the network. Nothing is written.
     """
+    if (form, record.precision) == ("onnx", "bf16"):
+        raise UserError("onnx has no convolution in bf16 on a CPU, where files are compared: take --precision fp16")
     module = deployable(trained, record.precision, trainable)
     heads = [f"{f'{n} x {height} x {width}':>16}" for n, (height, width) in product(BATCHES, SIZES)]
-    print(f"{'levels of 255: max (mean)':<28}" + "  ".join(heads))
+    say(f"{'levels of 255: max (mean)':<28}" + "  ".join(heads))
     limit = TOLERANCE if record.precision == "fp32" else LEVELS
     compare(f"trained, {record.precision} on cpu", trained, module, torch.device("cpu"), limit)
     with replacing(path) as temporary:
@@ -302,7 +329,7 @@ def compare(name: str, one: Function, other: Function, device: torch.device, lim
         apart = [(first - second).abs().cpu().double() for first, second in found]  # MPS has no float64
         errors.append(torch.cat(apart) * LEVELS)
     cells = [f"{f'{error.max():.3f} ({error.mean():.4f})':>16}" for error in errors]
-    print(f"{name:<28}" + "  ".join(cells))
+    say(f"{name:<28}" + "  ".join(cells))
     worst = float(torch.stack([error.max() for error in errors]).max())  # NaN if any is
     if not worst <= limit:
         raise UserError(f"{name}: they differ by {worst:.3g} of 255 levels; nothing was written")

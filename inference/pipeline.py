@@ -20,11 +20,10 @@ from imaging.files import FORMATS, check_frames, read_frames, scan, write_frames
 from imaging.metadata import Scan
 from imaging.pixels import Array, Frame
 from inference.hint_files import Hints
-from inference.runner import Pixels, Runner
+from inference.runner import BATCH, Pixels, Runner
 from inference.tasks import Task
 from runtime.atomic import replacing
 
-BATCH = 8  # pictures of one shape per forward
 BATCH_PIXELS = 2**24  # of all pictures of a batch
 QUEUED_PIXELS = 2**26  # of pictures that are decoded, or not yet written, before decoding waits
 WIDE = 8_000  # px; two pictures of this width side by side are about the widest WebP
@@ -73,7 +72,7 @@ class Job:
         if self.status == "failed":
             return f"failed: {self.reason}"
         if self.status == "skipped":
-            return f"skipped: {self.task.path}, as {self.task.output} is there"
+            return f"skipped: {self.task.path}, as {self.task.output} is there (--overwrite replaces it)"
         frames = f", {self.scan.count} frames" if self.scan and self.scan.count > 1 else ""
         kept = ", as it is" if self.status == "kept" else ""
         return f"{self.task.path} -> {self.task.output}{kept}{frames}, {self.seconds:.2f} s"
@@ -114,7 +113,7 @@ class Pipeline:
         """Yield every task as a finished job, in order."""
         with ThreadPoolExecutor(self.threads) as readers, ThreadPoolExecutor(self.threads) as writers:
             opened = (Job(task).attempt(self.look) for task in tasks)
-            read = in_threads(readers, self.read, opened, 2 * self.threads)
+            read = in_threads(readers, self.read, opened, BATCH + self.threads)
             coloured = (job for batch in batches(read) for job in self.colour(batch))
             yield from in_threads(writers, self.write, coloured, 2 * self.threads)
 
@@ -139,7 +138,7 @@ class Pipeline:
             frame = next(read_frames(job.scan))
             job.frame = self.runner.prepare(frame)
             job.hints = self.layer(job, job.frame)
-            if self.keep_coloured and is_coloured(job.frame.pixels):
+            if self.keep_coloured and job.hints is None and is_coloured(job.frame.pixels):
                 job.status, job.frame = "kept", frame
 
     def layer(self, job: Job, frame: Frame) -> Array | None:
@@ -147,14 +146,14 @@ class Pipeline:
         return self.hints.layer(job.task.path, *frame.pixels.shape[:2]) if self.hints else None
 
     def colour(self, batch: list[Job]) -> list[Job]:
-        """Colour jobs of one shape, or colour and write one job of many frames; returns the jobs."""
+        """Colour jobs of one frame, or colour and write one job of many frames; returns the jobs."""
         if batch[0].status:
             return batch
         if batch[0].frame is None:
             return [batch[0].attempt(self.write_many)]
         began = monotonic()
         try:
-            colours = self.runner.run([job.frame.pixels for job in batch], batch[0].hints)
+            colours = self.runner.run([job.frame.pixels for job in batch], [job.hints for job in batch])
         except Exception:  # of one picture, or of all: each is tried alone, and says so
             return [job.attempt(self.colour_one) for job in batch]
         for job, colour in zip(batch, colours, strict=True):
@@ -164,7 +163,7 @@ class Pipeline:
 
     def colour_one(self, job: Job) -> None:
         """Colour a job of one frame by itself."""
-        job.take(*self.runner.run([job.frame.pixels], job.hints))
+        job.take(*self.runner.run([job.frame.pixels], [job.hints]))
 
     def write_many(self, job: Job) -> None:
         """Colour and write a file of several frames, one by one."""
@@ -177,8 +176,9 @@ class Pipeline:
         """Yield the frames of a file in colour; the job keeps the first for its sheet."""
         for frame in read_frames(job.scan):
             seen = self.runner.prepare(frame)
-            keep = self.keep_coloured and is_coloured(seen.pixels)
-            colour = seen.pixels if keep else self.runner.run([seen.pixels], self.layer(job, seen))[0]
+            layer = self.layer(job, seen)
+            keep = self.keep_coloured and layer is None and is_coloured(seen.pixels)
+            colour = seen.pixels if keep else self.runner.run([seen.pixels], [layer])[0]
             if job.task.sheet and job.frame is None:
                 job.frame = seen
                 job.take(colour)
@@ -215,21 +215,16 @@ def sheet_axis(width: int, height: int) -> int:
 
 
 def batches(jobs: Iterable[Job]) -> Iterator[list[Job]]:
-    """Group neighbours of one shape and dtype."""
+    """Group neighbours, but for those that are large, need no network, or have many frames."""
     for _, group in groupby(jobs, batch_key):
         while batch := list(islice(group, BATCH)):
             yield batch
 
 
 def batch_key(job: Job) -> object:
-    """Return what the jobs of a batch share.
-
-    None that is large, needs no network, or has hints or many frames shares it.
-    """
-    alone = job.status or job.frame is None or job.hints is not None
-    if alone or BATCH * job.frame.pixels[..., 0].size > BATCH_PIXELS:
-        return object()
-    return job.frame.pixels.shape, job.frame.pixels.dtype
+    """Return what the jobs of a batch share: None, or of a job for itself an object of its own."""
+    alone = job.status or job.frame is None or BATCH * job.frame.pixels[..., 0].size > BATCH_PIXELS
+    return object() if alone else None
 
 
 def is_coloured(pixels: Pixels) -> bool:

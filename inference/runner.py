@@ -3,8 +3,10 @@
 import re
 import sys
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +18,17 @@ from torch import Tensor
 from config import DRAWN_INPUTS, UserError
 from imaging.panels import find_panels, join_panels
 from imaging.pixels import Array, Frame
-from inference.checkpoint import infer, load_model
+from inference.checkpoint import EXPORT_FORMAT, infer_each, load_model
+from runtime.progress import write
 
 Pixels = NDArray[Any]  # (H, W, 3) uint8, uint16, or floating point in [0, 1]
 NOT_FINITE = "output is not finite"  # part of what Colorizer raises
+BATCH = 8  # pictures in memory that the network sees at once, where it sees them at one size
 
 
 @dataclass(eq=False)
 class Runner:
-    """Colourise pictures of one size in batches.
+    """Colourise pictures in batches.
 
     Where a GPU's memory is not enough, the batch is halved, then the network runs in fp16, then the picture
     is coloured on the CPU. Each of these is said once on stderr. Threads may share a Runner; they take turns.
@@ -45,7 +49,7 @@ class Runner:
         Raises:
             UserError: there is none that this version reads, or it has no such attribute.
         """
-        self.max_pixels = sys.maxsize  # of a batch; becomes less where memory runs out
+        self.max_pixels = sys.maxsize  # of a batch of several; becomes less where memory runs out
         self.half = False
         self.said: set[str] = set()
         self.lock = threading.Lock()
@@ -59,12 +63,16 @@ class Runner:
             self.model, self.record = load_model(self.path, self.device)
         for name in ("size", "strength", "upsampling", "temperature", "palette"):
             if (value := getattr(self, name)) is not None:
-                self._set(name, value)
+                self.set(name, value)
 
-    def _set(self, name: str, value: int | float | str | Tensor) -> None:
+    def set(self, name: str, value: int | float | str | Tensor) -> None:
+        """Set an attribute of Colorizer for all pictures that come. Raises UserError where the model has none."""
         owner = self.model.generator if name == "temperature" else self.model
-        if not hasattr(owner, name) or (name == "palette" and self.record.recipe.output == "rgb"):
-            raise UserError(f"{self.path} has no {name}: it is of recipe {self.record.recipe.name}")
+        rgb_has_none = name in ("palette", "temperature") and self.record.recipe.output == "rgb"
+        if not hasattr(owner, name) or rgb_has_none:
+            old = self.record.format < EXPORT_FORMAT and not rgb_has_none and name != "temperature"
+            why = "an older version wrote it" if old else f"it is of recipe {self.record.recipe.name}"
+            raise UserError(f"{self.path} has no {name}: {why}")
         setattr(owner, name, value.to(self.device) if isinstance(value, Tensor) else value)
 
     def prepare(self, frame: Frame) -> Frame:
@@ -85,61 +93,67 @@ class Runner:
     def colourise(self, frame: Frame, hints: Array | None = None) -> Frame:
         """Return the colour version of one frame. Raises as `run`."""
         seen = self.prepare(frame)
-        return Frame(self.run([seen.pixels], hints)[0], seen.alpha)
+        return Frame(self.run([seen.pixels], [hints])[0], seen.alpha)
 
-    def run(self, pictures: list[Pixels], hints: Array | None = None) -> list[Pixels]:
-        """Return the colour versions of pictures of one shape and dtype, in batches that fit into memory.
+    def run(self, pictures: Sequence[Pixels], hints: Sequence[Array | None] | None = None) -> list[Pixels]:
+        """Return the colour versions of pictures of any shapes and dtypes, in batches that fit into memory.
 
         Args:
-            hints: (H, W, 4) uint8, colour and opacity, for each of the pictures; see Colorizer.
+            hints: of each picture, None or (H, W, 4) uint8, colour and opacity; see Colorizer.
 
         Raises:
             UserError: the network's output is not finite, or hints for a model that takes none.
             MemoryError: a single picture does not fit into the CPU's memory.
             RuntimeError: the network failed; the message is one line.
         """
-        if hints is not None and not self.record.recipe.hints:
+        layers = [None] * len(pictures) if hints is None else list(hints)
+        if any(layer is not None for layer in layers) and not self.record.recipe.hints:
             raise UserError(f"{self.path} takes no hints: it is of recipe {self.record.recipe.name}")
         if self.panels:
-            return [self._run_panels(page, hints) for page in pictures]
-        return self._run(pictures, hints)
+            return [self._run_panels(page, layer) for page, layer in zip(pictures, layers, strict=True)]
+        return self._run(pictures, layers)
 
-    def _run_panels(self, page: Pixels, hints: Array | None) -> Pixels:
+    def _run_panels(self, page: Pixels, layer: Array | None) -> Pixels:
         """Colourise a page panel by panel."""
         panels = find_panels(page)
-        parts = []
-        for rows, columns, *_ in panels:
-            there = None if hints is None else hints[rows, columns]
-            parts += self._run([page[rows, columns]], there)
-        return join_panels(page, parts, panels)
+        if len(panels) == 1:
+            return self._run([page], [layer])[0]
+        there = [None if layer is None else layer[rows, columns] for rows, columns, *_ in panels]
+        return join_panels(page, self._run([page[rows, columns] for rows, columns, *_ in panels], there), panels)
 
-    def _run(self, pictures: list[Pixels], hints: Array | None) -> list[Pixels]:
+    def _run(self, pictures: Sequence[Pixels], layers: Sequence[Array | None]) -> list[Pixels]:
+        images = [torch.from_numpy(picture).permute(2, 0, 1)[None] for picture in pictures]
+        hints = [None if a is None else _as_dtype(a, b.dtype) for a, b in zip(layers, pictures, strict=True)]
         results: list[Pixels] = []
-        layer = None if hints is None else _as_dtype(hints, pictures[0].dtype)
         with self.lock:
-            while len(results) < len(pictures):
-                height, width, _ = pictures[0].shape
-                part = pictures[len(results) :][: max(1, self.max_pixels // (height * width))]
-                stacked = part[0][None] if len(part) == 1 else np.stack(part)  # (N, H, W, 3)
-                colours = self._attempt(torch.from_numpy(stacked).permute(0, 3, 1, 2), layer)
+            while len(results) < len(images):
+                done = len(results)
+                end = done + self._count([image[0, 0].numel() for image in images[done:]])
+                colours = self._attempt(images[done:end], hints[done:end])
                 if colours is not None:
-                    results += list(colours.permute(0, 2, 3, 1).numpy())
+                    results += [colour[0].permute(1, 2, 0).numpy() for colour in colours]
         return results
 
-    def _attempt(self, batch: Tensor, layer: Tensor | None) -> Tensor | None:
-        """Colourise (N, 3, H, W) on the CPU to the same; None: it did not fit, try again with less."""
+    def _count(self, pixels: Sequence[int]) -> int:
+        """Return how many pictures of so many px make the next batch."""
+        if self.record.recipe.norm_stats == "batch":  # there the pictures of a batch change one another
+            return 1
+        return max(1, sum(total <= self.max_pixels for total in accumulate(pixels[:BATCH])))
+
+    def _attempt(self, images: list[Tensor], layers: list[Tensor | None]) -> list[Tensor] | None:
+        """Colourise images (1, 3, H, W) on the CPU to the same; None: they did not fit, try again with less."""
         try:
-            hints = None if layer is None else layer.expand(len(batch), -1, -1, -1).to(self.device)
-            return infer(self.model, batch.to(self.device), hints).cpu()
+            hints = [None if layer is None else layer.to(self.device) for layer in layers]
+            return [colour.cpu() for colour in infer_each(self.model, [im.to(self.device) for im in images], hints)]
         except Exception as error:  # TorchScript's is no RuntimeError
             not_finite = NOT_FINITE in str(error)
             overflow = self.half and not_finite
             if not overflow and not is_out_of_memory(error):
                 raise (UserError if not_finite else RuntimeError)(one_line(error)) from error
-        if len(batch) > 1 and not overflow:
-            half = len(batch) // 2
-            self.max_pixels = half * batch.size(2) * batch.size(3)
-            self._say(f"out of memory with {len(batch)} pictures at a time: going on with {half}")
+        if len(images) > 1 and not overflow:
+            half = len(images) // 2
+            self.max_pixels = sum(image[0, 0].numel() for image in images[:half])
+            self._say(f"out of memory with {len(images)} pictures at a time: going on with {half}")
             return None
         if self.device.type == "cuda" and not self.half:
             self.model.half()
@@ -150,7 +164,8 @@ class Runner:
             raise MemoryError("not enough memory for a picture of this size")
         why = "overflows in fp16" if overflow else f"does not fit into the memory of {self.device}"
         self._say(f"a picture {why}: colouring it on the CPU, which is slower")
-        return torch.cat([self.on_cpu._attempt(picture, layer) for picture in batch.split(1)])
+        pairs = zip(images, layers, strict=True)
+        return [colour for image, layer in pairs for colour in self.on_cpu._attempt([image], [layer])]
 
     @cached_property
     def on_cpu(self) -> "Runner":
@@ -159,7 +174,7 @@ class Runner:
 
     def _say(self, sentence: str) -> None:
         if sentence not in self.said:
-            print(sentence, file=sys.stderr)
+            write(sentence, "stderr")
         self.said.add(sentence)
 
 

@@ -26,8 +26,9 @@ class Task:
 
 
 def plan_tasks(
-    inputs: list[Path], out: Path, form: str | None = None, compare: bool = False, overwrite: bool = False
-) -> list[Task]:
+    inputs: list[Path], out: Path, form: str | None = None, compare: bool = False, overwrite: bool = False,
+    notes: list[str] | None = None,
+) -> list[Task]:  # fmt: skip
     """Return one task per input file, in order; folders are searched through and their structure is kept.
 
     A task whose output belongs to an earlier one, or that a list names and nobody finds, has a problem. What
@@ -38,6 +39,7 @@ def plan_tasks(
         form: ending of the results without a dot; None: that of the input.
         compare: whether each result gets a sheet, STEM_compare.
         overwrite: whether results that exist will be replaced.
+        notes: gets a sentence for each kind of file that is left out.
 
     Raises:
         UserError: an input is missing, a pattern matches nothing, or a result would overwrite an input.
@@ -46,7 +48,8 @@ def plan_tasks(
     owners: dict[str, tuple[Path, Path]] = {}  # name -> result, and its input
     seen: set[tuple[str, Path]] = set()
     former: list[Path] = []
-    for given, (path, name, problem) in ((one, found) for one in inputs for found in expand(one)):
+    notes = [] if notes is None else notes
+    for given, (path, name, problem) in ((one, found) for one in inputs for found in expand(one, notes)):
         if path != given and out.is_dir() and is_inside(path, out) and not is_inside(given, out):
             former.append(path)
             continue
@@ -62,7 +65,7 @@ def plan_tasks(
             owners |= {key(result): (result, path) for result in results}
         tasks.append(Task(path, output, sheet if compare else None, problem))
     if former:
-        print(f"left out: {len(former)} files in {out}, the output folder", file=sys.stderr)
+        notes.append(f"left out: {len(former)} files in {out}, the output folder")
     refuse_overwriting(owners.values(), [task.path for task in tasks], former * overwrite, out)
     return tasks
 
@@ -106,20 +109,23 @@ def refuse_overwriting(results: Iterable[tuple[Path, Path]], inputs: list[Path],
             raise UserError(f"{result}, the result of {path}, {why} name another --out")
 
 
-def expand(given: Path) -> Iterator[tuple[Path, Path, str]]:
-    """Yield what one argument stands for: a file, its name below the output folder, and a problem or ""."""
+def expand(given: Path, notes: list[str]) -> Iterator[tuple[Path, Path, str]]:
+    """Yield what one argument stands for: a file, its name below the output folder, and a problem or "".
+
+    What is left out is added to `notes`, a sentence each.
+    """
     if str(given) == "-":
         yield from listed_files()
     elif given.is_dir():
         found = search(given)
         found.require()
-        tell(found.left_out)
+        notes += found.left_out
         yield from ((path, path.relative_to(given), "") for path in found.images)
         yield from closed_folders(found)
     elif given.exists() or given.is_symlink():  # a link to nowhere is an input that cannot be read
         yield given, Path(given.name), ""
     elif has_magic(str(given)):
-        yield from matching_files(given)
+        yield from matching_files(given, notes)
     else:
         raise UserError(f"no file or folder {given}")
 
@@ -130,18 +136,13 @@ def is_inside(path: Path, folder: Path) -> bool:
     return identity(folder) in map(identity, (real, *real.parents))
 
 
-def tell(sentences: Iterable[str]) -> None:
-    """Print sentences on stderr."""
-    sys.stderr.writelines(f"{sentence}\n" for sentence in sentences)
-
-
 def closed_folders(found: Found) -> Iterator[tuple[Path, Path, str]]:
     """Yield folders that cannot be read as files with a problem."""
     for folder, reason in ((Path(error.filename), error.strerror) for error in found.closed):
         yield folder, folder.relative_to(found.folder), f"{folder}: the folder cannot be read ({reason})"
 
 
-def matching_files(pattern: Path) -> Iterator[tuple[Path, Path, str]]:
+def matching_files(pattern: Path, notes: list[str]) -> Iterator[tuple[Path, Path, str]]:
     """Yield the files that a pattern matches, with their folders below its fixed part.
 
     A folder whose own name is like a pattern, as in "[Group] Title/*.jpg", is taken for itself.
@@ -152,7 +153,7 @@ def matching_files(pattern: Path) -> Iterator[tuple[Path, Path, str]]:
     matches: list[Path] = []
     if fixed.is_dir():
         found = search(fixed, lambda folder: fits(folder.relative_to(fixed).parts, rest, begun=True))
-        tell(found.notes)
+        notes += found.notes
         files = sorted([*found.images, *found.others], key=Path.as_posix)
         matches = [path for path in files if fits(path.relative_to(fixed).parts, rest)]
         yield from closed_folders(found)

@@ -18,11 +18,12 @@ import tqdm
 from helpers import StandInRunner, chroma, frame_of, frames_of, gray, run_stage, save_picture, write_model
 from numpy.typing import NDArray
 from PIL import Image
+from skimage.color import rgb2lab
 
 import colorize
 from config import ROOT, UserError
 from imaging.files import FORMS, scan
-from inference import pipeline, runner
+from inference import checkpoint, pipeline, runner
 from inference.checkpoint import load_colorizer
 from runtime import cli
 
@@ -64,7 +65,7 @@ def test_keeps_names_folders_sizes_and_formats(model: Path, scans: Path) -> None
 def test_model_is_by_default_the_one_for_photographs_and_others_have_names(
     scans: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(colorize, "ROOT", Path())
+    monkeypatch.setattr(checkpoint, "ROOT", Path())
     with pytest.raises(UserError, match=r"no model pretrained/photo.ts; .*python export.py"):
         colorize.main([scans], device="cpu")
     Path("pretrained").mkdir()
@@ -72,9 +73,11 @@ def test_model_is_by_default_the_one_for_photographs_and_others_have_names(
     assert len(colorize.main([scans], device="cpu")) == 3
     assert colorize.colorize(gray(0), device="cpu").shape == (40, 56, 3)
     write_model(Path("pretrained/sketch.ts"), "sketch", "rgb")
-    assert colorize.find_model("sketch") == Path("pretrained/sketch.ts")
+    assert checkpoint.find_model("sketch") == Path("pretrained/sketch.ts")
+    with pytest.raises(UserError, match=r"no model sketsh; did you mean sketch\? \(known: photo sketch\)"):
+        colorize.main([scans], model="sketsh", device="cpu")
     write_model(Path("sketch"))
-    assert colorize.find_model("sketch") == Path("sketch")  # a file of that name comes first
+    assert checkpoint.find_model("sketch") == Path("sketch")  # a file of that name comes first
 
 
 def test_stdout_is_a_line_of_json_per_file_and_stderr_a_summary(
@@ -98,6 +101,22 @@ def test_stdout_is_a_line_of_json_per_file_and_stderr_a_summary(
     assert lines[2]["reason"] == "scans/broken.jpg: not an image that can be read"
 
 
+class Gone(io.StringIO):
+    """A stream whose reader has gone."""
+
+    def write(self, text: str) -> int:
+        raise BrokenPipeError(32, "Broken pipe")
+
+
+def test_files_are_coloured_though_nothing_can_be_said(
+    model: Path, scans: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (scans / "broken.jpg").write_bytes(b"")
+    monkeypatch.setattr("sys.stderr", Gone())
+    assert run_stage("colorize", "scans", "--model", model) == 1
+    assert sorted(path.name for path in Path("out").rglob("*.*")) == ["one.png", "three.tif", "two.JPG"]
+
+
 def test_people_read_lines(
     model: Path, scans: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -109,7 +128,7 @@ def test_people_read_lines(
     lines = capsys.readouterr().out.splitlines()
     assert re.fullmatch(rf"{scans}/album/three.tif -> out/album/three.tif, \d+\.\d\d s", lines[0])
     assert lines[2] == f"failed: {scans}/broken.jpg: not an image that can be read"
-    assert lines[3] == f"skipped: {scans}/one.png, as out/one.png is there"
+    assert lines[3] == f"skipped: {scans}/one.png, as out/one.png is there (--overwrite replaces it)"
     colorize.main([scans / "one.png"], model=model, device="cpu", json_=True)
     assert records(capsys.readouterr().out)[0]["status"] == "skipped"
 
@@ -244,6 +263,12 @@ def test_options_change_the_pictures(model: Path) -> None:
         ("scans --size 8", "--size"),
         ("", "FILE|FOLDER|PATTERN"),
         ("scans --model none.ts", "no model none.ts"),
+        ("scans --hints none.json", "none.json: No such file"),
+        ("scans --hints none.png", "none.png: there is none; hints are points"),
+        ("scans --hints empty", "no layer in empty"),
+        ("scans --hints scans/one.png", "no transparency"),
+        ("scans --palette none.jpg", "none.jpg: no such file"),
+        ("scans --temperature 0.5", "has no temperature: it is of recipe coco"),
     ],
 )
 def test_mistakes_are_found_before_any_work(
@@ -259,6 +284,102 @@ def test_mistakes_are_found_before_any_work(
     assert sorted(Path().rglob("*")) == before
 
 
+RED = {"x": 28, "y": 20, "radius": 9, "color": "#a02020"}
+
+
+@pytest.fixture(scope="session")
+def hint_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model(tmp_path_factory.mktemp("model") / "hints.ts", hints=True)
+
+
+def test_hints_are_points_a_layer_or_a_folder(hint_model: Path) -> None:
+    for name in ("a", "b"):
+        save_picture(f"p/{name}.png", np.full((40, 56), 120, np.uint8))
+    layer = np.zeros((40, 56, 4), np.uint8)
+    layer[14:27, 22:35] = (160, 32, 32, 255)
+    Path("layers").mkdir()
+    Image.fromarray(layer).save("layers/a.png")
+    Path("points.json").write_text(json.dumps({"a.png": [RED]}))
+    spots = {}
+    for i, hints in enumerate(("", "points.json", "layers", "layers/a.png")):
+        inputs = "p/a.png" if hints == "layers/a.png" else "p"
+        given = ["--hints", hints] if hints else []
+        assert run_stage("colorize", inputs, *given, "--model", hint_model, "--out", f"out{i}") == 0
+        spots[hints] = frame_of(f"out{i}/a.png").pixels[20, 28].astype(int)
+    assert np.array_equal(frame_of("out1/b.png").pixels, frame_of("out0/b.png").pixels)
+    red = [spots[hints] for hints in ("points.json", "layers", "layers/a.png")]
+    assert all(spot[0] > spot[1] + 60 for spot in red)
+    assert spots[""][0] < spots[""][1] + 60
+
+
+def test_a_picture_with_hints_is_coloured_though_it_has_colours(hint_model: Path) -> None:
+    save_picture("p/a.png", np.dstack([gray(1), gray(2), gray(3)]))
+    save_picture("p/b.png", np.dstack([gray(4), gray(5), gray(6)]))
+    Path("points.json").write_text(json.dumps({"a": [RED]}))
+    assert run_stage("colorize", "p", "--model", hint_model, "--hints", "points.json", "--keep-coloured") == 0
+    assert not np.array_equal(frame_of("out/a.png").pixels, frame_of("p/a.png").pixels)
+    assert np.array_equal(frame_of("out/b.png").pixels, frame_of("p/b.png").pixels)
+
+
+def test_a_hint_outside_one_of_several_pictures_fails_that_one(
+    hint_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a", "b"):
+        save_picture(f"p/{name}.png", gray(0))
+    Path("points.json").write_text(json.dumps({"a": [{**RED, "x": 999}]}))
+    assert run_stage("colorize", "p", "--model", hint_model, "--hints", "points.json") == 1
+    assert "p/a.png: the hint at 999, 20 lies outside the picture of 56 x 40 px" in capsys.readouterr().err
+    assert [path.name for path in Path("out").iterdir()] == ["b.png"]
+
+
+def test_hints_for_a_model_without_them_are_refused(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_picture("a.png", gray(0))
+    Path("points.json").write_text(json.dumps([RED]))
+    assert run_stage("colorize", "a.png", "--model", model, "--hints", "points.json") == 2
+    assert "takes no hints: it is of recipe coco" in capsys.readouterr().err
+    assert not Path("out").exists()
+
+
+def test_a_palette_gives_all_pictures_the_colours_of_one(model: Path) -> None:
+    for i in range(2):
+        save_picture(f"p/{i}.png", gray(i))
+    reference = np.zeros((30, 40, 4), np.uint8)
+    reference[..., 2], reference[..., 3] = 255, 255
+    reference[:10] = (255, 0, 0, 0)  # which nobody sees
+    save_picture("blue.png", np.full((30, 40, 3), (90, 110, 170), np.uint8))
+    Image.fromarray(reference).save("clear.png")
+    found = colorize.read_palette(Path("clear.png"))
+    blue = colorize.read_palette(Path("blue.png"))
+    assert found[1] < blue[1] < -0.2
+    assert run_stage("colorize", "p", "--model", model, "--palette", "blue.png") == 0
+    for path in Path("out").iterdir():
+        ab = rgb2lab(frame_of(path).pixels)[..., 1:].mean((0, 1))
+        assert np.abs(ab - 110 * blue[:2].numpy()).max() < 6
+    reference[..., 3] = 0
+    Image.fromarray(reference).save("clear.png")
+    with pytest.raises(UserError, match=r"clear.png is wholly transparent"):
+        colorize.read_palette(Path("clear.png"))
+
+
+def test_panels_are_coloured_one_by_one(model: Path) -> None:
+    page = np.full((200, 300), 255, np.uint8)
+    for left in (10, 160):
+        page[10:190, left : left + 130] = 0
+        page[13:187, left + 3 : left + 127] = gray(left, 174, 124)
+    save_picture("page.png", page)
+    assert run_stage("colorize", "page.png", "--model", model, "--panels") == 0
+    assert run_stage("colorize", "page.png", "--model", model, "--out", "whole") == 0
+    first = Image.fromarray(page[:, :150])
+    first.save("first.png")
+    assert run_stage("colorize", "first.png", "--model", model) == 0
+    panel, alone, whole = (
+        frame_of(name).pixels.astype(int)[15:185, 15:135]
+        for name in ("out/page.png", "out/first.png", "whole/page.png")
+    )
+    assert np.abs(panel - alone).max() <= 1
+    assert np.abs(panel - whole).max() > 3
+
+
 def test_an_interrupted_call_leaves_whole_files(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -270,6 +391,7 @@ def test_an_interrupted_call_leaves_whole_files(
 
     for i in range(6):
         save_picture(f"p/{i}.png", gray(i, 40 + i))
+    monkeypatch.setattr("inference.pipeline.BATCH", 1)
     monkeypatch.setattr(runner, "Runner", lambda *_, **__: Interrupted())
     assert run_stage("colorize", "p", "--model", "any.ts") == cli.INTERRUPTED
     assert "interrupted" in capsys.readouterr().err
@@ -396,7 +518,6 @@ def test_an_array_becomes_one_of_its_dtype(
         (np.full((4, 5), np.nan), "in .0, 1.*nan"),
         (Image.new("F", (4, 5), float("nan")), "NaN"),
     ],
-    ids=repr,
 )
 def test_what_is_no_image_is_a_users_error(image: Any, words: str, model: Path) -> None:
     Path("folder").mkdir()

@@ -1,5 +1,6 @@
 """export.py: generator.ts equals eager, says what it is, runs with torch alone, and is never half written."""
 
+import dataclasses
 import importlib.util
 import json
 import signal
@@ -9,13 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import CPU, make_run
+from helpers import CPU, make_run, saved_weights
 from torch import nn
 
 import export
-from config import ROOT, VERSION
+from config import ROOT, VERSION, UserError
 from evaluation import best_epoch, scores
-from inference import checkpoint, exporters
+from inference import checkpoint, exporters, web
 from inference.checkpoint import load_exported
 from reporting import summary
 from runtime import device
@@ -115,12 +116,82 @@ def test_by_default_the_best_scored_epoch_is_exported_else_the_last(
     assert record.trained_on == "drawn scenes alone: expect wrong colours on photographs"
 
 
+def test_the_mean_of_epochs_is_exported(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = export.main(run=trained, average="1-2", out=Path("mean.ts"), trainable=True, device="cpu")
+    model, record = load_exported(path, CPU)
+    assert (record.epoch, record.averaged) == (2, "1-2")
+    assert f"exporting {trained}: recipe coco, mean of epochs 1-2, fp32, trained on" in capsys.readouterr().out
+    first, second = (saved_weights(trained, epoch) for epoch in (1, 2))
+    found = {key: value for key, value in model.generator.state_dict().items() if value.is_floating_point()}
+    assert all(torch.allclose(found[key], (first[key] + second[key]) / 2, atol=1e-6) for key in found)
+    assert any((first[key] != second[key]).any() for key in found)
+    again = export.main(model=path, out=Path("again.ts"), device="cpu")
+    assert load_exported(again, CPU).record.averaged == "1-2"
+    for given in ("2-2", "1", "7-9", "2-1"):
+        with pytest.raises(UserError, match=rf"^--average is FIRST-LAST, with two saved epochs .* got {given}$"):
+            export.main(run=trained, average=given, device="cpu")
+    with pytest.raises(UserError, match=r"^--average and --epoch name two sets of weights"):
+        export.main(run=trained, average="1-2", epoch="1", device="cpu")
+
+
 def test_batch_statistics_are_exported(tmp_path: Path, run: Path) -> None:
     folder = make_run(tmp_path / "batch", "coco", size=32, depth=3, norm_stats="batch")
     model, record = load_exported(export.main(run=folder, device="cpu"), CPU)
     assert record.recipe.norm_stats == "batch"
     image = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
     assert not torch.equal(model(image)[:1], model(image[:1]))  # what stands beside a picture changes it
+
+
+@pytest.mark.parametrize(("precision", "limit"), [("fp32", 0), ("bf16", 1)])
+def test_a_generator_ts_is_exported_again(
+    run: Path, capsys: pytest.CaptureFixture[str], precision: str, limit: int
+) -> None:
+    first = export.main(run=run, precision=precision, device="cpu")
+    second = export.main(model=first, out=run / "again.ts", device="cpu")
+    one, other = load_exported(first, CPU), load_exported(second, CPU)
+    assert other.record == dataclasses.replace(one.record, precision="fp32")
+    image = torch.randint(0, 256, (2, 3, 50, 70), dtype=torch.uint8)
+    apart = (one.module.float()(image).int() - other.module(image).int()).abs()
+    assert apart.max() <= limit
+    assert f"exporting {first}: {other.record}" in capsys.readouterr().out
+
+
+def test_model_and_run_name_two_models_and_a_damaged_model_none(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (run / "bad.ts").write_bytes(b"no model")
+    before = files(run)
+    for options, words in (
+        (["--run", run, "--model", run / "bad.ts"], "--model and --run name two models"),
+        (["--epoch", "1", "--model", run / "bad.ts"], "--model and --run name two models"),
+        (["--model", run / "bad.ts"], "not a TorchScript file"),
+        (["--model", run / "none.ts"], "no model"),
+    ):
+        assert call(monkeypatch, *options, "--device", "cpu") == 2
+        said = capsys.readouterr().err
+        assert (words in said, said.count("\n")) == (True, 1), said
+    assert files(run) == before
+
+
+def test_a_page_takes_models_of_lightness_to_ab_alone(
+    tmp_path: Path, run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("onnxscript", reason="colorizer.html needs onnx and onnxscript")
+    manga = make_run(tmp_path / "manga", "manga")
+    assert call(monkeypatch, "--run", manga, "--format", "html") == 2
+    assert "python serve.py --model FILE" in capsys.readouterr().err
+    monkeypatch.setattr(web, "fetch_runtime", lambda: dict.fromkeys(web.RUNTIME_FILES, b"x"))
+    monkeypatch.setattr(web, "write_network", lambda _: b"network")
+    path = export.main(run=run, format_="html", device="cpu")
+    assert (path, path.stat().st_size < 300_000) == (Path("colorizer.html"), True)
+    text = path.read_text()
+    assert "connect-src 'none'" in text
+    assert "{{" not in text
+    path.unlink()
+    monkeypatch.setattr(web, "MAX_PAGE", 1000)
+    with pytest.raises(UserError, match="use a smaller network"):
+        export.main(run=run, format_="html", device="cpu")
+    assert not path.exists()
 
 
 def test_the_table_has_a_row_per_comparison_and_a_column_per_shape(
@@ -145,6 +216,8 @@ def test_the_table_has_a_row_per_comparison_and_a_column_per_shape(
     ("options", "words"),
     [
         (["--precision", "fp8"], "use one of fp32 fp16 bf16"),
+        (["--format", "html", "--precision", "fp16"], "not of --format html"),
+        (["--format", "html", "--trainable"], "not of --format html"),
         (["--format", "tflite"], "use one of ts onnx pt2"),
         (["--device", "tpu"], "no device tpu"),
         (["--out", "."], "is a folder; name a file with --out"),
@@ -179,7 +252,7 @@ def call(monkeypatch: pytest.MonkeyPatch, *options: object) -> object:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits a file's size as Linux does")
-@pytest.mark.parametrize("form", ["ts", "pt2"])
+@pytest.mark.parametrize("form", ["ts", "pt2", "html"])
 def test_a_full_disk_ends_in_a_sentence(
     form: str, run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -187,6 +260,9 @@ def test_a_full_disk_ends_in_a_sentence(
 
     program = torch.export.export(nn.Conv2d(3, 9, 3), (torch.rand(1, 3, 8, 8),))
     monkeypatch.setattr(exporters, "trace", lambda _: program)  # of a Colorizer it would take long
+    monkeypatch.setattr(exporters, "require_onnx", lambda _: None)
+    monkeypatch.setattr(web, "fetch_runtime", lambda: dict.fromkeys(web.RUNTIME_FILES, b"x"))
+    monkeypatch.setattr(web, "write_network", lambda _: b"network")
     before, limits = files(run), resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
@@ -199,6 +275,7 @@ def test_a_full_disk_ends_in_a_sentence(
     assert (code, said.count("\n")) == (2, 1)
     assert "File too large" in said
     assert files(run) == before
+    assert not Path("colorizer.html").exists()
 
 
 @pytest.mark.parametrize("name", ["coco", pytest.param("restore", marks=pytest.mark.slow)])

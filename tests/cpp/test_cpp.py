@@ -215,7 +215,7 @@ def test_hints_that_do_not_fit_are_named(program: Path, guided: Path, model: Pat
         (guided, "wide.png", 1, "not done: one.png: wide.png has 91 x 60 px, its picture 90 x 60"),
         (guided, "one.png", 1, "not done: one.png: one.png: no transparency: paint hints on a transparent layer"),
         (guided, "nothing.png", 2, "colorize: no hints nothing.png; name a PNG or a folder"),
-        (guided, "empty", 2, "colorize: no file in empty is called as a picture, NAME.png"),
+        (guided, "empty", 2, "colorize: no file in empty is named like a picture, NAME.png"),
         (model, "wide.png", 2, f"colorize: {model} takes no hints: use a model of a recipe with hints"),
     ):
         done = call(program, "--model", network, "--hints", hints, "one.png")
@@ -258,6 +258,25 @@ def test_says_what_it_does(program: Path, model: Path) -> None:
     usage = call(program, "--help")
     assert (usage.returncode, usage.stderr) == (0, "")
     assert usage.stdout.splitlines()[0] in (CPP / "README.md").read_text()
+
+
+def test_names_that_are_no_text_and_a_reader_that_goes_away(program: Path, model: Path) -> None:
+    names = [
+        b"caf\xe9 \xc3\xa9.png",
+        b"\xed\xa0\x80\xf0\x9f\x98\x80.png",
+    ]  # the second begins with half a surrogate pair
+    for name in names:
+        draw(20, 30).save("x.png")
+        os.rename("x.png", name)
+    done = call(program, "--model", model, *map(os.fsdecode, names))
+    assert done.returncode == 0, done.stderr
+    assert [os.fsencode(json.loads(line)["file"]) for line in done.stdout.splitlines()] == names
+    left = subprocess.Popen(
+        [program, "--model", model, "--out", "left", *names], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    left.stdout.close()
+    assert left.wait(600) == 0
+    assert len(os.listdir("left")) == 2
 
 
 def cut(path: Path, share: float) -> None:

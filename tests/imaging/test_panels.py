@@ -35,6 +35,24 @@ def test_framed_panels_are_found(paper: int, noise: int) -> None:
     assert (cover == 1).all()
 
 
+def test_panels_of_a_large_page_are_found_in_a_small_copy() -> None:
+    large = page(FOUR).repeat(5, 0).repeat(5, 1)  # 3,000 x 2,000 px
+    panels = find_panels(large)
+    found = sorted((p.inner_rows.start, p.inner_rows.stop, p.inner_columns.start, p.inner_columns.stop) for p in panels)
+    assert np.abs(np.array(found) - 5 * np.array(sorted(FOUR))).max() <= 15
+    assert sum((p.rows.stop - p.rows.start) * (p.columns.stop - p.columns.start) for p in panels) == large[..., 0].size
+
+
+def test_what_lies_in_a_gutter_makes_no_seam() -> None:
+    image = page(FOUR)
+    image[288:292, 100:104] = 0  # a speck, where the cut runs
+    panels = find_panels(image)
+    assert len(panels) == 4
+    parts = [np.full_like(image[p.rows, p.columns], 255 * (i % 2)) for i, p in enumerate(panels)]
+    out = join_panels(np.full_like(image, 128), parts, panels).astype(int)
+    assert np.abs(np.diff(out[281:300, 100:104].mean((1, 2)))).max() < 0.15 * 255
+
+
 def sketch() -> Array:
     """Return thin strokes on paper, with white space between them."""
     out = np.full((600, 400, 3), 255, np.uint8)

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from time import process_time
 from typing import Any
 
 import numpy as np
@@ -52,9 +53,30 @@ def test_a_layer_is_taken_as_it_is_painted() -> None:
     assert folder.layer(B, 6, 8) is None
     with pytest.raises(UserError, match=r"8 x 6 px.*9 x 6"):
         folder.layer(A, 6, 9)
+    with pytest.raises(UserError, match=r"2 fit; put it into a folder, named like its picture"):
+        Hints(Path("one.png"), [A, B])
+    Image.fromarray(255 - painted).save("one.png")  # painted anew, for another call of the same process
+    assert np.array_equal(Hints(Path("one.png"), [A]).layer(A, 6, 8), 255 - painted)
     Image.fromarray(painted[..., :3]).save("one.png")
     with pytest.raises(UserError, match="no transparency"):
-        Hints(Path("one.png"), [A]).layer(A, 6, 8)
+        Hints(Path("one.png"), [A])
+
+
+def test_layers_lie_in_folders_like_those_of_their_pictures() -> None:
+    pictures = [Path("scans/a/1.jpg"), Path("scans/b/1.jpg")]
+    for folder, value in (("a", 10), ("b", 20)):
+        Path("layers", folder).mkdir(parents=True)
+        Image.fromarray(np.full((3, 4, 4), value, np.uint8)).save(f"layers/{folder}/1.png")
+    Path("layers/._a.png").write_bytes(b"of a desktop")
+    hints = Hints(Path("layers"), pictures)
+    assert [int(hints.layer(picture, 3, 4).max()) for picture in pictures] == [10, 20]
+
+
+def test_ten_thousand_layers_find_their_pictures_in_no_time() -> None:
+    pictures = [Path(f"scans/of/many/{i:05d}.jpg") for i in range(10_000)]
+    path, began = written({picture.name: [RED] for picture in pictures}), process_time()
+    assert len(Hints(path, pictures).found) == 10_000
+    assert process_time() - began < 10
 
 
 @pytest.mark.parametrize(
@@ -72,6 +94,10 @@ def test_a_layer_is_taken_as_it_is_painted() -> None:
         ([{**RED, "radius": 0}], "radius"),
         ([{**RED, "color": "red"}], "#rrggbb"),
         ({"c.jpg": [RED]}, "c.jpg.*not among the inputs"),
+        ({}, "holds no hints"),
+        ("[" * 100_000, "not JSON"),
+        ('{"a.jpg": [], "a.jpg": []}', "not JSON .*twice"),
+        ({"a.jpg": [RED], "scans/a.jpg": [RED]}, "has hints already"),
     ],
 )
 def test_what_is_no_hint_is_refused_in_a_sentence(content: Any, words: str) -> None:
@@ -87,6 +113,24 @@ def test_hints_for_one_of_several_pictures_must_name_it() -> None:
         Hints(written({"a": [RED]}), [A, Path("other/a.png")])
     with pytest.raises(FileNotFoundError):
         Hints(Path("none.json"), [A])
+
+
+def test_what_is_no_file_of_hints_is_refused_before_any_work() -> None:
+    Path("layers").mkdir()
+    Path("layers/a.psd").write_bytes(b"")
+    Path("points.txt").write_text("[]")
+    for name, words in (
+        ("layers", "no layer in layers"),
+        ("none.png", "there is none"),
+        ("points.txt", "this is none"),
+    ):
+        with pytest.raises(UserError, match=words):
+            Hints(Path(name), [A, B])
+
+
+def test_json_may_begin_with_a_mark_of_its_encoding() -> None:
+    Path("points.json").write_text(json.dumps([RED]), encoding="utf-8-sig")
+    assert Hints(Path("points.json"), [A]).layer(A, 9, 9) is not None
 
 
 @pytest.mark.parametrize(("x", "y"), [(-1, 0), (0, -0.1), (9, 0), (0, 6.0)])

@@ -1,6 +1,7 @@
 """runner.py: pictures in batches, and what happens where memory is not enough."""
 
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path
 from threading import Thread
@@ -9,13 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import CPU, StandInRunner, write_model
+from helpers import CPU, StandInRunner, small_model, write_model
 from torch import Tensor, nn
 
 from config import UserError
 from imaging.pixels import Frame
 from inference import runner
-from inference.checkpoint import METADATA, infer, load_exported
+from inference.checkpoint import METADATA, infer, infer_each, load_exported
 from inference.runner import Pixels, Runner, is_out_of_memory, one_line
 
 FP32, FP16 = torch.float32, torch.float16
@@ -50,19 +51,19 @@ class StandInDevice(str):
 
 
 class StandInMemory:
-    """In place of `infer`, with the memory of an accelerator; notes what was run where."""
+    """In place of `infer_each`, with the memory of an accelerator; notes what was run where."""
 
     def __init__(self, owner: Runner, fp32: int, fp16: int = 0, error: Exception = NO_MEMORY) -> None:
         self.owner, self.fits, self.error = owner, {FP32: fp32, FP16: fp16}, error
         self.calls: list[tuple[str, torch.dtype, int]] = []
 
-    def __call__(self, model: torch.jit.ScriptModule, images: Tensor, hints: Tensor | None) -> Tensor:
+    def __call__(self, model: nn.Module, images: list[Tensor], hints: list[Tensor | None]) -> list[Tensor]:
         here, precision = model is self.owner.model, model.precision.dtype
         self.calls.append(("device" if here else "cpu", precision, len(images)))
         assert len(self.calls) < 50, "it goes on and on"
         if here and len(images) > self.fits[precision]:
             raise self.error
-        return infer(model, images, hints)
+        return infer_each(model, images, hints)
 
 
 OnDevice = Callable[..., tuple[Runner, StandInMemory]]
@@ -82,7 +83,7 @@ def on_device(model: Path, monkeypatch: pytest.MonkeyPatch) -> OnDevice:
     ) -> tuple[Runner, StandInMemory]:
         made = Runner(path, StandInDevice(name))
         memory = StandInMemory(made, fp32, fp16, error)
-        monkeypatch.setattr(runner, "infer", memory)
+        monkeypatch.setattr(runner, "infer_each", memory)
         return made, memory
 
     return make
@@ -111,7 +112,7 @@ def assert_same(found: list[Pixels], expected: list[Pixels]) -> None:
         assert (ours.dtype, ours.shape) == (theirs.dtype, theirs.shape)
         level = np.iinfo(theirs.dtype).max // 255
         assert np.abs(ours.astype(int) - theirs.astype(int)).max() <= level
-    assert not any((a == b).all() for a, b in pairwise(expected))  # or a wrong order would not show
+    assert not any(np.array_equal(a, b) for a, b in pairwise(expected))  # or a wrong order would not show
 
 
 @pytest.mark.parametrize(("count", "dtype"), [(0, np.uint8), (1, np.uint16), (5, np.uint8), (5, np.uint16)])
@@ -120,6 +121,32 @@ def test_a_batch_is_what_the_model_gives_for_each_picture(model: Path, count: in
     before = [picture.copy() for picture in pictures]
     assert_same(Runner(model, CPU).run(pictures), singly(model, pictures))
     assert all((a == b).all() for a, b in zip(pictures, before, strict=True))
+
+
+@pytest.mark.parametrize("scripted", [False, True])
+def test_pictures_that_the_network_sees_at_one_size_go_through_it_together(scripted: bool, tmp_path: Path) -> None:
+    made, pictures, passes = Runner(write_model(tmp_path / "model.ts", hints=True), CPU), [], []
+    if not scripted:
+        made.model = small_model(hints=True)[0]
+        made.model.generator.register_forward_pre_hook(lambda _, given: passes.append(len(given[0])))
+    sizes = [(60, 80), (120, 160), (64, 86), (80, 60), (33, 200), (90, 120)]  # seen at 32 x 43, but for two
+    for i, (height, width) in enumerate(sizes):
+        pictures += draw(1, height, width, dtype=np.uint16 if i == 2 else np.uint8)
+    layers = [None, np.zeros((120, 160, 4), np.uint8), None, None, None, None]
+    layers[1][40:80, 30:90] = (200, 30, 30, 255)
+    alone = [made.run([picture], [layer])[0] for picture, layer in zip(pictures, layers, strict=True)]
+    passes.clear()
+    assert_same(made.run(pictures, layers), alone)
+    if not scripted:
+        assert sorted(passes) == [1, 4, 4]  # the long one in four parts
+    assert (alone[1] != made.run(pictures)[1]).any()
+
+
+def test_networks_that_normalise_by_the_batch_colour_one_picture_at_a_time(on_device: OnDevice, tmp_path: Path) -> None:
+    recipe = asdict(replace(small_model()[1], norm_stats="batch"))
+    made, memory = on_device(fp32=9, path=write_model(tmp_path / "model.ts", recipe=recipe))
+    made.run(draw(3))
+    assert memory.calls == [("device", FP32, 1)] * 3
 
 
 def test_settings_are_those_of_the_module_and_none_leaves_them(model: Path) -> None:
@@ -154,10 +181,10 @@ def test_transparency_is_paper_to_line_art_and_white_elsewhere(kind: str, dtype:
 
 def test_a_batch_is_halved_until_it_fits(on_device: OnDevice, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     made, memory = on_device(fp32=2)
-    pictures = draw(9)
+    pictures = draw(9)  # of which a batch has BATCH at most
     assert_same(made.run(pictures), singly(model, pictures))
-    assert memory.calls == [("device", FP32, n) for n in (9, 4, 2, 2, 2, 2, 1)]
-    assert capsys.readouterr().err.splitlines() == [HALVED.format(9, 4), HALVED.format(4, 2)]
+    assert memory.calls == [("device", FP32, n) for n in (8, 4, 2, 2, 2, 2, 1)]
+    assert capsys.readouterr().err.splitlines() == [HALVED.format(8, 4), HALVED.format(4, 2)]
     memory.fits[FP32] = 99
     for height, width, counts in ((15, 41, (4, 1)), (60, 41, (1, 1))):
         memory.calls.clear()  # what did not fit is remembered, in pixels
@@ -224,10 +251,10 @@ def test_a_cpu_without_memory_is_a_memory_error(
         raise too_large()
 
     made, memory = on_device(fp32=9, name=device)
-    monkeypatch.setattr(runner, "infer", full)
+    monkeypatch.setattr(runner, "infer_each", full)
     with pytest.raises(MemoryError, match="not enough memory for a picture"):
         made.run(draw(2))
-    monkeypatch.setattr(runner, "infer", memory)
+    monkeypatch.setattr(runner, "infer_each", memory)
     assert len(made.run(draw(2))) == 2  # the next pictures are not lost
 
 

@@ -37,7 +37,8 @@ CHOICES = {
     "pair": ("auto", "none", "AB", "BA"), "norm_d": ("batch", "instance", "none"), "norm_stats": ("running", "batch"),
     "init": ("normal", "default", "kaiming"), "schedule": ("constant", "linear", "cosine"),
     "gan_mode": ("vanilla", "lsgan", "hinge"), "precision": ("auto", "fp32", "bf16", "fp16"),
-    "memory_format": ("auto", "contiguous", "channels_last"), "on_nan": ("stop", "skip"), "metric": ("auto", *METRICS),
+    "memory_format": ("auto", "contiguous", "channels_last"), "compile": ("auto", "true", "false"),
+    "on_nan": ("stop", "skip"), "metric": ("auto", *METRICS),
 }  # fmt: skip
 # ranges of numbers; those not named here are at least 0
 BELOW_ONE = {"val_fraction", "dropout", "beta1", "beta2", "ema", "momentum", "label_smoothing", "warmup"}
@@ -168,7 +169,9 @@ class Recipe(AnyRecipe):
     precision: str = "auto"  # auto | fp32 | bf16 | fp16 (CUDA, with gradient scaling)
     memory_format: str = "auto"  # of images in memory: contiguous | channels_last | auto: what is faster here
     on_nan: str = "stop"  # where a loss is not finite: stop | skip, which leaves out the updates of that step
-    compile: bool = False  # torch.compile both networks: about a minute to start, then faster
+    compile: str = (
+        "auto"  # torch.compile, which takes a minute or more at the start: true | false | auto: where it pays
+    )
     seed: int = 42  # of weights, shuffling, cropping, flipping, degradations and dropout
     # intervals
     save_every: int = 5  # epochs between checkpoints
@@ -196,6 +199,12 @@ class Recipe(AnyRecipe):
         some = other or (self.is_adversarial and not self.pretrain_epochs)
         require(some, "lambda_l1", self, "greater than 0 where no other term trains the generator")
         require(self.pretrain_epochs <= most, "pretrain_epochs", self, f"at most {most}, {reason}")
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> "Recipe":
+        """Build a recipe as AnyRecipe does, from any version's record: `compile` was a bool."""
+        as_text = {"compile": str(record["compile"]).lower()} if "compile" in record else {}
+        return super().from_record({**record, **as_text})
 
     @property
     def system(self) -> str:
@@ -271,8 +280,8 @@ def require(ok: bool, key: str, recipe: AnyRecipe, wanted: str) -> None:
 RECIPES: dict[str, dict[str, Any]] = {
     # The embedded scenes; minutes on two CPU cores.
     "demo": dict(system="embedded scenes", size=128, flip=0.5,
-        generator="unet", discriminator="patch30", ngf=32, ndf=16, depth=5, lambda_gan=0.05,
-        epochs=20, batch_size=8, lr=2e-3, schedule="linear", ema=0.99, log_every=100),
+        generator="unet", discriminator="patch30", ngf=16, ndf=16, depth=5, lambda_gan=0.05,
+        epochs=15, pretrain_epochs=12, batch_size=4, lr=3e-3, schedule="linear", ema=0.99, log_every=100),
     # Published: 950 epochs, images squashed to the square; flips from epoch 350 on, and of validation images.
     "coco": dict(system="photo in Lab, pix2pix", flip=0.5,
         generator="unet", discriminator="patch30", dropout=0.5, epochs=950, save_every=25),
@@ -366,7 +375,7 @@ def settle(name: str, given: Mapping[str, Any]) -> dict[str, int]:
 
 
 def parse_settings(settings: Sequence[str], recipe: type[AnyRecipe] = Recipe) -> dict[str, Any]:
-    """Turn ["lr=1e-3", "compile=true"] into typed values of a recipe's fields, all but its name.
+    """Turn ["lr=1e-3", "pretrained=true"] into typed values of a recipe's fields, all but its name.
 
     Raises UserError on no "=", an unknown field (naming the closest), or text that is not of its type.
     """
@@ -378,11 +387,13 @@ def parse_settings(settings: Sequence[str], recipe: type[AnyRecipe] = Recipe) ->
         if not equals:
             raise UserError(f"--set takes key=value, got {setting!r}")
         key = key.replace("colour", "color")  # both spellings
+        if key != "pair_folders":  # which names folders
+            text = text.replace("colour", "color").replace("grey", "gray")
         if key not in kinds:
             raise UserError(f"no recipe field {key}{closest(key, list(kinds))}")
         kind = kinds[key]
         try:
-            values[key] = truth[text.lower()] if kind is bool else kind(text)
+            values[key] = truth[text.lower()] if kind is bool else kind(text.lower() if key == "compile" else text)
         except (ValueError, KeyError):
             raise UserError(f"{key} takes a value of type {kind.__name__}, got {text!r}") from None
     return values

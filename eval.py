@@ -5,7 +5,7 @@
     python eval.py --all-epochs --metric lpips_alex --metric fid      # downloads the networks they need
     python eval.py --all-epochs --classifier runs/classifier          # are the images recognised?
     python eval.py --run runs/a --against runs/b          # best against best, image by image: these two runs
-    python eval.py --run a1 a2 a3 --against b1 b2 b3      # two recipes, by runs of several seeds
+    python eval.py --run runs/a1 runs/a2 --against runs/b1 runs/b2    # two recipes, by runs of several seeds
     python eval.py --epoch 50 --against 25                # two epochs of one run
     python eval.py --report-only                          # writes the report of a scored run again
 
@@ -20,6 +20,7 @@ comparison.json and the report of the first run.
 
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -33,7 +34,7 @@ MetricOption = Annotated[
     typer.Option(metavar="NAME", help="A metric to insist on: its network is downloaded. Repeatable."),
 ]
 ClassifierOption = Annotated[
-    Path | None, typer.Option(metavar="RUN", help="A classifier's run: are the pictures recognised?")
+    Path | None, typer.Option(metavar="RUN|imagenet-lite0", help="A classifier's run: are the pictures recognised?")
 ]
 RunsOption = Annotated[
     list[Path] | None,
@@ -82,7 +83,7 @@ def main(
     """
     from runtime import distributed
     from runtime.progress import say
-    from runtime.run_folder import newest_run, read_run
+    from runtime.run_folder import newest_run, read_run, rendering
     from runtime.weights import require_folder
 
     folders = [Path(each) for each in ([run] if isinstance(run, str | Path) else run or [newest_run()])]
@@ -135,7 +136,8 @@ def main(
         scorer = on if on.type == "cuda" else torch.device("cpu")  # MPS has no float64
         with distributed.in_turn():
             metrics = load_metrics(images, record.recipe.test_size, scorer, metric, classifier, weights)
-        scores = evaluate(folder, epochs, images, metrics, on)
+        with nullcontext() if distributed.rank() else rendering(folder):
+            scores = evaluate(folder, epochs, images, metrics, on)
         if scores is None:  # of another process, which goes on with it
             return None
         say("\n".join([score_table(scores), *scores.notes]))

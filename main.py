@@ -9,7 +9,7 @@ If the run exists, its training goes on where it stopped. Every option means the
 
 from pathlib import Path
 
-from config import CACHE, DEMO, RUNS, make_recipe
+from config import CACHE, DEMO, RUNS, UserError, make_recipe
 from runtime import cli
 from runtime.progress import say
 
@@ -32,15 +32,16 @@ def write_example(path: Path, kind: str) -> Path:
     return photo
 
 
-def find_recipe(data: str, pair_folders: tuple[str, str] | None = None) -> str:
+def find_recipe(data: str, pair: str | None = None, pair_folders: tuple[str, str] | None = None) -> str:
     """Return the recipe for a data set whose user named none: anime for pairs, else coco; says which."""
     from dataset.folders import find_pair, list_items
 
-    looked_at = make_recipe("anime", {"pair_folders": "/".join(pair_folders or ())})
+    looked_at = make_recipe("anime", {"pair_folders": "/".join(pair_folders or ()), "pair": pair or "auto"})
     items = list_items(data, looked_at, CACHE)["train"]
     if isinstance(items[0].target, int):
         return DEMO
-    pairs = items[0].source is not None or find_pair(items) != "none"
+    side_by_side = find_pair(items) if looked_at.pair == "auto" else looked_at.pair
+    pairs = items[0].source is not None or side_by_side != "none"
     name, seen = ("anime", "pairs of a drawing and its colours") if pairs else ("coco", "colour pictures")
     say(f"{data} holds {seen}: recipe {name} (--recipe NAME for another)")
     return name
@@ -54,6 +55,7 @@ def main(
     size: cli.SizeOption = None,
     batch_size: cli.BatchSizeOption = None,
     limit: cli.LimitOption = None,
+    pair: cli.PairOption = None,
     pair_folders: cli.PairFoldersOption = None,
     set_: cli.SettingsOption = None,
     quick: cli.QuickOption = False,
@@ -71,22 +73,27 @@ def main(
     from evaluation.best_epoch import best_epoch
     from imaging.files import find_images, read_image, write_image
     from imaging.pixels import contact_sheet, resize
-    from runtime.run_folder import outputs_path, read_run
+    from runtime.run_folder import RECORD, outputs_path, read_run
 
-    recipe = recipe or (find_recipe(str(data), pair_folders) if data and not run else None)
+    if recipe is None and data and not (run and Path(run, RECORD).exists()):
+        recipe = find_recipe(str(data), pair, pair_folders)
     folder = Path(run or RUNS / (recipe or DEMO))
     common = {"run": folder, "device": device}
     reading = {**common, "cache_gb": cache_gb}
     given = {"epochs": epochs, "size": size, "batch_size": batch_size, "limit": limit, "set_": set_}
-    given |= {"pair_folders": pair_folders}
-    resume = (folder / "recipe.json").exists()
-    train.main(recipe=recipe, data=data, weights=weights, resume=resume, quick=quick and not resume, **given, **reading)
+    given |= {"pair": pair, "pair_folders": pair_folders}
+    resume = (folder / RECORD).exists()
+    if resume and quick:
+        raise UserError(f"{folder} already holds a run, and --quick begins one: name another folder with --run")
+    if resume:
+        say(f"{folder} holds a run: it goes on as it was begun; to begin another, name another folder with --run")
+    train.main(recipe=recipe, data=data, weights=weights, resume=resume, quick=quick, **given, **reading)
     test.main(all_epochs=True, **reading)
     scoring.main(all_epochs=True, weights=weights, **reading)
     model = export.main(**common)
     example = folder / "photograph.png"
     photo = write_example(example, read_run(folder).recipe.input)
-    coloured = colorize.main([example], model=model, out=folder / "colorized", device=device)[0]
+    coloured = colorize.main([example], model=model, out=folder / "colorized", overwrite=True, device=device)[0]
     folders = (folder / "inputs", outputs_path(folder, best_epoch(folder)), folder / "targets")
     names = [path.name for path in find_images(folder / "targets")]
     rows = [[read_image(where / names[i]) for where in folders] for i in evenly_spaced(len(names), ROWS)]

@@ -597,6 +597,8 @@ class LiteUNet(nn.Module):
     def readout(self, logits: Tensor) -> Tensor:
         """Return the answer (N, 2|out, H, W) in [-1, 1] that the last layer (N, 256|out, H/4, W/4) gives."""
         if self.is_ab:
+            if self.temperature <= 0.0:
+                raise ValueError("temperature is greater than 0")
             y = F.conv2d(torch.softmax(logits / self.temperature, 1), self.colors)
         else:
             y = torch.tanh(logits)

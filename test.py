@@ -7,6 +7,7 @@
 Writes inputs/STEM.png, targets/STEM.png and outputs/epoch_0050/STEM.png into the run folder.
 """
 
+from contextlib import nullcontext
 from pathlib import Path
 
 from config import CACHE
@@ -29,7 +30,7 @@ def main(
     from runtime import distributed
     from runtime.device import keep_freed_memory, pick_device
     from runtime.progress import say
-    from runtime.run_folder import newest_run, read_run
+    from runtime.run_folder import newest_run, read_run, rendering
 
     on = pick_device(device)
     keep_freed_memory()
@@ -39,7 +40,8 @@ def main(
     say(f"rendering {folder}: {model_words(record, epochs, on)}")
     with distributed.in_turn():
         images = open_split(record, data, "test", CACHE, cache_gb)
-    outputs = [render_epoch(folder, number, images, on) for number in epochs]
+    with nullcontext() if distributed.rank() else rendering(folder):
+        outputs = [render_epoch(folder, number, images, on) for number in epochs]
     for output in outputs:
         say(f"rendered {len(images)} images into {output}")
     for sentence in images.bad:

@@ -272,8 +272,12 @@ def label_ids(labels: Sequence[str], classes: Sequence[str]) -> list[int]:
 def imagenet_name(label: str, classes: Sequence[str]) -> str:
     """Return a folder's name as ImageNet's class: "n01440764_tench", "great_white_shark" or as it is.
 
-    Raises UserError on a name that two classes have.
+    Raises UserError on a name that two classes have, and on a number of WordNet alone.
     """
+    if re.fullmatch(r"n\d{8}", label):
+        raise UserError(
+            f"class {label}: name its folder by the class too, as n01440764_tench; a number alone is not known"
+        )
     name = re.sub(r"^n\d{8}[_ ]", "", label).replace("_", " ").lower()
     found = [known for known in classes if known.lower() == name]
     if len(found) > 1:

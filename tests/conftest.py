@@ -1,9 +1,11 @@
 """Fixtures: every test works in a folder of its own; a folder of small pictures; one tiny trained run."""
 
 import hashlib
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -17,6 +19,11 @@ import models
 import train
 from dataset import scenes
 from runtime import weights
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chromium-headless-shell")
 
 torch.set_num_threads(1)  # tiny networks gain nothing from more, and on a busy machine threads wait
 
@@ -121,3 +128,16 @@ def trained(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("trained"))
         return train.main(recipe="coco", data=str(pictures), epochs=2, save_every=1, **TINY).resolve()
+
+
+@pytest.fixture(scope="session")
+def browser() -> "Iterator[Browser]":
+    """Yield a headless Chromium."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="pages need playwright to be tested")
+    found = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if found is None:
+        pytest.skip(f"no browser to open a page in: none of {' '.join(BROWSERS)} is installed")
+    with playwright.sync_playwright() as started:
+        opened = started.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        yield opened
+        opened.close()

@@ -1,12 +1,13 @@
 """A program for test_distributed.py: steps of a small GAN or classifier, alone or in several processes.
 
-    python steps.py OUT batch|none STEPS
+    python steps.py OUT batch|none STEPS [compiled]
 
 Every process takes its share of the same batches of 8; the first writes the networks and the losses. `none` leaves
-BatchNorm out, so that a step over several processes is the step of one.
+BatchNorm out, so that a step over several processes is the step of one. `compiled` takes the graph alone, without C++.
 """
 
 import sys
+from functools import partialmethod
 from pathlib import Path
 
 import torch
@@ -24,10 +25,10 @@ from training.gan import Batch, build_gan, train_step
 BATCH, LR = 8, 1e-4
 
 
-def gan_steps(steps: int) -> dict[str, object]:
+def gan_steps(steps: int, compiled: bool) -> dict[str, object]:
     """Train a GAN; returns its networks and the losses of each step, means over the processes."""
     recipe = tiny_recipe(ema=0.9, lr=LR, depth=3, lambda_gan=1.0, lambda_l1=10.0)
-    gan, losses = build_gan(recipe, CPU, "fp32"), []
+    gan, losses = build_gan(recipe, CPU, "fp32", compiled=compiled), []
     gan.share()
     share = BATCH // distributed.world()
     own = slice(distributed.rank() * share, (distributed.rank() + 1) * share)
@@ -55,11 +56,12 @@ def classifier_steps(steps: int) -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    out, norm, steps = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+    out, norm, steps, compiled = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), len(sys.argv) > 4
+    nn.Module.compile = partialmethod(nn.Module.compile, backend="aot_eager")
     if norm == "none":
         nn.BatchNorm2d = NORMS["batch"] = lambda *_, **__: nn.Identity()
     with processes(True):
-        found = gan_steps(steps) | classifier_steps(steps if norm == "none" else 1)
+        found = gan_steps(steps, compiled) | classifier_steps(steps if norm == "none" else 1)
         parts = [found["generator"], found["ema"], found["discriminator"], found["classifier"]]
         sums = [float(value.double().sum()) for part in parts for value in part.values()]
         distributed.require_same({"networks": sums})  # bit for bit

@@ -113,6 +113,7 @@ def test_a_recipe_comes_back_from_its_record() -> None:
     assert type(record["lr"]) is float
     del record["seed"], record["metric"]  # as an older version wrote it
     assert Recipe.from_record(record) == recipe
+    assert Recipe.from_record({**record, "compile": True}).compile == "true"
     classifier = ClassifierRecipe(size=32)
     assert ClassifierRecipe.from_record(asdict(classifier)) == classifier
     for odd, field in (({**record, "learning": 1}, "learning"), ({**record, "name": None}, "name")):
@@ -170,7 +171,8 @@ def test_shares_reach_1_and_no_further() -> None:
         *(({key: 0}, "greater than 0") for key in ("save_every", "log_every")),
         *(({key: 0.0}, "greater than 0") for key in ("lr", "label_real")),
         ({"load_size": 255}, "at least size (256)"), ({"size": 256.5}, "int"), ({"size": "256"}, "int"),
-        ({"lr": "fast"}, "float"), ({"input": 3}, "str"), ({"compile": 1}, "bool"),
+        ({"lr": "fast"}, "float"), ({"input": 3}, "str"), ({"pretrained": 1}, "bool"),
+        ({"compile": "maybe"}, "one of auto true false"),
         *(({"output": y, "input": x}, f"rgb where input is {x}")
           for x in CHOICES["input"] if x != "L" for y in ("ab", "Lab")),
         ({"lambda_l1": 0.0, "lambda_gan": 0.0}, "greater than 0 where no other term trains the generator"),
@@ -200,11 +202,14 @@ def test_accepted(given: dict[str, Any]) -> None:
 
 
 def test_parse_settings_types() -> None:
-    values = parse_settings(["lr=1e-3", "size=64", "compile=True", "input=sketch", "ema=0"])
-    assert values == {"lr": 1e-3, "size": 64, "compile": True, "input": "sketch", "ema": 0.0}
+    values = parse_settings(["lr=1e-3", "size=64", "pretrained=True", "input=sketch", "ema=0"])
+    assert values == {"lr": 1e-3, "size": 64, "pretrained": True, "input": "sketch", "ema": 0.0}
     assert [type(value) for value in values.values()] == [float, int, bool, str, float]
     for text, truth in (("yes", True), ("1", True), ("FALSE", False), ("no", False)):
-        assert parse_settings([f"compile={text}"]) == {"compile": truth}
+        assert parse_settings([f"pretrained={text}"]) == {"pretrained": truth}
+    british = ["min_colourfulness=3", "metric=colourfulness_error", "input=grey+line", "pair_folders=Colour/grey"]
+    american = {"min_colorfulness": 3.0, "metric": "colorfulness_error", "input": "gray+line"}
+    assert parse_settings(british) == {**american, "pair_folders": "Colour/grey"}
 
 
 @pytest.mark.parametrize(
@@ -215,7 +220,7 @@ def test_parse_settings_types() -> None:
         ("lambda_L1=3", "no recipe field lambda_L1; did you mean lambda_l1? (known: "),
         ("size=64.5", "size takes a value of type int, got '64.5'"),
         ("lr=fast", "lr takes a value of type float, got 'fast'"),
-        ("compile=maybe", "compile takes a value of type bool, got 'maybe'"),
+        ("pretrained=maybe", "pretrained takes a value of type bool, got 'maybe'"),
         ("epochs=", "epochs takes a value of type int, got ''"),
     ],
 )  # fmt: skip

@@ -408,6 +408,7 @@ def test_a_folder_of_weights_makes_lpips_available(
         metric = f"lpips_{net}"
         (path,) = weights_folder.glob(f"{name}-*.pth")
         assert scores.protocol["weights"][name] == weights.file_hash(path)
+        assert scores.metric == "lpips_alex"  # of auto, where it is there
         assert metric in scores.best
         lpips = LPIPS(net, weights_folder, CPU, download=False)
         for line in lines[:1] + lines[-1:]:

@@ -9,6 +9,7 @@ import torch
 
 import config
 import main
+from config import UserError
 from dataset import scenes
 from imaging import color
 from imaging.files import read_image, write_image
@@ -57,17 +58,26 @@ def test_stages_are_given_the_options(monkeypatch: pytest.MonkeyPatch, begun: bo
     monkeypatch.setattr("eval.main", stop)
     options = {"recipe": "coco-resnet", "data": "photos", "epochs": 3, "weights": Path("w"), "device": "cpu"}
     rest = {"size": 64, "batch_size": 2, "limit": 9, "set_": ["ngf=4"], "pair_folders": None, "cache_gb": 0.0}
+    rest["pair"] = "none"
     run = Path("runs/coco-resnet")
     run.mkdir(parents=True)
     if begun:
         (run / "recipe.json").touch()
     with pytest.raises(InterruptedError):
-        main.main(**options, **rest, quick=True)
+        main.main(**options, **rest, quick=not begun)
     assert given == {
         "train": {**options, **rest, "run": run, "resume": begun, "quick": not begun},
         "test": {"run": run, "all_epochs": True, "device": "cpu", "cache_gb": 0.0},
         "eval": {"run": run, "all_epochs": True, "weights": Path("w"), "device": "cpu", "cache_gb": 0.0},
     }
+
+
+def test_a_first_look_is_a_run_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Path("runs/coco")
+    run.mkdir(parents=True)
+    (run / "recipe.json").touch()
+    with pytest.raises(UserError, match=r"^runs/coco already holds a run, and --quick begins one: name another folder"):
+        main.main(recipe="coco", data="photos", quick=True)
 
 
 def test_without_a_recipe_the_pictures_decide(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -78,6 +88,27 @@ def test_without_a_recipe_the_pictures_decide(tmp_path: Path, capsys: pytest.Cap
     for folder, name in (("photos", "coco"), ("pairs", "anime")):
         assert main.find_recipe(str(tmp_path / folder)) == name
         assert f": recipe {name} (--recipe NAME for another)" in capsys.readouterr().out
+    assert main.find_recipe(str(tmp_path / "pairs"), pair="none") == "coco"
+
+
+def test_a_new_run_of_a_name_looks_at_the_pictures_and_one_that_is_there_goes_on(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def stop(**options: object) -> NoReturn:
+        given.append(options["recipe"])
+        raise InterruptedError
+
+    for i in range(3):
+        write_image(tmp_path / f"photos/{i}.png", scenes.draw(i, 64)[0])
+    given: list[object] = []
+    monkeypatch.setattr("train.main", stop)
+    run = tmp_path / "mine"
+    for _ in range(2):
+        with pytest.raises(InterruptedError):
+            main.main(data=str(tmp_path / "photos"), run=run)
+        run.mkdir(exist_ok=True)
+        (run / "recipe.json").touch()
+    assert given == ["coco", None]
 
 
 @pytest.mark.parametrize("kind", ["L", "gray", "line", "gray+line", "sketch"])

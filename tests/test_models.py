@@ -343,7 +343,7 @@ def checkers(image: Tensor) -> float:
     return float((blocks.amax(2) - blocks.amin(2)).detach().max())
 
 
-@pytest.mark.parametrize("init", [None, init_normal, init_kaiming], ids=str)
+@pytest.mark.parametrize("init", [None, init_normal, init_kaiming])
 def test_pixel_shuffle_starts_without_checkers(init: Callable[[nn.Module], None] | None) -> None:
     torch.manual_seed(0)
     block = nn.Sequential(nn.Conv2d(3, 6, 1), PixelShuffleUp(6, 5))
@@ -527,3 +527,23 @@ def test_the_extractor_inside_a_generator_is_scripted_as_it_is(monkeypatch: pyte
         torch.testing.assert_close(torch.jit.script(generator)(x), expected)
         generator.extractor.head[1].bias.add_(5.0)
         assert not torch.equal(generator(x), expected)  # its features are seen
+
+
+def test_a_published_encoder_sees_gray_as_three_equal_channels_and_hints_not_yet() -> None:
+    torch.manual_seed(0)
+    published = models.LiteClassifier().eval()
+    for module in published.modules():  # or nothing would depend on the statistics
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.uniform_(-0.2, 0.2)
+            module.running_var.uniform_(0.5, 2.0)
+    renamed = {f"layer{i}": value for i, value in enumerate(published.state_dict().values())}
+    again, encoder = models.LiteClassifier().eval(), models.LiteEncoder(4).eval()
+    again.load_published(renamed)
+    encoder.load_pretrained(renamed)
+    gray, hints = torch.rand(2, 1, 64, 64) * 2 - 1, torch.rand(2, 3, 64, 64)
+    rgb = gray.expand(-1, 3, -1, -1)
+    assert torch.equal(again(rgb), published(rgb))
+    pairs = zip(encoder(torch.cat([gray, hints], 1)), published.encoder(rgb), strict=True)
+    assert all(torch.allclose(ours, theirs, atol=1e-4) for ours, theirs in pairs)
+    with pytest.raises(ValueError, match="zip"):
+        again.load_published({**renamed, "more": torch.zeros(1)})

@@ -127,7 +127,7 @@ def bench_step(recipe: str, size: int, batch: int, device: str, repeats: int) ->
         side |= {"images_per_s": batch / seconds, "gflop_per_s": found["plain"]["flop"] / seconds / 1e9}
         side["share_of_ceiling"] = 1e9 * side["gflop_per_s"] / most[side["precision"]]
         ms = [1000 * each for each in side["seconds"]]
-        computed = f"{side['precision']} {side['memory_format']}"
+        computed = f"{side['precision']} {side['memory_format']}" + " compiled" * side["compiled"]
         times = f"{statistics.median(ms):.0f} ms ({min(ms):.0f} to {max(ms):.0f}), {side['images_per_s']:.2f} images/s"
         share = f"{side['gflop_per_s']:.0f} GFLOP/s, {100 * side['share_of_ceiling']:.0f} % of what matrices get"
         print(f"{name}, {computed}: {times}, {share}, {statistics.median(side['page_faults']):.0f} page faults")
@@ -157,8 +157,9 @@ def bench_files(device: str, repeats: int, images: int) -> dict[str, Any]:
         found = in_turn("infer", {"plain": ("plain", spec), "ours": ("ours", spec)}, repeats, 1)
     ours = found["ours"]
     ours["beside_the_network_ms"] = 1000 * (ours["median_seconds"] / ours["images"] - ours["network_seconds"])
-    ours["network_idle_share"] = 1 - ours["network_seconds"] * ours["images"] / ours["median_seconds"]
-    print(f"the network alone: {1000 * ours['network_seconds']:.0f} ms; idle {100 * ours['network_idle_share']:.0f} %")
+    ours["network_idle_share"] = 1 - ours["network_batch_seconds"] * ours["images"] / ours["median_seconds"]
+    alone = f"{1000 * ours['network_seconds']:.0f} ms, in batches {1000 * ours['network_batch_seconds']:.0f} ms"
+    print(f"the network alone: {alone} per picture; idle {100 * ours['network_idle_share']:.0f} %")
     return {"device": device, "sides": found, **per_image(found)}
 
 

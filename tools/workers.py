@@ -43,7 +43,14 @@ def our_step(spec: Spec) -> tuple[Work, Spec]:
     import torch
 
     from models import count_channels, meta_generator
-    from runtime.device import keep_freed_memory, pick_device, pick_format, pick_precision
+    from runtime.device import (
+        MIN_COMPILED_STEPS,
+        keep_freed_memory,
+        pays_to_compile,
+        pick_device,
+        pick_format,
+        pick_precision,
+    )
     from training.gan import build_gan, make_batch, train_step
 
     keep_freed_memory()
@@ -52,7 +59,8 @@ def our_step(spec: Spec) -> tuple[Work, Spec]:
     shape = (2, count_channels(recipe)[0], recipe.size, recipe.size)
     with tempfile.TemporaryDirectory() as cache:
         memory_format = pick_format(meta_generator(recipe), shape, device, precision, Path(cache))
-    gan = build_gan(recipe, device, precision, memory_format)
+    compiled = pays_to_compile(device, precision, MIN_COMPILED_STEPS)  # as in a long run
+    gan = build_gan(recipe, device, precision, memory_format, compiled)
     pictures = torch.randint(0, 256, (recipe.batch_size, 3, recipe.size, recipe.size), dtype=torch.uint8)
     sketches = pictures if recipe.input == "L" else pictures.clone()
 
@@ -60,7 +68,7 @@ def our_step(spec: Spec) -> tuple[Work, Spec]:
         batch = make_batch(sketches, pictures, recipe, device, 1)
         return sum(train_step(gan, batch, recipe, recipe.is_adversarial).values()).item()
 
-    return work, {"precision": precision, "memory_format": memory_format}
+    return work, {"precision": precision, "memory_format": memory_format, "compiled": compiled}
 
 
 def plain_step(spec: Spec) -> tuple[Work, Spec]:
@@ -77,7 +85,7 @@ def plain_step(spec: Spec) -> tuple[Work, Spec]:
 
     with FlopCounterMode(display=False) as counter:
         step(x.to(device), y.to(device))
-    facts = {"precision": "fp32", "memory_format": "contiguous", "flop": counter.get_total_flops()}
+    facts = {"precision": "fp32", "memory_format": "contiguous", "compiled": False, "flop": counter.get_total_flops()}
     return lambda: step(x.to(device), y.to(device)), facts
 
 
@@ -185,7 +193,7 @@ def our_colouring(spec: Spec) -> tuple[Work, Spec]:
     import torch
 
     from colorize import JOBS
-    from inference.pipeline import Pipeline
+    from inference.pipeline import BATCH, Pipeline
     from inference.runner import Runner
     from inference.tasks import Task
     from runtime.device import pick_device
@@ -193,13 +201,15 @@ def our_colouring(spec: Spec) -> tuple[Work, Spec]:
     runner = Runner(Path(spec["model"]), pick_device(spec["device"]))
     out = Path(spec["folder"]).parent / "ours"
     paths = sorted(Path(spec["folder"]).iterdir())
-    small = torch.rand(1, 1, 256, 256, device=runner.device)
-    seconds = []
+    network = {}  # pictures in a batch -> seconds per picture
     with torch.inference_mode():
-        for _ in range(8):
-            started = time.perf_counter()
-            runner.model.generator(small).sum().item()
-            seconds.append(time.perf_counter() - started)
+        for count in (1, BATCH):
+            small, seconds = torch.rand(count, 1, 256, 256, device=runner.device), []
+            for _ in range(8):
+                started = time.perf_counter()
+                runner.model.generator(small).sum().item()
+                seconds.append((time.perf_counter() - started) / count)
+            network[count] = min(seconds)
 
     def work() -> None:
         tasks = [Task(path, out / path.name) for path in paths]
@@ -207,7 +217,7 @@ def our_colouring(spec: Spec) -> tuple[Work, Spec]:
         if failed:
             raise RuntimeError(failed[0])
 
-    return work, {"images": len(paths), "network_seconds": min(seconds)}
+    return work, {"images": len(paths), "network_seconds": network[1], "network_batch_seconds": network[BATCH]}
 
 
 def plain_colouring(spec: Spec) -> tuple[Work, Spec]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torchvision import models
 from torchvision.transforms import InterpolationMode, v2
 
+from config import UserError
 from dataset.folders import Item
 from evaluation import classifier as classifiers
 from evaluation.classifier import MEAN, STD, Accuracy, Classifier, topk_correct
@@ -300,3 +301,16 @@ def test_classes_are_found_in_order() -> None:
 def test_classes_that_cannot_be_learned(train: str, val: str, sentence: str) -> None:
     with pytest.raises(ValueError, match="^" + sentence):
         classifiers.find_classes(items(train, val), "set", ["a", "b", "c"])
+
+
+def test_folders_are_named_like_imagenets_classes() -> None:
+    known = ["tench", "great white shark", "crane", "crane"]
+    for label, name in (
+        ("n01440764_tench", "tench"), ("n01440764 tench", "tench"), ("Great_White_Shark", "great white shark"),
+        ("tench", "tench"), ("unheard_of", "unheard_of"),
+    ):  # fmt: skip
+        assert classifiers.imagenet_name(label, known) == name
+    with pytest.raises(UserError, match="class crane: ImageNet has 2 classes of this name"):
+        classifiers.imagenet_name("crane", known)
+    with pytest.raises(UserError, match="class n01440764: name its folder by the class too"):
+        classifiers.imagenet_name("n01440764", known)

@@ -57,6 +57,7 @@ VERSION = 4  # of the cached pixels; raise it when decoding changes by more than
 SIGNAL_SECONDS = 0.2  # between two looks for a signal
 WAITS = (1.0, 10.0, 60.0, 300.0)  # s, after which a stream that gave nothing is read again
 CHUNK = 64  # images that are decoded before they are written; bounds the memory
+MANY_SCENES = 100  # from so many on, scenes are drawn by processes, which take half a second to start
 
 
 @dataclass(frozen=True)
@@ -274,8 +275,7 @@ def decode(item: Item, loading: Loading, cut: set[str] | None = None) -> Array:
     Raises UserError, which names the file, where it cannot be read, or is a pair of odd width.
     """
     if isinstance(item.target, int):
-        colour, sketch = scenes.draw(item.target, loading.load_size)
-        return np.concatenate([colour, sketch], 2) if loading.sketch else colour
+        return layers(scenes.draw(item.target, loading.load_size), loading)
     least = loading.load_size if loading.pair == "none" else 0  # of a pair side by side, the width must be even
     colour = read_picture(item.target, least)
     sketch = None if item.source is None else read_picture(item.source, least)
@@ -300,6 +300,11 @@ def decode(item: Item, loading: Loading, cut: set[str] | None = None) -> Array:
                 cut.add(item.stem)
         drawn = resize(fit_image(sketch, loading.load_size, loading.fit), *colour.shape[:2])
     return np.concatenate([colour, drawn], 2)
+
+
+def layers(scene: tuple[Array, Array], loading: Loading) -> Array:
+    """Return of a drawn scene, colour and sketch (H, W, 3), what `decode` returns."""
+    return np.concatenate(scene, 2) if loading.sketch else scene[0]
 
 
 def crop_to(image: Array, aspect: float) -> Array:
@@ -482,6 +487,12 @@ def _decode_all(
         except UserError as error:
             return item, error, ["bad"]
 
+    numbers = [item.target for item in items if isinstance(item.target, int)]
+    if len(numbers) == len(items) >= MANY_SCENES:
+        drawn = zip(items, scenes.draw_all(numbers, loading.load_size), strict=True)
+        found = ((item, layers(scene, loading), content_hashes(item)) for item, scene in drawn)
+        yield from track(found, f"drawing {label}", len(items))
+        return
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         chunks = (items[start : start + CHUNK] for start in range(0, len(items), CHUNK))
         yield from track(

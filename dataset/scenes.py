@@ -6,7 +6,14 @@ Shapes are drawn from far to near: filled on a colour layer, outlined on a white
 OKLab (Source: B. Ottosson, 2020) under one light per scene. They can be told from texture and context.
 """
 
+import os
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from functools import lru_cache
+from pathlib import Path
+from subprocess import PIPE, Popen
 
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageOps
@@ -16,6 +23,7 @@ SCENES = 900  # images in the set
 SEED = 1873  # of the whole set
 INK, PALE_INK = 30, 150  # gray levels of outlines and of surface patterns in the sketch
 LMS = np.array([[1, 0.39634, 0.2158], [1, -0.10556, -0.06385], [1, -0.08948, -1.29149]])  # from OKLab
+RADIAL = Image.radial_gradient("L")  # 0 in the middle, 255 at the edge
 RGB = np.array([[4.07674, -3.30771, 0.23097], [-1.26844, 2.60976, -0.34132], [-0.0042, -0.70342, 1.70761]])
 
 
@@ -186,10 +194,11 @@ class Canvas:
         span = np.array([(0.15 * self.gain + 0.03) * (1 - 0.5 * self.depth), 0, 0.02])
         ends = (self.top, self.low) if style == "sky" else (mid - span + fog * (self.low - mid), mid + span)
         image = Image.fromarray(np.clip(field, 0, 255).astype(np.uint8))
-        image.putpalette(to_srgb(np.linspace(*ends, 256)).tobytes())
+        palette = np.arange(256)[:, None] * ((ends[1] - ends[0]) / 255) + ends[0]
+        image.putpalette(to_srgb(palette).tobytes())
         self.colour.paste(image.convert("RGB"), box, mask)
         self.sketch.paste(255, box, mask)
-        pattern = Image.fromarray(np.uint8(255 * (tone < -66)))
+        pattern = Image.fromarray((tone < -66).view(np.uint8) * np.uint8(255))
         self.sketch.paste(PALE_INK, box, ImageChops.darker(mask, pattern))
         nib = max(1, round(0.003 * (1 - 0.5 * self.depth) * self.px))
         for slant in (0, 0.6 * nib):  # like a broad nib: the width of a line depends on its direction
@@ -208,8 +217,8 @@ class Canvas:
     def blend(self, x: float, y: float, rx: float, ry: float, name: str, strength: float) -> None:
         """Blend a soft ellipse into the colour layer alone: a glow, a shadow, red cheeks."""
         w, h = (max(1, round(2 * r * self.s * self.px)) for r in (rx, ry))
-        fade = [strength * (255 - v) ** 2 // 255 for v in range(256)]
-        mask = Image.radial_gradient("L").resize((w, h), Image.Resampling.BILINEAR).point(fade)
+        near = np.array(RADIAL.resize((w, h), Image.Resampling.BILINEAR))
+        mask = Image.fromarray((strength * np.arange(255, -1, -1) ** 2 // 255).astype(np.uint8)[near])
         x0, y0 = np.int64(self.xy(np.array([x, y])) - (w / 2, h / 2)).tolist()
         self.colour.paste(tuple(to_srgb(self.tone(name)).tolist()), (x0, y0, x0 + w, y0 + h), mask)
 
@@ -301,3 +310,32 @@ def draw(index: int, size: int) -> tuple[np.ndarray, np.ndarray]:
             c.put(c.rng.choice(kinds.get(what, [what])), x, foot, s * c.rng.uniform(0.8, 1.25), depth)
     colour, ink = (np.array(layer.reduce(c.px // size)) for layer in (c.colour, c.sketch))
     return colour, np.repeat(ink[..., None], 3, 2)
+
+
+def draw_all(indices: Sequence[int], size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield `draw` of each index, in order; a process on each core draws, as threads would wait for each other.
+
+    Raises ChildProcessError where one of them fails; it has told why on stderr.
+    """
+    count = min(os.cpu_count() or 1, len(indices))
+    command = [sys.executable, "-m", __spec__.name, str(size)]
+    with ExitStack() as stack:
+        pipes = []
+        for k in range(count):
+            process = Popen([*command, *map(str, indices[k::count])], stdout=PIPE, cwd=Path(__file__).parents[1])
+            assert stack.enter_context(process).stdout
+            pipes.append(process.stdout)
+        for i, index in enumerate(indices):
+            data = pipes[i % count].read(6 * size * size)
+            if len(data) < 6 * size * size:
+                raise ChildProcessError(f"scene {index} was not drawn: its process has ended")
+            yield tuple(np.frombuffer(data, np.uint8).reshape(2, size, size, 3))
+
+
+if __name__ == "__main__":  # a process of draw_all
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if hasattr(signal, "SIGPIPE"):
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # whoever reads has ended
+    side, *numbers = map(int, sys.argv[1:])
+    for number in numbers:
+        sys.stdout.buffer.write(np.stack(draw(number, side)).tobytes())

@@ -198,6 +198,17 @@ def test_names_that_are_no_text_are_loaded() -> None:
     assert (len(images), len(images.bad)) == (6, 1)
 
 
+@pytest.mark.parametrize("sketch", [True, False])
+def test_many_scenes_are_drawn_as_few_are(sketch: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    items = [Item(f"{i}", i) for i in range(5)]
+    few, many = [], []
+    for found, most in ((few, 6), (many, 5)):
+        monkeypatch.setattr("data.MANY_SCENES", most)
+        found += data._decode_all(items, Loading(16, "crop", "none", sketch, 0), "train", set())
+    assert [(item, hashes) for item, _, hashes in few] == [(item, hashes) for item, _, hashes in many]
+    assert all(np.array_equal(a, b) for (_, a, _), (_, b, _) in zip(few, many, strict=True))
+
+
 def test_decode_draws_demo_scenes() -> None:
     colour, sketch = scenes.draw(3, 32)
     loading = Loading(32, "crop", "none", sketch=True)

@@ -53,6 +53,22 @@ def test_same_bytes_twice_and_in_threads(pairs: list[tuple[Array, Array]]) -> No
         assert all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
 
 
+def test_processes_draw_the_same_in_order(pairs: list[tuple[Array, Array]]) -> None:
+    indices = [5, 0, 3, 11, 2]
+    drawn = list(scenes.draw_all(indices, 64))
+    for index, pair in zip(indices, drawn, strict=True):
+        assert all(np.array_equal(a, b) for a, b in zip(pairs[index], pair, strict=True))
+    for pair in scenes.draw_all(range(400), 64):  # left early: the processes end with it
+        assert np.array_equal(pair[0], pairs[0][0])
+        break
+
+
+def test_a_process_that_fails_is_told(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ChildProcessError, match="scene -1 was not drawn"):
+        list(scenes.draw_all([0, -1], 64))
+    assert "ValueError" in capfd.readouterr().err
+
+
 def test_same_composition_at_two_sizes() -> None:
     small, large = draw(1, 128)[0], draw(1, 256)[0]
     reduced = np.asarray(Image.fromarray(large).reduce(2), np.float32)

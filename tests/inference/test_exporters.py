@@ -261,6 +261,7 @@ def test_a_file_in_fp16_is_compared_with_what_a_cpu_computes(
 ) -> None:
     monkeypatch.setattr(exporters, "TOLERANCE", 1e-3)  # level; computed in fp16, it differs by more
     exporters.write(tmp_path / "x.ts", build("resunet"), ExportRecord(Recipe("x"), 1, "fp16"), "ts", [CPU])
+    assert (tmp_path / "x.ts").is_file()  # it is only written where they agree
 
 
 # ONNX and pt2

@@ -145,6 +145,7 @@ class Recipe(AnyRecipe):
     init: str = "default"  # default: PyTorch's | normal: N(0, 0.02), pix2pix's own | kaiming: fan out
     # optimisation
     epochs: int = 50  # passes over the training images
+    half_epochs: int = 0  # the first of them, in which pictures have half their size: quick, and coarse
     pretrain_epochs: int = 0  # the first of them, which train the generator alone, without the GAN term
     pretrain_lr: float = 0.0  # learning rate in them, constant; 0 = lr. Adam starts anew afterwards
     batch_size: int = 16  # images per step
@@ -199,6 +200,7 @@ class Recipe(AnyRecipe):
         some = other or (self.is_adversarial and not self.pretrain_epochs)
         require(some, "lambda_l1", self, "greater than 0 where no other term trains the generator")
         require(self.pretrain_epochs <= most, "pretrain_epochs", self, f"at most {most}, {reason}")
+        require(self.half_epochs <= self.epochs, "half_epochs", self, f"at most {self.epochs}, the epochs in all")
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> "Recipe":
@@ -210,6 +212,13 @@ class Recipe(AnyRecipe):
     def system(self) -> str:
         """What the recipe of this name reproduces."""
         return RECIPES.get(self.name, {}).get("system", "")
+
+    @property
+    def stages(self) -> str:
+        """The epochs in words, and what is other in the first of them."""
+        half = f", the first {self.half_epochs} at {self.size // 2} px" if self.half_epochs else ""
+        alone = f", the first {self.pretrain_epochs} without the discriminator" if self.pretrain_epochs else ""
+        return f"{self.epochs}{half}{alone}"
 
     @property
     def is_adversarial(self) -> bool:
@@ -280,8 +289,9 @@ def require(ok: bool, key: str, recipe: AnyRecipe, wanted: str) -> None:
 RECIPES: dict[str, dict[str, Any]] = {
     # The embedded scenes; minutes on two CPU cores.
     "demo": dict(system="embedded scenes", size=128, flip=0.5,
-        generator="unet", discriminator="patch30", ngf=16, ndf=16, depth=5, lambda_gan=0.05,
-        epochs=15, pretrain_epochs=12, batch_size=4, lr=3e-3, schedule="linear", ema=0.99, log_every=100),
+        generator="unet", discriminator="patch30", ngf=16, ndf=8, depth=5, lambda_gan=0.05,
+        epochs=15, half_epochs=6, pretrain_epochs=13, batch_size=4, lr=3e-3, schedule="linear", ema=0.99,
+        log_every=100),
     # Published: 950 epochs, images squashed to the square; flips from epoch 350 on, and of validation images.
     "coco": dict(system="photo in Lab, pix2pix", flip=0.5,
         generator="unet", discriminator="patch30", dropout=0.5, epochs=950, save_every=25),
@@ -367,10 +377,12 @@ def make_recipe(name: str, overrides: Mapping[str, Any]) -> Recipe:
 def settle(name: str, given: Mapping[str, Any]) -> dict[str, int]:
     """Return the fields of a known recipe that follow from those given, in the recipe's own proportions."""
     named, found = RECIPES[name], {}
-    for follower in ("load_size", "test_size", "work_size", "pretrain_epochs"):
-        key = "epochs" if follower == "pretrain_epochs" else "size"
+    for follower in ("load_size", "test_size", "work_size", "half_epochs", "pretrain_epochs"):
+        key = "epochs" if follower.endswith("epochs") else "size"
         if key in given and follower in named and follower not in given:
             found[follower] = round(given[key] * named[follower] / named.get(key, getattr(Recipe, key)))
+    if "size" in given and "half_epochs" in named and "half_epochs" not in given:
+        found["half_epochs"] = 0  # its half may be no size that the networks take
     return found
 
 

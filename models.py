@@ -750,6 +750,7 @@ def fit_networks(recipe: Recipe) -> Recipe:
         near = f"(the nearest that fits is {nearest_size(recipe)})"
         require(recipe.size >= smallest, "size", recipe, f"at least {smallest} for {name} {near}")
     recipe = replace(recipe, depth=_fit_depth(recipe))
+    _require_half(recipe)
     network = GENERATORS[recipe.generator]
     sides = [recipe.size >> n for n in range(1, recipe.depth + 1)] if network.attention else []
     wanted = f"0 or one of {' '.join(map(str, sides))} px" if sides else f"0 for generator {recipe.generator}"
@@ -763,6 +764,16 @@ def fit_networks(recipe: Recipe) -> Recipe:
     if recipe.norm_stats == "batch":
         require(not needs_two_images(recipe, testing=True), "norm_stats", recipe, f"running, {reason}")
     return recipe
+
+
+def _require_half(recipe: Recipe) -> None:
+    """Raise UserError where the first epochs have pictures of half the size, and the networks do not take those."""
+    half, step = recipe.size // 2, 2**recipe.depth if recipe.depth else MULTIPLE
+    networks = (GENERATORS[recipe.generator], DISCRIMINATORS.get(recipe.discriminator))
+    least = max(network.smallest for network in networks if network)
+    reason = f"as these networks take no {half} px (at least {least}, a multiple of {step})"
+    fits = not recipe.half_epochs or (recipe.size % 2 == 0 and half % step == 0 and half >= least)
+    require(fits, "half_epochs", recipe, f"0 at {recipe.size} px, {reason}")
 
 
 def nearest_size(recipe: Recipe) -> int:

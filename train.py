@@ -317,7 +317,8 @@ def run_training(
         return training_batches(images["train"], *order)
 
     def step(pictures: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
-        batch = make_batch(*pictures, made, on, state.steps * world + rank)
+        halved = state.epoch <= made.half_epochs
+        batch = make_batch(*pictures, made, on, state.steps * world + rank, halved)
         with keep_finite(made.on_nan == "skip", gan.generator, gan.discriminator, gan.ema):
             return train_step(gan, batch, made, adversarial=schedule(gan, made, state, steps))
 

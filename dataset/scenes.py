@@ -6,25 +6,27 @@ Shapes are drawn from far to near: filled on a colour layer, outlined on a white
 OKLab (Source: B. Ottosson, 2020) under one light per scene. They can be told from texture and context.
 """
 
+import math
 import os
 import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from subprocess import PIPE, Popen
 
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageOps
 
-VERSION = 1  # raise it when any image changes: cached images and rendered results then become invalid
+VERSION = 2  # raise it when any image changes: cached images and rendered results then become invalid
 SCENES = 900  # images in the set
 SEED = 1873  # of the whole set
 INK, PALE_INK = 30, 150  # gray levels of outlines and of surface patterns in the sketch
-LMS = np.array([[1, 0.39634, 0.2158], [1, -0.10556, -0.06385], [1, -0.08948, -1.29149]])  # from OKLab
+# columns: from OKLab to the cube roots of LMS, and from LMS to linear RGB
+LMS = np.array([[1, 1, 1], [0.39634, -0.10556, -0.08948], [0.2158, -0.06385, -1.29149]], np.float32)
 RADIAL = Image.radial_gradient("L")  # 0 in the middle, 255 at the edge
-RGB = np.array([[4.07674, -3.30771, 0.23097], [-1.26844, 2.60976, -0.34132], [-0.0042, -0.70342, 1.70761]])
+RGB = np.array([[4.07674, -1.26844, -0.0042], [-3.30771, 2.60976, -0.70342], [0.23097, -0.34132, 1.70761]], np.float32)
 
 
 def table(text: str) -> dict[str, list[str]]:
@@ -100,8 +102,9 @@ wall:5 0 0 44 0 44 45 22 80 0 45; roof 22 80 94 80 106 40 50 40; roof:-10 22 80 
 
 def to_srgb(lab: np.ndarray) -> np.ndarray:
     """Convert OKLab (..., 3) to sRGB uint8; colours outside the gamut are clipped."""
-    linear = np.clip(((lab @ LMS.T) ** 3) @ RGB.T, 0, 1)
-    return np.uint8(255 * np.clip(1.055 * linear ** (1 / 2.4) - 0.055, 0, 1) + 0.5)
+    lms = lab.astype(np.float32) @ LMS
+    linear = (lms * lms * lms @ RGB).clip(0, 1)
+    return (255 * (1.055 * linear ** (1 / 2.4) - 0.055).clip(0, 1) + 0.5).astype(np.uint8)
 
 
 def curve(p: np.ndarray) -> np.ndarray:
@@ -143,6 +146,30 @@ def textures(px: int) -> dict[str, np.ndarray]:
     return {name: np.int8(100 * np.clip(tone + grain, -1.2, 1.2)) for name, tone in tones.items()}
 
 
+@lru_cache(maxsize=64)
+def pattern(px: int, name: str) -> Image.Image:
+    """Return where a texture shows in the sketch: a mask (px, px)."""
+    return Image.fromarray((textures(px)[name] < -66).view(np.uint8) * np.uint8(255))
+
+
+@cache
+def parts(drawing: str) -> list[tuple[str, float, str, list[np.ndarray]]]:
+    """Return the parts of one of DRAWINGS: material, lightness, style, and its outlines (M, 2); a drawing has none."""
+    found = []
+    for part in " ".join(DRAWINGS[drawing]).split(";"):
+        head, *numbers = part.split()
+        name, _, lift = head.lstrip("~*|^").partition(":")
+        p, oval = np.array(numbers, float) / 100, len(numbers) == 4 and "^" not in head
+        if numbers:
+            p = ellipse(*p, 0.22 * ("*" in head)) if oval else p.reshape(-1, 2)
+            p = np.concatenate([p, p[::-1] * (-1, 1)]) if "^" in head else p
+            p = curve(p) if "~" in head else p
+        style = "round" if oval or "~" in head else "side"
+        sides = [p * (side, 1) for side in ((1, -1) if "|" in head else (1,))] if numbers else []
+        found.append((name, float(lift or 0) / 100, style, sides))
+    return found
+
+
 class Canvas:
     """A scene's colour and sketch layer; coordinates in image sides, y up, relative to the current place."""
 
@@ -177,29 +204,30 @@ class Canvas:
     def fill(self, points: np.ndarray, name: str, dl: float = 0, style: str = "side") -> None:
         """Fill a polygon (M, 2) with a shaded, textured material, and draw its outline on the sketch."""
         shift, xy = self.rng.random(2), self.xy(points)
-        low, high = xy.min(0), xy.max(0) + 1
-        limits = (0, 0, 1, 1), np.array([-1, -1, 0, 0]) + self.px
-        x0, y0, x1, y1 = box = tuple(np.clip([*low, *np.ceil(high)], *limits).astype(int).tolist())
-        w, h = x1 - x0, y1 - y0
+        low, high = xy.min(0).tolist(), (xy.max(0) + 1).tolist()
+        x0, y0 = (int(min(max(edge, 0), self.px - 1)) for edge in low)
+        x1, y1 = (int(min(max(math.ceil(edge), 1), self.px)) for edge in high)
+        box, w, h = (x0, y0, x1, y1), x1 - x0, y1 - y0
         mask = Image.new("L", (w, h))
         ImageDraw.Draw(mask).polygon((xy - (x0, y0)).ravel().tolist(), fill=255)
         u = (2 * (np.arange(x0, x1, dtype=np.float32) - low[0]) / (high[0] - low[0]) - 1)[None]
         v = (1 - 2 * (np.arange(y0, y1, dtype=np.float32) - low[1]) / (high[1] - low[1]))[:, None]
-        ox, oy = np.int64(shift * (self.px - w, self.px - h))
-        tone = textures(self.px)[MATERIALS[name][3]][oy : oy + h, ox : ox + w]
+        ox, oy = int(shift[0] * (self.px - w)), int(shift[1] * (self.px - h))
+        texture = MATERIALS[name][3]
+        tone = textures(self.px)[texture][oy : oy + h, ox : ox + w]
         base, right, up, bulge = map(int, SHADES[style])
         field = (base + right * self.lit * u + bulge * u * u) + (up * v + bulge * v * v)
         field += tone * np.float32(1 - 0.7 * self.depth)
         mid, fog = self.tone(name, dl), 0.55 * self.depth * (style == "land")
         span = np.array([(0.15 * self.gain + 0.03) * (1 - 0.5 * self.depth), 0, 0.02])
         ends = (self.top, self.low) if style == "sky" else (mid - span + fog * (self.low - mid), mid + span)
-        image = Image.fromarray(np.clip(field, 0, 255).astype(np.uint8))
+        image = Image.fromarray(field.clip(0, 255).astype(np.uint8))
         palette = np.arange(256)[:, None] * ((ends[1] - ends[0]) / 255) + ends[0]
         image.putpalette(to_srgb(palette).tobytes())
         self.colour.paste(image.convert("RGB"), box, mask)
         self.sketch.paste(255, box, mask)
-        pattern = Image.fromarray((tone < -66).view(np.uint8) * np.uint8(255))
-        self.sketch.paste(PALE_INK, box, ImageChops.darker(mask, pattern))
+        shown = pattern(self.px, texture).crop((ox, oy, ox + w, oy + h))
+        self.sketch.paste(PALE_INK, box, ImageChops.darker(mask, shown))
         nib = max(1, round(0.003 * (1 - 0.5 * self.depth) * self.px))
         for slant in (0, 0.6 * nib):  # like a broad nib: the width of a line depends on its direction
             line = (np.concatenate([xy, xy[:1]]) + slant).ravel().tolist()
@@ -217,27 +245,19 @@ class Canvas:
     def blend(self, x: float, y: float, rx: float, ry: float, name: str, strength: float) -> None:
         """Blend a soft ellipse into the colour layer alone: a glow, a shadow, red cheeks."""
         w, h = (max(1, round(2 * r * self.s * self.px)) for r in (rx, ry))
-        near = np.array(RADIAL.resize((w, h), Image.Resampling.BILINEAR))
-        mask = Image.fromarray((strength * np.arange(255, -1, -1) ** 2 // 255).astype(np.uint8)[near])
+        mask = RADIAL.resize((w, h), Image.Resampling.BILINEAR)
+        mask = mask.point((strength * np.arange(255, -1, -1) ** 2 // 255).astype(np.uint8).tolist())
         x0, y0 = np.int64(self.xy(np.array([x, y])) - (w / 2, h / 2)).tolist()
         self.colour.paste(tuple(to_srgb(self.tone(name)).tolist()), (x0, y0, x0 + w, y0 + h), mask)
 
     def figure(self, drawing: str, dl: float, swap: dict[str, str]) -> None:
         """Draw one of DRAWINGS at the current place, with some of its materials replaced."""
-        for part in " ".join(DRAWINGS[drawing]).split(";"):
-            head, *numbers = part.split()
-            name, _, lift = head.lstrip("~*|^").partition(":")
-            name, p = swap.get(name, name), np.array(numbers, float) / 100
-            if not numbers:
+        for name, lift, style, outlines in parts(drawing):
+            name = swap.get(name, name)
+            if not outlines:
                 self.figure(name, dl, swap)
-                continue
-            oval = len(p) == 4 and "^" not in head
-            p = ellipse(*p, 0.22 * ("*" in head)) if oval else p.reshape(-1, 2)
-            p = np.concatenate([p, p[::-1] * (-1, 1)]) if "^" in head else p
-            p = curve(p) if "~" in head else p
-            style = "round" if oval or "~" in head else "side"
-            for side in (1, -1) if "|" in head else (1,):
-                self.fill(p * (side, 1), name, dl + float(lift or 0) / 100, style)
+            for outline in outlines:
+                self.fill(outline, name, dl + lift, style)
 
     def sky(self) -> None:
         """Draw the sky: sun or moon, stars, clouds, balloons and birds."""

@@ -58,8 +58,9 @@ class LPIPS:
     def __init__(self, net: str, folder: Path | None, device: torch.device, download: bool) -> None:
         """Load `net` (alex or vgg). Raises UserError where its weights cannot be had."""
         self.name = f"lpips_{net}"
+        weights = load_weights(NETWORKS[self.name], folder, download=download)  # first: the network takes seconds
         self.network = LPIPSFeatures(net)
-        self.network.load_published(load_weights(NETWORKS[self.name], folder, download=download))
+        self.network.load_published(weights)
         self.network.to(device)
 
     def __call__(self, target: Pictures, output: Pictures) -> Tensor:

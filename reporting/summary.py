@@ -273,7 +273,6 @@ def recipe_words(record: RunRecord) -> list[str]:
     discriminator = f"discriminator {r.discriminator}{counts.get('discriminator', '')}"
     names = {**TERMS, "G_gan": f"GAN ({r.gan_mode})"}
     losses = [f"{weight:g} x {names[term]}" for term, weight in r.term_weights.items() if term.startswith("G_")]
-    alone = f", the first {r.pretrain_epochs} without the discriminator" if r.pretrain_epochs else ""
     rate = f"{r.lr:g}" + (f" ({r.lr_d:g} for the discriminator)" if r.is_adversarial and r.lr_d else "")
     degraded = [f"{name} ({100 * chance:g} %)" for name, (_, chance) in r.degradations.items()]
     aims = {"train": "to train on", "val": "to validate"}
@@ -283,7 +282,7 @@ def recipe_words(record: RunRecord) -> list[str]:
         f"Networks: generator {r.generator}{counts.get('generator', '')}; "
         f"{discriminator if r.is_adversarial else 'no discriminator'}.",
         f"Loss: {' + '.join(losses)}.",
-        f"{r.epochs} epochs{alone}, {r.batch_size} pictures a step, Adam at {rate}, {r.schedule}.",
+        f"Epochs: {r.stages}. {r.batch_size} pictures a step, Adam at {rate}, {r.schedule}.",
         *([f"The input is damaged: {listed(degraded)} of the pictures."] if degraded else []),
         f"Data: {Path(record.data).name}{', ' if counted else ''}{counted}; seed {r.seed}.",
     ]

@@ -179,6 +179,7 @@ def test_shares_reach_1_and_no_further() -> None:
         ({"lambda_l1": 0.0, **ALONE}, "greater than 0 where no other term trains the generator"),
         ({"lambda_l1": 0.0, "pretrain_epochs": 1}, "greater than 0 where no other term trains the generator"),
         ({"pretrain_epochs": 4, "epochs": 3}, "at most 3, the epochs in all"),
+        ({"half_epochs": 4, "epochs": 3}, "at most 3, the epochs in all"),
         ({"pretrain_epochs": 1, **ALONE}, "at most 0, as there is no discriminator"),
     ],
 )  # fmt: skip
@@ -268,3 +269,5 @@ def test_fields_follow_those_given_in_the_recipes_proportions() -> None:
     assert settle("groups", {"epochs": 6}) == {"pretrain_epochs": 1}
     assert settle("groups", {"epochs": 6, "pretrain_epochs": 3}) == settle("coco", {"size": 64, "epochs": 2}) == {}
     assert make_recipe("unet224", {"size": 112}).load_size == 128
+    assert settle("demo", {"epochs": 3}) == {"half_epochs": 1, "pretrain_epochs": 3}
+    assert settle("demo", {"size": 96}) == {"half_epochs": 0}  # a size whose half may not fit

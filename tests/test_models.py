@@ -249,6 +249,8 @@ def test_quick_is_a_small_valid_recipe(name: str) -> None:
         ({"attention": 256, "generator": "unet-att"}, "0 or one of 128 64 32 16 8 4 2 1 px"),
         ({"attention": 5, "generator": "unet-att-ext", "size": 96}, "0 or one of 48 24 12 6 3 px"),
         ({"attention": 2, "generator": "unet-att", "size": 64, "depth": 4}, "0 or one of 32 16 8 4 px"),
+        ({"half_epochs": 1}, "0 at 256 px, as these networks take no 128 px (at least 24, a multiple of 256)"),
+        ({"half_epochs": 2, "size": 40, "depth": 3}, "0 at 40 px, as these networks take no 20 px"),
         *(({"pretrained": True, "generator": g}, f"false for {g}") for g in (*UNETS, "unet224", "convgen")),
         *(({"batch_size": 1, **given}, f"2 or more, {LONE}") for given in ONE_PIXEL),
         *(({"norm_stats": "batch", **given}, f"running, {LONE}") for given in ONE_PIXEL[:2]),
@@ -274,6 +276,7 @@ def test_an_unknown_network_is_refused_with_a_list_of_all(kind: str, near: str) 
     [
         {"attention": 1, "generator": "unet-att"}, {"attention": 128, "generator": "unet-att"},
         *({"pretrained": True, "generator": g} for g in ("resunet", "resunet34", "resnet")),
+        {"half_epochs": 3, "depth": 7}, {"half_epochs": 1, "generator": "resunet", "size": 128},
         {"generator": "unet-bn", "batch_size": 1, "depth": 7}, {"generator": "unet", "norm_stats": "batch"},
         {"generator": "unet-bn", "norm_stats": "batch", "depth": 7}, {"batch_size": 1, "norm_stats": "batch"},
         {"discriminator": "image-rgb", "size": 256, "batch_size": 1},

@@ -80,13 +80,27 @@ def test_records_are_of_one_stage_each_and_batches_are_degraded_anew_in_every_st
     pictures: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real, seen = gan.make_batch, []
-    monkeypatch.setattr(gan, "make_batch", lambda *args: seen.append(args[-1]) or real(*args))
+    monkeypatch.setattr(gan, "make_batch", lambda *args: seen.append(args[4]) or real(*args))
     settings = ["ngf=4", "ndf=4", *STAGES, "log_every=2"]  # 3 steps an epoch
     run = train.main(recipe="coco", data=str(pictures), epochs=2, **{**TINY, "set_": settings})
     assert seen == list(range(6))
     found = [(r["steps"], r["lr"], [k for k in r if k[:2] in ("G_", "D_")]) for r in log_of(run)]
     both = ["G_gan", "G_l1", "D_real", "D_fake"]
     assert found == [(2, 1e-3, ["G_l1"]), (3, 1e-3, ["G_l1"]), (4, 2e-4, both), (6, 2e-4, both)]
+
+
+def test_the_first_epochs_see_pictures_of_half_the_size(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, seen = gan.train_step, []
+    monkeypatch.setattr(gan, "train_step", lambda g, b, *a, **k: seen.append(b.y.shape[-1]) or real(g, b, *a, **k))
+    settings = ["ngf=4", "ndf=4", "size=64", "depth=3", "half_epochs=1"]  # 3 steps an epoch
+    given = {"recipe": "coco", "data": str(pictures), "epochs": 2}
+    run = train.main(run=Path("run"), **given, **{**TINY, "set_": settings})
+    size = read_run(run).recipe.size
+    assert seen == [size // 2] * 3 + [size] * 3
+    parts = Path("parts")
+    stop_in(gan, 2, lambda: train.main(run=parts, **given, **{**TINY, "set_": settings}))
+    train.main(run=parts, resume=True, device="cpu")
+    assert same_tensors(saved_weights(run, 2), saved_weights(parts, 2))
 
 
 def test_killed_run_goes_on_from_its_last_checkpoint(trained: Path, run: Path, pictures: Path) -> None:

@@ -277,11 +277,24 @@ class Batch:
     target: Tensor  # (N, 3, S, S) uint8, the colour image, for losses on RGB
 
 
-def make_batch(source: Tensor, target: Tensor, recipe: Recipe, device: torch.device, step: int) -> Batch:
-    """Bring (N, 3, S, S) uint8 pictures to the device, as what the networks take at this step of the run."""
+def halve(pictures: Tensor) -> Tensor:
+    """Return (N, 3, S, S) uint8 pictures at half their size, each pixel the mean of four."""
+    return F.avg_pool2d(pictures.float(), 2).round().to(torch.uint8)
+
+
+def make_batch(
+    source: Tensor, target: Tensor, recipe: Recipe, device: torch.device, step: int, halved: bool = False
+) -> Batch:
+    """Bring (N, 3, S, S) uint8 pictures to the device, as what the networks take at this step of the run.
+
+    `halved`: at half their size, S/2.
+    """
     photograph = source is target
     target = target.to(device, non_blocking=True)
     source = target if photograph else source.to(device, non_blocking=True)
+    if halved:
+        target = halve(target)
+        source = target if photograph else halve(source)
     given = make_input(source, target, recipe, seeded(device, recipe.seed, step))
     if given is target and recipe.input == "L" and recipe.output == "ab":  # one conversion for both
         x, y = color.encode(target, "Lab").split([1, 2], 1)

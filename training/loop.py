@@ -162,6 +162,7 @@ class Status:
         """`steps`: per epoch; `images`: to train on."""
         self.state, self.recipe, self.steps, self.images = state, recipe, steps, images
         self.count = min(images, state.batch or recipe.batch_size)  # per step
+        self.half = steps * getattr(recipe, "half_epochs", 0)  # steps with a quarter of the pixels
         self.clock, self.done, self.planned, self.won = Clock(), 0, False, 0
         self.clear()
 
@@ -170,11 +171,16 @@ class Status:
         self.sums: dict[str, Tensor] = {}
         self.first, self.began = self.done, time.monotonic()
 
+    def work(self, steps: int) -> float:
+        """Return how many whole steps the first `steps` of the run are worth."""
+        return steps - 0.75 * min(steps, self.half)
+
     @property
     def seconds_left(self) -> float:
         """How long the rest takes at the speed since the first step, which is slower than others."""
-        per_step = (time.monotonic() - self.warm) / (self.done - 1)
-        return per_step * (self.steps * self.recipe.epochs - self.state.steps)
+        now, end = self.state.steps, self.steps * self.recipe.epochs
+        per_whole = (time.monotonic() - self.warm) / (self.work(now) - self.work(now - self.done + 1))
+        return per_whole * (self.work(end) - self.work(now))
 
     def add(self, terms: Mapping[str, Tensor]) -> None:
         """Count one step with its loss terms; says what is due."""

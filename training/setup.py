@@ -362,14 +362,13 @@ def describe(recipe: Recipe, data: str, items: Splits, loading: Loading, sizes: 
     count = len(items["train"])
     if items.stream:
         count, kind = items.stream.count, f"{kind}, a stream of {len(items.stream.urls)} shards"
-    alone = f", the first {recipe.pretrain_epochs} without the discriminator" if recipe.pretrain_epochs else ""
     discriminator = "none: the generator learns alone"
     if "discriminator" in sizes:
         discriminator = f"{recipe.discriminator}, {sizes['discriminator']:,} parameters"
     return {
         "data": f"{data}: {count} to train, {len(items['val'])} to validate ({kind})",
         "recipe": f"{recipe.name}, {recipe.input} -> {recipe.output} at {recipe.size} px",
-        "epochs": f"{recipe.epochs}{alone}",
+        "epochs": recipe.stages,
         "generator": f"{recipe.generator}, {sizes['generator']:,} parameters to train",
         "discriminator": discriminator,
     }

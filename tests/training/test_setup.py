@@ -99,7 +99,9 @@ def test_what_is_announced() -> None:
     assert said["generator"] == "unet, 1,000 parameters to train"
     assert said["discriminator"] == "patch30, 2,000 parameters"
     assert said["data"] == "photos: 1 to train, 1 to validate (pictures)"
-    assert "the first 4 without" in described("coco", epochs=9, pretrain_epochs=4)["epochs"]
+    both = {"pretrain_epochs": 4, "half_epochs": 2, "depth": 4}
+    said = described("coco", epochs=9, **both)["epochs"]
+    assert said == "9, the first 2 at 32 px, the first 4 without the discriminator"
     said = described("places-resnet", labels="abca")
     assert "none" in said["discriminator"]
     assert said["data"] == "photos: 4 to train, 1 to validate (pictures, 3 classes)"

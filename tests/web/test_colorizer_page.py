@@ -44,8 +44,11 @@ def test_ten_pictures_are_coloured_as_python_colours_them(page: "Page", model: P
     assert max(differences.values()) <= 2, differences
 
 
-def test_a_spot_is_placed_moved_resized_undone_and_removed(page: "Page", model: Path, photographs: list[Path]) -> None:
-    path = photographs[4]  # 601 x 400 px
+@pytest.mark.parametrize("width", [360, 1280])
+def test_a_spot_is_placed_moved_resized_undone_and_removed(
+    open_page: Open, html: Path, width: int, model: Path, photographs: list[Path]
+) -> None:
+    page, path = open_page(html.as_uri(), viewport={"width": width, "height": 800}), photographs[4]  # 601 x 400 px
     drop(page, [path, *photographs[:2]])
     ready(page)
     assert page.locator(".item").count() == 3

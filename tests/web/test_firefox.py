@@ -77,6 +77,14 @@ def firefox(tmp_path: Path) -> Iterator[Firefox]:
     opened.process.wait()
 
 
+# What the page has asked for, and whether it may ask 127.0.0.1 at a port that an argument names.
+ASKED = """
+const [port, done] = arguments;
+const named = performance.getEntriesByType('resource').map((entry) => entry.name);
+fetch(`http://127.0.0.1:${port}/`, { mode: 'no-cors' }).then(() => done([named, true]), () => done([named, false]));
+"""
+
+
 def test_firefox_shows_what_python_gives(firefox: Firefox, html: Path, model: Path, photographs: list[Path]) -> None:
     firefox.call("WebDriver:Navigate", url=html.as_uri())
     given = firefox.call("WebDriver:FindElement", using="css selector", value="#files")["value"][ELEMENT]
@@ -85,3 +93,11 @@ def test_firefox_shows_what_python_gives(firefox: Firefox, html: Path, model: Pa
     assert found.startswith("data:image/png"), found
     shown = Image.open(io.BytesIO(base64.b64decode(found.partition(",")[2]))).convert("RGB")
     assert apart(np.asarray(shown), by_python(model, photographs[0])) <= 2
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        asked, may_ask = firefox.call("WebDriver:ExecuteAsyncScript", script=ASKED, args=[port])["value"]
+        assert [name for name in asked if not name.startswith(("data:", "blob:"))] == []
+        assert not may_ask
+        server.settimeout(0.2)
+        with pytest.raises(TimeoutError):
+            server.accept()

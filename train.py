@@ -238,7 +238,7 @@ def main(
         compiled = not audited and plan.settle_compile(count, on, precision)
     gan = build_gan(made, on, precision, memory_format, compiled)
     facts = setup.describe(made, plan.data, items, loading, gan.parameters())
-    own = {key: plan.given[key] for key in plan.given.keys() - given}
+    own = {key: value for key, value in plan.given.items() if key not in given}
     if stored is None and (settled := settle(made.name, plan.given) | own):
         facts["settled"] = ", ".join(f"{key} {value}" for key, value in settled.items())
     facts["device"] = f"{on}, {precision}, {memory_format}" + ", compiled: the first step takes minutes" * compiled

@@ -135,12 +135,12 @@ def test_status_lines_come_by_time_and_say_what_is_left(
     assert len(said) == 3
 
 
-def test_steps_with_a_quarter_of_the_pixels_count_as_much_less(
+def test_steps_on_halved_pictures_count_as_half(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     watch(Recipe("x", epochs=4, half_epochs=2, batch_size=4), 120, [1.0] * 10, monkeypatch)  # 30 steps an epoch
-    whole, quarters = 60 * 4, 60 - 10  # s that are left
-    minutes = round((whole + quarters) / 60)
+    whole, halves = 60 * 2, 60 - 10  # s that are left
+    minutes = round((whole + halves) / 60)
     assert capsys.readouterr().out.startswith(f"4 epochs of 120 pictures: about {minutes} min here")
 
 

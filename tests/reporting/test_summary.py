@@ -164,7 +164,7 @@ def test_recipe_in_words() -> None:
         "Recipe coco (photo in Lab, pix2pix): lightness to colour (a and b of Lab) at 64 px. "
         "Networks: generator unet, 54,409,856 parameters; discriminator patch30, 2,765,633 parameters. "
         "Loss: 1 x GAN (vanilla) + 100 x L1. "
-        "15 epochs, 16 pictures a step, Adam at 0.0002, constant. "
+        "Epochs: 15. 16 pictures a step, Adam at 0.0002, constant. "
         "Data: of mine, 1,234 to train on and 5 to validate; seed 42."
     )
 

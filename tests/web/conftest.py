@@ -1,6 +1,7 @@
 """Fixtures: a model of recipe `photo` without training, pictures, and colorizer.html of that model."""
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,27 +23,27 @@ if TYPE_CHECKING:
 PATIENCE = 60_000  # ms; the runtime is compiled at the first picture, and other programs may be busy
 
 
-@pytest.fixture(scope="session")
-def shallow() -> Iterator[None]:
+@contextmanager
+def shallow() -> Iterator[pytest.MonkeyPatch]:
     """Leave the network of `photo` one block of each kind, which is exported in half the time."""
     with pytest.MonkeyPatch.context() as patch:
         stages = [[(1, *kind) for _, *kind in stage] for stage in models.LITE_STAGES]
         patch.setattr(models, "LITE_STAGES", stages)
-        yield
+        yield patch
 
 
 @pytest.fixture(scope="session")
-def model(shallow: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a generator.ts with random weights, whose colours are strong."""
     recipe = fit_networks(make_recipe("photo", {"size": 64, "test_size": 64, "ngf": 16}))
-    torch.manual_seed(0)
-    colorizer = checkpoint.build_colorizer(recipe).eval()
-    with torch.no_grad():
-        for module in colorizer.modules():  # else BatchNorm that saw nothing lets every signal die
-            if isinstance(module, torch.nn.Conv2d):
-                torch.nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
     path = tmp_path_factory.mktemp("model") / "generator.ts"
-    with pytest.MonkeyPatch.context() as patch:
+    with shallow() as patch:
+        torch.manual_seed(0)
+        colorizer = checkpoint.build_colorizer(recipe).eval()
+        with torch.no_grad():
+            for module in colorizer.modules():  # else BatchNorm that saw nothing lets every signal die
+                if isinstance(module, torch.nn.Conv2d):
+                    torch.nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
         patch.setattr(exporters, "SIZES", ((40, 60),))
         patch.setattr(exporters, "BATCHES", (1,))
         record = checkpoint.ExportRecord(recipe, 1, "fp16", trained_on="nothing")
@@ -54,7 +55,7 @@ def model(shallow: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def html(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return colorizer.html; skips where ONNX Runtime's package is neither in cache/ nor to be downloaded."""
     pytest.importorskip("onnxscript", reason="colorizer.html needs onnx and onnxscript")
-    with pytest.MonkeyPatch.context() as patch:
+    with shallow() as patch:
         patch.setattr(web, "CACHE", ROOT / "cache")
         try:
             web.fetch_runtime()

@@ -261,8 +261,16 @@ def test_nobody_waits_for_an_item_that_is_not_wanted(time_limit: None) -> None:
     assert list(ahead(stalling(stalled))) == ["first", "second"]
 
 
+@pytest.fixture
+def heard() -> Iterator[None]:
+    """Let SIGHUP be heard also where the tests run under nohup, which has it ignored."""
+    previous = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, previous)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_ends_the_wait_for_an_item(number: int, time_limit: None) -> None:
+def test_a_signal_ends_the_wait_for_an_item(number: int, time_limit: None, heard: None) -> None:
     stalled = threading.Event()
     with noted_signals() as caught:
         assert list(ahead(stalling(stalled, number), caught)) == ["first"]

@@ -768,21 +768,27 @@ def fit_networks(recipe: Recipe) -> Recipe:
 
 def _require_half(recipe: Recipe) -> None:
     """Raise UserError where the first epochs have pictures of half the size, and the networks do not take those."""
-    half, step = recipe.size // 2, 2**recipe.depth if recipe.depth else MULTIPLE
-    networks = (GENERATORS[recipe.generator], DISCRIMINATORS.get(recipe.discriminator))
-    least = max(network.smallest for network in networks if network)
+    half, step, least = recipe.size // 2, 2**recipe.depth, smallest_size(recipe)
     reason = f"as these networks take no {half} px (at least {least}, a multiple of {step})"
-    fits = not recipe.half_epochs or (recipe.size % 2 == 0 and half % step == 0 and half >= least)
-    require(fits, "half_epochs", recipe, f"0 at {recipe.size} px, {reason}")
+    require(
+        not recipe.half_epochs or (half % step == 0 and half >= least),
+        "half_epochs",
+        recipe,
+        f"0 at {recipe.size} px, {reason}",
+    )
+
+
+def smallest_size(recipe: Recipe) -> int:
+    """Return the least size that a recipe's networks, which are known, take."""
+    networks = (GENERATORS[recipe.generator], DISCRIMINATORS.get(recipe.discriminator))
+    return max(network.smallest for network in networks if network)
 
 
 def nearest_size(recipe: Recipe) -> int:
     """Return the size nearest to a recipe's that its networks, which are known, take."""
     halvings = GENERATORS[recipe.generator].halvings or recipe.depth
     step = 2**halvings if halvings else MULTIPLE
-    networks = (GENERATORS[recipe.generator], DISCRIMINATORS.get(recipe.discriminator))
-    least = max(network.smallest for network in networks if network)
-    return step * max(round(recipe.size / step), -(-least // step))
+    return step * max(round(recipe.size / step), -(-smallest_size(recipe) // step))
 
 
 def quick_fields(name: str) -> dict[str, int]:
@@ -819,7 +825,8 @@ def needs_two_images(recipe: Recipe, testing: bool = False) -> bool:
 
     Both networks are asked, or the generator alone (`testing`).
     """
-    shape = (recipe.size, recipe.size)
+    side = recipe.size // 2 if recipe.half_epochs and not testing else recipe.size
+    shape = (side, side)
     with torch.device("meta"):  # shapes without numbers
         x, y = (torch.empty(1, count, *shape) for count in count_channels(recipe))
         generator = build_generator(recipe)

@@ -253,6 +253,7 @@ def test_quick_is_a_small_valid_recipe(name: str) -> None:
         ({"half_epochs": 2, "size": 40, "depth": 3}, "0 at 40 px, as these networks take no 20 px"),
         *(({"pretrained": True, "generator": g}, f"false for {g}") for g in (*UNETS, "unet224", "convgen")),
         *(({"batch_size": 1, **given}, f"2 or more, {LONE}") for given in ONE_PIXEL),
+        ({"batch_size": 1, "half_epochs": 1, "generator": "unet32", "size": 32, **ALONE}, f"2 or more, {LONE}"),
         *(({"norm_stats": "batch", **given}, f"running, {LONE}") for given in ONE_PIXEL[:2]),
         ({"batch_size": 1, "generator": "unet-att-ext"}, f"2 or more, {LONE}"),
     ],

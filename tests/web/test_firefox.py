@@ -81,7 +81,8 @@ def firefox(tmp_path: Path) -> Iterator[Firefox]:
 ASKED = """
 const [port, done] = arguments;
 const named = performance.getEntriesByType('resource').map((entry) => entry.name);
-fetch(`http://127.0.0.1:${port}/`, { mode: 'no-cors' }).then(() => done([named, true]), () => done([named, false]));
+const asking = { mode: 'no-cors', signal: AbortSignal.timeout(2000) }; // nobody answers
+fetch(`http://127.0.0.1:${port}/`, asking).then(() => done([named, true]), () => done([named, false]));
 """
 
 

@@ -18,10 +18,11 @@ import json
 import math
 import os
 import secrets
+import shutil
 import socket
 import threading
 import traceback
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -51,11 +52,13 @@ MAX_FRAMES = 1000  # of a file; each is a pass of the network, however small
 MAX_HINTS = 60_000  # bytes of the header X-Hints; uvicorn takes 131,072 of all headers
 MAX_COVER = 20  # times that hints may cover the picture
 MAX_WAITING = 8  # pictures that wait or are coloured
-MAX_BUSY = 16  # pictures that are received, wait, are coloured or sent
+MAX_REQUESTS = 64  # that are received, wait, are coloured or sent
+MAX_HELD = 1_000_000_000  # bytes of files and results in memory, of all requests together
 HEADER_SECONDS = 20.0  # from a connection to its request, and from the first byte of a later one to its last header
-UPLOAD_SECONDS = 60.0  # for a body, from first to last byte
+PATIENCE = 30.0  # seconds that a file or a result may stand still, or come too slowly
+MIN_RATE = 250_000  # bytes a second that a client sends or reads at least, beyond its PATIENCE
+REST_SECONDS = 20.0  # for the rest of a file that is refused before it has arrived
 WAIT_SECONDS = 300.0  # for a result, from the last byte of a body
-SEND_SECONDS = 60.0  # for each PIECE of a result
 STOP_SECONDS = 5.0  # from Ctrl-C, for what is still coloured and sent
 PIECE = 2**18  # bytes
 LOOK_SECONDS = 1.0  # between two looks whether a client is still there
@@ -73,8 +76,40 @@ class Refused(Exception):
         self.status = status
 
 
+@dataclass
+class Allowance:
+    """The time that a client has: each byte that comes through gives some back, up to PATIENCE."""
+
+    left: float = field(default_factory=lambda: PATIENCE)  # seconds
+
+    def spend(self, seconds: float, count: int) -> None:
+        """Note that `count` bytes came through in so many seconds."""
+        self.left = min(PATIENCE, self.left - seconds + count / MIN_RATE)
+
+
+@dataclass
+class Body:
+    """The body of a request, as ASGI receives it."""
+
+    receive: Callable[[], Awaitable[dict[str, Any]]]
+    begun: bool = False
+    ended: bool = False
+
+    async def __call__(self) -> dict[str, Any]:
+        """Return the next message."""
+        self.begun = True
+        message = await self.receive()
+        self.ended = message["type"] != "http.request" or not message.get("more_body", False)
+        return message
+
+    async def discard(self) -> None:
+        """Read what is still to come: a client that sends all before it reads would not see the answer."""
+        while not self.ended:
+            await self()
+
+
 @dataclass(frozen=True)
-class Order:
+class Job:
     """What a request asks for."""
 
     content: bytes  # of an image file
@@ -97,7 +132,9 @@ class Server:
     names: tuple[str, ...] = ("localhost",)  # of this computer, besides its addresses
     loaded: "dict[str, Runner]" = field(default_factory=dict)
     waiting: int = 0
-    busy: int = 0
+    requests: int = 0
+    held: int = 0  # bytes of files and results
+    folder: str = ""  # of the result that is written
     worker: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1))
 
     def leave(self) -> None:
@@ -113,12 +150,12 @@ class Server:
             self.loaded[name] = Runner(self.models[name], pick_device(self.device))
         return self.loaded[name]
 
-    def colour(self, order: Order) -> tuple[bytes, str]:
+    def colour(self, job: Job) -> tuple[bytes, str]:
         """Return the coloured file and its type; runs in the one thread that colours.
 
         Raises:
             UserError: the content is no image that is read here, too large, or its hints do not fit it.
-            Refused: the model cannot be loaded, the result cannot be written, or the order was dropped meanwhile.
+            Refused: the model cannot be loaded, the result cannot be written, or the job was dropped meanwhile.
         """
         import tempfile
 
@@ -127,36 +164,39 @@ class Server:
         from inference.hint_files import draw_points
 
         try:
-            runner = self.runner(order.model)
+            runner = self.runner(job.model)
         except (UserError, OSError) as error:  # it names a path, which is nothing for others
             write(str(error), "stderr")
-            raise Refused(503, f"model {order.model} cannot be loaded") from None
-        found = scan(Path("the picture"), order.content, MAX_PIXELS)
+            raise Refused(503, f"model {job.model} cannot be loaded") from None
+        found = scan(Path("the picture"), job.content, MAX_PIXELS)
         if found.form not in {*ENDINGS.values(), "HEIF", "JPEG2000", "PCX", "TGA"}:  # others may start programs, as EPS
             raise UserError(f"a picture in the format {found.form} is not read here")
         if found.count > MAX_FRAMES:
             raise UserError(f"the picture has {found.count:,} frames, and at most {MAX_FRAMES:,} are taken here")
-        if order.first:
+        if job.first:
             found = replace(found, count=1, durations=(), others=())
         suffix = next((suffix for suffix, form in ENDINGS.items() if form == found.form), ".png")
-        suffix = f".{order.form}" if order.form else suffix
-        runner.set("strength", order.strength)
+        suffix = f".{job.form}" if job.form else suffix
+        runner.set("strength", job.strength)
 
         def colourise(frame: Any) -> Any:
-            if order.dropped.is_set():
+            if job.dropped.is_set():
                 raise Refused(503, "nobody waits for this picture any more")
             height, width = frame.pixels.shape[:2]
-            check_cover(order.hints, height, width)
-            layer = draw_points(order.hints, height, width) if order.hints else None
+            check_cover(job.hints, height, width)
+            layer = draw_points(job.hints, height, width) if job.hints else None
             return runner.colourise(frame, layer)
 
         try:
-            with tempfile.TemporaryDirectory() as folder:
-                result = Path(folder, f"colour{suffix}")
+            with tempfile.TemporaryDirectory() as self.folder:
+                result = Path(self.folder, f"colour{suffix}")
                 write_frames(result, map(colourise, read_frames(found)), found)
                 return result.read_bytes(), TYPES[ENDINGS[suffix]]
         except OSError as error:
             raise Refused(507, f"the server cannot write the result ({error.strerror or error})") from None
+        finally:
+            if runner.half:  # a GPU's memory was not enough for this picture: the next one has full precision again
+                self.loaded.pop(job.model, None)
 
 
 def check_cover(hints: "list[Point]", height: int, width: int) -> None:
@@ -166,7 +206,7 @@ def check_cover(hints: "list[Point]", height: int, width: int) -> None:
         raise UserError(f"the hints cover the picture more than {MAX_COVER} times: send fewer, or smaller ones")
 
 
-def read_order(server: Server, request: "Request", content: bytes) -> Order:
+def read_job(server: Server, request: "Request", content: bytes) -> Job:
     """Return what a request asks for. Raises Refused or UserError where it is invalid."""
     from imaging.files import FORMS
     from inference.hint_files import parse_points
@@ -199,7 +239,7 @@ def read_order(server: Server, request: "Request", content: bytes) -> Order:
         raise Refused(400, "X-Hints has a number that is too long") from None
     if points and not server.records[name].recipe.hints:
         raise Refused(422, f"{name} takes no hints")
-    return Order(content, name, strength, points, form, query.get("first") == "1")
+    return Job(content, name, strength, points, form, query.get("first") == "1")
 
 
 async def receive(server: Server, request: "Request") -> bytes:
@@ -207,22 +247,32 @@ async def receive(server: Server, request: "Request") -> bytes:
     too_large = Refused(413, f"a file has at most {MAX_UPLOAD // 1_000_000} MB here")
     if int(request.headers.get("content-length", "0") or 0) > MAX_UPLOAD:
         raise too_large
+    content, stream, allowance = bytearray(), request.stream(), Allowance()
+    clock = asyncio.get_running_loop().time
+    while True:
+        start = clock()
+        try:
+            chunk = await asyncio.wait_for(anext(stream), allowance.left)
+        except asyncio.TimeoutError:
+            raise Refused(408, f"the file came too slowly: {len(content):,} bytes of it arrived") from None
+        if not chunk:  # the end
+            return bytes(content)
+        allowance.spend(clock() - start, len(chunk))
+        content += chunk
+        if len(content) > MAX_UPLOAD:
+            raise too_large
+        if hold(server, request, len(chunk)) > MAX_HELD:
+            raise Refused(429, "the server's memory is full of pictures that wait: try again in a moment")
 
-    async def read() -> bytes:
-        content = bytearray()
-        async for chunk in request.stream():
-            content += chunk
-            if len(content) > MAX_UPLOAD:
-                raise too_large
-        return bytes(content)
 
-    try:
-        return await asyncio.wait_for(read(), UPLOAD_SECONDS)
-    except asyncio.TimeoutError:
-        raise Refused(408, f"the file did not arrive within {UPLOAD_SECONDS:.0f} s") from None
+def hold(server: Server, request: "Request", count: int) -> int:
+    """Note that a request needs so many bytes of memory until it is answered. Return how many all need."""
+    request.scope["held"] += count
+    server.held += count
+    return server.held
 
 
-async def answer(server: Server, order: Order, is_gone: Callable[[], Awaitable[bool]]) -> tuple[bytes, str]:
+async def answer(server: Server, job: Job, is_gone: Callable[[], Awaitable[bool]]) -> tuple[bytes, str]:
     """Return what Server.colour returns, in its turn.
 
     Where nobody waits for it any more it ends with the frame that is coloured, and keeps its place until then.
@@ -235,15 +285,15 @@ async def answer(server: Server, order: Order, is_gone: Callable[[], Awaitable[b
         raise Refused(429, f"{server.waiting} pictures are waiting already: try again in a moment")
     loop, until = asyncio.get_running_loop(), asyncio.get_running_loop().time() + WAIT_SECONDS
     server.waiting += 1
-    job = server.worker.submit(server.colour, order)
-    job.add_done_callback(lambda _: loop.call_soon_threadsafe(server.leave))
-    ended = asyncio.wrap_future(job)
+    future = server.worker.submit(server.colour, job)
+    future.add_done_callback(lambda _: loop.call_soon_threadsafe(server.leave))
+    ended = asyncio.wrap_future(future)
     while not (await asyncio.wait([ended], timeout=min(LOOK_SECONDS, max(0.0, until - loop.time()))))[0]:
         gone = await is_gone()
         if not gone and loop.time() < until:
             continue
-        order.dropped.set()
-        job.cancel()  # unless it has begun
+        job.dropped.set()
+        future.cancel()  # unless it has begun
         ended.cancel()
         if gone:
             raise ClientDisconnect
@@ -257,11 +307,12 @@ async def colorize(server: Server, request: "Request") -> "Response":
     from starlette.responses import Response, StreamingResponse
 
     try:
-        read_order(server, request, b"")  # before a large file is received for nothing
+        read_job(server, request, b"")  # before a large file is received for nothing
         content = await receive(server, request)
         if not content:
             raise Refused(400, "the body is empty: send the bytes of an image file, as curl --data-binary @FILE does")
-        picture, kind = await answer(server, read_order(server, request, content), request.is_disconnected)
+        picture, kind = await answer(server, read_job(server, request, content), request.is_disconnected)
+        hold(server, request, len(picture))
         parts = (picture[start : start + PIECE] for start in range(0, len(picture), PIECE))
         return StreamingResponse(parts, headers={"Content-Length": str(len(picture))}, media_type=kind)
     except Refused as refused:
@@ -277,12 +328,12 @@ async def colorize(server: Server, request: "Request") -> "Response":
         return refuse(Refused(500, "the server failed on this picture; its terminal says why"))
 
 
-def refuse(refused: Refused) -> "Response":
-    """Return an answer of one sentence, which ends the connection: what is still to come of a body is not read."""
+def refuse(refused: Refused, headers: Mapping[str, str] | None = None) -> "Response":
+    """Return an answer of one sentence, which ends the connection."""
     from starlette.responses import PlainTextResponse
 
-    headers = {"Connection": "close"} | ({"Retry-After": "2"} if refused.status == 429 else {})
-    return PlainTextResponse(str(refused), refused.status, headers)
+    again = {"Retry-After": "2"} if refused.status == 429 else {}
+    return PlainTextResponse(str(refused), refused.status, {"Connection": "close", **again, **(headers or {})})
 
 
 def build_app(server: Server) -> "Starlette":
@@ -294,8 +345,10 @@ def build_app(server: Server) -> "Starlette":
 
     from inference.web import build_page
 
-    told = server.records.items()
-    models = [{"model": name, "said": f"Model: {record}.", "hints": record.recipe.hints} for name, record in told]
+    models = [
+        {"model": name, "said": f"Model: {record}.", "hints": record.recipe.hints}
+        for name, record in server.records.items()
+    ]
     config = {"server": True, "models": models, **models[0], "token": server.token}
     page = build_page(config, {}, "'self'")
     headers = {
@@ -312,29 +365,48 @@ def build_app(server: Server) -> "Starlette":
     async def post(request: Request) -> "Response":
         return await colorize(server, request)
 
+    async def nothing(_: Request, error: Any) -> "Response":
+        return refuse(Refused(error.status_code, "there are GET /, GET /health and POST /colorize here"), error.headers)
+
     routes = [Route("/", home), Route("/health", health), Route("/colorize", post, methods=["POST"])]
-    app = Starlette(routes=routes)
+    app = Starlette(routes=routes, exception_handlers={404: nothing, 405: nothing})
 
-    async def guarded(scope: Any, receive_: Any, send: Any) -> None:
-        if scope["type"] == "http" and (refused := refusal(server, Request(scope))):
-            return await refuse(refused)(scope, receive_, send)
+    async def guarded(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            return await app(scope, receive, send)
+        request, body = Request(scope), Body(receive)
 
-        is_picture = scope["type"] == "http" and scope["path"] == "/colorize"
-        if is_picture and server.busy >= MAX_BUSY:
-            busy = Refused(429, "too many pictures are on their way: try again in a moment")
-            return await refuse(busy)(scope, receive_, send)
-        server.busy += is_picture
+        def release() -> None:
+            server.held -= scope["held"]
+            scope["held"] = 0
+
+        async def respond(message: dict[str, Any]) -> None:
+            status = message.get("status", 0)
+            if status >= 400:
+                release()
+                waits = "expect" in request.headers and not body.begun  # for a word before it sends its body
+                if not waits and status != 408:
+                    with suppress(asyncio.TimeoutError):
+                        await asyncio.wait_for(body.discard(), REST_SECONDS)
+            await send(message)
+
+        scope["held"] = 0
+        server.requests += 1
+        refused = refusal(server, request)
         try:
             with suppress(ClientDisconnect):
-                await app(scope, receive_, send)
+                await (refuse(refused) if refused else app)(scope, body, respond)
         finally:
-            server.busy -= is_picture
+            server.requests -= 1
+            release()
 
     return guarded
 
 
 def refusal(server: Server, request: "Request") -> Refused | None:
-    """Return why a request is not answered at all, whatever it asks: another site's, or without the token."""
+    """Return why a request is not answered at all, whatever it asks: one too many, another site's, or no token."""
+    if server.requests > MAX_REQUESTS:
+        return Refused(429, f"{MAX_REQUESTS} requests are answered already: try again in a moment")
     host, origin = request.headers.get("host", ""), request.headers.get("origin")
     try:
         name, site = urlsplit(f"//{host}").hostname or "", urlsplit(origin).netloc if origin else host
@@ -414,13 +486,14 @@ def build_http(server: Server) -> "uvicorn.Server":
     import uvicorn
     from uvicorn.protocols.http.h11_impl import H11Protocol
 
-    class Impatient(H11Protocol):
-        """A connection; it is closed where no request comes, or where the client does not read the answer."""
+    class Connection(H11Protocol):
+        """Is closed where no request comes, or where the client reads the answer too slowly."""
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
             transport.set_write_buffer_limits(0)  # writing pauses as long as anything is not read
             self.late = self.unread = None
+            self.paused, self.allowance = 0.0, Allowance()
             self.watch()
 
         def data_received(self, data: bytes) -> None:
@@ -437,25 +510,28 @@ def build_http(server: Server) -> "uvicorn.Server":
 
         def pause_writing(self) -> None:
             super().pause_writing()
-            self.unread = self.loop.call_later(SEND_SECONDS, self.transport.abort)
+            self.paused = self.loop.time()
+            self.unread = self.loop.call_later(max(0.0, self.allowance.left), self.transport.abort)
 
         def resume_writing(self) -> None:
             super().resume_writing()
             self.unread.cancel()
+            self.allowance.spend(self.loop.time() - self.paused, PIECE)
 
-    class Prompt(uvicorn.Server):
+    class HttpServer(uvicorn.Server):
         """Ends some seconds after Ctrl-C, or at a second one, whatever is still coloured."""
 
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
             with suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(super().shutdown(sockets), STOP_SECONDS)
             if server.waiting or self.server_state.tasks:  # Python would wait for the thread that colours
+                shutil.rmtree(server.folder, ignore_errors=True)
                 os._exit(INTERRUPTED)
 
-    return Prompt(
+    return HttpServer(
         uvicorn.Config(
-            build_app(server), log_level="warning", access_log=False, limit_concurrency=64, timeout_keep_alive=5,
-            h11_max_incomplete_event_size=2**17, http=Impatient,
+            build_app(server), log_level="warning", access_log=False, limit_concurrency=8 * MAX_REQUESTS,
+            timeout_keep_alive=5, h11_max_incomplete_event_size=2**17, http=Connection,
         )
     )  # fmt: skip
 

@@ -74,6 +74,9 @@ class Runner:
             why = "an older version wrote it" if old else f"it is of recipe {self.record.recipe.name}"
             raise UserError(f"{self.path} has no {name}: {why}")
         setattr(owner, name, value.to(self.device) if isinstance(value, Tensor) else value)
+        setattr(self, name, value)
+        if "on_cpu" in vars(self):
+            self.on_cpu.set(name, value)
 
     def prepare(self, frame: Frame) -> Frame:
         """Return a frame as the model should see it.

@@ -126,6 +126,8 @@ def test_format_and_strength_are_what_the_query_says(server: serve.Server) -> No
         ("/colorize", {"content": picture(), "headers": {"Origin": "http://["}}, 400, "no address"),
         ("/colorize", {"content": picture(), "headers": {"Origin": "http://evil.example"}}, 403, "another site"),
         ("/colorize", {"content": b"", "headers": {"Content-Length": "100000001"}}, 413, "100 MB"),
+        ("/colourise", {"content": picture()}, 404, "POST /colorize"),
+        ("/health", {"content": picture()}, 405, "GET /health"),
     ],
 )
 def test_what_cannot_be_meant_is_answered_with_a_sentence(
@@ -167,16 +169,16 @@ def test_the_first_frame_or_page_alone_is_coloured_where_it_is_asked_for(server:
 def test_a_picture_that_nobody_waits_for_ends_with_the_frame_that_is_coloured(
     server: serve.Server, monkeypatch: pytest.MonkeyPatch, form: str
 ) -> None:
-    order, seen = serve.Order(film(form, 3), "generator", 1.0, [], None), []
+    job, seen = serve.Job(film(form, 3), "generator", 1.0, [], None), []
 
     def colourise(runner: object, frame: Any, layer: object) -> Any:
         seen.append(frame)
-        order.dropped.set()
+        job.dropped.set()
         return frame
 
     monkeypatch.setattr("inference.runner.Runner.colourise", colourise)
     with pytest.raises(serve.Refused, match="nobody waits"):
-        server.colour(order)
+        server.colour(job)
     assert len(seen) == 1
 
 
@@ -189,10 +191,10 @@ def test_a_body_that_grows_or_never_ends_is_cut_off(server: serve.Server, monkey
     monkeypatch.setattr(serve, "MAX_UPLOAD", 1000)
     assert ask(server, "POST", "/colorize", content=chunks(0)).status_code == 413
     monkeypatch.setattr(serve, "MAX_UPLOAD", 10_000)
-    monkeypatch.setattr(serve, "UPLOAD_SECONDS", 0.05)
+    monkeypatch.setattr(serve, "PATIENCE", 0.05)
     late = ask(server, "POST", "/colorize", content=chunks(30))
     assert (late.status_code, late.headers["connection"]) == (408, "close")
-    assert server.busy == 0
+    assert (server.requests, server.held) == (0, 0)
 
 
 def test_who_comes_when_all_places_are_taken_is_told_to_try_again(
@@ -209,9 +211,33 @@ def test_who_comes_when_all_places_are_taken_is_told_to_try_again(
 def test_who_comes_while_too_many_are_on_their_way_is_told_to_try_again(
     server: serve.Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(serve, "MAX_BUSY", 0)
+    monkeypatch.setattr(serve, "MAX_REQUESTS", 0)
     assert ask(server, "POST", "/colorize", content=picture()).status_code == 429
+    monkeypatch.undo()
+    monkeypatch.setattr(serve, "MAX_HELD", 9)
+    answer = ask(server, "POST", "/colorize", content=picture())
+    assert (answer.status_code, "memory is full" in answer.text) == (429, True)
     assert ask(server, "GET", "/health").status_code == 200
+    assert (server.requests, server.held) == (0, 0)
+
+
+def test_the_bytes_of_a_picture_and_its_result_are_counted_until_it_is_answered(
+    server: serve.Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content, seen = picture(), []
+    monkeypatch.setattr(serve.Server, "colour", lambda *_: (seen.append(server.held), (b"x" * 999, "image/png"))[1])
+    hold = serve.hold
+    monkeypatch.setattr(serve, "hold", lambda *given: seen.append(hold(*given)) or seen[-1])
+    assert ask(server, "POST", "/colorize", content=content).status_code == 200
+    assert seen == [len(content), len(content), len(content) + 999]
+    assert server.held == 0
+
+
+@pytest.mark.parametrize(("spent", "left"), [((10, 0), 20), ((10, 2_500_000), 30), ((5, 250_000), 26), ((40, 0), -10)])
+def test_what_comes_through_gives_time_back(spent: tuple[float, int], left: float) -> None:
+    allowance = serve.Allowance()
+    allowance.spend(*spent)
+    assert allowance.left == pytest.approx(left)
 
 
 def test_a_picture_that_takes_too_long_keeps_its_place_until_it_ends(
@@ -241,7 +267,7 @@ def test_a_picture_that_takes_too_long_keeps_its_place_until_it_ends(
 
 def test_nothing_is_coloured_for_a_client_that_is_gone(server: serve.Server, monkeypatch: pytest.MonkeyPatch) -> None:
     go_on, coloured = threading.Event(), []
-    monkeypatch.setattr(serve.Server, "colour", lambda _, order: (go_on.wait(), coloured.append(order.form)))
+    monkeypatch.setattr(serve.Server, "colour", lambda _, job: (go_on.wait(), coloured.append(job.form)))
     monkeypatch.setattr(serve, "LOOK_SECONDS", 0.01)
     busy = serve.Server(server.models, server.records, "cpu")
 
@@ -249,11 +275,11 @@ def test_nothing_is_coloured_for_a_client_that_is_gone(server: serve.Server, mon
         return True
 
     async def send() -> None:
-        orders = [serve.Order(b"", "generator", 1.0, [], form) for form in ("png", "jpg")]
-        for order in orders:
+        jobs = [serve.Job(b"", "generator", 1.0, [], form) for form in ("png", "jpg")]
+        for job in jobs:
             with pytest.raises(ClientDisconnect):
-                await serve.answer(busy, order, gone)
-            assert order.dropped.is_set()
+                await serve.answer(busy, job, gone)
+            assert job.dropped.is_set()
         go_on.set()
         while busy.waiting:
             await asyncio.sleep(0.01)
@@ -261,6 +287,21 @@ def test_nothing_is_coloured_for_a_client_that_is_gone(server: serve.Server, mon
     with ThreadPoolExecutor(1) as other:
         other.submit(asyncio.run, send()).result(60)
     assert coloured == ["png"]  # which had begun
+
+
+def test_after_a_picture_that_a_gpu_could_not_hold_the_next_one_has_full_precision_again(
+    server: serve.Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def colourise(runner: Any, frame: Any, layer: object) -> Any:
+        runner.half = len(seen) == 0  # as where its memory was not enough
+        seen.append(runner)
+        return frame
+
+    seen: list[Any] = []
+    monkeypatch.setattr("inference.runner.Runner.colourise", colourise)
+    for _ in range(3):
+        assert ask(server, "POST", "/colorize", content=picture()).status_code == 200
+    assert (seen[0] is seen[1], seen[1] is seen[2]) == (False, True)
 
 
 def test_hints_that_take_long_to_draw_are_refused() -> None:
@@ -374,38 +415,70 @@ def test_a_connection_on_which_no_request_comes_is_closed_also_after_its_first_o
 def test_a_client_that_does_not_read_is_not_held(
     server: serve.Server, address: tuple[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(serve, "SEND_SECONDS", 0.5)
+    monkeypatch.setattr(serve, "PATIENCE", 0.5)
+    monkeypatch.setattr(serve, "MIN_RATE", 10**12)
     monkeypatch.setattr(serve.Server, "colour", lambda *_: (bytes(10**8), "image/png"))
     with socket.create_connection(address, timeout=60) as client, suppress(ConnectionResetError):
         client.sendall(b"POST /colorize HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\n\r\nx")
         received = len(client.recv(1000))
-        while server.busy:  # until it is given up
+        while server.requests:  # until it is given up
             threading.Event().wait(0.01)
         while part := client.recv(10**6):
             received += len(part)
     assert received < 10**8
 
 
+@pytest.mark.parametrize(
+    ("head", "status"),
+    [
+        ("POST /colorize HTTP/1.1\r\nHost: evil.example\r\n", 421),
+        ("POST /colorize?strength=-1 HTTP/1.1\r\nHost: localhost\r\n", 400),
+        ("POST /nowhere HTTP/1.1\r\nHost: localhost\r\n", 404),
+    ],
+)
+def test_who_is_refused_before_its_file_has_arrived_reads_why(address: tuple[str, int], head: str, status: int) -> None:
+    size = 20_000_000
+    with socket.create_connection(address, timeout=60) as client:
+        client.sendall(f"{head}Content-Length: {size}\r\n\r\n".encode())
+        client.sendall(bytes(size))  # all of it, before a word is read
+        assert client.recv(10_000).startswith(f"HTTP/1.1 {status} ".encode())
+    with socket.create_connection(address, timeout=60) as client:  # as curl asks whether it may send
+        client.sendall(f"{head}Content-Length: {size}\r\nExpect: 100-continue\r\n\r\n".encode())
+        assert client.recv(10_000).startswith(f"HTTP/1.1 {status} ".encode())
+
+
+def test_a_refused_file_that_never_ends_is_given_up(address: tuple[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serve, "REST_SECONDS", 0.2)
+    with socket.create_connection(address, timeout=60) as client:
+        client.sendall(b"POST /nowhere HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99\r\n\r\nx")
+        assert client.recv(10_000).startswith(b"HTTP/1.1 404 ")
+
+
 BLOCKED = """
 import threading
+import imaging.files
 import serve
 
 serve.STOP_SECONDS = 0.2
-serve.Server.colour = lambda *_: (print("coloured", flush=True), threading.Event().wait())
+imaging.files.write_frames = lambda *_: (print("coloured", flush=True), threading.Event().wait())
 serve.command(serve.main)
 """
 
 
 @pytest.mark.skipif(os.name != "posix", reason="sends signals")
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
-def test_it_ends_at_once_and_quietly_while_a_picture_is_coloured(server: serve.Server, sent: signal.Signals) -> None:
+def test_it_ends_at_once_and_leaves_nothing_while_a_picture_is_coloured(
+    server: serve.Server, sent: signal.Signals, tmp_path: Path
+) -> None:
     call = [sys.executable, "-c", BLOCKED, "--model", *map(str, server.models.values()), "--port", "0"]
     piped = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen([*call, "--device", "cpu"], env={**os.environ, "PYTHONPATH": str(ROOT)}, **piped) as process:
+    env, content = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)}, picture()
+    head = f"POST /colorize HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(content)}\r\n\r\n"
+    with subprocess.Popen([*call, "--device", "cpu"], env=env, **piped) as process:
         try:
             port = int(re.search(r":(\d+)/", process.stdout.readline())[1])
             with socket.create_connection(("127.0.0.1", port), timeout=60) as client:
-                client.sendall(b"POST /colorize HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\n\r\nx")
+                client.sendall(head.encode() + content)
                 assert process.stdout.readline() == "coloured\n"
                 process.send_signal(sent)
                 said = process.communicate(timeout=60)[1]
@@ -413,3 +486,4 @@ def test_it_ends_at_once_and_quietly_while_a_picture_is_coloured(server: serve.S
             process.kill()
     assert process.returncode == 130
     assert [line.partition(" ")[0] for line in said.splitlines()] == ["model"]  # which it says at its start
+    assert list(tmp_path.iterdir()) == []

@@ -212,6 +212,14 @@ def test_then_fp16_then_the_cpu(on_device: OnDevice, model: Path, capsys: pytest
     assert {place for place, _, _ in memory.calls} == {"device"}  # to which smaller pictures return
 
 
+def test_what_is_set_later_reaches_the_cpu_too(on_device: OnDevice, model: Path) -> None:
+    made, _ = on_device(fp32=0, fp16=0)
+    pictures = draw(2)
+    for strength in (0.5, 1.5):  # before the first picture, and when the CPU has its model already
+        made.set("strength", strength)
+        assert_same(made.run(pictures), singly(model, pictures, strength=strength))
+
+
 def test_another_accelerator_than_cuda_has_no_fp16(on_device: OnDevice) -> None:
     made, memory = on_device(0, error=RuntimeError("MPS out of memory"), name="mps")
     made.run(draw(2))

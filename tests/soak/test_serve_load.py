@@ -1,4 +1,4 @@
-"""serve.py under load: eight clients, some more that do not wait, and a slow one; nothing is lost, memory is flat.
+"""serve.py under load: eight clients, some more that do not wait, and slow ones; nothing is lost, memory is flat.
 
 SECONDS_OF_LOAD=300 python -m pytest -n 0 -m slow -s tests/soak/test_serve_load.py   # prints counts, p50, p95, memory
 """
@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -31,7 +32,7 @@ from inference import exporters
 httpx = pytest.importorskip("httpx", reason="serve.py is asked through httpx")
 pytest.importorskip("uvicorn", reason="serve.py needs requirements-web.txt")
 SECONDS = float(os.environ.get("SECONDS_OF_LOAD", 300))
-CLIENTS, HASTY = 8, 4  # who wait for their turn, and who go away when they are told to come again
+CLIENTS, HASTY, SLOW = 8, 4, 20  # who wait for their turn, go away when told to come again, or send a byte a second
 GROWTH = 20.0  # MB that memory may grow by from the second quarter of the time to the last
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="reads memory as Linux tells it")]
 
@@ -104,16 +105,17 @@ class Tally:
 
 
 def dribble(address: str, stop: threading.Event) -> None:
-    """Be a slow client: announce a large body, and send a byte of it a second."""
+    """Be a slow client: announce a large body, and send a byte of it a second, again and again."""
     parts = urlsplit(address)
-    with socket.create_connection((parts.hostname, parts.port)) as line:
-        head = f"POST /colorize HTTP/1.1\r\nHost: {parts.netloc}\r\nContent-Length: 1000000\r\n\r\n"
-        line.sendall(head.encode())
-        while not stop.wait(1.0):
-            try:
+    head = f"POST /colorize HTTP/1.1\r\nHost: {parts.netloc}\r\nContent-Length: 1000000\r\n\r\n"
+    while not stop.is_set():
+        with (
+            socket.create_connection((parts.hostname, parts.port)) as line,
+            suppress(OSError),
+        ):  # told that it is too slow
+            line.sendall(head.encode())
+            while not stop.wait(1.0):
                 line.sendall(b"x")
-            except OSError:
-                return  # it took too long, and was told so
 
 
 def resident_mb(process: int) -> float:
@@ -131,7 +133,7 @@ def test_nothing_is_lost_and_memory_is_flat(server: tuple[str, int]) -> None:
             tally.ask(address, chance, patient=number < CLIENTS)
 
     threads = [threading.Thread(target=client, args=(number,)) for number in range(CLIENTS + HASTY)]
-    threads.append(threading.Thread(target=dribble, args=(address, stop)))
+    threads += [threading.Thread(target=dribble, args=(address, stop)) for _ in range(SLOW)]
     for thread in threads:
         thread.start()
     memory, end = [], time.monotonic() + SECONDS

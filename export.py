@@ -128,7 +128,10 @@ def main(
     else:
         exporters.write(path, colorizer, record, format_, devices, trainable)
     say(f"wrote {path}, {path.stat().st_size / 1e6:.1f} MB")
-    hints = {"ts": f"use it with: python colorize.py photo.jpg --model {path}", "html": "open it with any browser"}
+    hints = {
+        "ts": f"use it with: python colorize.py photo.jpg --model {path}",
+        "html": "open it with Chromium, Chrome, Edge or Firefox",
+    }
     if format_ in hints:
         say(hints[format_])
     return path

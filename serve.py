@@ -343,13 +343,14 @@ def build_app(server: Server) -> "Starlette":
     from starlette.responses import HTMLResponse, JSONResponse
     from starlette.routing import Route
 
+    from imaging.files import EXTENSIONS
     from inference.web import build_page
 
     models = [
         {"model": name, "said": f"Model: {record}.", "hints": record.recipe.hints}
         for name, record in server.records.items()
     ]
-    config = {"server": True, "models": models, **models[0], "token": server.token}
+    config = {"server": True, "models": models, **models[0], "token": server.token, "endings": sorted(EXTENSIONS)}
     page = build_page(config, {}, "'self'")
     headers = {
         "Cache-Control": "no-store", "Referrer-Policy": "no-referrer", "X-Content-Type-Options": "nosniff",

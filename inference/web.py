@@ -44,7 +44,7 @@ RUNTIME_FILES = {  # of the package: its script, what that imports, and the prog
     "loader": "package/dist/ort-wasm-simd-threaded.mjs",
     "wasm": "package/dist/ort-wasm-simd-threaded.wasm",
 }
-MAX_NETWORK, MAX_PAGE = 10_000_000, 25_000_000  # bytes
+MAX_NETWORK, MAX_PAGE = 10_000_000, 25_000_000  # bytes, of its weights and of all
 TOLERANCE = 0.01  # of ab/110, that is 1 unit of Lab: between the network in torch and in ONNX with fp16 weights
 
 
@@ -76,6 +76,10 @@ def write_network(colorizer: Colorizer) -> bytes:
     """
     import onnx
 
+    weights = 2 * sum(weight.numel() for weight in colorizer.generator.parameters())
+    if weights > MAX_NETWORK:
+        size = f"{weights / 1e6:.0f} MB, and a page takes {MAX_NETWORK / 1e6:.0f}"
+        raise UserError(f"the network has {size}; open it with: python serve.py --model FILE")
     module = Network(fold_batch_norm(copy.deepcopy(colorizer.generator))).eval()
     example, step = (
         torch.randn(2, CHANNELS[colorizer.x_kind] + 3 * colorizer.takes_hints, 96, 160).clamp(-1.0, 1.0),
@@ -96,9 +100,6 @@ def write_network(colorizer: Colorizer) -> bytes:
     encoded = model.SerializeToString()
     onnx.checker.check_model(encoded)
     check_network(module, encoded, example[:, :, :64, :96])
-    if len(encoded) > MAX_NETWORK:
-        size = f"{len(encoded) / 1e6:.0f} MB, and a page takes {MAX_NETWORK / 1e6:.0f}"
-        raise UserError(f"the network has {size}; open it with: python serve.py --model FILE")
     return encoded
 
 
@@ -166,11 +167,14 @@ def build_page(config: dict[str, Any], data: dict[str, str], connect: str) -> st
         f"style-src 'sha256-{hashes[style]}'; img-src data: blob:; connect-src {connect}; "
         "base-uri 'none'; form-action 'none'"
     )
+    licences = f"Tinct: {(ROOT / 'LICENSE').read_text(encoding='utf-8')}"
+    if data:
+        licences += "\n\n" + source("onnxruntime-licence.txt")
     texts = {"config": json.dumps(config), **data}
     carried = [f'<script type="text/plain" id="{name}">{_closed(text)}</script>' for name, text in texts.items()]
     parts = {
         "POLICY": policy, "STYLE": style, "DATA": "\n".join(carried), "SCRIPT": script,
-        "LICENCE": source("onnxruntime-licence.txt") if data else "Tinct is under the MIT licence.",
+        "LICENCES": "".join(f"<p>{text}</p>" for text in licences.split("\n\n")),
     }  # fmt: skip
     return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], source("index.html"))
 

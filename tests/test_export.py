@@ -180,6 +180,11 @@ def test_a_page_takes_models_of_lightness_to_ab_alone(
     manga = make_run(tmp_path / "manga", "manga")
     assert call(monkeypatch, "--run", manga, "--format", "html") == 2
     assert "python serve.py --model FILE" in capsys.readouterr().err
+    colorizer = checkpoint.build_colorizer(read_run(run).recipe)
+    with monkeypatch.context() as patch:
+        patch.setattr(web, "MAX_NETWORK", 1000)  # which is told before minutes of work
+        with pytest.raises(UserError, match=r"the network has .*: python serve\.py --model FILE"):
+            web.write_network(colorizer)
     monkeypatch.setattr(web, "fetch_runtime", lambda: dict.fromkeys(web.RUNTIME_FILES, b"x"))
     monkeypatch.setattr(web, "write_network", lambda _: b"network")
     path = export.main(run=run, format_="html", device="cpu")

@@ -3,7 +3,6 @@
 const $ = (id) => document.getElementById(id);
 const config = JSON.parse($("config").textContent);
 const engine = config.server ? new Remote(config) : new Local(config);
-const MAX_SHOWN = 1.3e6; // px that are coloured for a look; the picture itself is coloured when it is saved
 const THUMB = 120; // px
 const RADIUS = 0.012; // of a new spot, of the picture's short side: what the network was trained on
 const RADII = [0.002, 0.2]; // the smallest and the largest
@@ -20,7 +19,7 @@ let working = false;
 const stage = new Stage({ place, select, move: moveSpot, resize: resizeSpot, remove: removeSpot, looked });
 const picker = new Picker(recolor, () => $("spots").children[selected]?.focus());
 
-let told = ""; // what stays in the status line until the user does something
+let notice = ""; // what stays in the status line until the user does something
 
 function say(sentence) {
   $("status").textContent = sentence;
@@ -28,7 +27,7 @@ function say(sentence) {
 }
 
 function tell(sentence) {
-  told = sentence;
+  notice = sentence;
   say(sentence);
 }
 
@@ -40,11 +39,11 @@ function snapshot({ key, file, hints, strength }) {
 // Pictures
 
 function add(files) {
-  const images = [...files].filter((file) => file.type.startsWith("image/") || /\.(tiff?|heic|avif|jxl|jp2|j2k|pcx|tga|ppm|pgm)$/i.test(file.name));
+  const images = [...files].filter(({ type, name }) => type.startsWith("image/") || engine.endings.includes(endingOf(name)));
   const hintFiles = [...files].filter((file) => file.name.endsWith(".json"));
   const others = files.length - images.length - hintFiles.length;
-  told = "";
-  if (others === files.length) return tell("That is no picture: drop PNG, JPEG, WebP, GIF, BMP or AVIF files.");
+  notice = "";
+  if (others === files.length) return tell(`That is no picture: drop ${engine.formats} files.`);
   if (others) tell(`${others} of ${files.length} files are no pictures.`);
   for (const file of images) {
     const picture = {
@@ -53,7 +52,7 @@ function add(files) {
     };
     picture.item = makeItem(picture);
     pictures.push(picture);
-    $("queue").insertBefore(picture.item, $("more"));
+    $("queue").append(picture.item);
   }
   for (const file of hintFiles) loadHints(file);
   if (!current && pictures.length) choose(pictures[0]);
@@ -117,7 +116,8 @@ function refresh() {
   for (const [id, shown] of [["welcome", !any], ["work", any], ["panel", any]]) $(id).hidden = !shown;
   for (const picture of pictures) {
     const { item, state, problem, name, hints } = picture;
-    const said = state === "done" ? (hints.length ? `${hints.length} spot${hints.length > 1 ? "s" : ""}` : "") : state;
+    const count = config.hints ? hints.length : 0;
+    const said = state === "done" ? (count ? `${count} spot${count > 1 ? "s" : ""}` : "") : state;
     item.querySelector(".state").textContent = said;
     item.querySelector(".state").hidden = !said;
     item.title = problem ? `${name}: ${problem}` : name;
@@ -130,7 +130,7 @@ function refresh() {
   $("download-all").disabled = left > 0 || wanted.saves.length > 0;
   $("download").disabled = current?.state !== "done" || wanted.saves.length > 0;
   if (wanted.saves.length) return;
-  if (told) say(told);
+  if (notice) say(notice);
   else if (left) say(pictures.length > 1 ? `${pictures.length - left} of ${pictures.length} pictures coloured` : "");
   else if (any) say(`${current?.name ?? ""}${failed ? ` (${failed} of ${pictures.length} could not be coloured)` : ""}`);
   else say("");
@@ -139,7 +139,8 @@ function refresh() {
 /** Show the current picture with its settings, and colour it. */
 function show() {
   if (!current) return;
-  const { hints, strength, problem, past, future, size, name } = current;
+  const { strength, problem, past, future, size, name } = current;
+  const hints = config.hints ? current.hints : []; // else they are kept for a model that takes them
   $("problem").hidden = !problem;
   $("problem-said").textContent = problem;
   $("strength").value = Math.round(strength * 100);
@@ -226,11 +227,18 @@ function travel(from, to) {
 const undo = () => travel("past", "future");
 const redo = () => travel("future", "past");
 
+/** Return the colour that a strength has made this one of: a spot's colour is strengthened as all others are. */
+function weaken(rgb, strength) {
+  const [L, a, b] = labOf(rgb);
+  return strength > 0 ? rgbOf(L, a / strength, b / strength) : rgb;
+}
+
 function place(x, y) {
   [x, y] = [Math.floor(x), Math.floor(y)];
-  const rgb = stage.colorAt(x, y, !picking || stage.isAfter(x) ? 1 : 0);
+  const after = !picking || stage.isAfter(x);
+  const rgb = stage.colorAt(x, y, after ? 1 : 0);
   if (!rgb) return;
-  const color = toHex(rgb);
+  const color = toHex(after ? weaken(rgb, current.strength) : rgb);
   if (picking) return finishPicking(color);
   if (!config.hints) return tell("This model takes no colour spots.");
   if (!stage.isAfter(x)) { // else what it does would not be seen
@@ -468,7 +476,7 @@ function drawThumb(picture, { before, after }, close = true) {
 
 // Files out and in
 
-function hand(blob, name) {
+function offer(blob, name) {
   const link = document.createElement("a");
   link.href = URL.createObjectURL(blob);
   link.download = name;
@@ -477,6 +485,7 @@ function hand(blob, name) {
 }
 
 const stemOf = (name) => name.replace(/\.[^.]*$/, "") || name;
+const endingOf = (name) => name.slice(stemOf(name).length).toLowerCase();
 
 function save(chosen, zipped) {
   const type = $("type").value;
@@ -492,7 +501,7 @@ function save(chosen, zipped) {
       for (let n = 2; names.has(name.toLowerCase()); n++) name = `${stemOf(picture.name)}_colour_${n}.${ending}`;
       names.add(name.toLowerCase());
       if (zip) await zip.add(name, blob);
-      else hand(blob, name);
+      else offer(blob, name);
     } catch (error) { // the others are saved all the same
       failed.push(`${picture.name} (${error.message})`);
     }
@@ -501,7 +510,7 @@ function save(chosen, zipped) {
     if (pictures.includes(picture)) await store(picture, i); // else it was closed meanwhile
     wanted.saves.shift();
     if (wanted.saves.length) return;
-    if (zip?.entries.length) hand(zip.finish(), "colour.zip");
+    if (zip?.entries.length) offer(zip.finish(), "colour.zip");
     if (failed.length) tell(`Not saved: ${failed.join(", ")}`);
   });
   refresh();
@@ -512,7 +521,7 @@ function saveHints() {
   const withHints = pictures.filter(({ hints }) => hints.length);
   const content = Object.fromEntries(withHints.map(({ name, hints }) => [name, hints]));
   const name = withHints.length === 1 ? `${stemOf(withHints[0].name)}_spots.json` : "spots.json";
-  hand(new Blob([JSON.stringify(content, null, 1) + "\n"], { type: "application/json" }), name);
+  offer(new Blob([JSON.stringify(content, null, 1) + "\n"], { type: "application/json" }), name);
   const renamed = withHints.filter(({ name, file }) => file.name && file.name !== name);
   const names = renamed.map((picture) => picture.name).join(", ");
   if (names) tell(`The page has renamed ${names}: rename the file too, or colorize.py does not find its spots.`);
@@ -540,9 +549,10 @@ async function loadHints(file) {
     const found = new Map(); // picture -> its spots; nothing changes until all are read
     for (const [name, points] of given) {
       const last = String(name).split("/").pop();
-      for (const picture of pictures.filter((one) => one.name === last || stemOf(one.name) === last)) {
-        found.set(picture, parseHints(points, picture));
-      }
+      const fitting = pictures.filter((one) => one.name === last || stemOf(one.name) === last);
+      if (fitting.length > 1) throw new Error(`${file.name}: ${last} may be ${fitting.map((one) => one.name).join(" or ")}; name it with its ending.`);
+      if (found.has(fitting[0])) throw new Error(`${file.name}: ${fitting[0].name} has spots twice; put them together.`);
+      if (fitting.length) found.set(fitting[0], parseHints(points, fitting[0]));
     }
     if (!found.size) throw new Error(`${file.name} has spots for other pictures: open those first.`);
     for (const [picture, hints] of found) {
@@ -571,14 +581,8 @@ function listen() {
       target.value = "";
     });
   }
-  const more = document.createElement("button");
-  more.type = "button";
-  more.id = "more";
-  more.textContent = "+";
-  more.title = "More pictures";
-  more.setAttribute("aria-label", "more pictures");
-  more.addEventListener("click", pick("files"));
-  $("queue").append(more);
+  $("more").addEventListener("click", pick("files"));
+  $("files").accept = ["image/*", ...engine.endings].join();
   $("undo").addEventListener("click", undo);
   $("redo").addEventListener("click", redo);
   $("in").addEventListener("click", () => stage.zoom(1.5));
@@ -600,7 +604,7 @@ function listen() {
   $("save-hints").addEventListener("click", saveHints);
   $("about-open").addEventListener("click", () => $("about").showModal());
   for (const name of ["pointerdown", "keydown"]) {
-    document.addEventListener(name, () => (told = picking ? told : ""), true); // it has been seen
+    document.addEventListener(name, () => (notice = picking ? notice : ""), true); // it has been seen
   }
   stage.element.addEventListener("pointerdown", () => $("code").blur(), true); // what was typed is for the spot before
   document.addEventListener("keydown", shortcut);
@@ -683,6 +687,7 @@ function start() {
     $("model").addEventListener("change", ({ target }) => {
       Object.assign(config, config.models[target.selectedIndex]);
       describe();
+      if (!config.hints && pictures.some(({ hints }) => hints.length)) tell("This model takes no colour spots; they are kept for another one.");
       for (const picture of pictures) Object.assign(picture, { state: "waiting", problem: "" });
       show();
     });

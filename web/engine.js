@@ -19,11 +19,14 @@ async function checkFile(file) {
   });
 }
 
+const MAX_SHOWN = 1.3e6; // px that are coloured for a look at a whole picture; all are coloured when it is saved
 const DRAFT = 0.5; // of the size at which the network sees a picture, in a draft of what a changed spot does
 
 /** The network in this file, in a worker that is made from it, since a page from a disk may load no other file. */
 class Local {
   pause = 200; // ms without a movement before a closer look
+  formats = "PNG, JPEG, WebP, GIF, BMP or AVIF";
+  endings = []; // of pictures, besides those that the browser knows
   drafts = true; // a hasty view is one, a little less exact
 
   constructor(config) {
@@ -47,12 +50,12 @@ class Local {
     const text = (id) => document.getElementById(id).textContent;
     const link = URL.createObjectURL(new Blob([text("runtime") + text("worker")], { type: "text/javascript" }));
     this.worker = new Worker(link);
-    this.worker.onmessage = ({ data: { id, result, error, told } }) => {
+    this.worker.onmessage = ({ data: { id, result, error, expected } }) => {
       const { resolve, reject } = this.calls.get(id);
       this.calls.delete(id);
       if (error === undefined) return resolve(result);
-      reject(told ? new Error(error) : failed(error));
-      if (!told) this.stop(); // nobody knows in which state it is
+      reject(expected ? new Error(error) : failed(error));
+      if (!expected) this.stop(); // nobody knows in which state it is
     };
     this.worker.onerror = (event) => {
       event.preventDefault();
@@ -86,20 +89,23 @@ class Local {
   }
 }
 
-const PREVIEW = 1e6; // px of what is sent for a look; the whole picture is sent for a save or a closer look
-const SERVERS = /\.(tiff?|heic|jp2|j2k|pcx|tga|ppm|pgm)$/i; // files that Python reads and browsers do not
 const PATIENCE = 300; // times that a server which is busy is asked again, after a second or what it says
 
-/** serve.py, which runs any model, in Python. Calls are answered one after the other. */
+/**
+ * serve.py, which runs any model, in Python. Calls are answered one after the other. For a look at a large picture a
+ * preview is sent, for a closer look and for a save the file itself.
+ */
 class Remote {
+  formats = "PNG, JPEG, WebP, GIF, BMP, AVIF, TIFF, JPEG 2000, PPM, TGA or PCX";
   pause = 1500; // ms without a movement before a closer look, for which the whole picture is sent
   drafts = false;
 
   constructor(config) {
     this.config = config;
+    this.endings = config.endings;
     this.opened = new Map(); // key -> { size, preview, by: how much smaller the preview is, across and down }
     this.decoded = { key: null, bitmap: null }; // of one picture, as it is large
-    this.last = {}; // the last answers, for a small copy and for the picture itself
+    this.last = {}; // the last answers, for the preview and for the picture itself
     this.turn = Promise.resolve();
     this.looking = null; // what ends a closer look
   }
@@ -137,14 +143,13 @@ class Remote {
     }
   }
 
-  /** Return a picture as a bitmap; a TIFF and others that browsers do not read come gray from the server. */
+  /** Return a picture as a bitmap; what the browser does not read, such as TIFF, comes gray from the server. */
   async decode(picture) {
     if (this.decoded.key === picture.key) return this.decoded.bitmap;
     this.decoded.bitmap?.close();
     this.decoded = { key: null, bitmap: null };
     const bitmap = await createImageBitmap(picture.file).catch(async () => {
       await checkFile(picture.file);
-      if (!SERVERS.test(picture.file.name)) throw new Error("This is no picture that the browser can read, or it is damaged.");
       return createImageBitmap(await this.post({ hints: [], strength: 0 }, picture.file, [1, 1], "image/png", true));
     });
     this.decoded = { key: picture.key, bitmap };
@@ -155,7 +160,7 @@ class Remote {
     if (!this.opened.has(picture.key)) {
       const bitmap = await this.decode(picture);
       const size = { width: bitmap.width, height: bitmap.height };
-      const scale = Math.min(1, Math.sqrt(PREVIEW / (size.width * size.height)));
+      const scale = Math.min(1, Math.sqrt(MAX_SHOWN / (size.width * size.height)));
       const [columns, rows] = [size.width, size.height].map((side) => Math.max(1, Math.round(side * scale)));
       const preview = scale < 1 ? await part(bitmap, [0, 0, size.width, size.height], columns, rows).convertToBlob() : null;
       this.opened.set(picture.key, { size, preview, by: [columns / size.width, rows / size.height] });
@@ -163,7 +168,7 @@ class Remote {
     return this.opened.get(picture.key).size;
   }
 
-  /** Return a coloured copy of a picture, as a bitmap: the small one, or the picture itself. */
+  /** Return the colours of a picture as a bitmap: of its preview, or of the picture itself. */
   async colored(picture, small) {
     const wanted = JSON.stringify([picture.key, picture.hints, picture.strength, this.config.model, small]);
     if (this.last[small]?.wanted !== wanted) {

@@ -30,6 +30,21 @@ function parseColor(text) {
   return isRgb && levels.every((level) => level < 256) ? toHex(levels) : "";
 }
 
+/** Call `act` when a finger has stayed on an element; then its end is no click on what lies there by now. */
+function onLongPress(element, act) {
+  let press = 0;
+  const swallow = (event) => event.stopPropagation();
+  element.addEventListener("pointerdown", (event) => {
+    if (event.pointerType !== "touch") return;
+    press = setTimeout(() => {
+      window.addEventListener("click", swallow, true);
+      window.addEventListener("pointerup", () => setTimeout(() => window.removeEventListener("click", swallow, true), 100), { once: true });
+      act(event);
+    }, LONG_PRESS);
+  });
+  for (const name of ["pointerup", "pointercancel"]) element.addEventListener(name, () => clearTimeout(press));
+}
+
 class Picker {
   /**
    * onpick(hex, done): a colour was chosen; `done` is false while the pointer still moves over the gamut.
@@ -108,11 +123,12 @@ class Picker {
     add.addEventListener("click", () => this.keep(this.hex));
     const swatches = this.palette.map((hex) => {
       const swatch = this.swatch(hex);
-      swatch.title = `${hex}; right-click or Delete removes it`;
+      swatch.title = `${hex}; right-click, long press or Delete removes it`;
       const drop = (event) => {
         event.preventDefault();
         this.keep(hex, true);
       };
+      onLongPress(swatch, drop);
       swatch.addEventListener("contextmenu", drop);
       swatch.addEventListener("keydown", (event) => event.key === "Delete" && drop(event));
       return swatch;

@@ -110,6 +110,7 @@ class Stage {
 
   /** Draw { before, after }: of the whole picture, or over it of a part. */
   draw({ before, after }, region) {
+    if (region) this.region = region;
     [before, after].forEach((bitmap, i) => {
       const canvas = this.sides[i].querySelectorAll("canvas")[region ? 1 : 0];
       canvas.width = bitmap.width;
@@ -129,10 +130,13 @@ class Stage {
 
   /** Return the colour [r, g, b] at a place of the picture, before (0) or after (1); null where none is drawn yet. */
   colorAt(x, y, side) {
-    const canvas = this.sides[side].querySelector("canvas");
-    if (!canvas.width) return null;
-    const at = (value, whole, count) => Math.min(count - 1, Math.floor((value * count) / whole));
-    const place = [at(x, this.size.width, canvas.width), at(y, this.size.height, canvas.height)];
+    const [whole, detail] = this.sides[side].querySelectorAll("canvas");
+    if (!whole.width) return null;
+    const [right, below] = [x - this.region?.x, y - this.region?.y];
+    const isClose = !detail.hidden && right >= 0 && below >= 0 && right < this.region.width && below < this.region.height;
+    const [canvas, { width, height }] = isClose ? [detail, this.region] : [whole, this.size];
+    const at = (value, length, count) => Math.min(count - 1, Math.floor((value * count) / length));
+    const place = [at(isClose ? right : x, width, canvas.width), at(isClose ? below : y, height, canvas.height)];
     return [...canvas.getContext("2d").getImageData(...place, 1, 1).data.slice(0, 3)];
   }
 

@@ -3,7 +3,7 @@
 // or { id, error }, one after the other.
 
 const MAX_PIXELS = 100e6;
-const KEPT = 6; // pictures whose small copies are kept; others are read again when they are needed
+const KEPT = 6; // pictures that are kept as the network sees them; others are read again when they are needed
 const MAX_SIDE = 32767; // px of a canvas
 const STRIP = 2 ** 20; // px that are read from a canvas at a time
 
@@ -13,7 +13,7 @@ const kept = new Map(); // key -> what `open` found, the most recently used last
 let decoded = { key: null, bitmap: null }; // of one picture, as it is large
 
 /** A sentence for the person at the page. */
-class Told extends Error {}
+class PageError extends Error {}
 
 async function inflate(base64) {
   const stream = new DecompressionStream("gzip");
@@ -26,7 +26,7 @@ async function inflate(base64) {
 /** Return pixels of a part of a picture, { x, y, width, height }, drawn on `columns` x `rows` px. */
 function readPixels(bitmap, { x, y, width, height }, columns, rows) {
   const context = new OffscreenCanvas(columns, rows).getContext("2d", { willReadFrequently: true });
-  if (!context) throw new Told("There is not enough memory for this picture.");
+  if (!context) throw new PageError("There is not enough memory for this picture.");
   context.imageSmoothingQuality = "high";
   context.drawImage(bitmap, x, y, width, height, 0, 0, columns, rows);
   return context.getImageData(0, 0, columns, rows);
@@ -47,13 +47,13 @@ async function decode({ key, file }) {
   decoded = { key: null, bitmap: null };
   const bitmap = await createImageBitmap(file).catch(async () => {
     await file.stream().getReader().read().catch(() => {
-      throw new Told("The file has been changed or removed: open it again.");
+      throw new PageError("The file has been changed or removed: open it again.");
     });
-    throw new Told("This is no picture that the browser can read, or it is damaged.");
+    throw new PageError("This is no picture that the browser can read, or it is damaged or too large.");
   });
   if (bitmap.width * bitmap.height > MAX_PIXELS) {
     bitmap.close();
-    throw new Told("It has more than 100 megapixels, too many for a browser; colorize.py takes it.");
+    throw new PageError("It has more than 100 megapixels, too many for a browser; colorize.py takes it.");
   }
   decoded = { key, bitmap };
   return bitmap;
@@ -189,12 +189,12 @@ const CALLS = {
     const { size } = found;
     const maps = await colour(found, picture);
     if (Math.max(size.width, size.height) > MAX_SIDE) {
-      throw new Told("It has a side of more than 32,767 px, too long for a browser to save; colorize.py takes it.");
+      throw new PageError("It has a side of more than 32,767 px, too long for a browser to save; colorize.py takes it.");
     }
     const bitmap = await decode(picture);
     const canvas = new OffscreenCanvas(size.width, size.height);
     const context = canvas.getContext("2d");
-    if (!context) throw new Told("There is not enough memory for a picture of this size.");
+    if (!context) throw new PageError("There is not enough memory for a picture of this size.");
     eachStrip(bitmap, (pixels, top) => {
       const region = { x: 0, y: top, width: size.width, height: pixels.height };
       colorPixels(pixels.data, pixels.height, size.width, maps, region, size, picture.strength);
@@ -226,7 +226,7 @@ self.onmessage = ({ data: { id, name, given } }) => {
       const moved = name === "view" ? [result.before, result.after] : [];
       self.postMessage({ id, result }, moved);
     } catch (error) {
-      self.postMessage({ id, error: String(error?.message ?? error), told: error instanceof Told });
+      self.postMessage({ id, error: String(error?.message ?? error), expected: error instanceof PageError });
     }
   });
 };

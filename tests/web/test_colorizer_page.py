@@ -23,12 +23,6 @@ pytestmark = pytest.mark.slow  # to write the network as ONNX takes a quarter of
 Open = Callable[..., "Page"]
 
 
-@pytest.fixture
-def page(open_page: Open, html: Path) -> "Page":
-    """Return the page, open at 1280 x 800 px."""
-    return open_page(html.as_uri())
-
-
 def test_ten_pictures_are_coloured_as_python_colours_them(page: "Page", model: Path, photographs: list[Path]) -> None:
     page.set_input_files("#files", photographs)
     ready(page)

@@ -40,14 +40,17 @@ class Firefox:
     def __init__(self, folder: Path) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        (folder / "user.js").write_text(f'user_pref("marionette.port", {port});\n')
+            self.port = free.getsockname()[1]
+        (folder / "user.js").write_text(f'user_pref("marionette.port", {self.port});\n')
         call = [FIREFOX, "--headless", "--marionette", "--no-remote", "--profile", str(folder)]
         silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
         self.process = subprocess.Popen(call, env={**os.environ, "HOME": str(folder)}, **silent)
+
+    def open(self) -> None:
+        """Wait for it, and begin a session."""
         while self.process.poll() is None:
             try:
-                self.line = socket.create_connection(("127.0.0.1", port))
+                self.line = socket.create_connection(("127.0.0.1", self.port))
                 break
             except ConnectionRefusedError:
                 continue
@@ -71,10 +74,13 @@ class Firefox:
 def firefox(tmp_path: Path) -> Iterator[Firefox]:
     """Yield a Firefox with a new profile."""
     (tmp_path / "profile").mkdir()
-    opened = Firefox(tmp_path / "profile")
-    yield opened
-    opened.process.terminate()
-    opened.process.wait()
+    started = Firefox(tmp_path / "profile")
+    try:
+        started.open()
+        yield started
+    finally:
+        started.process.terminate()
+        started.process.wait()
 
 
 # What the page has asked for, and whether it may ask 127.0.0.1 at a port that an argument names.

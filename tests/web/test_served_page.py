@@ -74,7 +74,7 @@ def test_the_page_gives_what_the_api_gives(
     drop(page, [Path("none.png")])
     page.locator(".item").last.click()
     ready(page, "failed")
-    assert "no picture" in page.locator("#problem").inner_text()
+    assert "not an image" in page.locator("#problem").inner_text()
 
 
 @pytest.mark.skipif(not shutil.which("curl"), reason="needs curl")
@@ -139,3 +139,38 @@ def test_another_model_can_be_chosen(
     page.locator("#model").select_option("second")
     ready(page)
     assert ["model=second" in url for url in asked if "colorize?" in url] == [False, True]
+
+    page.mouse.click(*place(page, 0.6, 0.5))
+    ready(page)
+    page.evaluate("config.models[0].hints = false")  # as a model of another recipe has it
+    page.locator("#model").select_option("first")
+    page.locator("#status", has_text="takes no colour spots; they are kept").wait_for()
+    ready(page)
+    assert page.locator(".spot").count() == 0
+    page.locator("#model").select_option("second")
+    ready(page)
+    assert page.locator(".spot").count() == 1
+
+
+WATCH = """
+const real = window.fetch;
+window.sent = []; // the sizes of the pictures that the page sends
+window.fetch = (url, given) => {
+    sent.push(createImageBitmap(given.body).then(({ width, height }) => [width, height]));
+    return real(url, given);
+};
+"""
+
+
+def test_for_a_look_a_preview_is_sent_on_a_dense_screen_too(
+    serve: Callable[..., str], open_page: "Callable[..., Page]", photographs: list[Path]
+) -> None:
+    with Image.open(photographs[2]) as picture:
+        picture.convert("RGB").resize((2000, 1500), Image.Resampling.BICUBIC).save("large.png")
+    page = open_page(serve(), WATCH, device_scale_factor=2, viewport={"width": 1600, "height": 1100})
+    drop(page, [Path("large.png")])
+    ready(page)
+    ((width, height),) = page.evaluate("Promise.all(sent)")
+    assert 1.2e6 < width * height < 1.4e6
+    page.locator("#after .detail").wait_for()  # the file itself, a moment later
+    assert page.evaluate("Promise.all(sent)")[1:] == [[2000, 1500]]

@@ -304,7 +304,12 @@ def test_a_pt2_file_agrees_with_eager_at_any_shape(tmp_path: Path) -> None:
 def test_every_kind_of_layer_can_be_written(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for package in exporters.PACKAGES:
         pytest.importorskip(package)
-    module = exporters.deployable(build(name, **KINDS[name]), "fp32")
+    trained = build(name, **KINDS[name])
+    if name == "resunet":  # of each stage one block: the others are the same again
+        layers = trained.generator.encoder.layers
+        for i, layer in enumerate(layers):
+            layers[i] = layer[:1]
+    module = exporters.deployable(trained, "fp32")
     program = exporters.trace(module)
     monkeypatch.setattr(exporters, "trace", lambda _: program)
     forms = {"pt2": (), "onnx": ((1, 50, 1), (2, 900, 6))}  # but for shapes where it makes a side of 1 px

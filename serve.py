@@ -56,7 +56,7 @@ MAX_REQUESTS = 64  # that are received, wait, are coloured or sent
 MAX_HELD = 1_000_000_000  # bytes of files and results in memory, of all requests together
 HEADER_SECONDS = 20.0  # from a connection to its request, and from the first byte of a later one to its last header
 PATIENCE = 30.0  # seconds that a file or a result may stand still, or come too slowly
-MIN_RATE = 250_000  # bytes a second that a client sends or reads at least, beyond its PATIENCE
+MIN_RATE = 250_000  # bytes a second that a client sends or reads at least, besides its PATIENCE
 REST_SECONDS = 20.0  # for the rest of a file that is refused before it has arrived
 WAIT_SECONDS = 300.0  # for a result, from the last byte of a body
 STOP_SECONDS = 5.0  # from Ctrl-C, for what is still coloured and sent
@@ -88,27 +88,6 @@ class Allowance:
 
 
 @dataclass
-class Body:
-    """The body of a request, as ASGI receives it."""
-
-    receive: Callable[[], Awaitable[dict[str, Any]]]
-    begun: bool = False
-    ended: bool = False
-
-    async def __call__(self) -> dict[str, Any]:
-        """Return the next message."""
-        self.begun = True
-        message = await self.receive()
-        self.ended = message["type"] != "http.request" or not message.get("more_body", False)
-        return message
-
-    async def discard(self) -> None:
-        """Read what is still to come: a client that sends all before it reads would not see the answer."""
-        while not self.ended:
-            await self()
-
-
-@dataclass(frozen=True)
 class Job:
     """What a request asks for."""
 
@@ -135,6 +114,7 @@ class Server:
     requests: int = 0
     held: int = 0  # bytes of files and results
     folder: str = ""  # of the result that is written
+    transports: "dict[tuple[str, int] | None, asyncio.Transport]" = field(default_factory=dict)  # by a client's address
     worker: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1))
 
     def leave(self) -> None:
@@ -199,6 +179,70 @@ class Server:
                 self.loaded.pop(job.model, None)
 
 
+@dataclass
+class Exchange:
+    """A request and its answer, between the application and a client that may be slow."""
+
+    server: Server
+    scope: dict[str, Any]
+    receive_: Callable[[], Awaitable[dict[str, Any]]]
+    send_: Callable[[dict[str, Any]], Awaitable[None]]
+    held: int = 0  # bytes that count in Server.held
+    is_counted: bool = True  # in Server.requests
+    begun: bool = False  # the body
+    ended: bool = False
+    until: float = math.inf  # of the loop's time: when the answer has to be read
+
+    async def receive(self) -> dict[str, Any]:
+        """Return the next part of the body, as ASGI has it."""
+        self.begun = True
+        message = await self.receive_()
+        self.ended = message["type"] != "http.request" or not message.get("more_body", False)
+        return message
+
+    async def send(self, message: dict[str, Any]) -> None:
+        """Send a part of the answer; the connection of a client that reads it too slowly is ended."""
+        loop = asyncio.get_running_loop()
+        if message["type"] == "http.response.start":
+            if message["status"] >= 400:
+                await self.turn_away(message["status"])
+            size = int(dict(message["headers"]).get(b"content-length", 0))
+            self.until = loop.time() + PATIENCE + size / MIN_RATE
+        try:
+            await asyncio.wait_for(self.send_(message), min(PATIENCE, self.until - loop.time()))
+        except asyncio.TimeoutError:
+            if transport := self.server.transports.get(self.scope["client"]):
+                transport.abort()
+                await asyncio.sleep(0)  # in which uvicorn is told
+
+    async def turn_away(self, status: int) -> None:
+        """Give back what the request held, and read the rest of its body: who sends it all first finds the answer."""
+        self.release()
+        waits = b"expect" in dict(self.scope["headers"]) and not self.begun  # for a word before it sends its body
+        if waits or status == 408:
+            return
+
+        async def discard() -> None:
+            while not self.ended:
+                await self.receive()
+
+        with suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(discard(), REST_SECONDS)
+
+    def hold(self, count: int) -> None:
+        """Note that so many bytes stay in memory until the answer is sent. Raises Refused where that is too much."""
+        self.held += count
+        self.server.held += count
+        if self.server.held > MAX_HELD:
+            raise Refused(429, "the server's memory is full of pictures: try again in a moment")
+
+    def release(self) -> None:
+        """Give back what the request held."""
+        self.server.held -= self.held
+        self.server.requests -= self.is_counted
+        self.held, self.is_counted = 0, False
+
+
 def check_cover(hints: "list[Point]", height: int, width: int) -> None:
     """Raise UserError where hints are so many and large that drawing them would take long."""
     covered = sum(min(2 * hint.radius + 1, height) * min(2 * hint.radius + 1, width) for hint in hints)
@@ -242,7 +286,7 @@ def read_job(server: Server, request: "Request", content: bytes) -> Job:
     return Job(content, name, strength, points, form, query.get("first") == "1")
 
 
-async def receive(server: Server, request: "Request") -> bytes:
+async def receive(request: "Request") -> bytes:
     """Return the body of a request. Raises Refused where it is too large or too slow."""
     too_large = Refused(413, f"a file has at most {MAX_UPLOAD // 1_000_000} MB here")
     if int(request.headers.get("content-length", "0") or 0) > MAX_UPLOAD:
@@ -261,15 +305,7 @@ async def receive(server: Server, request: "Request") -> bytes:
         content += chunk
         if len(content) > MAX_UPLOAD:
             raise too_large
-        if hold(server, request, len(chunk)) > MAX_HELD:
-            raise Refused(429, "the server's memory is full of pictures that wait: try again in a moment")
-
-
-def hold(server: Server, request: "Request", count: int) -> int:
-    """Note that a request needs so many bytes of memory until it is answered. Return how many all need."""
-    request.scope["held"] += count
-    server.held += count
-    return server.held
+        request.state.exchange.hold(len(chunk))
 
 
 async def answer(server: Server, job: Job, is_gone: Callable[[], Awaitable[bool]]) -> tuple[bytes, str]:
@@ -293,6 +329,7 @@ async def answer(server: Server, job: Job, is_gone: Callable[[], Awaitable[bool]
         if not gone and loop.time() < until:
             continue
         job.dropped.set()
+        job.content = b""  # a job that has not begun stays in the queue
         future.cancel()  # unless it has begun
         ended.cancel()
         if gone:
@@ -308,11 +345,11 @@ async def colorize(server: Server, request: "Request") -> "Response":
 
     try:
         read_job(server, request, b"")  # before a large file is received for nothing
-        content = await receive(server, request)
+        content = await receive(request)
         if not content:
             raise Refused(400, "the body is empty: send the bytes of an image file, as curl --data-binary @FILE does")
         picture, kind = await answer(server, read_job(server, request, content), request.is_disconnected)
-        hold(server, request, len(picture))
+        request.state.exchange.hold(len(picture))
         parts = (picture[start : start + PIECE] for start in range(0, len(picture), PIECE))
         return StreamingResponse(parts, headers={"Content-Length": str(len(picture))}, media_type=kind)
     except Refused as refused:
@@ -351,6 +388,7 @@ def build_app(server: Server) -> "Starlette":
         for name, record in server.records.items()
     ]
     config = {"server": True, "models": models, **models[0], "token": server.token, "endings": sorted(EXTENSIONS)}
+    config["most"] = MAX_UPLOAD
     page = build_page(config, {}, "'self'")
     headers = {
         "Cache-Control": "no-store", "Referrer-Policy": "no-referrer", "X-Content-Type-Options": "nosniff",
@@ -366,40 +404,24 @@ def build_app(server: Server) -> "Starlette":
     async def post(request: Request) -> "Response":
         return await colorize(server, request)
 
-    async def nothing(_: Request, error: Any) -> "Response":
+    async def not_found(_: Request, error: Any) -> "Response":
         return refuse(Refused(error.status_code, "there are GET /, GET /health and POST /colorize here"), error.headers)
 
     routes = [Route("/", home), Route("/health", health), Route("/colorize", post, methods=["POST"])]
-    app = Starlette(routes=routes, exception_handlers={404: nothing, 405: nothing})
+    app = Starlette(routes=routes, exception_handlers={404: not_found, 405: not_found})
 
     async def guarded(scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
             return await app(scope, receive, send)
-        request, body = Request(scope), Body(receive)
-
-        def release() -> None:
-            server.held -= scope["held"]
-            scope["held"] = 0
-
-        async def respond(message: dict[str, Any]) -> None:
-            status = message.get("status", 0)
-            if status >= 400:
-                release()
-                waits = "expect" in request.headers and not body.begun  # for a word before it sends its body
-                if not waits and status != 408:
-                    with suppress(asyncio.TimeoutError):
-                        await asyncio.wait_for(body.discard(), REST_SECONDS)
-            await send(message)
-
-        scope["held"] = 0
+        request, exchange = Request(scope), Exchange(server, scope, receive, send)
+        request.state.exchange = exchange
         server.requests += 1
         refused = refusal(server, request)
         try:
             with suppress(ClientDisconnect):
-                await (refuse(refused) if refused else app)(scope, body, respond)
+                await (refuse(refused) if refused else app)(scope, exchange.receive, exchange.send)
         finally:
-            server.requests -= 1
-            release()
+            exchange.release()
 
     return guarded
 
@@ -407,7 +429,7 @@ def build_app(server: Server) -> "Starlette":
 def refusal(server: Server, request: "Request") -> Refused | None:
     """Return why a request is not answered at all, whatever it asks: one too many, another site's, or no token."""
     if server.requests > MAX_REQUESTS:
-        return Refused(429, f"{MAX_REQUESTS} requests are answered already: try again in a moment")
+        return Refused(429, f"{MAX_REQUESTS} requests are open already: try again in a moment")
     host, origin = request.headers.get("host", ""), request.headers.get("origin")
     try:
         name, site = urlsplit(f"//{host}").hostname or "", urlsplit(origin).netloc if origin else host
@@ -488,14 +510,18 @@ def build_http(server: Server) -> "uvicorn.Server":
     from uvicorn.protocols.http.h11_impl import H11Protocol
 
     class Connection(H11Protocol):
-        """Is closed where no request comes, or where the client reads the answer too slowly."""
+        """Is closed where no request comes."""
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
-            transport.set_write_buffer_limits(0)  # writing pauses as long as anything is not read
-            self.late = self.unread = None
-            self.paused, self.allowance = 0.0, Allowance()
+            transport.set_write_buffer_limits(0)  # what is sent waits until the part before it has gone
+            server.transports[self.client] = transport
+            self.late = None
             self.watch()
+
+        def connection_lost(self, error: Exception | None) -> None:
+            super().connection_lost(error)
+            server.transports.pop(self.client, None)
 
         def data_received(self, data: bytes) -> None:
             super().data_received(data)
@@ -508,16 +534,6 @@ def build_http(server: Server) -> "uvicorn.Server":
             elif self.late and not answered:
                 self.late.cancel()
                 self.late = None
-
-        def pause_writing(self) -> None:
-            super().pause_writing()
-            self.paused = self.loop.time()
-            self.unread = self.loop.call_later(max(0.0, self.allowance.left), self.transport.abort)
-
-        def resume_writing(self) -> None:
-            super().resume_writing()
-            self.unread.cancel()
-            self.allowance.spend(self.loop.time() - self.paused, PIECE)
 
     class HttpServer(uvicorn.Server):
         """Ends some seconds after Ctrl-C, or at a second one, whatever is still coloured."""
@@ -532,7 +548,7 @@ def build_http(server: Server) -> "uvicorn.Server":
     return HttpServer(
         uvicorn.Config(
             build_app(server), log_level="warning", access_log=False, limit_concurrency=8 * MAX_REQUESTS,
-            timeout_keep_alive=5, h11_max_incomplete_event_size=2**17, http=Connection,
+            timeout_keep_alive=5, h11_max_incomplete_event_size=2**17, http=Connection, proxy_headers=False,
         )
     )  # fmt: skip
 

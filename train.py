@@ -287,7 +287,7 @@ def run_training(
     from reporting.summary import score_command
     from runtime import distributed
     from runtime.progress import say
-    from runtime.run_folder import RunRecord
+    from runtime.run_folder import LOG, RunRecord, read_records
     from training import setup
     from training.gan import make_batch, schedule, train_step
     from training.loop import fit, keep_finite
@@ -322,14 +322,14 @@ def run_training(
         with keep_finite(made.on_nan == "skip", gan.generator, gan.discriminator, gan.ema):
             return train_step(gan, batch, made, adversarial=schedule(gan, made, state, steps))
 
-    def save(epoch: int, records: list[dict[str, Any]]) -> None:
+    def save(epoch: int) -> None:
         if rank:
             return
         save_generator(folder, epoch, made, gan.generator if gan.ema is None else gan.ema.module)
         if save_samples(folder, made, epoch, images["val"], on) and state.steps >= MIN_LEARNED_STEPS:
             alike = "the generator gives every picture the same colours"
             say(f"epoch {epoch}: {alike}; begin anew with a smaller lr or lambda_gan")
-        plot_losses(folder / "losses.png", records)
+        plot_losses(folder / "losses.png", read_records(folder / LOG))
 
     fit(folder, made, state, images, batches, step, save, "python train.py", made.pretrain_epochs)
     say(f"trained {made.epochs} epochs; see which is best: {score_command(folder)}")

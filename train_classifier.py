@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -263,13 +263,13 @@ def run_training(
         with keep_finite(made.on_nan == "skip", classifier):
             return {"C_loss": train_step(training, image, label)}
 
-    def save(epoch: int, records: list[dict[str, Any]]) -> None:
+    def save(epoch: int) -> None:
         scores = validate(classifier, made, images["val"], labels["val"], epoch)
         if rank:
             return
         classifiers.save_classifier(folder, epoch, classifier)
         classifiers.write_accuracy(folder, scores)
-        plot_losses(folder / "losses.png", records)
+        plot_losses(folder / "losses.png", run_folder.read_records(folder / run_folder.LOG))
         say(f"epoch {epoch} | {in_words(scores)}")
 
     fit(folder, made, state, images, batches, step, save, "python train_classifier.py")

@@ -32,7 +32,7 @@ from reporting import summary
 from reporting.curves import Drawing, loss_names, loss_svg, score_svg
 from reporting.summary import epoch_rows, mean_text, title
 from runtime.atomic import replacing
-from runtime.run_folder import STAMP, outputs_path, read_records, read_run
+from runtime.run_folder import LOG, STAMP, outputs_path, read_records, read_run
 
 MAX_IMAGES, MAX_EPOCHS = 48, 10  # of the gallery
 MAX_BYTES = 9_000_000  # of all images as data URIs; the rest of the page is well below a megabyte
@@ -201,7 +201,7 @@ def score_curve(scores: ScoreFile, metric: str) -> Drawing:
 def write_report(run: Path) -> Path:
     """Write a scored run's report.html; returns its path. Raises UserError where scores are damaged."""
     record, scores = read_run(run), read_scores(run)
-    records, rows = read_records(run / "log.jsonl"), summary.all_rows(scores)
+    records, rows = read_records(run / LOG), summary.all_rows(scores)
     per_image, stems = read_per_image(run, scores, [name for name in scores.rows if name != "truth"])
     gallery = make_gallery(run, scores, per_image, stems)  # first, so that damage is found before anything is drawn
     metrics = [m for m in scores.directions if any(m in row.scores for row in rows.values())]

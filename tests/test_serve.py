@@ -12,7 +12,8 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -65,6 +66,14 @@ def picture(form: str = "PNG", size: tuple[int, int] = (40, 30)) -> bytes:
     encoded = io.BytesIO()
     Image.linear_gradient("L").resize(size).save(encoded, form)
     return encoded.getvalue()
+
+
+def wait_until(is_so: Callable[[], bool]) -> None:
+    """Wait until something is so, a minute at most."""
+    end = time.monotonic() + 60
+    while not is_so():
+        assert time.monotonic() < end
+        time.sleep(0.01)
 
 
 def film(form: str, count: int) -> bytes:
@@ -226,11 +235,11 @@ def test_the_bytes_of_a_picture_and_its_result_are_counted_until_it_is_answered(
 ) -> None:
     content, seen = picture(), []
     monkeypatch.setattr(serve.Server, "colour", lambda *_: (seen.append(server.held), (b"x" * 999, "image/png"))[1])
-    hold = serve.hold
-    monkeypatch.setattr(serve, "hold", lambda *given: seen.append(hold(*given)) or seen[-1])
     assert ask(server, "POST", "/colorize", content=content).status_code == 200
-    assert seen == [len(content), len(content), len(content) + 999]
-    assert server.held == 0
+    assert (seen, server.held) == ([len(content)], 0)
+    monkeypatch.setattr(serve, "MAX_HELD", len(content) + 998)
+    answer = ask(server, "POST", "/colorize", content=content)
+    assert (answer.status_code, "memory is full" in answer.text, server.held) == (429, True, 0)
 
 
 @pytest.mark.parametrize(("spent", "left"), [((10, 0), 20), ((10, 2_500_000), 30), ((5, 250_000), 26), ((40, 0), -10)])
@@ -275,11 +284,11 @@ def test_nothing_is_coloured_for_a_client_that_is_gone(server: serve.Server, mon
         return True
 
     async def send() -> None:
-        jobs = [serve.Job(b"", "generator", 1.0, [], form) for form in ("png", "jpg")]
+        jobs = [serve.Job(b"x", "generator", 1.0, [], form) for form in ("png", "jpg")]
         for job in jobs:
             with pytest.raises(ClientDisconnect):
                 await serve.answer(busy, job, gone)
-            assert job.dropped.is_set()
+            assert (job.dropped.is_set(), job.content) == (True, b"")  # which the queue would keep
         go_on.set()
         while busy.waiting:
             await asyncio.sleep(0.01)
@@ -412,20 +421,27 @@ def test_a_connection_on_which_no_request_comes_is_closed_also_after_its_first_o
             pass
 
 
-def test_a_client_that_does_not_read_is_not_held(
-    server: serve.Server, address: tuple[str, int], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("rate", "ends"), [(0, "cut"), (0.5, "cut"), (2, "read")])
+def test_a_client_that_reads_too_slowly_is_not_held(
+    server: serve.Server, address: tuple[str, int], monkeypatch: pytest.MonkeyPatch, rate: float, ends: str
 ) -> None:
     monkeypatch.setattr(serve, "PATIENCE", 0.5)
-    monkeypatch.setattr(serve, "MIN_RATE", 10**12)
-    monkeypatch.setattr(serve.Server, "colour", lambda *_: (bytes(10**8), "image/png"))
+    monkeypatch.setattr(serve, "MIN_RATE", 20_000_000)
+    size, received, part = 40_000_000, 0, 1_000_000  # 2.5 s at that rate; more than the system's buffers take
+    monkeypatch.setattr(serve.Server, "colour", lambda *_: (bytes(size), "image/png"))
     with socket.create_connection(address, timeout=60) as client, suppress(ConnectionResetError):
         client.sendall(b"POST /colorize HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\n\r\nx")
         received = len(client.recv(1000))
-        while server.requests:  # until it is given up
-            threading.Event().wait(0.01)
-        while part := client.recv(10**6):
-            received += len(part)
-    assert received < 10**8
+        if rate:
+            while received < size and (found := client.recv(part)):
+                received += len(found)
+                threading.Event().wait(len(found) / (rate * 20_000_000))
+        else:
+            wait_until(lambda: not server.requests)
+            while found := client.recv(part):
+                received += len(found)
+    assert ("read" if received >= size else "cut") == ends
+    wait_until(lambda: not server.requests and not server.held)
 
 
 @pytest.mark.parametrize(
@@ -452,6 +468,19 @@ def test_a_refused_file_that_never_ends_is_given_up(address: tuple[str, int], mo
     with socket.create_connection(address, timeout=60) as client:
         client.sendall(b"POST /nowhere HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99\r\n\r\nx")
         assert client.recv(10_000).startswith(b"HTTP/1.1 404 ")
+
+
+def test_the_refused_take_no_place_while_their_files_arrive(
+    server: serve.Server, address: tuple[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serve, "MAX_REQUESTS", 2)
+    lines = [socket.create_connection(address, timeout=60) for _ in range(4)]
+    for line in lines:  # and send no more
+        line.sendall(b"POST /nowhere HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99\r\n\r\nx")
+    wait_until(lambda: len(server.transports) == 4 and not server.requests)
+    assert httpx.get(f"http://localhost:{address[1]}/health").status_code == 200
+    for line in lines:
+        line.close()
 
 
 BLOCKED = """

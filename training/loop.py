@@ -26,9 +26,9 @@ from runtime import atomic, distributed
 from runtime.atomic import replacing, writing
 from runtime.device import device_name, restore_rng, rng_state
 from runtime.progress import Clock, duration, say, track
-from runtime.run_folder import previous_state_path, read_records, state_path
+from runtime.run_folder import LOG, previous_state_path, read_records, state_path
 
-Save = Callable[[int, list[dict[str, Any]]], None]  # finished epoch, records of the log
+Save = Callable[[int], None]  # finished epoch
 TITLES = {  # of loss terms
     "G_gan": "GAN", "G_l1": "L1", "G_mse": "MSE", "G_class": "classes", "G_lpips": "LPIPS", "G_perceptual": "VGG",
     "G_anime": "Danbooru", "D_real": "D-real", "D_fake": "D-fake", "C_loss": "loss",
@@ -105,10 +105,10 @@ class Log:
         `skip`: a step with a loss that is not finite is not counted, unless an interval has no other.
         """
         self.skip, self.path, self.state, self.device_name = skip, path, state, device_name(state.device)
-        self.records = [record for record in read_records(path) if record["steps"] <= state.steps]
         if not distributed.rank():
+            kept = [record for record in read_records(path) if record["steps"] <= state.steps]
             with replacing(path) as temporary:
-                temporary.write_text("".join(json.dumps(record) + "\n" for record in self.records))
+                temporary.write_text("".join(json.dumps(record) + "\n" for record in kept))
         self.clear()
 
     def clear(self) -> None:
@@ -146,10 +146,10 @@ class Log:
         speed["device"] = self.device_name
         parts = self.state.parts.values()
         optimizer = next(part for part in parts if isinstance(part, torch.optim.Optimizer))  # a GAN's: of G
-        self.records.append({**done, **means, "lr": optimizer.param_groups[0]["lr"], **speed})
+        record = {**done, **means, "lr": optimizer.param_groups[0]["lr"], **speed}
         if not distributed.rank():
             with writing(self.path), open(self.path, "a") as file:
-                file.write(json.dumps(self.records[-1]) + "\n")
+                file.write(json.dumps(record) + "\n")
         self.clear()
 
 
@@ -306,7 +306,7 @@ def fit(
         UserError: a loss or a weight is not finite.
         SystemExit: a signal came; everything is saved.
     """
-    log = Log(run / "log.jsonl", state, recipe.on_nan == "skip")
+    log = Log(run / LOG, state, recipe.on_nan == "skip")
     count = images["train"].per_epoch
     steps = steps_per_epoch(count, recipe.batch_size * distributed.world())
     status, agreed, stop = Status(state, recipe, steps, count), distributed.Agreed(), 0
@@ -389,7 +389,7 @@ def _finish_epoch(run: Path, recipe: AnyRecipe, log: Log, save: Save, last_of_st
         log.flush()
     if due:
         state.check_finite()
-        save(done, log.records)
+        save(done)
     state.epoch, state.step = done + 1, 0
     if due:
         _save_state(run, log)

@@ -11,6 +11,7 @@ let model = null; // what the page knows of the network: size, draft, multiple, 
 let session = null;
 const kept = new Map(); // key -> what `open` found, the most recently used last
 let decoded = { key: null, bitmap: null }; // of one picture, as it is large
+let shown = { wanted: "", pixels: null }; // a part of a picture, as it was
 
 /** A sentence for the person at the page. */
 class PageError extends Error {}
@@ -74,6 +75,13 @@ async function open(picture) {
   kept.set(picture.key, found);
   if (kept.size > KEPT) kept.delete(kept.keys().next().value);
   return found;
+}
+
+/** Return pixels of a part of a picture as readPixels does; those that were looked at last are kept. */
+async function readShown(picture, region, columns, rows) {
+  const wanted = JSON.stringify([picture.key, region, columns, rows]);
+  if (shown.wanted !== wanted) shown = { wanted, pixels: readPixels(await decode(picture), region, columns, rows) };
+  return new ImageData(shown.pixels.data.slice(), columns, rows);
 }
 
 async function run(data, shape) {
@@ -156,7 +164,7 @@ const CALLS = {
   async view({ picture, region, columns, rows, hasty }) {
     const found = await open(picture);
     const maps = await (hasty ? draft : colour)(found, picture);
-    const pixels = readPixels(await decode(picture), region, columns, rows);
+    const pixels = await readShown(picture, region, columns, rows);
     const before = await createImageBitmap(pixels);
     colorPixels(pixels.data, rows, columns, maps, region, found.size, picture.strength);
     return { before, after: await createImageBitmap(pixels) };

@@ -52,7 +52,7 @@ function add(files) {
     };
     picture.item = makeItem(picture);
     pictures.push(picture);
-    $("queue").append(picture.item);
+    $("queue").insertBefore(picture.item, $("more"));
   }
   for (const file of hintFiles) loadHints(file);
   if (!current && pictures.length) choose(pictures[0]);
@@ -74,7 +74,6 @@ function makeItem(picture) {
   const item = document.createElement("button");
   item.type = "button";
   item.className = "item";
-  item.setAttribute("role", "option");
   item.innerHTML = '<canvas></canvas><span class="state"></span><span class="close" title="Close (Delete)">&times;</span>';
   item.addEventListener("click", (event) => (event.target.closest(".close") ? close(picture) : choose(picture)));
   item.addEventListener("keydown", (event) => event.key === "Delete" && close(picture));
@@ -122,7 +121,7 @@ function refresh() {
     item.querySelector(".state").hidden = !said;
     item.title = problem ? `${name}: ${problem}` : name;
     item.setAttribute("aria-label", `${name}, ${problem || said || "coloured"}`);
-    item.setAttribute("aria-selected", picture === current);
+    item.setAttribute("aria-current", picture === current);
   }
   const left = pictures.filter(({ state }) => state === "waiting" || state === "working").length;
   const failed = pictures.filter(({ state }) => state === "failed").length;
@@ -218,7 +217,10 @@ function travel(from, to) {
   stage.endPress(); // what goes on ends here
   if (begun) change(() => {});
   if (picking) startPicking();
-  if (!current?.[from].length || (current.state === "failed" && !revive(current))) return;
+  if (!current?.[from].length) return;
+  const moved = JSON.stringify(JSON.parse(current[from].at(-1)).hints) !== JSON.stringify(current.hints);
+  if (moved && !config.hints) return tell("That change was of a spot: choose a model that takes spots first.");
+  if (current.state === "failed" && !revive(current)) return;
   current[to].push(stateOf(current));
   Object.assign(current, JSON.parse(current[from].pop()));
   show();
@@ -227,18 +229,20 @@ function travel(from, to) {
 const undo = () => travel("past", "future");
 const redo = () => travel("future", "past");
 
-/** Return the colour that a strength has made this one of: a spot's colour is strengthened as all others are. */
+const LEAST_STRENGTH = 0.2; // below it, 8 bits tell too little of a colour
+
+/** Return the colour that a strength makes this one of: a spot's colour is strengthened as all others are. */
 function weaken(rgb, strength) {
   const [L, a, b] = labOf(rgb);
-  return strength > 0 ? rgbOf(L, a / strength, b / strength) : rgb;
+  const share = 1 / Math.max(strength, LEAST_STRENGTH);
+  return rgbOf(L, a * share, b * share);
 }
 
 function place(x, y) {
   [x, y] = [Math.floor(x), Math.floor(y)];
-  const after = !picking || stage.isAfter(x);
-  const rgb = stage.colorAt(x, y, after ? 1 : 0);
+  const rgb = stage.colorAt(x, y, !picking || stage.isAfter(x) ? 1 : 0);
   if (!rgb) return;
-  const color = toHex(after ? weaken(rgb, current.strength) : rgb);
+  const color = toHex(weaken(rgb, picking ? picking.picture.strength : stage.strength)); // so that it looks like this one
   if (picking) return finishPicking(color);
   if (!config.hints) return tell("This model takes no colour spots.");
   if (!stage.isAfter(x)) { // else what it does would not be seen
@@ -372,6 +376,11 @@ function leaveOut(picture) {
   return outside ? [`${picture.name}: ${outside} of ${count} spots lie outside the picture and are left out.`] : [];
 }
 
+/** Say of spots that are not seen why. */
+function tellHidden() {
+  if (!config.hints && pictures.some(({ hints }) => hints.length)) tell("This model takes no colour spots; they are kept for another one.");
+}
+
 function tellLeftOut(sentences) {
   if (sentences.length) tell(sentences.join(" "));
 }
@@ -402,7 +411,7 @@ async function view(picture, closely = false, hasty = false) {
   try {
     const { width, height } = picture.size;
     const pixels = width * height * (Math.max(stage.fitting, 0.1) * devicePixelRatio) ** 2;
-    let part = whole(picture.size, Math.min(MAX_SHOWN, Math.max(pixels, 4e4)));
+    let part = whole(picture.size, Math.min(hasty ? MAX_DRAFT : MAX_SHOWN, Math.max(pixels, 4e4)));
     if (closely) {
       const region = stage.visible;
       const scale = Math.min(1, stage.scale * devicePixelRatio, Math.sqrt((2 * MAX_SHOWN) / (region.width * region.height)));
@@ -418,6 +427,7 @@ async function view(picture, closely = false, hasty = false) {
       return;
     }
     stage.draw(found, closely ? part.region : null);
+    stage.strength = asked.strength;
     if (closely) return;
     if (hasty) wanted.settle = true;
     else picture.colored = JSON.stringify(asked.hints);
@@ -562,6 +572,7 @@ async function loadHints(file) {
       if (picture.state === "done" && picture !== current) picture.state = "waiting";
     }
     tellLeftOut([...found.keys()].flatMap(leaveOut));
+    tellHidden();
     show();
   } catch (error) {
     tell(error.message);
@@ -687,7 +698,8 @@ function start() {
     $("model").addEventListener("change", ({ target }) => {
       Object.assign(config, config.models[target.selectedIndex]);
       describe();
-      if (!config.hints && pictures.some(({ hints }) => hints.length)) tell("This model takes no colour spots; they are kept for another one.");
+      if (picking) startPicking();
+      tellHidden();
       for (const picture of pictures) Object.assign(picture, { state: "waiting", problem: "" });
       show();
     });

@@ -20,6 +20,7 @@ async function checkFile(file) {
 }
 
 const MAX_SHOWN = 1.3e6; // px that are coloured for a look at a whole picture; all are coloured when it is saved
+const MAX_DRAFT = 3e5; // px of a draft
 const DRAFT = 0.5; // of the size at which the network sees a picture, in a draft of what a changed spot does
 
 /** The network in this file, in a worker that is made from it, since a page from a disk may load no other file. */
@@ -89,7 +90,7 @@ class Local {
   }
 }
 
-const PATIENCE = 300; // times that a server which is busy is asked again, after a second or what it says
+const MAX_TRIES = 300; // times that a server which is busy is asked again, after a second or what it says
 
 /**
  * serve.py, which runs any model, in Python. Calls are answered one after the other. For a look at a large picture a
@@ -129,18 +130,30 @@ class Remote {
     if (first) query.set("first", 1);
     const headers = hints.length ? { "X-Hints": JSON.stringify(hints) } : {};
     if (this.config.token) headers.Authorization = `Bearer ${this.config.token}`;
-    for (let asked = 0; ; asked++) {
+    if (body.size > this.config.most) throw new Error(`A file has at most ${this.config.most / 1e6} MB here; colorize.py takes it.`);
+    for (let tried = 0; ; tried++) {
       const answer = await fetch(`colorize?${query}`, { method: "POST", body, headers, signal }).catch(async (error) => {
         if (error.name === "AbortError") throw error;
         await checkFile(body);
         throw new Error("The server does not answer: is serve.py still running?");
       });
-      if (answer.ok) return answer.blob();
-      if (answer.status !== 429 || asked === PATIENCE) throw new Error(await answer.text());
+      if (answer.status !== 429 || tried === MAX_TRIES) return this.read(answer);
       const seconds = Number(answer.headers.get("Retry-After")) || 1;
       await new Promise((done) => setTimeout(done, 1000 * seconds)); // it is busy with others
       signal?.throwIfAborted();
     }
+  }
+
+  /** Return the picture that is an answer; throw the sentence that it is instead. */
+  async read(answer) {
+    try {
+      if (answer.ok) return await answer.blob();
+      if (answer.headers.get("Content-Type")?.startsWith("text/plain")) throw new Error(await answer.text());
+    } catch (error) {
+      if (error.name === "AbortError" || !(error instanceof TypeError)) throw error;
+      throw new Error("The answer of the server broke off: try again.");
+    }
+    throw new Error(`The server, or a proxy before it, answered ${answer.status}.`);
   }
 
   /** Return a picture as a bitmap; what the browser does not read, such as TIFF, comes gray from the server. */

@@ -30,19 +30,39 @@ function parseColor(text) {
   return isRgb && levels.every((level) => level < 256) ? toHex(levels) : "";
 }
 
-/** Call `act` when a finger has stayed on an element; then its end is no click on what lies there by now. */
-function onLongPress(element, act) {
-  let press = 0;
+/** Call `act` at a right click, or when a finger has stayed; its end is then no click on what lies there by now. */
+function onMenu(element, act) {
+  let touched = false;
+  element.addEventListener("contextmenu", (event) => {
+    event.preventDefault();
+    if (!touched) act(event); // some browsers send it for a finger, too
+  });
+  const ends = ["pointerup", "pointercancel"];
   const swallow = (event) => event.stopPropagation();
   element.addEventListener("pointerdown", (event) => {
-    if (event.pointerType !== "touch") return;
-    press = setTimeout(() => {
-      window.addEventListener("click", swallow, true);
-      window.addEventListener("pointerup", () => setTimeout(() => window.removeEventListener("click", swallow, true), 100), { once: true });
+    touched = event.pointerType === "touch";
+    if (!touched) return;
+    let held = false;
+    const press = setTimeout(() => {
+      held = true;
       act(event);
     }, LONG_PRESS);
+    const end = () => {
+      clearTimeout(press);
+      for (const name of ends) window.removeEventListener(name, end, true);
+      if (!held) return;
+      window.addEventListener("click", swallow, true);
+      setTimeout(() => window.removeEventListener("click", swallow, true), 50);
+    };
+    for (const name of ends) window.addEventListener(name, end, true);
   });
-  for (const name of ["pointerup", "pointercancel"]) element.addEventListener(name, () => clearTimeout(press));
+}
+
+/** Put buttons into a place; where one there had the focus, the one in its stead gets it. */
+function replaceButtons(place, buttons) {
+  const focused = [...place.children].indexOf(document.activeElement);
+  place.replaceChildren(...buttons);
+  if (focused >= 0) place.children[Math.min(focused, buttons.length - 1)]?.focus({ preventScroll: true });
 }
 
 class Picker {
@@ -97,7 +117,7 @@ class Picker {
 
   suggest(colors) {
     document.getElementById("likely-row").style.visibility = colors.length ? "" : "hidden"; // else what is below moves
-    document.getElementById("likely").replaceChildren(...colors.map((rgb) => this.swatch(toHex(rgb))));
+    replaceButtons(document.getElementById("likely"), colors.map((rgb) => this.swatch(toHex(rgb))));
   }
 
   swatch(hex) {
@@ -128,12 +148,11 @@ class Picker {
         event.preventDefault();
         this.keep(hex, true);
       };
-      onLongPress(swatch, drop);
-      swatch.addEventListener("contextmenu", drop);
+      onMenu(swatch, drop);
       swatch.addEventListener("keydown", (event) => event.key === "Delete" && drop(event));
       return swatch;
     });
-    document.getElementById("palette").replaceChildren(...swatches, add);
+    replaceButtons(document.getElementById("palette"), [...swatches, add]);
   }
 
   keep(hex, remove = false) {

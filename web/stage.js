@@ -18,6 +18,7 @@ class Stage {
     this.scale = 1; // screen px per px of the picture
     this.left = this.top = 0; // of the picture, in px of the stage
     this.fitted = true;
+    this.strength = 1; // of the colours that are drawn
     this.pointers = new Map();
     this.endPress = () => {}; // ends what a finger on a spot does
     this.touched = false; // whether a finger was the last to press

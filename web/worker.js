@@ -218,6 +218,7 @@ const CALLS = {
 
   async close({ picture }) {
     kept.delete(picture.key);
+    shown = { wanted: "", pixels: null };
     if (decoded.key === picture.key) {
       decoded.bitmap.close();
       decoded = { key: null, bitmap: null };

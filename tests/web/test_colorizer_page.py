@@ -345,7 +345,7 @@ def test_the_keyboard_does_what_the_mouse_does(page: "Page", photographs: list[P
     assert page.locator(".spot").count() == 0
     page.keyboard.press("PageDown")
     ready(page)
-    assert page.locator(".item[aria-selected=true]").get_attribute("title") == "p0.png"
+    assert page.locator(".item[aria-current=true]").get_attribute("title") == "p0.png"
     page.keyboard.press("PageUp")
     page.keyboard.press("Control+z")
     assert page.locator(".spot").count() == 1
@@ -406,7 +406,7 @@ def test_colours_come_from_the_network_the_gamut_a_palette_and_another_picture(
     page.keyboard.press("PageDown")
     ready(page)
     page.mouse.click(*place(page, 0.2, 0.6))
-    assert page.locator(".item[aria-selected=true]").get_attribute("title") == "p4.png"
+    assert page.locator(".item[aria-current=true]").get_attribute("title") == "p4.png"
     with Image.open(photographs[2]) as picture:
         wanted = picture.convert("RGB").getpixel((19, 57))
     found = bytes.fromhex(spots(page)["p4.png"][0]["color"][1:])

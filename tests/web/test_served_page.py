@@ -125,6 +125,9 @@ def test_a_large_picture_takes_spots_to_its_last_row_and_a_tiff_is_shown(
     ready(page)
 
 
+SPOT = {"x": 30, "y": 20, "radius": 4, "color": "#a03c28"}
+
+
 def test_another_model_can_be_chosen(
     serve: Callable[..., str], open_page: "Callable[..., Page]", model: Path, photographs: list[Path]
 ) -> None:
@@ -142,13 +145,22 @@ def test_another_model_can_be_chosen(
 
     page.mouse.click(*place(page, 0.6, 0.5))
     ready(page)
+    page.locator("#dropper").click()
     page.evaluate("config.models[0].hints = false")  # as a model of another recipe has it
     page.locator("#model").select_option("first")
     page.locator("#status", has_text="takes no colour spots; they are kept").wait_for()
     ready(page)
     assert page.locator(".spot").count() == 0
+    page.mouse.click(*place(page, 0.3, 0.5))  # picks no colour for a spot that is not seen
+    page.locator("#undo").click()
+    page.locator("#status", has_text="was of a spot: choose a model that takes spots first").wait_for()
+    Path("spots.json").write_text(json.dumps({photographs[0].name: [SPOT, SPOT]}))
+    drop(page, [Path("spots.json")])
+    page.locator("#status", has_text="takes no colour spots; they are kept").wait_for()
     page.locator("#model").select_option("second")
     ready(page)
+    assert page.locator(".spot").count() == 2
+    page.locator("#undo").click()
     assert page.locator(".spot").count() == 1
 
 

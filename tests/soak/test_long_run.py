@@ -27,7 +27,7 @@ SAVES, LIMIT = 30, 64  # checkpoints, and pictures of each split: rendering must
 MAX_GROWTH = 0.03
 RUN, MEASURED = Path("run"), Path("measured.jsonl")
 TRAIN = ["--resume", "--recipe", "coco", "--data", "demo", "--size", 32, "--limit", LIMIT, "--batch-size", 16]
-TRAIN += [word for each in ("ngf=4", "ndf=4", "ema=0.9", "log_every=2", "samples=4") for word in ("--set", each)]
+TRAIN += [word for each in ("ngf=4", "ndf=4", "ema=0.9", "samples=4") for word in ("--set", each)]
 PROGRAM = """
 import json, os, time
 from pathlib import Path

@@ -91,7 +91,8 @@ def test_a_generator_is_timed_on_a_gpu(generator: Path) -> None:
 
 
 @pytest.mark.slow
-def test_both_sides_of_a_step_take_turns(capsys: pytest.CaptureFixture[str]) -> None:
+def test_both_sides_of_a_step_take_turns(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "MATRIX", 256)
     result = bench.main(Mode.step, recipe="demo", size=32, batch=2, device="cpu", repeats=2)
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == result
     sides = result["sides"]
@@ -104,7 +105,8 @@ def test_both_sides_of_a_step_take_turns(capsys: pytest.CaptureFixture[str]) -> 
 
 
 @pytest.mark.slow
-def test_both_sides_load_and_colour_the_same_pictures() -> None:
+def test_both_sides_load_and_colour_the_same_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "write_untrained", write_model)  # a small one
     loaded = bench.main(Mode.data, recipe="demo", size=32, batch=2, device="cpu", repeats=1, images=8)
     assert {side["images"] for side in loaded["sides"].values()} == {loaded["sides"]["plain"]["images"]}
     assert loaded["later ratio"] > 1

@@ -246,8 +246,11 @@ torch::jit::Module load_model(const Options& options, at::Device device) {
     const std::string precision = text_of(metadata, "precision");
     const bool is_emulated = device.is_cpu() && (precision == "fp16" || (precision == "bf16" && !multiplies_bf16()));
     const std::string seen = text_of(metadata, "trained_on");
-    std::cerr << "model " << path << ": recipe " << text_of(metadata, "name") << ", epoch "
-              << number_of(metadata, "epoch") << ", " << precision << (seen.empty() || seen == "?" ? "" : ", trained on " + seen)
+    const std::string averaged = text_of(metadata, "averaged");
+    const bool is_mean = !averaged.empty() && averaged != "?";
+    std::cerr << "model " << path << ": recipe " << text_of(metadata, "name") << ", "
+              << (is_mean ? "mean of epochs " + averaged : "epoch " + std::to_string(number_of(metadata, "epoch"))) << ", "
+              << precision << (seen.empty() || seen == "?" ? "" : ", trained on " + seen)
               << "; on " << device << (is_emulated ? ", in fp32" : "") << std::endl;
     if (!options.hints.empty() && metadata.find("\"hints\": true") == metadata.npos)
         refuse(path + " takes no hints: use a model of a recipe with hints, or leave --hints out");

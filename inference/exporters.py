@@ -273,7 +273,7 @@ def write_traced(path: Path, module: Colorizer, record: ExportRecord, form: str)
 def write_script(path: Path, module: Colorizer, record: ExportRecord, on: list[torch.device]) -> None:
     """Write TorchScript, load it again, and compare both with the eager module on each device."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # that TorchScript is deprecated
+        warnings.filterwarnings("ignore", "`torch.jit")  # as in inference.checkpoint
         scripted = torch.jit.script(copy.deepcopy(module))  # a copy, as a script shares its parameters
         encoded = io.BytesIO()  # torch's own writer ends the process where a disk is full
         torch.jit.save(scripted, encoded, _extra_files={METADATA: record.to_json()})

@@ -255,6 +255,8 @@ def test_says_what_it_does(program: Path, model: Path) -> None:
     assert header == f"model {model}: recipe coco, epoch 1, fp32; on cpu"
     assert re.fullmatch(r"coloured 2 of 2 images in \d+\.\d{3} s", summary)
     assert sorted(os.listdir("a/b")) == ["-two.png", "one.png"]
+    mean = call(program, "--model", write_model(Path("mean.ts"), averaged="3-20"), "--out", "c", "one.png")
+    assert mean.stderr.splitlines()[0] == "model mean.ts: recipe coco, mean of epochs 3-20, fp32; on cpu"
     usage = call(program, "--help")
     assert (usage.returncode, usage.stderr) == (0, "")
     assert usage.stdout.splitlines()[0] in (CPP / "README.md").read_text()

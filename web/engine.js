@@ -20,7 +20,7 @@ async function checkFile(file) {
 }
 
 const MAX_SHOWN = 1.3e6; // px that are coloured for a look at a whole picture; all are coloured when it is saved
-const MAX_DRAFT = 3e5; // px of a draft
+const MAX_DRAFT = 2e5; // px of a draft
 const DRAFT = 0.5; // of the size at which the network sees a picture, in a draft of what a changed spot does
 
 /** The network in this file, in a worker that is made from it, since a page from a disk may load no other file. */

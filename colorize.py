@@ -23,6 +23,7 @@ picture; or a PNG with transparency, of the picture's size; or a folder of such,
 From Python, `colorize` below does the same for one image in memory.
 """
 
+import errno
 import json
 import os
 import sys
@@ -196,7 +197,9 @@ def report(jobs: Iterable["Job"], total: int, out: Path, as_json: bool, table: T
         try:
             tqdm.write(json.dumps(job.record()) if as_json else str(job), file=table)
             table.flush()
-        except OSError:  # as of `| head`: what is written from now on has no reader
+        except OSError as error:
+            if error.errno not in (errno.EPIPE, errno.EINVAL):  # not the end of `| head`, which Windows calls EINVAL
+                write(f"the lines about files cannot be written ({error.strerror}); the files can", "stderr")
             os.dup2(os.open(os.devnull, os.O_WRONLY), table.fileno())
         if job.bug and not any(other.bug for other in finished):
             write(job.bug, "stderr")  # once: the next ones are often the same

@@ -118,11 +118,14 @@ def main(
     if model is None:
         place, colorizer, record = load_epoch(run, epoch, average, precision)
     else:
-        colorizer, record = exporters.load_trained(checkpoint.find_model(model))
+        source = checkpoint.find_model(model)
+        colorizer, record = exporters.load_trained(source)
         record = replace(record, precision=precision, format=checkpoint.EXPORT_FORMAT, torch=torch.__version__)
-        place = Path(model).parent
-        say(f"exporting {model}: {record}")
+        place = source.parent
+        say(f"exporting {source}: {record}")
     path = Path(out or ("colorizer.html" if format_ == "html" else place / f"generator.{format_}"))
+    if model is not None and not out and path.exists() and path.samefile(source):
+        raise UserError(f"{path} is the model itself: name another file with --out")
     if format_ == "html":
         write_page(path, colorizer, record)
     else:

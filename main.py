@@ -8,6 +8,7 @@ If the run exists, its training goes on where it stopped. Every option means the
 """
 
 from pathlib import Path
+from shlex import quote
 
 from config import CACHE, DEMO, RUNS, UserError, make_recipe
 from runtime import cli
@@ -34,7 +35,7 @@ def write_example(path: Path, kind: str) -> Path:
 
 def find_recipe(data: str, pair: str | None = None, pair_folders: tuple[str, str] | None = None) -> str:
     """Return the recipe for a data set whose user named none: anime for pairs, else coco; says which."""
-    from dataset.folders import find_pair, list_items
+    from dataset.folders import find_pair, is_gray, list_items
 
     looked_at = make_recipe("anime", {"pair_folders": "/".join(pair_folders or ()), "pair": pair or "auto"})
     items = list_items(data, looked_at, CACHE)["train"]
@@ -42,6 +43,9 @@ def find_recipe(data: str, pair: str | None = None, pair_folders: tuple[str, str
         return DEMO
     side_by_side = find_pair(items) if looked_at.pair == "auto" else looked_at.pair
     pairs = items[0].source is not None or side_by_side != "none"
+    if not pairs and is_gray([item.target for item in items]):
+        problem = f"{data} holds pictures without colour, from which none can be learnt"
+        raise UserError(f"{problem}; to colour them: python colorize.py {quote(data)}")
     name, seen = ("anime", "pairs of a drawing and its colours") if pairs else ("coco", "colour pictures")
     say(f"{data} holds {seen}: recipe {name} (--recipe NAME for another)")
     return name

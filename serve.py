@@ -56,7 +56,7 @@ MAX_REQUESTS = 64  # that are received, wait, are coloured or sent
 MAX_HELD = 1_000_000_000  # bytes of files and results in memory, of all requests together
 HEADER_SECONDS = 20.0  # from a connection to its request, and from the first byte of a later one to its last header
 PATIENCE = 30.0  # seconds that a file or a result may stand still, or come too slowly
-MIN_RATE = 250_000  # bytes a second that a client sends or reads at least, besides its PATIENCE
+MIN_RATE = 100_000  # bytes a second that a client sends or reads at least, besides its PATIENCE
 REST_SECONDS = 20.0  # for the rest of a file that is refused before it has arrived
 WAIT_SECONDS = 300.0  # for a result, from the last byte of a body
 STOP_SECONDS = 5.0  # from Ctrl-C, for what is still coloured and sent
@@ -114,7 +114,6 @@ class Server:
     requests: int = 0
     held: int = 0  # bytes of files and results
     folder: str = ""  # of the result that is written
-    transports: "dict[tuple[str, int] | None, asyncio.Transport]" = field(default_factory=dict)  # by a client's address
     worker: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1))
 
     def leave(self) -> None:
@@ -202,6 +201,9 @@ class Exchange:
 
     async def send(self, message: dict[str, Any]) -> None:
         """Send a part of the answer; the connection of a client that reads it too slowly is ended."""
+        if message.get("body") and not message.get("more_body"):  # the last part waits too until it has gone
+            await self.send({**message, "more_body": True})
+            message = {"type": "http.response.body", "body": b""}
         loop = asyncio.get_running_loop()
         if message["type"] == "http.response.start":
             if message["status"] >= 400:
@@ -211,7 +213,7 @@ class Exchange:
         try:
             await asyncio.wait_for(self.send_(message), min(PATIENCE, self.until - loop.time()))
         except asyncio.TimeoutError:
-            if transport := self.server.transports.get(self.scope["client"]):
+            if transport := self.scope["state"].get("transport"):  # see Connection
                 transport.abort()
                 await asyncio.sleep(0)  # in which uvicorn is told
 
@@ -230,11 +232,9 @@ class Exchange:
             await asyncio.wait_for(discard(), REST_SECONDS)
 
     def hold(self, count: int) -> None:
-        """Note that so many bytes stay in memory until the answer is sent. Raises Refused where that is too much."""
+        """Note that so many bytes stay in memory until the answer is sent."""
         self.held += count
         self.server.held += count
-        if self.server.held > MAX_HELD:
-            raise Refused(429, "the server's memory is full of pictures: try again in a moment")
 
     def release(self) -> None:
         """Give back what the request held."""
@@ -286,26 +286,28 @@ def read_job(server: Server, request: "Request", content: bytes) -> Job:
     return Job(content, name, strength, points, form, query.get("first") == "1")
 
 
-async def receive(request: "Request") -> bytes:
+async def receive(server: Server, request: "Request") -> bytes:
     """Return the body of a request. Raises Refused where it is too large or too slow."""
     too_large = Refused(413, f"a file has at most {MAX_UPLOAD // 1_000_000} MB here")
     if int(request.headers.get("content-length", "0") or 0) > MAX_UPLOAD:
         raise too_large
     content, stream, allowance = bytearray(), request.stream(), Allowance()
-    clock = asyncio.get_running_loop().time
-    while True:
-        start = clock()
-        try:
-            chunk = await asyncio.wait_for(anext(stream), allowance.left)
-        except asyncio.TimeoutError:
-            raise Refused(408, f"the file came too slowly: {len(content):,} bytes of it arrived") from None
-        if not chunk:  # the end
-            return bytes(content)
-        allowance.spend(clock() - start, len(chunk))
-        content += chunk
-        if len(content) > MAX_UPLOAD:
-            raise too_large
-        request.state.exchange.hold(len(chunk))
+    clock, start = asyncio.get_running_loop().time, asyncio.get_running_loop().time()
+    try:
+        while chunk := await asyncio.wait_for(anext(stream), allowance.left):  # empty at the end
+            allowance.spend(clock() - start, len(chunk))
+            content += chunk
+            if len(content) > MAX_UPLOAD:
+                raise too_large
+            request.state.exchange.hold(len(chunk))
+            if server.held > MAX_HELD:
+                raise Refused(429, "the server's memory is full of pictures: try again in a moment")
+            start = clock()
+        return bytes(content)
+    except asyncio.TimeoutError:
+        raise Refused(408, f"the file came too slowly: {len(content):,} bytes of it arrived") from None
+    finally:
+        content.clear()  # or it would stay as long as the traceback of an error
 
 
 async def answer(server: Server, job: Job, is_gone: Callable[[], Awaitable[bool]]) -> tuple[bytes, str]:
@@ -343,12 +345,13 @@ async def colorize(server: Server, request: "Request") -> "Response":
     from starlette.requests import ClientDisconnect
     from starlette.responses import Response, StreamingResponse
 
+    job = None
     try:
         read_job(server, request, b"")  # before a large file is received for nothing
-        content = await receive(request)
-        if not content:
+        job = read_job(server, request, await receive(server, request))
+        if not job.content:
             raise Refused(400, "the body is empty: send the bytes of an image file, as curl --data-binary @FILE does")
-        picture, kind = await answer(server, read_job(server, request, content), request.is_disconnected)
+        picture, kind = await answer(server, job, request.is_disconnected)
         request.state.exchange.hold(len(picture))
         parts = (picture[start : start + PIECE] for start in range(0, len(picture), PIECE))
         return StreamingResponse(parts, headers={"Content-Length": str(len(picture))}, media_type=kind)
@@ -363,6 +366,9 @@ async def colorize(server: Server, request: "Request") -> "Response":
     except Exception:  # a bug: its traceback is for those who run the server
         traceback.print_exc()
         return refuse(Refused(500, "the server failed on this picture; its terminal says why"))
+    finally:
+        if job:
+            job.content = b""  # or it would stay as long as the traceback of an error
 
 
 def refuse(refused: Refused, headers: Mapping[str, str] | None = None) -> "Response":
@@ -510,18 +516,14 @@ def build_http(server: Server) -> "uvicorn.Server":
     from uvicorn.protocols.http.h11_impl import H11Protocol
 
     class Connection(H11Protocol):
-        """Is closed where no request comes."""
+        """Is closed where no request comes; Exchange finds its transport in the state of a request."""
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
             transport.set_write_buffer_limits(0)  # what is sent waits until the part before it has gone
-            server.transports[self.client] = transport
+            self.app_state = {**self.app_state, "transport": transport}
             self.late = None
             self.watch()
-
-        def connection_lost(self, error: Exception | None) -> None:
-            super().connection_lost(error)
-            server.transports.pop(self.client, None)
 
         def data_received(self, data: bytes) -> None:
             super().data_received(data)
@@ -548,7 +550,7 @@ def build_http(server: Server) -> "uvicorn.Server":
     return HttpServer(
         uvicorn.Config(
             build_app(server), log_level="warning", access_log=False, limit_concurrency=8 * MAX_REQUESTS,
-            timeout_keep_alive=5, h11_max_incomplete_event_size=2**17, http=Connection, proxy_headers=False,
+            timeout_keep_alive=5, h11_max_incomplete_event_size=2**17, http=Connection, ws="none", proxy_headers=False,
         )
     )  # fmt: skip
 

@@ -244,13 +244,15 @@ def find_halves(tree: Tree, where: str, recipe: AnyRecipe, given: Sequence[str])
             held = f"it holds {', '.join(tops[:9])}" if tops else "it holds no folders"
             raise UserError(f"no folders {given[0]} and {given[1]} in {where}: {held}; correct --pair-folders")
         return found[0], found[1]
+    if isinstance(recipe, Recipe) and recipe.pair == "none":
+        return None
     colour, sketch = ([top for top in tops if plain(top) in names] for names in (COLOUR, SKETCH))
     if colour and sketch:
         if len(colour + sketch) > 2:
             problem = f"{', '.join(colour + sketch)} in {where} may all be halves of pairs"
             raise UserError(f"{problem}; say which are, with --pair-folders COLOUR SKETCH")
         return colour[0], sketch[0]
-    two = len(tops) == 2 and isinstance(recipe, Recipe) and recipe.pair != "none"
+    two = len(tops) == 2 and isinstance(recipe, Recipe)
     return _look_at_halves(tree, tops, where, recipe) if two else None
 
 
@@ -328,19 +330,21 @@ def find_items(tree: Tree, where: str, halves: Halves | None = None) -> list[Ite
         colour, sketch = (_below(tree, tops.get(plain(half), half)) for half in halves)
         if not colour and not sketch:
             raise UserError(f"no folders {halves[0]} and {halves[1]} in {where}, as there are in train")
-        return _match_stems(colour, sketch, where)
+        return _match_stems(colour, sketch, where, halves)
     return [
         Item(stem, picture, None, name.split("/", 1)[0] if "/" in name else "", name)
         for stem, (name, picture) in zip(unique_stems([*tree]), tree.items(), strict=True)
     ]
 
 
-def _match_stems(colour: Tree, sketch: Tree, where: str) -> list[Item]:
+def _match_stems(colour: Tree, sketch: Tree, where: str, halves: Halves) -> list[Item]:
     names = dict(zip(unique_stems([*colour]), colour, strict=True))
     partners = dict(zip(unique_stems([*sketch]), sketch, strict=True))
     alone = sorted(names.keys() ^ partners.keys())
     if alone:
-        raise UserError(f"{len(alone)} pictures in {where} have no partner of their name, first {alone[0]}")
+        folders = f"{len(names)} in {halves[0]} and {len(partners)} in {halves[1]}"
+        problem = f"{len(alone)} pictures in {where} ({folders}) have no partner of their name, first {alone[0]}"
+        raise UserError(f"{problem}; give both of a pair one name, or say --pair none if they are no pairs")
     return [Item(stem, colour[name], sketch[partners[stem]], "", name) for stem, name in names.items()]
 
 

@@ -151,7 +151,7 @@ def load_exported(path: Path, device: torch.device) -> Exported:
     try:
         # opened first: where reading is forbidden, torch does not name the file
         with path.open("rb"), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "`torch.jit")  # deprecated: in torch 2.11 and 2.14 of unlike categories
+            warnings.filterwarnings("ignore", "`torch.jit")  # deprecated; its category differs from torch to torch
             module = torch.jit.load(path, map_location="cpu", _extra_files=files)
     except (RuntimeError, ValueError):
         raise UserError(f"{path} is not a TorchScript file, or it is damaged") from None

@@ -154,6 +154,10 @@ def test_a_generator_ts_is_exported_again(
     apart = (one.module.float()(image).int() - other.module(image).int()).abs()
     assert apart.max() <= limit
     assert f"exporting {first}: {other.record}" in capsys.readouterr().out
+    before = first.read_bytes()
+    with pytest.raises(UserError, match=r"generator\.ts is the model itself: name another file with --out"):
+        export.main(model=first, device="cpu")
+    assert first.read_bytes() == before
 
 
 def test_model_and_run_name_two_models_and_a_damaged_model_none(

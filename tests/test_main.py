@@ -6,6 +6,7 @@ from typing import NoReturn
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import config
 import main
@@ -89,6 +90,13 @@ def test_without_a_recipe_the_pictures_decide(tmp_path: Path, capsys: pytest.Cap
         assert main.find_recipe(str(tmp_path / folder)) == name
         assert f": recipe {name} (--recipe NAME for another)" in capsys.readouterr().out
     assert main.find_recipe(str(tmp_path / "pairs"), pair="none") == "coco"
+    Image.new("L", (64, 64), 90).save(tmp_path / "photos/gray.png")
+    assert main.find_recipe(str(tmp_path / "photos")) == "coco"  # most have colours
+    for path in (tmp_path / "photos").iterdir():
+        with Image.open(path) as picture:
+            picture.convert("L").save(path)
+    with pytest.raises(UserError, match=r"without colour, .*; to colour them: python colorize\.py .*photos"):
+        main.find_recipe(str(tmp_path / "photos"))
 
 
 def test_a_new_run_of_a_name_looks_at_the_pictures_and_one_that_is_there_goes_on(

@@ -319,7 +319,8 @@ def require_colour(images: ImageSet) -> None:
     ids = evenly_spaced(len(images), MAX_LOOKED_AT)
     gray = [images.stems[i] for i in ids if not is_coloured(images.picture(i)[..., :3].copy())]
     if len(gray) == len(ids):
-        raise UserError(f"no colour in the {len(ids)} training pictures looked at: there is nothing to learn from them")
+        problem = f"no colour in the {len(ids)} training pictures looked at"
+        raise UserError(f"{problem}: there is nothing to learn from them; colorize.py colours such pictures")
     if len(gray) > len(ids) / 4:
         problem = f"{len(gray)} of {len(ids)} training pictures looked at have no colour"
         say(f"WARNING: {problem}: {listed(gray)}; leave such out with --set min_colorfulness=15")

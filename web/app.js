@@ -426,7 +426,7 @@ async function view(picture, closely = false, hasty = false) {
       found.after.close();
       return;
     }
-    stage.draw(found, closely ? part.region : null);
+    stage.draw(found, closely ? part.region : null, hasty);
     stage.strength = asked.strength;
     if (closely) return;
     if (hasty) wanted.settle = true;
@@ -555,11 +555,13 @@ async function loadHints(file) {
     const content = await file.text().then(JSON.parse).catch(() => {
       throw new Error(`${file.name} is not JSON.`);
     });
+    if (!(config.models ?? [config]).some(({ hints }) => hints)) throw new Error("This model takes no colour spots.");
     const given = Array.isArray(content) ? [[current?.name, content]] : Object.entries(content ?? {});
     const found = new Map(); // picture -> its spots; nothing changes until all are read
     for (const [name, points] of given) {
       const last = String(name).split("/").pop();
-      const fitting = pictures.filter((one) => one.name === last || stemOf(one.name) === last);
+      const named = pictures.filter((one) => one.name === last);
+      const fitting = named.length ? named : pictures.filter((one) => stemOf(one.name) === last);
       if (fitting.length > 1) throw new Error(`${file.name}: ${last} may be ${fitting.map((one) => one.name).join(" or ")}; name it with its ending.`);
       if (found.has(fitting[0])) throw new Error(`${file.name}: ${fitting[0].name} has spots twice; put them together.`);
       if (fitting.length) found.set(fitting[0], parseHints(points, fitting[0]));

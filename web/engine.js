@@ -38,11 +38,11 @@ class Local {
 
   get missing() {
     for (const name of ["Worker", "WebAssembly", "OffscreenCanvas", "DecompressionStream", "createImageBitmap"]) {
-      if (!(name in window)) return `This browser is too old for this page: it has no ${name}. Any browser of 2024 does.`;
+      if (!(name in window)) return `This browser is too old for this page: it has no ${name}. Chromium, Chrome, Edge and Firefox of 2024 do.`;
     }
     const simd = [0, 97, 115, 109, 1, 0, 0, 0, 1, 5, 1, 96, 0, 1, 123, 3, 2, 1, 0, 10, 10, 1, 8, 0, 65, 0, 253, 15, 253, 98, 11];
     if (!WebAssembly.validate(new Uint8Array(simd))) {
-      return "This browser has no WebAssembly SIMD, which the network needs. Any browser of 2024 does.";
+      return "This browser has no WebAssembly SIMD, which the network needs. Chromium, Chrome, Edge and Firefox of 2024 do.";
     }
     return "";
   }
@@ -151,7 +151,7 @@ class Remote {
       if (answer.headers.get("Content-Type")?.startsWith("text/plain")) throw new Error(await answer.text());
     } catch (error) {
       if (error.name === "AbortError" || !(error instanceof TypeError)) throw error;
-      throw new Error("The answer of the server broke off: try again.");
+      throw new Error("The answer of the server broke off, perhaps as the connection is slow: try again, or save as JPEG.");
     }
     throw new Error(`The server, or a proxy before it, answered ${answer.status}.`);
   }

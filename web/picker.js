@@ -47,7 +47,8 @@ function onMenu(element, act) {
       held = true;
       act(event);
     }, LONG_PRESS);
-    const end = () => {
+    const end = ({ pointerId }) => {
+      if (pointerId !== event.pointerId) return;
       clearTimeout(press);
       for (const name of ends) window.removeEventListener(name, end, true);
       if (!held) return;

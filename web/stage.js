@@ -109,11 +109,12 @@ class Stage {
     return { x: left, y: top, width: Math.max(1, right - left), height: Math.max(1, bottom - top) };
   }
 
-  /** Draw { before, after }: of the whole picture, or over it of a part. */
-  draw({ before, after }, region) {
+  /** Draw { before, after }: of the whole picture, or over it of a part; hasty: less exact than what is there already. */
+  draw({ before, after }, region, hasty) {
     if (region) this.region = region;
     [before, after].forEach((bitmap, i) => {
       const canvas = this.sides[i].querySelectorAll("canvas")[region ? 1 : 0];
+      if (i === 0 && hasty && canvas.width) return bitmap.close();
       canvas.width = bitmap.width;
       canvas.height = bitmap.height;
       canvas.getContext("2d", { willReadFrequently: true }).drawImage(bitmap, 0, 0);

@@ -328,8 +328,11 @@ def test_halves_that_do_not_fit_are_named() -> None:
         listed()
     write_halves("other/b", "other/a", ["a.png", "b.png"])
     Path("data/other/a/a.png").rename("data/other/a/z.png")
-    with pytest.raises(UserError, match="2 pictures in data/other have no partner"):
+    asks = r"2 pictures in data/other \(2 in b and 2 in a\) have no partner of their name, first a; .* --pair none"
+    with pytest.raises(UserError, match=asks):
         list_items("data/other", Recipe("x"), CACHE)
+    found = list_items("data/other", Recipe("x", pair="none"), CACHE)
+    assert sum(len(found[split]) for split in ("train", "val")) == 4  # no pairs, whatever the folders are called
 
 
 def test_what_is_left_out_is_noted_and_the_rest_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:

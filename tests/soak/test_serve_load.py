@@ -109,10 +109,8 @@ def dribble(address: str, stop: threading.Event) -> None:
     parts = urlsplit(address)
     head = f"POST /colorize HTTP/1.1\r\nHost: {parts.netloc}\r\nContent-Length: 1000000\r\n\r\n"
     while not stop.is_set():
-        with (
-            socket.create_connection((parts.hostname, parts.port)) as line,
-            suppress(OSError),
-        ):  # told that it is too slow
+        # it is told that it is too slow, and its connection ends
+        with socket.create_connection((parts.hostname, parts.port)) as line, suppress(OSError):
             line.sendall(head.encode())
             while not stop.wait(1.0):
                 line.sendall(b"x")

@@ -76,9 +76,8 @@ def open_page(browser: "Browser") -> "Iterator[Callable[..., Page]]":
         context.set_default_timeout(PATIENCE)
         context.add_init_script(script)
         page = context.new_page()
-        page.on(
-            "console", lambda message: "status of 422" in message.text or said.append(message.text)
-        )  # to no picture
+        # where the server says that a file is no picture, the browser says so on its own
+        page.on("console", lambda message: "status of 422" in message.text or said.append(message.text))
         page.on("pageerror", lambda error: said.append(str(error)))
         page.on("request", lambda sent: asked.append(sent.url))
         page.on("dialog", lambda dialog: dialog.accept())  # spots would be lost

@@ -139,7 +139,7 @@ def test_a_palette_colour_is_removed_by_mouse_keyboard_and_finger(
     screen.send("Input.dispatchTouchEvent", {"type": "touchStart", "touchPoints": [{"x": x, "y": y}]})
     kept.wait_for(state="detached")
     screen.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
-    page.wait_for_timeout(100)  # in which that is no click
+    page.evaluate("new Promise((done) => setTimeout(done, 200))")  # in which that is no click
     assert page.evaluate("localStorage.getItem('tinct-palette')") == "[]"
     page.locator("#palette .add").tap()  # and this is one
     assert kept.count() == 1

@@ -343,7 +343,8 @@ def _match_stems(colour: Tree, sketch: Tree, where: str, halves: Halves) -> list
     alone = sorted(names.keys() ^ partners.keys())
     if alone:
         folders = f"{len(names)} in {halves[0]} and {len(partners)} in {halves[1]}"
-        problem = f"{len(alone)} pictures in {where} ({folders}) have no partner of their name, first {alone[0]}"
+        pictures = "1 picture" if len(alone) == 1 else f"{len(alone)} pictures"
+        problem = f"{pictures} in {where} ({folders}) have no partner of their name, first {alone[0]}"
         raise UserError(f"{problem}; give both of a pair one name, or say --pair none if they are no pairs")
     return [Item(stem, colour[name], sketch[partners[stem]], "", name) for stem, name in names.items()]
 

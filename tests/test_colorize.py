@@ -121,10 +121,9 @@ def test_files_are_coloured_though_nothing_can_be_said(
 def test_a_full_disk_below_the_lines_is_told_and_the_files_are_coloured(
     model: Path, scans: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with open("/dev/full", "w") as full:
-        monkeypatch.setattr("sys.stdout", full)
+    with open("/dev/full", "w") as full, monkeypatch.context() as patch:
+        patch.setattr("sys.stdout", full)
         colorize.main([scans], model=model, device="cpu")
-        monkeypatch.undo()
     assert capsys.readouterr().err.count("cannot be written (No space left on device); the files can") == 1
     assert sorted(path.name for path in Path("out").rglob("*.*")) == ["one.png", "three.tif", "two.JPG"]
 

@@ -396,7 +396,7 @@ def test_stems_are_short_and_unique_on_disks_without_case() -> None:
 @pytest.mark.parametrize("alone", ["targets/c.png", "inputs/c.png"])
 def test_paired_folders_name_a_missing_partner(alone: str) -> None:
     touch("targets/a.png", "targets/b.png", "inputs/a.png", "inputs/b.png", alone)
-    with pytest.raises(UserError, match=r"^1 .* in data .* no partner .* c$"):
+    with pytest.raises(UserError, match=r"^1 picture in data .* no partner .* first c;"):
         listed()
 
 

@@ -292,7 +292,8 @@ async def receive(server: Server, request: "Request") -> bytes:
     if int(request.headers.get("content-length", "0") or 0) > MAX_UPLOAD:
         raise too_large
     content, stream, allowance = bytearray(), request.stream(), Allowance()
-    clock, start = asyncio.get_running_loop().time, asyncio.get_running_loop().time()
+    clock = asyncio.get_running_loop().time
+    start = clock()
     try:
         while chunk := await asyncio.wait_for(anext(stream), allowance.left):  # empty at the end
             allowance.spend(clock() - start, len(chunk))

@@ -11,7 +11,7 @@ let model = null; // what the page knows of the network: size, draft, multiple, 
 let session = null;
 const kept = new Map(); // key -> what `open` found, the most recently used last
 let decoded = { key: null, bitmap: null }; // of one picture, as it is large
-let shown = { wanted: "", pixels: null }; // a part of a picture, as it was
+const shown = new Map(); // what was looked at last, as it was: pixels of a draft, and of the exact look
 
 /** A sentence for the person at the page. */
 class PageError extends Error {}
@@ -80,8 +80,11 @@ async function open(picture) {
 /** Return pixels of a part of a picture as readPixels does; those that were looked at last are kept. */
 async function readShown(picture, region, columns, rows) {
   const wanted = JSON.stringify([picture.key, region, columns, rows]);
-  if (shown.wanted !== wanted) shown = { wanted, pixels: readPixels(await decode(picture), region, columns, rows) };
-  return new ImageData(shown.pixels.data.slice(), columns, rows);
+  if (!shown.has(wanted)) {
+    if (shown.size > 1) shown.delete(shown.keys().next().value);
+    shown.set(wanted, readPixels(await decode(picture), region, columns, rows));
+  }
+  return new ImageData(shown.get(wanted).data.slice(), columns, rows);
 }
 
 async function run(data, shape) {
@@ -218,7 +221,7 @@ const CALLS = {
 
   async close({ picture }) {
     kept.delete(picture.key);
-    shown = { wanted: "", pixels: null };
+    shown.clear();
     if (decoded.key === picture.key) {
       decoded.bitmap.close();
       decoded = { key: null, bitmap: null };

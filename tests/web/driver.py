@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +38,14 @@ def ready(page: "Page", state: str = "ready") -> None:
     """Wait until the picture that is looked at is shown as it is now, and no other waits."""
     page.locator(f"#stage[data-state={state}]").wait_for()
     page.locator("body[data-working=false]").wait_for()
+
+
+def wait_until(page: "Page", expression: str) -> None:
+    """Wait until something is so; page.wait_for_function evaluates text, which the page's policy forbids."""
+    end = time.monotonic() + 60
+    while not page.evaluate(expression):
+        assert time.monotonic() < end, expression
+        page.wait_for_timeout(50)
 
 
 def place(page: "Page", across: float, down: float) -> tuple[float, float]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from driver import apart, by_python, center, download, drag, drop, pixels, place, ready, set_color, spots
+from driver import apart, by_python, center, download, drag, drop, pixels, place, ready, set_color, spots, wait_until
 from PIL import Image
 
 import colorize
@@ -509,7 +509,7 @@ def test_a_closer_look_is_drawn_closely(open_page: Open, html: Path, model: Path
     page.locator("#after .detail").wait_for()
     ready(page)
     # in the end there is a px for each of the picture
-    page.wait_for_function("document.querySelector('#after .detail').width === stage.visible.width")
+    wait_until(page, "document.querySelector('#after .detail').width === stage.visible.width")
     page.locator("#fit").click()
     page.locator("#strength").fill("60")
     ready(page)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from driver import by_python, center, download, drag, drop, pixels, place, ready, set_color, spots
+from driver import by_python, center, download, drag, drop, pixels, place, ready, set_color, spots, wait_until
 from PIL import Image
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def test_wheel_and_drag_move_the_view_and_place_nothing(page: "Page", photograph
     below = page.evaluate(at, [x, y])
     page.mouse.move(x, y)
     page.mouse.wheel(0, -900)
-    page.wait_for_function("whole => document.querySelector('#zoom').textContent !== whole", arg=whole)
+    wait_until(page, f"document.querySelector('#zoom').textContent !== '{whole}'")
     assert page.evaluate(at, [x, y]) == pytest.approx(below)  # what is under the pointer stays there
     drag(page, (x, y), (x - 60, y - 40))
     assert page.evaluate(at, [x - 60, y - 40]) == pytest.approx(below)

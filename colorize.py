@@ -274,7 +274,7 @@ def main(
     from inference.hint_files import Hints
     from inference.pipeline import Pipeline
     from inference.runner import Runner
-    from inference.tasks import plan_tasks, take_shard
+    from inference.tasks import make_output_folder, plan_tasks, take_shard
     from runtime.device import computed_in, keep_freed_memory, pick_device
     from runtime.progress import write
 
@@ -302,11 +302,7 @@ def main(
     layers = Hints(hints, [task.path for task in every]) if hints else None
     if hints and not runner.record.recipe.hints:
         raise UserError(f"{runner.path} takes no hints: it is of recipe {runner.record.recipe.name}")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=out).close()
-    except OSError as error:
-        raise UserError(f"{out} cannot be written to ({error.strerror}); name another --out") from None
+    make_output_folder(out)
     precision = computed_in(runner.record.precision, runner.device)
     where = str(runner.device) if precision == runner.record.precision else f"{runner.device}, in {precision}"
     write(f"model {path}: {runner.record}; on {engine or where}", "stderr")

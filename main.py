@@ -9,8 +9,9 @@ If the run exists, its training goes on where it stopped. Every option means the
 
 from pathlib import Path
 from shlex import quote
+from typing import Any
 
-from config import CACHE, DEMO, RUNS, UserError, make_recipe
+from config import CACHE, DEMO, RUNS, Recipe, UserError, make_recipe, parse_settings
 from runtime import cli
 from runtime.progress import say
 
@@ -51,6 +52,17 @@ def find_recipe(data: str, pair: str | None = None, pair_folders: tuple[str, str
     return name
 
 
+def require_quick(run: Path, given: dict[str, Any]) -> None:
+    """Raise UserError where a run was not begun with --quick, which its recipe shows; `given`: as the user set it."""
+    from models import quick_fields
+    from runtime.run_folder import read_run
+
+    recipe = read_run(run).recipe
+    fields = {key: value for key, value in quick_fields(recipe.name).items() if given.get(key) is None}
+    if any(getattr(recipe, key) != value for key, value in fields.items()):
+        raise UserError(f"{run} holds a run that was not begun with --quick: name another folder with --run")
+
+
 def main(
     recipe: cli.RecipeOption = None,
     data: cli.DataOption = None,
@@ -88,10 +100,10 @@ def main(
     given |= {"pair": pair, "pair_folders": pair_folders}
     resume = (folder / RECORD).exists()
     if resume and quick:
-        raise UserError(f"{folder} already holds a run, and --quick begins one: name another folder with --run")
+        require_quick(folder, {**given, **parse_settings(set_ or [], Recipe)})
     if resume:
         say(f"{folder} holds a run: it goes on as it was begun; to begin another, name another folder with --run")
-    train.main(recipe=recipe, data=data, weights=weights, resume=resume, quick=quick, **given, **reading)
+    train.main(recipe=recipe, data=data, weights=weights, resume=resume, quick=quick and not resume, **given, **reading)
     test.main(all_epochs=True, **reading)
     scoring.main(all_epochs=True, weights=weights, **reading)
     model = export.main(**common)

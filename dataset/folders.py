@@ -21,6 +21,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from shlex import quote
 
 import numpy as np
 
@@ -43,6 +44,7 @@ SKETCH = {"sketch", "lineart", "line", "linedrawing", "drawing", "outline", "edg
 LETTERS = {"a", "b"}  # of CycleGAN and pix2pix
 MARGIN = 16  # px on each side, or more: JPEG mixes colours of two halves there, and scans have edges
 TINT = 16  # of 255 levels between an image's channels, beside what its paper has; JPEG's noise is below
+MAX_ALIKE = 8  # folders, and groups of them, that are looked at for pairs
 COLOURED = 0.02  # share of the pixels beyond TINT that makes a colour picture: a stamp has less
 
 Picture = Path | int | Blob | Entry  # file, number of a demo scene, image in an archive or data set
@@ -252,8 +254,37 @@ def find_halves(tree: Tree, where: str, recipe: AnyRecipe, given: Sequence[str])
             problem = f"{', '.join(colour + sketch)} in {where} may all be halves of pairs"
             raise UserError(f"{problem}; say which are, with --pair-folders COLOUR SKETCH")
         return colour[0], sketch[0]
-    two = len(tops) == 2 and isinstance(recipe, Recipe)
-    return _look_at_halves(tree, tops, where, recipe) if two else None
+    if not isinstance(recipe, Recipe):
+        return None
+    halves = _look_at_halves(tree, tops, where, recipe) if len(tops) == 2 else None
+    if halves is None:
+        _refuse_unknown_pairs(tree, where)
+    return halves
+
+
+def _refuse_unknown_pairs(tree: Tree, where: str) -> None:
+    """Raise UserError where folders beside each other, at any depth, hold equal names, some gray and some in colour."""
+    inside: dict[str, dict[str, dict[str, Picture]]] = {}  # folder -> folder in it -> name in that -> image
+    for name, picture in tree.items():
+        folders = name.split("/")[:-1]
+        for i, folder in enumerate(folders):
+            below = inside.setdefault("/".join(folders[:i]), {}).setdefault(folder, {})
+            below[name.split("/", i + 1)[-1].rsplit(".", 1)[0]] = picture
+    alike = []
+    for parent, below in inside.items():
+        groups: dict[frozenset[str], list[str]] = defaultdict(list)
+        for folder, images in below.items():
+            groups[frozenset(images)].append(folder)
+        alike += [(parent, found) for names, found in groups.items() if len(names) > 1 < len(found)]
+    for parent, found in alike[:MAX_ALIKE]:
+        gray = {folder: is_gray([*inside[parent][folder].values()]) for folder in found[:MAX_ALIKE]}
+        if {*gray.values()} >= {True, False}:
+            one, other = (next(folder for folder, is_so in gray.items() if is_so is kind) for kind in (False, True))
+            place = f"{where}/{parent}" if parent else where
+            problem = f"{one} (in colour) and {other} (gray) in {place} hold images of equal names"
+            raise UserError(
+                f"{problem}: if they are pairs, say --pair-folders {quote(one)} {quote(other)}, else --pair none"
+            )
 
 
 def _look_at_halves(tree: Tree, tops: list[str], where: str, recipe: Recipe) -> Halves | None:

@@ -46,6 +46,7 @@ EXTENSIONS = frozenset([  # that are found in folders
     ".heic", ".heif", ".hif",
 ])  # fmt: skip
 MOVING = ("GIF", "PNG", "WEBP", "AVIF")  # formats that hold an animation; a TIFF holds pages
+RESULTS = ".colorized"  # file in a folder of results of colorize.py
 SERVICE = frozenset([  # what disks and desktops put beside images, in lower case
     "@eadir", "@recycle", "#recycle", "#snapshot", "$recycle.bin", "system volume information", "lost+found",
     "__macosx", "thumbs", "thumbs.db", "desktop.ini",
@@ -86,13 +87,14 @@ def is_shown(name: str) -> bool:
     return not name.startswith(".") and name.casefold() not in SERVICE
 
 
-def search(folder: Path, enter: Callable[[Path], bool] | None = None) -> Found:
+def search(folder: Path, enter: Callable[[Path], bool] | None = None, products: bool = False) -> Found:
     """Return what a folder holds, sorted; without what `is_shown` knows as none of the user's.
 
-    Links to folders are followed, but no folder is entered twice. Runs and the cache of this project are left out.
+    Links to folders are followed, but no folder is entered twice.
 
     Args:
-        enter: which of the folders below to search; then also runs and the cache.
+        enter: which of the folders below to search.
+        products: also search runs, results of colorize.py and the cache of this project, where they lie below.
 
     Raises UserError where there is no such folder, and OSError where it cannot be read.
     """
@@ -113,7 +115,7 @@ def search(folder: Path, enter: Callable[[Path], bool] | None = None) -> Found:
             why = "" if first == parent else f"it is {Path(first)}, which is searched already"
             if parent == str(top) != str(folder) and _leads_back(top):
                 why = why or "it leads back to a folder above it"
-            elif parent != str(folder) and enter is None:
+            elif parent != str(folder) and not products:
                 why = why or _own_product(parent, names)
             if why:
                 found.notes.append(f"left out: {Path(parent)}, as {why}")
@@ -139,6 +141,8 @@ def _own_product(folder: str, names: list[str]) -> str:
     """Return what a folder with files of these names is of this project's, or nothing."""
     if LOG in names and not {RECORD, CLASSIFIER_RECORD}.isdisjoint(names):
         return "it is a run of this project"
+    if RESULTS in names:
+        return "it holds results of colorize.py"
     return "it is the cache of this project" if CACHE.is_dir() and os.path.samefile(folder, CACHE) else ""
 
 

@@ -3,6 +3,7 @@
 import os
 import re
 import sys
+import tempfile
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from glob import has_magic
 from pathlib import Path
 
 from config import UserError
-from imaging.files import Found, output_suffix, search
+from imaging.files import RESULTS, Found, output_suffix, search
 from runtime.atomic import MAX_NAME, bounded
 
 
@@ -68,6 +69,21 @@ def plan_tasks(
         notes.append(f"left out: {len(former)} files in {out}, the output folder")
     refuse_overwriting(owners.values(), [task.path for task in tasks], former * overwrite, out)
     return tasks
+
+
+def make_output_folder(out: Path) -> None:
+    """Make the folder for results; one that was empty is marked, so that no later search takes them for originals.
+
+    Raises UserError where it cannot be written to.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        if any(out.iterdir()):
+            tempfile.TemporaryFile(dir=out).close()
+        else:
+            (out / RESULTS).write_text("The pictures in this folder were made by colorize.py.\n")
+    except OSError as error:
+        raise UserError(f"{out} cannot be written to ({error.strerror}); name another --out") from None
 
 
 def take_shard(tasks: list[Task], shard: str) -> list[Task]:
@@ -152,7 +168,8 @@ def matching_files(pattern: Path, notes: list[str]) -> Iterator[tuple[Path, Path
         fixed /= rest.pop(0)
     matches: list[Path] = []
     if fixed.is_dir():
-        found = search(fixed, lambda folder: fits(folder.relative_to(fixed).parts, rest, begun=True))
+        named = "**" not in rest  # then runs and results are asked for, too
+        found = search(fixed, lambda folder: fits(folder.relative_to(fixed).parts, rest, begun=True), named)
         notes += found.notes
         files = sorted([*found.images, *found.others], key=Path.as_posix)
         matches = [path for path in files if fits(path.relative_to(fixed).parts, rest)]

@@ -10,11 +10,13 @@ from PIL import Image
 
 import config
 import main
+import models
 from config import UserError
 from dataset import scenes
 from imaging import color
 from imaging.files import read_image, write_image
 from inference import checkpoint
+from runtime.run_folder import RunRecord, write_run
 
 
 @pytest.fixture(scope="module")
@@ -74,10 +76,22 @@ def test_stages_are_given_the_options(monkeypatch: pytest.MonkeyPatch, begun: bo
 
 
 def test_a_first_look_is_a_run_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    run = Path("runs/coco")
+    begun: list[bool] = []
+
+    def stop(**options: bool) -> NoReturn:
+        begun.append(options["resume"] and not options["quick"])
+        raise InterruptedError
+
+    monkeypatch.setattr("train.main", stop)
+    run, fields = Path("runs/coco"), models.quick_fields("coco")
     run.mkdir(parents=True)
-    (run / "recipe.json").touch()
-    with pytest.raises(UserError, match=r"^runs/coco already holds a run, and --quick begins one: name another folder"):
+    recipe = config.make_recipe("coco", {**fields, "ngf": 4})
+    write_run(run, RunRecord(recipe=recipe, data="photos", fingerprints={}, mean_ab=(0, 0)))
+    for set_ in (["ngf=4"], ["ngf=4", "epochs=20"]):  # the same command again, and for longer
+        with pytest.raises(InterruptedError):
+            main.main(recipe="coco", data="photos", quick=True, set_=set_)
+    assert begun == [True, True]
+    with pytest.raises(UserError, match=r"^runs/coco holds a run that was not begun with --quick: name another folder"):
         main.main(recipe="coco", data="photos", quick=True)
 
 

@@ -305,10 +305,29 @@ def test_folders_that_may_be_pairs_are_asked_about() -> None:
     assert len(list_items("data", ClassifierRecipe(val_fraction=0.3), CACHE)["train"]) > 1  # which has no pairs
 
 
+@pytest.mark.parametrize("books", [[""], ["one/", "two/"]])
+def test_more_folders_and_nested_ones_that_may_be_pairs_are_asked_about(books: list[str]) -> None:
+    for book in books:
+        write_halves(f"{book}done", f"{book}raw", ["x.png", "y.png"])
+        shutil.copytree(f"data/{book}done", f"data/{book}extra folder")
+    place = f"data/{books[0]}".rstrip("/")
+    asks = rf"^done \(in colour\) and raw \(gray\) in {place} hold .* --pair-folders done raw, else --pair none$"
+    with pytest.raises(UserError, match=asks):
+        listed()
+    splits = listed(pair_folders="done/raw")
+    assert {item.source.parent.name for item in splits["train"] + splits["val"]} == {"raw"}
+    assert len(splits["train"] + splits["val"]) == 2 * len(books)
+    assert len(listed(pair="none")["train"]) > 1
+    for book in books:  # of a second volume the pages may be numbered on
+        for number, path in enumerate(Path(f"data/{book}raw").iterdir()):
+            path.rename(path.with_name(f"page{number + 2}.png"))
+    everything()
+
+
 def test_classes_are_no_pairs() -> None:
     write_halves("cat", "drawing", [f"{i}.png" for i in range(3)])
     shutil.copytree("data/cat", "data/dog")
-    assert {item.label for item in everything()} == {"cat", "dog", "drawing"}
+    assert {item.label for item in listed(pair="none")["train"]} == {"cat", "dog", "drawing"}
     shutil.rmtree("data/drawing")
     assert {item.label for item in everything()} == {"cat", "dog"}  # photographs, numbered alike
     with pytest.raises(UserError, match="--pair-folders"):  # for a model of drawings they may be pairs

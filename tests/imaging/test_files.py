@@ -21,6 +21,7 @@ from dataset import scenes
 from imaging.files import (
     FORMATS,
     FORMS,
+    RESULTS,
     check_frames,
     find_images,
     output_suffix,
@@ -103,6 +104,14 @@ def test_runs_and_the_cache_are_left_out_unless_they_are_named() -> None:
     ]
     for named in ("runs/a", "cache", "b"):
         assert len(find_images(Path(named))) == 1
+    assert len(search(Path(), products=True).images) == 5
+
+
+def test_results_are_left_out_unless_they_are_named() -> None:
+    place("x.png", "out/x.png", f"out/{RESULTS}")
+    assert search(Path()).notes == ["left out: out, as it holds results of colorize.py"]
+    assert find_images(Path()) == [Path("x.png")]
+    assert find_images(Path("out")) == [Path("out/x.png")]
 
 
 def test_find_images_errors() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from config import UserError
-from inference.tasks import Task, plan_tasks, take_shard
+from inference.tasks import Task, make_output_folder, plan_tasks, take_shard
 
 OUT = Path("out")
 
@@ -323,3 +323,16 @@ def test_shards_are_disjoint_equal_and_complete(number: int) -> None:
 def test_a_shard_that_is_none_is_one_sentence(shard: str) -> None:
     with pytest.raises(UserError, match="--shard is I/N"):
         take_shard([], shard)
+
+
+@pytest.mark.usefixtures("scans")
+def test_results_of_a_former_call_are_no_originals() -> None:
+    make_output_folder(Path("scans/done"))
+    place("scans/done/one.png")
+    notes: list[str] = []
+    for given in ("scans", "scans/**/*.*"):
+        assert "done/one.png" not in outputs(plan(given, notes=notes))
+    assert notes.count("left out: scans/done, as it holds results of colorize.py") == 2
+    assert outputs(plan("scans/done")) == outputs(plan("scans/done/*.png")) == ["one.png"]
+    make_output_folder(Path("scans/album"))  # which holds pictures of a user
+    assert "album/two.JPG" in outputs(plan("scans"))

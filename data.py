@@ -97,6 +97,12 @@ class ImageSet:
         """Images of an epoch, of all processes together."""
         return self.stream.count if self.stream else len(self)
 
+    @property
+    def long(self) -> list[str]:
+        """Stems of images that are as long as they may be, most of which were cut."""
+        short, side = self.index[:, 1:].min(1), self.index[:, 1:].max(1)
+        return [self.stems[i] for i in np.flatnonzero(side >= MAX_ASPECT * short - 1)]
+
     def picture(self, i: int) -> Array:
         """Return image i as (H, W, 3|6) uint8."""
         if self.decode is not None:

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from config import CACHE, DEGRADATIONS, DEMO, ROOT, AnyRecipe, ClassifierRecipe, Recipe, UserError, parse_settings
-from data import ImageSet, Loading, evenly_spaced, held_out, load_images, require_place, steps_per_epoch
+from data import MAX_ASPECT, ImageSet, Loading, evenly_spaced, held_out, load_images, require_place, steps_per_epoch
 from dataset.folders import Splits
 from dataset.shards import is_pattern
 from inference.pipeline import is_coloured
@@ -155,6 +155,9 @@ class Setup:
                 message = f"{len(split.cut)} sketches of {name} have another shape than their pictures"
                 message = f"{message} and are cut around their centres: {listed(split.cut)}"
                 say(message if 4 * len(split.cut) < len(split) else f"WARNING: {message}; are these pairs?")
+            if long := split.long:
+                pictures = f"{len(long)} pictures of {name} are at least {MAX_ASPECT} times as long as wide"
+                say(f"{pictures}: at most the {MAX_ASPECT}:1 in the middle are used, so cut strips up: {listed(long)}")
         if self.data != DEMO:
             say(f"{'checked':<14} {faults(images)}; more: python data.py --check {quote(self.data)}")
         return images

@@ -169,6 +169,20 @@ def test_sketches_of_another_shape_are_named(tmp_path: Path, capsys: pytest.Capt
     assert "sketches of val" in said
 
 
+def test_long_pictures_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for folder in ("train", "val"):
+        (tmp_path / "data" / folder).mkdir(parents=True)
+        for name, height in (("strip", 200), ("page", 100)):
+            picture = np.resize(scenes.draw(1, 64)[0], (height, 40, 3))
+            Image.fromarray(picture).save(tmp_path / f"data/{folder}/{folder}_{name}.png")
+    recipe = fit_networks(make_recipe("coco", {"size": 32, "depth": 4}))
+    items = list_items("data", recipe, tmp_path / "cache")
+    setup.Setup(tmp_path / "run", recipe, "data", {}, None).load_splits(items, find_loading(recipe, items["train"]))
+    said = capsys.readouterr().out
+    assert "1 pictures of train are at least 3 times as long as wide: at most the 3:1 in the middle" in said
+    assert said.count("so cut strips up: train_strip\n") == said.count("so cut strips up: val_strip\n") == 1
+
+
 def test_what_decoding_has_shown_of_a_set_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     for i in range(9):
         path = Path("data", "val" if i > 5 else "train", f"{i}.png")

@@ -36,6 +36,7 @@ TITLES = {  # of loss terms
 FINITE_SHARE = "finite"  # of the steps in an interval: those whose losses are all finite
 # a discriminator whose losses are so close to their least, for so many status lines, has won: it teaches no more
 MAX_WON_LOSS, MIN_WON_LINES = 0.05, 5
+ALONE = 0.66  # of a step's time, where the discriminator takes no part; of coco-resnet and the demo at 128 px
 LONG_S = 900.0  # a training that lasts longer is said to have a shorter way
 SAVE_INTERVAL_S = 1800.0  # within an epoch, so that a kill costs no more
 REMEDY = "train with a smaller learning rate (--set lr=...) or with --set precision=fp32"
@@ -163,6 +164,7 @@ class Status:
         self.state, self.recipe, self.steps, self.images = state, recipe, steps, images
         self.count = min(images, state.batch or recipe.batch_size)  # per step
         self.half = steps * getattr(recipe, "half_epochs", 0)  # steps on a quarter of the pixels
+        self.alone = steps * getattr(recipe, "pretrain_epochs", 0)  # steps of the generator alone
         self.clock, self.done, self.planned, self.won = Clock(), 0, False, 0
         self.clear()
 
@@ -175,15 +177,18 @@ class Status:
         """Return how many whole steps the first `steps` of the run are worth.
 
         One on halved pictures has a quarter of the pixels and counts as a half: the demo's takes 0.6 of the time.
+        One of the generator alone counts as ALONE.
         """
-        return steps - 0.5 * min(steps, self.half)
+        halved, alone, both = (min(steps, most) for most in (self.half, self.alone, min(self.half, self.alone)))
+        return steps - 0.5 * halved - (1 - ALONE) * (alone - 0.5 * both)
 
     @property
     def seconds_left(self) -> float:
-        """How long the rest takes at the speed since the first step, which is slower than others."""
+        """How long the rest takes at the speed since the first step, which is slower than others; or at its own."""
         now, end = self.state.steps, self.steps * self.recipe.epochs
-        per_whole = (time.monotonic() - self.warm) / (self.work(now) - self.work(now - self.done + 1))
-        return per_whole * (self.work(end) - self.work(now))
+        others = self.done > 1
+        worth = self.work(now) - self.work(now - self.done + others)
+        return (time.monotonic() - (self.warm if others else self.began)) / worth * (self.work(end) - self.work(now))
 
     def add(self, terms: Mapping[str, Tensor]) -> None:
         """Count one step with its loss terms; says what is due."""
@@ -192,7 +197,8 @@ class Status:
             self.sums[name] = self.sums[name] + value if name in self.sums else value
         if self.done == 1:
             self.warm = time.monotonic()
-            return
+            if self.state.device.type != "cpu" or getattr(self.recipe, "compile", "") == "true":
+                return  # what the first step waits for no other does
         due = self.clock.due()
         if not self.planned and (due or self.done == self.PLAN_STEPS):
             self.planned, left = True, self.seconds_left

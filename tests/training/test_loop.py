@@ -143,6 +143,28 @@ def test_steps_on_halved_pictures_count_as_half(
     assert capsys.readouterr().out.startswith(f"4 epochs of 120 pictures: about {minutes} min here")
 
 
+def test_steps_of_the_generator_alone_count_as_two_thirds(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    watch(Recipe("x", epochs=4, pretrain_epochs=3, batch_size=4), 120, [0.66] * 10, monkeypatch)  # 30 steps an epoch
+    assert capsys.readouterr().out.startswith("4 epochs of 120 pictures: about 83 s here")  # 80 * 0.66 + 30
+    watch(Recipe("x", epochs=4, pretrain_epochs=3, half_epochs=1, batch_size=4), 120, [0.33] * 10, monkeypatch)
+    assert capsys.readouterr().out.startswith("4 epochs of 120 pictures: about 76 s here")  # 20 * 0.33 + 60 * 0.66 + 30
+
+
+def test_a_slow_first_step_is_told_of_at_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    watch(Recipe("x", epochs=2, batch_size=4), 120, [16.0], monkeypatch)
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == "2 epochs of 120 pictures: about 16 min here; Ctrl-C keeps what is done; " + (
+        "for a first look in minutes: --quick with another --run"
+    )
+    assert said[1] == "epoch 1/2 | L1 1 D-real 0 | 0.2 images/s | 16 min left"
+    watch(Recipe("x", epochs=2, batch_size=4, compile="true"), 120, [160.0], monkeypatch)
+    assert capsys.readouterr().out == ""
+
+
 @pytest.mark.parametrize(
     ("fields", "real", "fake", "told"),
     [

@@ -99,9 +99,9 @@ class ImageSet:
 
     @property
     def long(self) -> list[str]:
-        """Stems of images that are as long as they may be, most of which were cut."""
+        """Stems of images that are as long as they may be, or were longer and are cut."""
         short, side = self.index[:, 1:].min(1), self.index[:, 1:].max(1)
-        return [self.stems[i] for i in np.flatnonzero(side >= MAX_ASPECT * short - 1)]
+        return [self.stems[i] for i in np.flatnonzero(side == MAX_ASPECT * short)]
 
     def picture(self, i: int) -> Array:
         """Return image i as (H, W, 3|6) uint8."""

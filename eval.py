@@ -133,6 +133,7 @@ def main(
         say(f"scoring {folder}: {model_words(record, epochs, on)}")
         with distributed.in_turn():
             images = open_split(record, data, "test", CACHE, cache_gb)
+        distributed.require_same({"run": str(folder), "epochs": epochs, "pictures": images.key})
         scorer = on if on.type == "cuda" else torch.device("cpu")  # MPS has no float64
         with distributed.in_turn():
             metrics = load_metrics(images, record.recipe.test_size, scorer, metric, classifier, weights)

@@ -11,7 +11,7 @@ from pathlib import Path
 from shlex import quote
 from typing import Any
 
-from config import CACHE, DEMO, RUNS, Recipe, UserError, make_recipe, parse_settings
+from config import CACHE, DEMO, RUNS, Recipe, UserError, make_recipe
 from runtime import cli
 from runtime.progress import say
 
@@ -53,14 +53,16 @@ def find_recipe(data: str, pair: str | None = None, pair_folders: tuple[str, str
 
 
 def require_quick(run: Path, given: dict[str, Any]) -> None:
-    """Raise UserError where a run was not begun with --quick, which its recipe shows; `given`: as the user set it."""
+    """Raise UserError where a run was not begun with --quick, which its recipe shows; `given`: what the user set."""
     from models import quick_fields
     from runtime.run_folder import read_run
+    from training.setup import RESUMABLE
 
     recipe = read_run(run).recipe
-    fields = {key: value for key, value in quick_fields(recipe.name).items() if given.get(key) is None}
-    if any(getattr(recipe, key) != value for key, value in fields.items()):
-        raise UserError(f"{run} holds a run that was not begun with --quick: name another folder with --run")
+    fields = {key: value for key, value in quick_fields(recipe.name).items() if key not in RESUMABLE | given.keys()}
+    if apart := [key for key, value in fields.items() if getattr(recipe, key) != value]:
+        found = ", ".join(f"{key} {getattr(recipe, key)}, not {fields[key]}" for key in apart)
+        raise UserError(f"{run} holds a run without --quick ({found}): leave --quick out, or name another --run")
 
 
 def main(
@@ -90,17 +92,18 @@ def main(
     from imaging.files import find_images, read_image, write_image
     from imaging.pixels import contact_sheet, resize
     from runtime.run_folder import RECORD, outputs_path, read_run
+    from training.setup import given_fields
 
     if recipe is None and data and not (run and Path(run, RECORD).exists()):
         recipe = find_recipe(str(data), pair, pair_folders)
-    folder = Path(run or RUNS / (recipe or DEMO))
+    folder = Path(run or RUNS / f"{recipe or DEMO}{'-quick' * quick}")
     common = {"run": folder, "device": device}
     reading = {**common, "cache_gb": cache_gb}
     given = {"epochs": epochs, "size": size, "batch_size": batch_size, "limit": limit, "set_": set_}
     given |= {"pair": pair, "pair_folders": pair_folders}
     resume = (folder / RECORD).exists()
     if resume and quick:
-        require_quick(folder, {**given, **parse_settings(set_ or [], Recipe)})
+        require_quick(folder, given_fields(Recipe, set_, size=size, batch_size=batch_size, limit=limit))
     if resume:
         say(f"{folder} holds a run: it goes on as it was begun; to begin another, name another folder with --run")
     train.main(recipe=recipe, data=data, weights=weights, resume=resume, quick=quick and not resume, **given, **reading)

@@ -40,6 +40,7 @@ def main(
     say(f"rendering {folder}: {model_words(record, epochs, on)}")
     with distributed.in_turn():
         images = open_split(record, data, "test", CACHE, cache_gb)
+    distributed.require_same({"run": str(folder), "epochs": epochs, "pictures": images.key})
     with nullcontext() if distributed.rank() else rendering(folder):
         outputs = [render_epoch(folder, number, images, on) for number in epochs]
     for output in outputs:

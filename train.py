@@ -145,7 +145,7 @@ def begin(
     made = fit_networks(make_recipe(recipe, given))
     if data is None and made.name != DEMO:
         raise UserError(f"recipe {made.name} needs --data PATH (or --data {DEMO})")
-    return Setup(Path(run or RUNS / made.name), made, str(data or DEMO), given, weights)
+    return Setup(Path(run or RUNS / f"{made.name}{'-quick' * quick}"), made, str(data or DEMO), given, weights)
 
 
 def main(

@@ -16,12 +16,12 @@ import math
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import combinations, islice
 from pathlib import Path
-from shlex import quote
 
 import numpy as np
 
@@ -44,8 +44,10 @@ SKETCH = {"sketch", "lineart", "line", "linedrawing", "drawing", "outline", "edg
 LETTERS = {"a", "b"}  # of CycleGAN and pix2pix
 MARGIN = 16  # px on each side, or more: JPEG mixes colours of two halves there, and scans have edges
 TINT = 16  # of 255 levels between an image's channels, beside what its paper has; JPEG's noise is below
-MAX_ALIKE = 8  # folders, and groups of them, that are looked at for pairs
 COLOURED = 0.02  # share of the pixels beyond TINT that makes a colour picture: a stamp has less
+MAX_ALIKE = 8  # pairs of folders that are looked at
+MAX_BESIDE = 16  # folders; where more lie beside each other they are classes
+LOOK = 256  # px, short side at which it is looked at whether a picture is gray
 
 Picture = Path | int | Blob | Entry  # file, number of a demo scene, image in an archive or data set
 Tree = dict[str, Picture]  # name with folders -> image, in order
@@ -100,7 +102,7 @@ def list_items(data: str, recipe: AnyRecipe, cache: Path) -> Splits:
     if beside := len(tree) - sum(map(len, parts.values())):
         notes.append(f"left out: {beside} pictures of {data} that lie beside {', '.join(s for s in parts if parts[s])}")
     where = {split: f"{data}/{split}" if len(parts) > 1 else data for split in parts}
-    halves = find_halves(parts["train"], where["train"], recipe, given)
+    halves = find_halves(parts["train"], where["train"], recipe, given, notes)
     if halves and (beside := sum(name.split("/", 1)[0] not in halves for name in parts["train"])):
         notes.append(f"left out: {beside} pictures of {where['train']} that lie beside {' and '.join(halves)}")
     items = {split: find_items(part, where[split], halves) for split, part in parts.items() if part}
@@ -234,10 +236,12 @@ def _read_folders(name: str, known: set[str]) -> tuple[str, str, str]:
     return "", "", name
 
 
-def find_halves(tree: Tree, where: str, recipe: AnyRecipe, given: Sequence[str]) -> Halves | None:
+def find_halves(tree: Tree, where: str, recipe: AnyRecipe, given: Sequence[str], notes: list[str]) -> Halves | None:
     """Return the folders of pairs, colour and sketch: those of --pair-folders, or known names, or A and B.
 
-    None: there are none. Raises UserError where the two are not there, or where folders may be pairs.
+    None: there are none; where photographs may be pairs `notes` gets a sentence.
+
+    Raises UserError where the two are not there, or where folders may be pairs.
     """
     tops = sorted({name.split("/", 1)[0] for name in tree if "/" in name})
     if given:
@@ -257,34 +261,45 @@ def find_halves(tree: Tree, where: str, recipe: AnyRecipe, given: Sequence[str])
     if not isinstance(recipe, Recipe):
         return None
     halves = _look_at_halves(tree, tops, where, recipe) if len(tops) == 2 else None
-    if halves is None:
-        _refuse_unknown_pairs(tree, where)
+    if halves is None and (found := _find_unknown_pairs(tree, where)):
+        if recipe.input != "L":
+            raise UserError(f"{found}: if they are pairs, say --pair-folders COLOUR SKETCH, else --pair none")
+        notes.append(f"{found}: all are taken for pictures; if they are pairs, say --pair-folders COLOUR SKETCH")
     return halves
 
 
-def _refuse_unknown_pairs(tree: Tree, where: str) -> None:
-    """Raise UserError where folders beside each other, at any depth, hold equal names, some gray and some in colour."""
-    inside: dict[str, dict[str, dict[str, Picture]]] = {}  # folder -> folder in it -> name in that -> image
-    for name, picture in tree.items():
+def _find_unknown_pairs(tree: Tree, where: str) -> str:
+    """Return a sentence where folders beside each other hold equal names, some gray and some in colour; else "".
+
+    At any depth. Looks at no more than MAX_ALIKE pairs of folders.
+    """
+    inside: dict[str, dict[str, list[str]]] = {}  # folder -> folder in it -> names of images
+    for name in tree:
         folders = name.split("/")[:-1]
         for i, folder in enumerate(folders):
-            below = inside.setdefault("/".join(folders[:i]), {}).setdefault(folder, {})
-            below[name.split("/", i + 1)[-1].rsplit(".", 1)[0]] = picture
-    alike = []
-    for parent, below in inside.items():
-        groups: dict[frozenset[str], list[str]] = defaultdict(list)
-        for folder, images in below.items():
-            groups[frozenset(images)].append(folder)
-        alike += [(parent, found) for names, found in groups.items() if len(names) > 1 < len(found)]
-    for parent, found in alike[:MAX_ALIKE]:
-        gray = {folder: is_gray([*inside[parent][folder].values()]) for folder in found[:MAX_ALIKE]}
-        if {*gray.values()} >= {True, False}:
-            one, other = (next(folder for folder, is_so in gray.items() if is_so is kind) for kind in (False, True))
+            inside.setdefault("/".join(folders[:i]), {}).setdefault(folder, []).append(name)
+    few = ((parent, below) for parent, below in inside.items() if 1 < len(below) <= MAX_BESIDE)
+    alike = (
+        (parent, one, other, below)
+        for parent, below in few
+        for (one, stems), (other, others) in combinations(_stems_below(parent, below).items(), 2)
+        if len(stems & others) > 1 and 2 * len(stems & others) >= min(len(stems), len(others))
+    )
+    for parent, one, other, below in islice(alike, MAX_ALIKE):
+        gray = {folder: is_gray([tree[name] for name in below[folder]]) for folder in (one, other)}
+        if {*gray.values()} == {True, False}:
+            drawn, colour = sorted(gray, key=gray.__getitem__, reverse=True)
             place = f"{where}/{parent}" if parent else where
-            problem = f"{one} (in colour) and {other} (gray) in {place} hold images of equal names"
-            raise UserError(
-                f"{problem}: if they are pairs, say --pair-folders {quote(one)} {quote(other)}, else --pair none"
-            )
+            return f"{colour} (in colour) and {drawn} (gray) in {place} hold images of equal names"
+    return ""
+
+
+def _stems_below(parent: str, below: Mapping[str, Sequence[str]]) -> dict[str, set[str]]:
+    """Return what the images in folders are called, without endings, by folder."""
+    start = len(parent) + bool(parent)
+    return {
+        folder: {name[start + len(folder) + 1 :].rsplit(".", 1)[0] for name in names} for folder, names in below.items()
+    }
 
 
 def _look_at_halves(tree: Tree, tops: list[str], where: str, recipe: Recipe) -> Halves | None:
@@ -309,7 +324,7 @@ def is_gray(images: Sequence[Picture]) -> bool | None:
     found = []
     for image in images[:8]:
         with suppress(UserError):  # load_images will list it
-            found.append(lacks_colour(read_picture(image)))
+            found.append(lacks_colour(read_picture(image, LOOK)))
     return 2 * sum(found) > len(found) if found else None
 
 

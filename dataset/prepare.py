@@ -20,6 +20,7 @@ def main(
     ] = None,
     shard_mb: Annotated[int, typer.Option(min=1, help="Size of a shard.")] = 256,
     table: Annotated[Path, typer.Option(metavar="CSV", help="Where --check lists what it found.")] = Path("check.csv"),
+    pair: cli.PairOption = None,
     pair_folders: cli.PairFoldersOption = None,
 ) -> Path:
     """Check a data set, or pack it into shards; returns the table of what is wrong, or the folder of shards."""
@@ -33,17 +34,20 @@ def main(
         raise UserError(f"{data} is a stream, of which only the head is looked at: copy its shards to a disk first")
     if pack is not None:
         return pack_files(data, Path(out), size, shard_mb, pair_folders)
-    return check_files(data, Path(table), size, pair_folders)
+    return check_files(data, Path(table), size, pair, pair_folders)
 
 
-def check_files(data: str, table: Path, size: int | None, pair_folders: tuple[str, str] | None) -> Path:
+def check_files(
+    data: str, table: Path, size: int | None, pair: str | None, pair_folders: tuple[str, str] | None
+) -> Path:
     """Look at every file of a data set, write what is wrong as CSV, and print a summary."""
     from dataset.check import TINY, check, summary, write_table
     from dataset.folders import find_pair, list_items
 
-    looked_at = make_recipe("anime", {"pair_folders": "/".join(pair_folders or ())})  # of pairs, which may be there
+    looked_at = make_recipe("anime", {"pair": pair, "pair_folders": "/".join(pair_folders or ())})  # pairs may be there
     items = list_items(data, looked_at, CACHE)
-    count, findings = check(items, find_pair(items["train"]), size or TINY)
+    sides = find_pair(items["train"]) if looked_at.pair == "auto" else looked_at.pair
+    count, findings = check(items, sides, size or TINY)
     write_table(table, findings)
     say("\n".join([*items.notes, *summary(count, findings), f"listed in {table}"]))
     return table

@@ -10,12 +10,14 @@ import json
 import random
 import re
 import tarfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib import import_module
 from itertools import chain, islice
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 
@@ -26,8 +28,10 @@ from dataset.sources import Blob, images_among
 from runtime import distributed
 from runtime.atomic import write_text
 from runtime.progress import say, write
+from runtime.weights import file_hash
 
 HEAD = 2048  # images at the beginning of a stream that are kept
+HEAD_TAR = "head.tar"
 BUFFER = 1024  # images, still encoded, among which the order is shuffled
 TAR_NAME = re.compile(r"[^/\s'\"]+\.tar\b")  # in an URL, or a command
 HELD_OUT = ("val/", "valid/", "validation/", "test/", "testing/")  # folders of shards that are not trained on
@@ -47,18 +51,25 @@ class Stream:
     def images(self, seed: int, epoch: int, rank: int = 0, world: int = 1) -> Iterator[Blob]:
         """Yield one process's images of an epoch, in an order that depends on seed, epoch, rank and world alone.
 
-        Shards are dealt to the processes; where their number is no multiple of the processes', each reads all and
-        takes every world-th image. What of a shard cannot be read is left out, and said once.
+        Shards are dealt to the processes; of those that are left over each reads all and takes every world-th image.
+        What of a shard cannot be read is left out, and said once.
         """
         order = np.random.default_rng([seed, epoch]).permutation(len(self.urls))
-        urls, whole = [self.urls[i] for i in order], len(self.urls) % world == 0
-        if not whole and not rank:
-            self.tell(f"{len(urls)} shards are no multiple of {world} processes: each reads all of them")
-        files = chain.from_iterable(read_shard(url, self.leave_out) for url in (urls[rank::world] if whole else urls))
-        found = (blob for blob in files if blob.name not in self.held and not blob.name.startswith(HELD_OUT))
-        mine = found if whole else islice(found, rank, None, world)
+        urls, left = [self.urls[i] for i in order], len(self.urls) % world
+        if left and not rank:
+            problem = f"{len(urls)} shards are no multiple of {world} processes"
+            self.tell(f"{problem}: each reads {left} of them, and uses its share of their pictures")
+        dealt, shared = urls[: len(urls) - left], urls[len(urls) - left :]
+        mine = chain(self._read(dealt[rank::world]), islice(self._read(shared), rank, None, world))
         noise = random.Random(f"{seed} {epoch} {rank}")
         yield from _webdataset("filters").shuffle(BUFFER, initial=BUFFER, rng=noise)(mine)
+
+    def _read(self, urls: Sequence[str]) -> Iterator[Blob]:
+        """Yield the images of some shards that are trained on."""
+        for url in urls:
+            for blob in read_shard(url, self.leave_out):
+                if blob.name not in self.held and not blob.name.startswith(HELD_OUT):
+                    yield blob
 
     def leave_out(self, problem: str) -> None:
         """Say once what is wrong with a shard, which is read as far as it goes."""
@@ -109,22 +120,33 @@ def read_shard(url: str, report: Callable[[str], None]) -> Iterator[Blob]:
 def take_head(data: str, cache: Path) -> tuple[Path, int | None]:
     """Return a tar of the first images of a stream, and how many the stream has, None if that is not known.
 
-    They are read once, and kept in the cache. Raises UserError where not one can be read, or a shard that lacks some
-    leaves fewer than HEAD: it may be there the next time, and is not to be missing for ever.
+    They are read once, and kept in the cache with their hash; where that differs they are read again.
+
+    Raises UserError where not one can be read, or a shard that lacks some leaves fewer than HEAD: it may be there the
+    next time, and is not to be missing for ever.
     """
     folder = cache / f"stream-{hashlib.sha256(data.encode()).hexdigest()[:16]}"
-    if not (folder / META).exists():
+    if (meta := _read_head(folder)) is None:
         with making(folder) as partial:
-            if not (folder / META).exists():  # else another process was faster
-                _write_head(data, partial)
-    return folder / "head.tar", json.loads((folder / META).read_text())["images"]
+            if (meta := _read_head(folder)) is None:  # else another process was faster
+                meta = _write_head(data, partial)
+    return folder / HEAD_TAR, meta["images"]
 
 
-def _write_head(data: str, folder: Path) -> None:
+def _read_head(folder: Path) -> dict[str, Any] | None:
+    """Return what is known of a head; None where it is not there, or damaged."""
+    with suppress(OSError, ValueError, KeyError):
+        meta = json.loads((folder / META).read_text())
+        if meta["hash"] == file_hash(folder / HEAD_TAR):
+            return meta
+    return None
+
+
+def _write_head(data: str, folder: Path) -> dict[str, Any]:
     urls, problems = expand_braces(data), []
     images = chain.from_iterable(read_shard(url, problems.append) for url in urls)
     taken = 0
-    with tarfile.open(folder / "head.tar", "w") as archive:
+    with tarfile.open(folder / HEAD_TAR, "w") as archive:
         for blob in islice(images, HEAD):
             member = tarfile.TarInfo(blob.name)
             member.size = blob.stop
@@ -136,7 +158,10 @@ def _write_head(data: str, folder: Path) -> None:
         raise UserError(f"the stream {data} lacks {problems[0]}: try again, or leave that shard out")
     for problem in problems:
         say(f"left out: {problem}")
-    write_text(folder / META, json.dumps({"data": data, "images": taken if taken < HEAD else _listed_images(urls)}))
+    images = taken if taken < HEAD else _listed_images(urls)
+    meta = {"data": data, "images": images, "hash": file_hash(folder / HEAD_TAR)}
+    write_text(folder / META, json.dumps(meta))
+    return meta
 
 
 def _listed_images(urls: list[str]) -> int | None:

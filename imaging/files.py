@@ -79,7 +79,7 @@ def count_endings(where: Path, others: Iterable[Path]) -> list[str]:
     """Return a sentence that counts by ending what is not taken of a folder or archive; [] where there is nothing."""
     endings = Counter(path.suffix.lower() or "without ending" for path in others)
     counts = ", ".join(f"{number} {ending}" for ending, number in sorted(endings.items()))
-    return [f"left out: files in {where} that are no images: {counts}"] if counts else []
+    return [f"left out: files in {where} that are not read: {counts}"] if counts else []
 
 
 def is_shown(name: str) -> bool:
@@ -142,7 +142,7 @@ def _own_product(folder: str, names: list[str]) -> str:
     if LOG in names and not {RECORD, CLASSIFIER_RECORD}.isdisjoint(names):
         return "it is a run of this project"
     if RESULTS in names:
-        return "it holds results of colorize.py"
+        return f"it holds results of colorize.py (to take them, name it, or delete {RESULTS} in it)"
     return "it is the cache of this project" if CACHE.is_dir() and os.path.samefile(folder, CACHE) else ""
 
 

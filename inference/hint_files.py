@@ -138,7 +138,7 @@ def _entries(path: Path) -> list[tuple[str, Any]]:
     The name is empty where there is one picture. Raises UserError.
     """
     if path.is_dir():
-        layers = search(path).images
+        layers = search(path, products=True).images
         if not layers:
             raise UserError(f"no layer in {path}: it holds a PNG with transparency for each picture, named like it")
         return [(file.relative_to(path).with_suffix("").as_posix(), file) for file in layers]

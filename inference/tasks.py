@@ -12,7 +12,7 @@ from glob import has_magic
 from pathlib import Path
 
 from config import UserError
-from imaging.files import RESULTS, Found, output_suffix, search
+from imaging.files import RESULTS, Found, is_shown, output_suffix, search
 from runtime.atomic import MAX_NAME, bounded
 
 
@@ -72,15 +72,14 @@ def plan_tasks(
 
 
 def make_output_folder(out: Path) -> None:
-    """Make the folder for results; one that was empty is marked, so that no later search takes them for originals.
+    """Make the folder for results; one without files is marked, so that no later search takes them for originals.
 
     Raises UserError where it cannot be written to.
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
-        if any(out.iterdir()):
-            tempfile.TemporaryFile(dir=out).close()
-        else:
+        tempfile.TemporaryFile(dir=out).close()
+        if os.access(out, os.R_OK) and not any(is_shown(name) for name in os.listdir(out)):
             (out / RESULTS).write_text("The pictures in this folder were made by colorize.py.\n")
     except OSError as error:
         raise UserError(f"{out} cannot be written to ({error.strerror}); name another --out") from None
@@ -168,7 +167,7 @@ def matching_files(pattern: Path, notes: list[str]) -> Iterator[tuple[Path, Path
         fixed /= rest.pop(0)
     matches: list[Path] = []
     if fixed.is_dir():
-        named = "**" not in rest  # then runs and results are asked for, too
+        named = not all(map(has_magic, rest[:-1]))  # folders behind those of any name: runs and results, too
         found = search(fixed, lambda folder: fits(folder.relative_to(fixed).parts, rest, begun=True), named)
         notes += found.notes
         files = sorted([*found.images, *found.others], key=Path.as_posix)
@@ -176,7 +175,7 @@ def matching_files(pattern: Path, notes: list[str]) -> Iterator[tuple[Path, Path
         yield from closed_folders(found)
     if not matches:
         quoting = "; [ begins a choice of letters: write [[] for the letter itself" if "[" in str(pattern) else ""
-        raise UserError(f"no file matches {pattern}{quoting}")
+        raise UserError("; ".join([f"no file matches {pattern}{quoting}", *notes]))
     yield from ((path, path.relative_to(fixed), "") for path in matches)
 
 

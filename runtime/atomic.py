@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from config import UserError
 
@@ -89,8 +89,9 @@ def bounded(stem: str, most: int = MAX_STEM) -> str:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text, complete or not at all."""
-    with replacing(path) as temporary:
-        temporary.write_text(text)
+    with replacing(path) as temporary, open(temporary, "w") as file:
+        file.write(text)
+        _flush(file)
 
 
 def write_json(path: Path, payload: Any) -> None:
@@ -109,8 +110,12 @@ def save(path: Path, payload: dict[str, Any], previous: Path | None = None) -> N
             if isinstance(error.__context__, OSError):
                 raise error.__context__ from None
             raise
-        file.flush()
-        os.fsync(file.fileno())  # or a power cut could leave the new name with nothing behind it
+        _flush(file)
+
+
+def _flush(file: IO[Any]) -> None:
+    file.flush()
+    os.fsync(file.fileno())  # or a power cut could leave the new name with nothing behind it
 
 
 def count_bytes(payload: Any) -> int:

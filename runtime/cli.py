@@ -68,7 +68,9 @@ OnNanOption = Annotated[
 SettingsOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any recipe field; repeatable.")
 ]
-QuickOption = Annotated[bool, typer.Option("--quick", help="A first look in minutes: small and short.")]
+QuickOption = Annotated[
+    bool, typer.Option("--quick", help="A first look in minutes, in runs/RECIPE-quick: small and short.")
+]
 ResumeOption = Annotated[
     bool, typer.Option("--resume", help="Go on where the run stopped; with --data, begin it if there is none.")
 ]

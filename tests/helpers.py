@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from config import ROOT, Recipe, make_recipe
 from dataset.hints import draw_hints
 from imaging import color
-from imaging.files import read_frames, read_image, scan
+from imaging.files import RESULTS, read_frames, read_image, scan
 from imaging.pixels import Array, Frame
 from inference import checkpoint
 from inference.checkpoint import METADATA, ExportRecord
@@ -324,3 +324,8 @@ class MeanLevel:
 
     def features(self, files: list[Path]) -> NDArray:
         return np.array([[read_image(path).mean()] for path in files], np.float32)
+
+
+def results() -> list[str]:
+    """Return the names of the files below out/, half-written ones, too, but for the mark of a folder of results."""
+    return sorted(path.name for path in Path("out").rglob("*") if path.is_file() and path.name != RESULTS)

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 import tqdm
-from helpers import StandInRunner, chroma, frame_of, frames_of, gray, run_stage, save_picture, write_model
+from helpers import StandInRunner, chroma, frame_of, frames_of, gray, results, run_stage, save_picture, write_model
 from numpy.typing import NDArray
 from PIL import Image
 from skimage.color import rgb2lab
@@ -114,7 +114,7 @@ def test_files_are_coloured_though_nothing_can_be_said(
     (scans / "broken.jpg").write_bytes(b"")
     monkeypatch.setattr("sys.stderr", Gone())
     assert run_stage("colorize", "scans", "--model", model) == 1
-    assert sorted(path.name for path in Path("out").rglob("[!.]*.*")) == ["one.png", "three.tif", "two.JPG"]
+    assert results() == ["one.png", "three.tif", "two.JPG"]
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
@@ -125,7 +125,7 @@ def test_a_full_disk_below_the_lines_is_told_and_the_files_are_coloured(
         patch.setattr("sys.stdout", full)
         colorize.main([scans], model=model, device="cpu")
     assert capsys.readouterr().err.count("cannot be written (No space left on device); the files can") == 1
-    assert sorted(path.name for path in Path("out").rglob("[!.]*.*")) == ["one.png", "three.tif", "two.JPG"]
+    assert results() == ["one.png", "three.tif", "two.JPG"]
 
 
 def test_people_read_lines(
@@ -159,7 +159,7 @@ def test_a_run_is_coloured_with_as_it_is(scans: Path, trained: Path, capsys: pyt
 def test_what_people_type_is_understood(model: Path, scans: Path) -> None:
     assert run_stage("colorize", scans / "one.png", "--model", model, "--format", "jpeg", "--keep-colored") == 0
     assert run_stage("colorize", scans / "one.png", "--model", model, "--format", "tiff") == 0
-    assert sorted(path.name for path in Path("out").glob("[!.]*")) == ["one.jpg", "one.tif"]
+    assert results() == ["one.jpg", "one.tif"]
 
 
 def test_every_line_goes_out_at_once(model: Path, scans: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -340,7 +340,7 @@ def test_a_hint_outside_one_of_several_pictures_fails_that_one(
     Path("points.json").write_text(json.dumps({"a": [{**RED, "x": 999}]}))
     assert run_stage("colorize", "p", "--model", hint_model, "--hints", "points.json") == 1
     assert "p/a.png: the hint at 999, 20 lies outside the picture of 56 x 40 px" in capsys.readouterr().err
-    assert [path.name for path in Path("out").glob("[!.]*")] == ["b.png"]
+    assert results() == ["b.png"]
 
 
 def test_hints_for_a_model_without_them_are_refused(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -363,7 +363,7 @@ def test_a_palette_gives_all_pictures_the_colours_of_one(model: Path) -> None:
     blue = colorize.read_palette(Path("blue.png"))
     assert found[1] < blue[1] < -0.2
     assert run_stage("colorize", "p", "--model", model, "--palette", "blue.png") == 0
-    for path in Path("out").glob("[!.]*"):
+    for path in Path("out").glob("*.png"):
         ab = rgb2lab(frame_of(path).pixels)[..., 1:].mean((0, 1))
         assert np.abs(ab - 110 * blue[:2].numpy()).max() < 6
     reference[..., 3] = 0
@@ -406,7 +406,7 @@ def test_an_interrupted_call_leaves_whole_files(
     monkeypatch.setattr(runner, "Runner", lambda *_, **__: Interrupted())
     assert run_stage("colorize", "p", "--model", "any.ts") == cli.INTERRUPTED
     assert "interrupted" in capsys.readouterr().err
-    assert sorted(path.name for path in Path("out").glob("[!.]*")) == ["0.png", "1.png", "2.png"]
+    assert results() == ["0.png", "1.png", "2.png"]
 
 
 # one image, from Python

@@ -62,7 +62,7 @@ def test_stages_are_given_the_options(monkeypatch: pytest.MonkeyPatch, begun: bo
     options = {"recipe": "coco-resnet", "data": "photos", "epochs": 3, "weights": Path("w"), "device": "cpu"}
     rest = {"size": 64, "batch_size": 2, "limit": 9, "set_": ["ngf=4"], "pair_folders": None, "cache_gb": 0.0}
     rest["pair"] = "none"
-    run = Path("runs/coco-resnet")
+    run = Path("runs/coco-resnet" if begun else "runs/coco-resnet-quick")
     run.mkdir(parents=True)
     if begun:
         (run / "recipe.json").touch()
@@ -80,6 +80,7 @@ def test_a_first_look_is_a_run_of_its_own(monkeypatch: pytest.MonkeyPatch) -> No
 
     def stop(**options: bool) -> NoReturn:
         begun.append(options["resume"] and not options["quick"])
+        assert options["run"] == Path("runs/coco" if options["resume"] else "runs/coco-quick")
         raise InterruptedError
 
     monkeypatch.setattr("train.main", stop)
@@ -87,12 +88,15 @@ def test_a_first_look_is_a_run_of_its_own(monkeypatch: pytest.MonkeyPatch) -> No
     run.mkdir(parents=True)
     recipe = config.make_recipe("coco", {**fields, "ngf": 4})
     write_run(run, RunRecord(recipe=recipe, data="photos", fingerprints={}, mean_ab=(0, 0)))
-    for set_ in (["ngf=4"], ["ngf=4", "epochs=20"]):  # the same command again, and for longer
+    for epochs in (None, 20):  # the same command again, and for longer
         with pytest.raises(InterruptedError):
-            main.main(recipe="coco", data="photos", quick=True, set_=set_)
+            main.main(recipe="coco", data="photos", run=run, quick=True, set_=["ngf=4"], epochs=epochs)
     assert begun == [True, True]
-    with pytest.raises(UserError, match=r"^runs/coco holds a run that was not begun with --quick: name another folder"):
-        main.main(recipe="coco", data="photos", quick=True)
+    with pytest.raises(UserError, match=r"^runs/coco holds a run without --quick \(ngf 4, not 16\): leave --quick out"):
+        main.main(recipe="coco", data="photos", run=run, quick=True)
+    with pytest.raises(InterruptedError):
+        main.main(recipe="coco", data="photos", quick=True)  # in runs/coco-quick
+    assert begun == [True, True, False]
 
 
 def test_without_a_recipe_the_pictures_decide(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from config import AnyRecipe, UserError
+from config import AnyRecipe, Recipe, UserError
 from data import ImageSet, steps_per_epoch
 from runtime import atomic, distributed
 from runtime.atomic import replacing, writing
@@ -37,6 +37,7 @@ FINITE_SHARE = "finite"  # of the steps in an interval: those whose losses are a
 # a discriminator whose losses are so close to their least, for so many status lines, has won: it teaches no more
 MAX_WON_LOSS, MIN_WON_LINES = 0.05, 5
 ALONE = 0.66  # of a step's time, where the discriminator takes no part; of coco-resnet and the demo at 128 px
+SLOW_S = 5.0  # a first step that takes longer tells how long the others will
 LONG_S = 900.0  # a training that lasts longer is said to have a shorter way
 SAVE_INTERVAL_S = 1800.0  # within an epoch, so that a kill costs no more
 REMEDY = "train with a smaller learning rate (--set lr=...) or with --set precision=fp32"
@@ -49,6 +50,7 @@ class State:
     format: str  # what state.pt calls itself
     parts: dict[str, Any]  # name in state.pt -> network, optimiser, scaler: whatever has a state_dict
     device: torch.device
+    compiled: bool = False  # whether the networks are, so that a first step takes minutes
     batch: int = 0  # pictures per step of all processes
     epoch: int = 1  # the one under way, from 1
     step: int = 0  # batches done in this epoch
@@ -190,23 +192,30 @@ class Status:
         worth = self.work(now) - self.work(now - self.done + others)
         return (time.monotonic() - (self.warm if others else self.began)) / worth * (self.work(end) - self.work(now))
 
-    def add(self, terms: Mapping[str, Tensor]) -> None:
-        """Count one step with its loss terms; says what is due."""
+    def add(self, terms: Mapping[str, Tensor], waited: float = 0.0) -> None:
+        """Count one step with its loss terms, and the seconds spent waiting for its pictures; says what is due."""
         self.done += 1
         for name, value in terms.items():
             self.sums[name] = self.sums[name] + value if name in self.sums else value
         if self.done == 1:
-            self.warm = time.monotonic()
-            if self.state.device.type != "cpu" or getattr(self.recipe, "compile", "") == "true":
-                return  # what the first step waits for no other does
+            self.began, self.warm = self.began + waited, time.monotonic()
+            if self.state.device.type == "cpu" and not self.state.compiled and self.warm - self.began > SLOW_S:
+                self.plan(", if all steps are like the first")
+            return
         due = self.clock.due()
         if not self.planned and (due or self.done == self.PLAN_STEPS):
-            self.planned, left = True, self.seconds_left
-            look = "; for a first look in minutes: --quick with another --run" if left > LONG_S else ""
-            whole = f"{self.recipe.epochs} epochs of {self.images:,} pictures"
-            say(f"{whole}: about {duration(left)} here; Ctrl-C keeps what is done{look}")
+            self.planned = True
+            self.plan("")
         if due:
             self.say()
+
+    def plan(self, condition: str) -> None:
+        """Say how long the whole of it takes."""
+        left = self.seconds_left
+        is_long = left > LONG_S and isinstance(self.recipe, Recipe)
+        look = "; for a first look in minutes: --quick" if is_long else ""
+        whole = f"{self.recipe.epochs} epochs of {self.images:,} pictures"
+        say(f"{whole}: about {duration(left)} here{condition}; Ctrl-C keeps what is done{look}")
 
     def say(self) -> None:
         """Print the means since the last line."""
@@ -315,8 +324,8 @@ def fit(
     log = Log(run / LOG, state, recipe.on_nan == "skip")
     count = images["train"].per_epoch
     steps = steps_per_epoch(count, recipe.batch_size * distributed.world())
-    status, agreed, stop = Status(state, recipe, steps, count), distributed.Agreed(), 0
     saver = Saver(run, log)
+    status, agreed, stop = Status(state, recipe, steps, count), distributed.Agreed(), 0
     torch.backends.cudnn.benchmark = True  # every batch has one shape
     with noted_signals() as caught:
         while state.epoch <= recipe.epochs and not stop:
@@ -328,7 +337,7 @@ def fit(
                 terms = step(batch)
                 log.add(terms, status.count, waited)
                 state.step, state.steps = state.step + 1, state.steps + 1
-                status.add(terms)
+                status.add(terms, waited)
                 if state.steps % recipe.log_every == 0:
                     log.flush()
                 stop, due = divmod(agreed(2 * sum(caught[:1]) + saver.is_due), 2)

@@ -156,8 +156,8 @@ class Setup:
                 message = f"{message} and are cut around their centres: {listed(split.cut)}"
                 say(message if 4 * len(split.cut) < len(split) else f"WARNING: {message}; are these pairs?")
             if long := split.long:
-                pictures = f"{len(long)} pictures of {name} are at least {MAX_ASPECT} times as long as wide"
-                say(f"{pictures}: at most the {MAX_ASPECT}:1 in the middle are used, so cut strips up: {listed(long)}")
+                used = f"of pictures longer than {MAX_ASPECT}:1 the middle alone is used, so cut strips up"
+                say(f"{used}; {len(long)} of {name} are so long, or just {MAX_ASPECT}:1: {listed(long)}")
         if self.data != DEMO:
             say(f"{'checked':<14} {faults(images)}; more: python data.py --check {quote(self.data)}")
         return images

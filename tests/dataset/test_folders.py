@@ -1,6 +1,7 @@
 """dataset/folders.py: which pictures a data set holds, how they are split, labelled, limited and paired."""
 
 import os
+import re
 import shutil
 import sys
 from collections import Counter
@@ -308,26 +309,29 @@ def test_folders_that_may_be_pairs_are_asked_about() -> None:
 @pytest.mark.parametrize("books", [[""], ["one/", "two/"]])
 def test_more_folders_and_nested_ones_that_may_be_pairs_are_asked_about(books: list[str]) -> None:
     for book in books:
-        write_halves(f"{book}done", f"{book}raw", ["x.png", "y.png"])
-        shutil.copytree(f"data/{book}done", f"data/{book}extra folder")
-    place = f"data/{books[0]}".rstrip("/")
-    asks = rf"^done \(in colour\) and raw \(gray\) in {place} hold .* --pair-folders done raw, else --pair none$"
-    with pytest.raises(UserError, match=asks):
-        listed()
+        write_halves(f"{book}done", f"{book}raw", [f"{book.strip('/')}{i}.png" for i in range(5)])
+        shutil.copytree(f"data/{book}done", f"data/{book}extra")
     splits = listed(pair_folders="done/raw")
     assert {item.source.parent.name for item in splits["train"] + splits["val"]} == {"raw"}
-    assert len(splits["train"] + splits["val"]) == 2 * len(books)
-    assert len(listed(pair="none")["train"]) > 1
-    for book in books:  # of a second volume the pages may be numbered on
-        for number, path in enumerate(Path(f"data/{book}raw").iterdir()):
-            path.rename(path.with_name(f"page{number + 2}.png"))
-    everything()
+    assert len(splits["train"] + splits["val"]) == 5 * len(books)
+    assert listed(pair="none").notes == []
+    next(Path(f"data/{books[0]}raw").iterdir()).unlink()  # one has no partner
+    place = f"data/{books[0]}".rstrip("/")
+    found = rf"^(done|extra) \(in colour\) and raw \(gray\) in {place} hold images of equal names"
+    with pytest.raises(UserError, match=rf"{found}: if .*--pair-folders COLOUR SKETCH, else --pair none$"):
+        listed(input="sketch", output="rgb")
+    (note,) = listed().notes  # photographs come in classes
+    assert re.search(rf"{found}: all are taken for pictures; if they are pairs, say --pair-folders", note)
+    for book in books:  # of another volume the pages may be numbered on
+        for number, path in enumerate([*Path(f"data/{book}raw").iterdir()]):
+            path.rename(path.with_name(f"page{number}.png"))
+    assert listed().notes == []
 
 
 def test_classes_are_no_pairs() -> None:
     write_halves("cat", "drawing", [f"{i}.png" for i in range(3)])
     shutil.copytree("data/cat", "data/dog")
-    assert {item.label for item in listed(pair="none")["train"]} == {"cat", "dog", "drawing"}
+    assert {item.label for item in everything()} == {"cat", "dog", "drawing"}
     shutil.rmtree("data/drawing")
     assert {item.label for item in everything()} == {"cat", "dog"}  # photographs, numbered alike
     with pytest.raises(UserError, match="--pair-folders"):  # for a model of drawings they may be pairs
@@ -370,7 +374,7 @@ def test_what_is_left_out_is_noted_and_the_rest_goes_on(monkeypatch: pytest.Monk
     splits = listed()
     assert sorted(stems(splits["train"] + splits["val"])) == ["a", "b", "linked__val"]
     assert splits.notes == [
-        "left out: files in data that are no images: 1 .jxl",
+        "left out: files in data that are not read: 1 .jxl",
         "left out: data/locked, which cannot be read (Permission denied)",
     ]
 

@@ -77,19 +77,36 @@ def test_two_processes_see_each_image_once_an_epoch() -> None:
 
 @pytest.mark.parametrize(("most", "whole"), [(8_000, False), (10_000, True)])
 def test_ranks_see_each_image_once_in_an_order_of_the_epoch(
-    most: int, whole: bool, capsys: pytest.CaptureFixture[str]
+    most: int, whole: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("webdataset")
     splits = list_items(write_shards(most=most), RECIPE, CACHE)
     stream = splits.stream
-    assert (len(stream.urls) % 2 == 0) == whole  # else every process reads all
+    assert (len(stream.urls) % 2 == 0) == whole  # else every process reads the one that is left
+    asked: list[str] = []
+    real = streams.read_shard
+    monkeypatch.setattr(streams, "read_shard", lambda url, report: (asked.append(url), real(url, report))[1])
     assert stream.count == 40 - len(splits["val"])
     seen = [[[blob.name for blob in stream.images(7, epoch, rank, 2)] for rank in (0, 1)] for epoch in (1, 2, 1)]
     for ranks in seen:
         assert Counter(ranks[0] + ranks[1]) == Counter({f"color/p{i:02d}.png" for i in range(40)} - stream.held)
     assert seen[0] == seen[2]
     assert seen[0] != seen[1]
-    assert ("each reads all" in capsys.readouterr().out) != whole
+    assert len(asked) == 3 * (len(stream.urls) + (not whole))
+    assert ("each reads 1 of them" in capsys.readouterr().out) != whole
+
+
+def test_a_damaged_head_is_read_again() -> None:
+    pytest.importorskip("webdataset")
+    data = write_shards()
+    head, count = streams.take_head(data, CACHE)
+    content = head.read_bytes()
+    for damaged in (content[: len(content) // 2], content[:-3] + b"abc"):
+        head.write_bytes(damaged)
+        assert streams.take_head(data, CACHE) == (head, count)
+        assert head.read_bytes() == content
+    head.unlink()
+    assert streams.take_head(data, CACHE) == (head, count)
 
 
 def test_two_ranks_of_local_shards_see_each_image_once_an_epoch() -> None:

@@ -66,7 +66,7 @@ def test_service_folders_hold_no_images() -> None:
 def test_what_is_not_taken_is_counted_by_ending() -> None:
     place("root/a.png", "root/b.jxl", "root/c/d.JXL", "root/c/e.txt", "root/f")
     assert search(Path("root")).left_out == [
-        "left out: files in root that are no images: 2 .jxl, 1 .txt, 1 without ending"
+        "left out: files in root that are not read: 2 .jxl, 1 .txt, 1 without ending"
     ]
 
 
@@ -100,7 +100,7 @@ def test_runs_and_the_cache_are_left_out_unless_they_are_named() -> None:
         "left out: b, as it is a run of this project",
         "left out: cache, as it is the cache of this project",
         "left out: runs/a, as it is a run of this project",
-        "left out: files in . that are no images: 1 .json",
+        "left out: files in . that are not read: 1 .json",
     ]
     for named in ("runs/a", "cache", "b"):
         assert len(find_images(Path(named))) == 1
@@ -109,7 +109,9 @@ def test_runs_and_the_cache_are_left_out_unless_they_are_named() -> None:
 
 def test_results_are_left_out_unless_they_are_named() -> None:
     place("x.png", "out/x.png", f"out/{RESULTS}")
-    assert search(Path()).notes == ["left out: out, as it holds results of colorize.py"]
+    assert search(Path()).notes == [
+        "left out: out, as it holds results of colorize.py (to take them, name it, or delete .colorized in it)"
+    ]
     assert find_images(Path()) == [Path("x.png")]
     assert find_images(Path("out")) == [Path("out/x.png")]
 

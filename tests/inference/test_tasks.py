@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 
 from config import UserError
+from imaging.files import RESULTS
 from inference.tasks import Task, make_output_folder, plan_tasks, take_shard
 
 OUT = Path("out")
@@ -262,7 +264,7 @@ def test_what_a_folder_holds_and_is_not_taken_is_said(scans: Path) -> None:
     assert len(plan("scans", notes=notes)) == 4
     assert notes == [
         "left out: scans/again, as it is scans/album, which is searched already",
-        "left out: files in scans that are no images: 2 .jxl, 1 .txt",
+        "left out: files in scans that are not read: 2 .jxl, 1 .txt",
     ]
 
 
@@ -327,12 +329,20 @@ def test_a_shard_that_is_none_is_one_sentence(shard: str) -> None:
 
 @pytest.mark.usefixtures("scans")
 def test_results_of_a_former_call_are_no_originals() -> None:
+    place("scans/done/.DS_Store")
     make_output_folder(Path("scans/done"))
-    place("scans/done/one.png")
+    place("scans/done/one.png", "scans/done/deep/two.png")
     notes: list[str] = []
-    for given in ("scans", "scans/**/*.*"):
+    for given in ("scans", "scans/**/*.*", "scans/*/*.*"):
         assert "done/one.png" not in outputs(plan(given, notes=notes))
-    assert notes.count("left out: scans/done, as it holds results of colorize.py") == 2
-    assert outputs(plan("scans/done")) == outputs(plan("scans/done/*.png")) == ["one.png"]
+    said = (
+        f"left out: scans/done, as it holds results of colorize.py (to take them, name it, or delete {RESULTS} in it)"
+    )
+    assert notes.count(said) == 3
+    with pytest.raises(UserError, match=rf"^no file matches scans/\*/one\.png; {re.escape(said)}$"):
+        plan("scans/*/one.png")
+    assert outputs(plan("scans/done/*.png")) == ["one.png"]
+    assert outputs(plan("scans/done")) == ["deep/two.png", "one.png"]
+    assert outputs(plan("scans/**/deep/two.png")) == ["done/deep/two.png"]  # a folder that is named
     make_output_folder(Path("scans/album"))  # which holds pictures of a user
     assert "album/two.JPG" in outputs(plan("scans"))

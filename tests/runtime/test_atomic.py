@@ -60,6 +60,15 @@ def test_a_full_disk_names_the_file(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []  # whatever it was, nothing half written stays
 
 
+def test_a_text_is_on_the_disk_before_it_has_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+    for name in ("fsync", "replace"):
+        real = getattr(os, name)
+        monkeypatch.setattr(os, name, lambda *args, name=name, real=real: (done.append(name), real(*args))[1])
+    write_json(Path("recipe.json"), {"name": "coco"})
+    assert done == ["fsync", "replace"]
+
+
 def test_a_full_disk_names_a_file_that_grows() -> None:
     for error, named in ((OSError(errno.ENOSPC, "No space left on device"), "log.jsonl"), (OSError("odd"), None)):
         with pytest.raises(OSError) as raised, writing(Path("log.jsonl")):  # noqa: PT011 - told by what it names

@@ -228,7 +228,7 @@ def test_the_first_that_fails_alone_says_why(both: bool, body: str, said: str) -
 
 UNLIKE = """
 import os, runpy, sys
-sys.argv = [sys.argv[1], *(word for word in sys.argv[2:] if os.environ["RANK"] == "0" or word != "--resume")]
+sys.argv = sys.argv[1 : len(sys.argv) - int(os.environ["RANK"])]  # the second process lacks the last word
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
@@ -247,6 +247,11 @@ def test_a_run_that_one_process_resumes_and_another_begins_is_left_alone(picture
         error
     )
     assert times_of(Path("run")) == before
+    call = ("x.py", ROOT / "test.py", "--run-dir", "run", "--device", "cpu", "--all-epochs")
+    code, _, error = finish(start(*call))
+    assert (code, error.count("process 1 has epochs [3], process 0 has [1, 2, 3]: start all")) == (1, 1), error
+    assert error.count("exitcode  : 2") > 0
+    assert not Path("run/outputs").exists()
 
 
 @pytest.mark.slow
@@ -278,7 +283,9 @@ def test_a_machine_that_is_lost_and_comes_back_costs_the_steps_since_the_last_st
     call = ["--resume", "--epochs", 12, "--set", "save_every=1"]
 
     def join(is_host: int) -> subprocess.Popen[str]:
-        return train(pictures, *call, processes=1, options=(*options, "--rdzv-conf", f"is_host={is_host}"))
+        return train(
+            pictures, *call, processes=1, options=(*options, "--rdzv-conf", f"is_host={is_host},join_timeout=86400")
+        )
 
     first, second = join(1), join(0)
     until(lambda: len(saved_epochs(Path("run"))) > 1, first)

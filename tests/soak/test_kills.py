@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from helpers import log_of
 
 from config import ROOT
 from runtime import atomic
-from runtime.run_folder import RECORD, epoch_path, read_records, saved_epochs, state_path
+from runtime.run_folder import RECORD, epoch_path, has_state, load_state, read_records, saved_epochs, state_path
 
 EPOCHS = 40  # of a second or so
 TRAIN = ["train.py", "--resume", "--recipe", "coco", "--data", "demo", "--epochs", EPOCHS, "--size", 32]
@@ -51,24 +52,25 @@ def kill(process: subprocess.Popen[str], when: Callable[[], bool]) -> bool:
     return True
 
 
-def moments(run: Path, chance: random.Random) -> Iterator[tuple[str, Callable[[], bool]]]:
-    """Yield what is to be killed and when, each time in another kind of work."""
+def moments(run: Path, chance: random.Random) -> Iterator[tuple[str, str, Callable[[], bool]]]:
+    """Yield what is to be killed, amid which kind of work, and when that is; each time in another kind."""
     log = run / "log.jsonl"
     while True:
         shutil.rmtree("cache", ignore_errors=True)
-        yield "train", lambda: any(Path("cache").glob("*tmp"))  # while decoding
+        yield "train", "decoding", lambda: any(Path("cache").glob("*tmp"))  # while decoding
         target = len(read_records(log)) + chance.randint(1, 8)
-        yield "train", lambda target=target: len(read_records(log)) >= target  # amid an epoch
+        yield "train", "steps", lambda target=target: len(read_records(log)) >= target  # amid an epoch
         target = max(saved_epochs(run), default=0) + chance.randint(1, 3)
         pattern = chance.choice(["checkpoints/.state*", "checkpoints/.epoch*", "samples/.*"])
         yield (
             "train",
+            "saving",
             lambda target=target, pattern=pattern: (  # while saving
                 max(saved_epochs(run), default=0) >= target and any(run.glob(pattern))
             ),
         )
         count = chance.randint(0, 12)
-        yield "test", lambda count=count: len([*run.glob("outputs/*/*.png")]) > count  # while rendering
+        yield "test", "rendering", lambda count=count: len([*run.glob("outputs/*/*.png")]) > count  # while rendering
 
 
 def finish(process: subprocess.Popen[str]) -> None:
@@ -99,13 +101,25 @@ def same_run(whole: Path, parts: Path) -> int:
     return compared
 
 
-def killed(kills: int, launcher: tuple[object, ...], wanted: tuple[str, ...]) -> tuple[int, int]:
-    """Kill a training at most so many times and compare it with one that was left alone; returns kills and bytes."""
-    whole, parts, done, resumes, chance = Path("whole"), Path("parts"), 0, 0, random.Random(1)
+def saved(run: Path) -> dict[int, int]:
+    """Return when each epoch was written that lies before the saved state."""
+    if not has_state(run):
+        return {}
+    begun = load_state(run)["epoch"]
+    return {epoch: epoch_path(run, epoch).stat().st_mtime_ns for epoch in saved_epochs(run) if epoch < begun}
+
+
+def killed(kills: int, launcher: tuple[object, ...], wanted: tuple[str, ...]) -> tuple[Counter[str], int]:
+    """Kill a training at most so many times, and compare it with one that was left alone.
+
+    Returns the kills by the kind of work, and how many bytes were compared.
+    """
+    whole, parts, done, resumes, chance = Path("whole"), Path("parts"), Counter(), 0, random.Random(1)
+    before: dict[int, int] = {}
     finish(start(*TRAIN, "--run-dir", whole, launcher=launcher))
     began = time.monotonic()
-    for stage, when in moments(parts, chance):
-        if done == kills:
+    for stage, kind, when in moments(parts, chance):
+        if done.total() == kills:
             break
         if stage not in wanted or (stage == "test" and not saved_epochs(parts)):
             continue
@@ -116,17 +130,23 @@ def killed(kills: int, launcher: tuple[object, ...], wanted: tuple[str, ...]) ->
         else:
             call = (*TRAIN, "--run-dir", parts)
             resumes += (parts / RECORD).exists()
-        done += kill(start(*call, launcher=launcher), when)
+        done[kind] += kill(start(*call, launcher=launcher), when)
+        after = saved(parts)
+        assert before.items() <= after.items()  # no epoch that was saved is trained again
+        before = after
     resumes += (parts / RECORD).exists()
     finish(start(*TRAIN, "--run-dir", parts, launcher=launcher))
+    assert before.items() <= saved(parts).items()
     compared = same_run(whole, parts)
-    print(f"\n{done} kills and {resumes} resumes in {time.monotonic() - began:.0f} s; {compared:,} bytes are the same")
+    seconds = time.monotonic() - began
+    print(f"\nkills {dict(done)} and {resumes} resumes in {seconds:.0f} s; {compared:,} bytes are the same")
     return done, compared
 
 
 def test_twenty_kills() -> None:
     kills, compared = killed(20, (), ("train", "test"))
-    assert kills == 20
+    assert kills.total() == 20
+    assert all(kills[kind] for kind in ("decoding", "steps", "saving", "rendering"))
     assert compared > MIN_COMPARED
     for run in ("whole", "parts"):
         finish(start("test.py", "--run-dir", run, "--device", "cpu"))
@@ -137,5 +157,5 @@ def test_twenty_kills() -> None:
 
 def test_five_kills_of_two_processes() -> None:
     kills, compared = killed(5, tuple(TORCHRUN), ("train",))
-    assert kills == 5
+    assert kills.total() == 5
     assert compared > MIN_COMPARED

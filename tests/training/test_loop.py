@@ -15,7 +15,7 @@ import torch
 from helpers import CPU
 from torch import Tensor, nn
 
-from config import ClassifierRecipe, Recipe, UserError
+from config import AnyRecipe, ClassifierRecipe, Recipe, UserError
 from data import ImageSet
 from runtime import atomic
 from runtime.device import device_name
@@ -111,11 +111,13 @@ def test_a_record_has_the_means_of_its_interval(
     assert capsys.readouterr().out == ""
 
 
-def watch(recipe: Recipe, images: int, seconds: list[float], patch: pytest.MonkeyPatch) -> None:
+def watch(
+    recipe: AnyRecipe, images: int, seconds: list[float], patch: pytest.MonkeyPatch, compiled: bool = False
+) -> None:
     """Let a Status see steps that take so long each."""
     now = [100.0]
     patch.setattr("time.monotonic", lambda: now[0])
-    made = state(epoch=1, step=0, steps=0)
+    made = state(epoch=1, step=0, steps=0, compiled=compiled)
     status = Status(made, recipe, steps=images // recipe.batch_size, images=images)
     for i, took in enumerate(seconds):
         now[0] += took
@@ -157,11 +159,16 @@ def test_a_slow_first_step_is_told_of_at_once(
 ) -> None:
     watch(Recipe("x", epochs=2, batch_size=4), 120, [16.0], monkeypatch)
     said = capsys.readouterr().out.splitlines()
-    assert said[0] == "2 epochs of 120 pictures: about 16 min here; Ctrl-C keeps what is done; " + (
-        "for a first look in minutes: --quick with another --run"
+    whole, look = (
+        "2 epochs of 120 pictures: about 16 min here",
+        "for a first look in minutes: --quick",
     )
-    assert said[1] == "epoch 1/2 | L1 1 D-real 0 | 0.2 images/s | 16 min left"
-    watch(Recipe("x", epochs=2, batch_size=4, compile="true"), 120, [160.0], monkeypatch)
+    assert said == [f"{whole}, if all steps are like the first; Ctrl-C keeps what is done; {look}"]
+    watch(ClassifierRecipe(epochs=2, batch_size=4), 120, [16.0, 4.0], monkeypatch)  # which has no --quick
+    first, second, _ = capsys.readouterr().out.splitlines()
+    assert first == f"{whole}, if all steps are like the first; Ctrl-C keeps what is done"
+    assert second == "2 epochs of 120 pictures: about 4 min here; Ctrl-C keeps what is done"
+    watch(Recipe("x", epochs=2, batch_size=4), 120, [160.0], monkeypatch, compiled=True)
     assert capsys.readouterr().out == ""
 
 
@@ -191,7 +198,7 @@ def test_a_plan_of_days_says_so_after_ten_steps(
 ) -> None:
     watch(Recipe("x", epochs=950, batch_size=1), 1485, [0.75] * 10, monkeypatch)
     line = "950 epochs of 1,485 pictures: about 12 days here; Ctrl-C keeps what is done; "
-    line += "for a first look in minutes: --quick with another --run"
+    line += "for a first look in minutes: --quick"
     assert capsys.readouterr().out.splitlines() == [line]
 
 

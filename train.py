@@ -245,6 +245,8 @@ def main(
     facts["machine"] = machine_words(on, keeps_memory)
     plan.announce(facts, dry_run, items.notes)
     if dry_run:
+        if init and stored is None:
+            read_init(init)  # which says what is wrong with it
         return folder
     if audited:
         restore(plan, gan, init)

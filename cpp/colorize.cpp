@@ -17,6 +17,7 @@
 #include <chrono>
 #include <csignal>
 #include <cstdlib>
+#include <fstream>
 #include <iomanip>
 #include <iostream>
 #include <map>
@@ -301,8 +302,10 @@ int run(const Options& options, char** argv) {
     const at::Device device = pick_device(options.device);
     torch::jit::Module model = load_model(options, device);
     std::error_code cause;
-    fs::create_directories(options.out, cause);
+    const bool is_new = fs::create_directories(options.out, cause);
     if (cause) refuse("folder " + options.out + " cannot be made: " + cause.message());
+    // so that no stage takes the results for originals
+    if (is_new) std::ofstream(fs::path(options.out) / ".colorized") << "The pictures in this folder were made by colorize.\n";
 
     torch::jit::setGraphExecutorOptimize(false);  // it slowed the first two images by 50 ms, and sped up none
     const c10::InferenceMode inference;

@@ -15,6 +15,7 @@
 #include <filesystem>
 #include <limits>
 #include <memory>
+#include <random>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -242,8 +243,8 @@ inline void encode_png(std::FILE* file, const at::Tensor& image) {
 
 // Write (H, W, 3), contiguous and on the CPU, to a temporary name that is renamed when the file is complete.
 inline void write_png(const std::filesystem::path& path, const at::Tensor& image) {
-    std::filesystem::path temporary = path;
-    temporary += ".tmp";
+    // a name of its own: that of the picture may be as long as names can be
+    const auto temporary = path.parent_path() / ('.' + std::to_string(std::random_device{}()) + ".tmp");
     try {
         File file = open_file(temporary, "wb");
         encode_png(file.get(), image);

@@ -229,8 +229,9 @@ def misaligned(image: Array, sketch: Array) -> str:
 
 
 def _ink(lines: NDArray) -> NDArray[np.float64]:
-    """Return how dark a drawing (H, W) is, with mean 0 and norm 1."""
+    """Return where a drawing (H, W) in [0, 255] has ink, with mean 0 and norm 1; on dark paper light is ink."""
     ink = lines.mean() - lines.astype(np.float64)
+    ink = -ink if np.median(lines) < 128 else ink
     return ink / max(float(np.linalg.norm(ink)), 1e-9)
 
 

@@ -294,7 +294,8 @@ def training_words(record: RunRecord, records: Sequence[Mapping[str, Any]]) -> l
         return []
     count = min(record.images.get("train", record.recipe.batch_size), record.recipe.batch_size)  # pictures per step
     steps = [0, *(entry["steps"] for entry in records)]
-    shown = [count * (after - before) for before, after in pairwise(steps)]
+    by_steps = [count * (after - before) for before, after in pairwise(steps)]  # for old logs
+    shown = [entry.get("images", images) for entry, images in zip(records, by_steps, strict=True)]
     seconds = sum(n / entry["images_per_s"] for n, entry in zip(shown, records, strict=True))
     devices = dict.fromkeys(entry["device"] for entry in records if "device" in entry)
     on = f" on {listed([*devices])}" if devices else ""

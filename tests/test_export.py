@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import CPU, make_run, saved_weights
+from helpers import CPU, gray, make_run, save_picture, saved_weights
 from torch import nn
 
 import export
@@ -25,6 +26,7 @@ from runtime.cli import command
 from runtime.device import computed_in
 from runtime.run_folder import epoch_path, read_run
 
+README = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
 BARE = """
 import json, sys, torch
 torch.set_num_threads(1)
@@ -300,3 +302,15 @@ def test_a_process_with_torch_alone_runs_the_file(name: str, run: Path, tmp_path
     eager = checkpoint.load_colorizer(folder, 1, CPU)(gray)
     assert (colour.int() - eager.int()).abs().max() <= 1
     assert (colour.int() - gray.int()).abs().max() > 4  # it has colour
+
+
+def test_the_snippet_of_the_readme_colours_a_picture() -> None:
+    (snippet,) = README
+    assert snippet.index('os.environ.setdefault("OMP_WAIT_POLICY", "passive")') < snippet.index("import torch")
+    Path("pretrained").symlink_to(ROOT / "pretrained")
+    save_picture("old_photo.jpg", gray(1, 90, 120))
+    check = "assert colour.shape == (1, 3, 90, 120) and colour.dtype == torch.uint8\n"
+    check += "assert (colour[:, 0] != colour[:, 2]).any()"
+    call = [sys.executable, "-W", "ignore", "-c", snippet + check]
+    done = subprocess.run(call, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -488,6 +488,8 @@ def test_dry_run_writes_nothing(
     assert "ngf = 4" in printed
     assert train.main(dry_run=True) == Path("runs/demo")
     assert train.main(run=trained, dry_run=True) == trained  # which need not be free
+    with pytest.raises(UserError, match=r"^no nowhere\.ts: --init takes"):
+        train.main(dry_run=True, init="nowhere.ts")
     assert list(tmp_path.iterdir()) == []
 
 

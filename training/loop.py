@@ -149,6 +149,7 @@ class Log:
         speed["device"] = self.device_name
         parts = self.state.parts.values()
         optimizer = next(part for part in parts if isinstance(part, torch.optim.Optimizer))  # a GAN's: of G
+        speed["images"] = self.images  # of the interval, of all processes
         record = {**done, **means, "lr": optimizer.param_groups[0]["lr"], **speed}
         if not distributed.rank():
             with writing(self.path), open(self.path, "a") as file:

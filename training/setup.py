@@ -326,7 +326,7 @@ def require_colour(images: ImageSet) -> None:
         raise UserError(f"{problem}: there is nothing to learn from them; colorize.py colours such pictures")
     if len(gray) > len(ids) / 4:
         problem = f"{len(gray)} of {len(ids)} training pictures looked at have no colour"
-        say(f"WARNING: {problem}: {listed(gray)}; leave such out with --set min_colorfulness=15")
+        say(f"WARNING: {problem}: {listed(gray)}; take them out, or gray ones with --set min_colorfulness=15")
 
 
 def listed(names: Sequence[str]) -> str:

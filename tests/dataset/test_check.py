@@ -79,7 +79,7 @@ def test_a_duplicate_in_a_held_out_split_is_named_there_even_if_its_split_comes_
 def test_sketches_that_do_not_lie_on_their_pictures_are_found(side_by_side: bool) -> None:
     image = scene(0, 128)
     lines = drawn(image)
-    sketches = {"good": lines, "shifted": np.roll(lines, 16, 1), "other": drawn(scene(9, 128))}
+    sketches = {"good": lines, "shifted": np.roll(lines, 16, 1), "other": drawn(scene(9, 128)), "chalk": 255 - lines}
     items = []
     for name, sketch in sketches.items():
         pair = write(f"{name}.png", np.concatenate([image, sketch], 1) if side_by_side else image)

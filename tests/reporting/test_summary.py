@@ -237,6 +237,8 @@ def test_training_in_words() -> None:
         "1 epoch took 38 s, without loading and saving.",
         "The network was shown 300 pictures, 8 a second.",
     ]
+    two = [{**entry, "images": 1600} for entry in old]  # of two processes
+    assert summary.training_words(record, two)[1] == "The network was shown 1,600 pictures, 8 a second."
     assert summary.training_words(record, []) == []
 
 

@@ -104,9 +104,10 @@ def test_a_record_has_the_means_of_its_interval(
     log.flush()
     first, second = written()
     expected = {"epoch": 2, "step": 3, "steps": 7, "G_l1": 2.0, "lr": 1e-3}
-    expected |= {"images_per_s": 6.0, "data_wait_percent": 25.0}
+    expected |= {"images": first["images"], "images_per_s": 6.0, "data_wait_percent": 25.0}
     assert first == {**expected, "memory_mb": first["memory_mb"], "device": device_name(CPU)}
     assert (second["G_l1"], second["D_real"]) == (1.0, 3.0)
+    assert second["images"] == 16
     assert (second["images_per_s"], second["data_wait_percent"]) == (2.0, 0.0)
     assert capsys.readouterr().out == ""
 

@@ -143,7 +143,7 @@ def test_pictures_without_colour_are_noticed(capsys: pytest.CaptureFixture[str])
     setup.require_colour(noise(8, 1))
     said = capsys.readouterr().out
     assert said.startswith(
-        "WARNING: 7 of 8 training pictures looked at have no colour: p1, p2, p3, p4, p5 and 2 more; leave"
+        "WARNING: 7 of 8 training pictures looked at have no colour: p1, p2, p3, p4, p5 and 2 more; take"
     )
 
 

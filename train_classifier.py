@@ -106,12 +106,14 @@ def validate(
     from evaluation.classifier import Accuracy, topk_correct
     from evaluation.scores import wilson
     from runtime import distributed
+    from runtime.progress import track
 
     count, device = len(images), classifier.mean.device
     sums = [torch.zeros(3, device=device)]
     classifier.eval()
     with torch.no_grad():
-        for ids in torch.arange(count)[distributed.rank() :: distributed.world()].split(recipe.batch_size):
+        batches = torch.arange(count)[distributed.rank() :: distributed.world()].split(recipe.batch_size)
+        for ids in track(batches, "validating", len(batches)):
             image = images.gather(ids.tolist(), recipe.load_size)[1].to(device, non_blocking=True)
             label = labels[ids].to(device, non_blocking=True)
             logits = classifier(image)  # (N, C)

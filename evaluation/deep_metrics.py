@@ -32,6 +32,7 @@ from evaluation.metrics import MIN_SIZE, PER_IMAGE, Metric, Pictures
 from evaluation.scores import CONFIDENCE, SEED, Score
 from imaging.files import read_image
 from models import LiteClassifier, LPIPSFeatures
+from runtime.progress import track
 from runtime.weights import file_hash, find_weights, load_weights
 
 # metric -> its network, a key of weights.WEIGHTS
@@ -108,7 +109,8 @@ class Inception:
 
         with tempfile.TemporaryFile() as file:
             rows = np.memmap(file, np.float32, "w+", shape=(len(files), self.dimensions))
-        for start in range(0, len(files), FILES):
+        starts = range(0, len(files), FILES)
+        for start in track(starts, "features", len(starts)):
             names = [str(path) for path in files[start : start + FILES]]
             rows[start : start + FILES] = get_files_features(
                 names, self.network, num_workers=0, batch_size=32, device=self.device, verbose=False
@@ -129,7 +131,8 @@ class Lite0:
     def features(self, files: Sequence[Path]) -> Features:
         """Return (N, 1280) float32."""
         rows = np.empty((len(files), self.dimensions), np.float32)
-        for start in range(0, len(files), BATCH):
+        starts = range(0, len(files), BATCH)
+        for start in track(starts, "features", len(starts)):
             images = [torch.from_numpy(read_image(path)) for path in files[start : start + BATCH]]  # of one size
             x = self.classifier.prepare(torch.stack(images).permute(0, 3, 1, 2).to(self.device))
             rows[start : start + BATCH] = self.classifier.network.features(x).float().cpu().numpy()

@@ -140,8 +140,7 @@ def score_folders(run: Path, rows: dict[str, Row], images: ImageSet, metrics: Me
     """Add to every row the distances of whole folders, and why other metrics are missing."""
     for network, extractor in metrics.extractors.items():
         truth = extractor.features([run / "targets" / f"{stem}.png" for stem in images.stems])
-        names = [name for name in rows if name != "truth"]
-        for name in track(names, "features", len(names)):
+        for name in (name for name in rows if name != "truth"):
             files = [run / "outputs" / name / f"{stem}.png" for stem in images.stems]
             features = extractor.features(files)
             for metric in [metric for metric in metrics.per_folder if NETWORKS[metric] == network]:

@@ -258,6 +258,7 @@ def load_onnx(path: Path) -> Function:
 def write_traced(path: Path, module: Colorizer, record: ExportRecord, form: str) -> None:
     """Write ONNX or pt2, load it again, and compare it with the eager module on the CPU."""
     write, load = {"onnx": (write_onnx, load_onnx), "pt2": (write_pt2, load_pt2)}[form]
+    say(f"tracing the network for {form}: a minute or more, silent until it is done")
     try:
         write(path, module, record)
         loaded = load(path)

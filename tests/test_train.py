@@ -488,6 +488,9 @@ def test_dry_run_writes_nothing(
     assert "ngf = 4" in printed
     assert train.main(dry_run=True) == Path("runs/demo")
     assert train.main(run=trained, dry_run=True) == trained  # which need not be free
+    assert "goes on" not in capsys.readouterr().out
+    train.main(run=trained, resume=True, dry_run=True, data=str(pictures))
+    assert f"goes on        after epoch {saved_epochs(trained)[-1]} of" in capsys.readouterr().out
     with pytest.raises(UserError, match=r"^no nowhere\.ts: --init takes"):
         train.main(dry_run=True, init="nowhere.ts")
     assert list(tmp_path.iterdir()) == []

@@ -186,7 +186,7 @@ class Gan:
         """Return the state of a training that begins."""
         names = ("generator", "discriminator", "optimizer_g", "optimizer_d", "ema", "scaler", "class_loss")
         parts = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
-        return State(FORMAT, parts, next(self.generator.parameters()).device, self.compiled)
+        return State(FORMAT, parts, next(self.generator.parameters()).device, compiled=self.compiled)
 
     def parameters(self) -> dict[str, int]:
         """Return network -> number of parameters to train."""

@@ -50,12 +50,12 @@ class State:
     format: str  # what state.pt calls itself
     parts: dict[str, Any]  # name in state.pt -> network, optimiser, scaler: whatever has a state_dict
     device: torch.device
-    compiled: bool = False  # whether the networks are, so that a first step takes minutes
     batch: int = 0  # pictures per step of all processes
     epoch: int = 1  # the one under way, from 1
     step: int = 0  # batches done in this epoch
     steps: int = 0  # batches done in all
     processes: int = 1  # that were at work when it was saved
+    compiled: bool = False  # whether the networks are, so that a first step takes minutes
 
     @property
     def progress(self) -> dict[str, int]:

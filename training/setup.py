@@ -53,6 +53,9 @@ class Setup:
         """Print what is resolved, one line each, and what was left out of the data."""
         if distributed.is_joined():
             facts = {**facts, "processes": f"{distributed.world()}, batches of {self.recipe.batch_size} each"}
+        if self.has_state:
+            last = max(saved_epochs(self.folder), default=0)
+            facts = {"goes on": f"after epoch {last} of {self.recipe.epochs}", **facts}
         lines = [f"{name:<14} {value}" for name, value in {"run": self.folder, **facts}.items()]
         lines += [f"  {key} = {value}" for key, value in asdict(self.recipe).items() if all_fields]
         lines += notes

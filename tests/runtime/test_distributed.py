@@ -249,7 +249,7 @@ def test_a_run_that_one_process_resumes_and_another_begins_is_left_alone(picture
     assert times_of(Path("run")) == before
     call = ("x.py", ROOT / "test.py", "--run-dir", "run", "--device", "cpu", "--all-epochs")
     code, _, error = finish(start(*call))
-    assert (code, error.count("process 1 has epochs [3], process 0 has [1, 2, 3]: start all")) == (1, 1), error
+    assert (code, error.count("process 1 has epochs [2], process 0 has [1, 2]: start all")) == (1, 1), error
     assert error.count("exitcode  : 2") > 0
     assert not Path("run/outputs").exists()
 
@@ -258,8 +258,6 @@ def test_a_run_that_one_process_resumes_and_another_begins_is_left_alone(picture
 def test_mistakes_are_one_sentence(pictures: Path) -> None:
     for args, said in (
         ((ROOT / "train.py", "--data", pictures, *SMALL, "--batch-size", 8), "12 training pictures are too few for 2"),
-        ((ROOT / "train.py", "--data", pictures, *SMALL[:4], "--global-batch", 5), "--global-batch 5 cannot be shared"),
-        ((ROOT / "train.py", "--data", pictures, *SMALL, "--global-batch", 4), "give one of them"),
         ((ROOT / "colorize.py", "x.png"), "this stage works in one process: start it without torchrun"),
     ):
         code, _, error = finish(start(*args))

@@ -169,6 +169,17 @@ def test_sketches_of_another_shape_are_named(tmp_path: Path, capsys: pytest.Capt
     assert "sketches of val" in said
 
 
+def test_a_batch_of_all_processes_is_shared_or_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("runtime.distributed.world", lambda: 2)
+    recipe = fit_networks(make_recipe("coco", {"size": 64}))
+    plan = setup.Setup(Path("run"), recipe, "data", {}, None)
+    assert setup.complete(plan, 6, writes=True).recipe.batch_size == 3
+    with pytest.raises(UserError, match="^--global-batch 5 cannot be shared among 2 processes$"):
+        setup.complete(plan, 5, writes=True)
+    with pytest.raises(UserError, match=r"^--batch-size is of each process .*: give one of them$"):
+        setup.complete(replace(plan, given={"batch_size": 2}), 4, writes=True)
+
+
 def test_long_pictures_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for folder in ("train", "val"):
         (tmp_path / "data" / folder).mkdir(parents=True)

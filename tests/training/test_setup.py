@@ -174,7 +174,7 @@ def test_a_batch_of_all_processes_is_shared_or_refused(monkeypatch: pytest.Monke
     recipe = fit_networks(make_recipe("coco", {"size": 64}))
     plan = setup.Setup(Path("run"), recipe, "data", {}, None)
     assert setup.complete(plan, 6, writes=True).recipe.batch_size == 3
-    with pytest.raises(UserError, match="^--global-batch 5 cannot be shared among 2 processes$"):
+    with pytest.raises(UserError, match=r"^--global-batch 5 cannot be shared among 2 processes$"):
         setup.complete(plan, 5, writes=True)
     with pytest.raises(UserError, match=r"^--batch-size is of each process .*: give one of them$"):
         setup.complete(replace(plan, given={"batch_size": 2}), 4, writes=True)

@@ -43,7 +43,7 @@ from dataset.sources import Blob
 from dataset.streams import Stream
 from imaging import color
 from imaging.line_art import line_art
-from imaging.pixels import Array, colorfulness, resize
+from imaging.pixels import Array, colorfulness, is_coloured, resize
 from runtime.atomic import writing
 from runtime.progress import track
 from runtime.run_folder import RunRecord
@@ -53,7 +53,7 @@ Corners = NDArray[np.float64]  # (N, 2) in [0, 1): positions of crops from top (
 T = TypeVar("T")
 Flips = NDArray[np.bool_]  # (N,): which crops are mirrored left to right
 MAX_ASPECT = 3  # long side / short side; what is longer is cropped around the centre
-VERSION = 4  # of the cached pixels; raise it when decoding changes by more than a rounding
+VERSION = 5  # of the cached pixels; raise it when decoding changes by more than a rounding
 SIGNAL_SECONDS = 0.2  # between two looks for a signal
 WAITS = (1.0, 10.0, 60.0, 300.0)  # s, after which a stream that gave nothing is read again
 CHUNK = 64  # images that are decoded before they are written; bounds the memory
@@ -232,8 +232,7 @@ def _stream_pictures(images: ImageSet, seed: int, epoch: int, rank: int, world: 
         except UserError as error:
             stream.tell(f"skipped {error}")
             return None
-        least = loading.min_colorfulness
-        return None if least and colorfulness(picture[..., :3]) < least else picture
+        return None if is_near_gray(picture, loading.min_colorfulness) else picture
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         while True:
@@ -451,7 +450,7 @@ def _fill_cache(folder: Path, partial: Path, items: Sequence[Item], loading: Loa
             digest.update(" ".join([item.stem, *content]).encode())
             if isinstance(picture, UserError):
                 meta["bad"].append(str(picture))
-            elif loading.min_colorfulness and colorfulness(picture[..., :3]) < loading.min_colorfulness:
+            elif picture is None:
                 meta["gray"] += 1
             else:
                 if in_cache:
@@ -469,7 +468,7 @@ def _fill_cache(folder: Path, partial: Path, items: Sequence[Item], loading: Loa
                 in_cache = False
                 file.truncate(0)
     if not size:
-        first = f"the first: {meta['bad'][0]}" if meta["bad"] else "all are below min_colorfulness"
+        first = f"the first: {meta['bad'][0]}" if meta["bad"] else "all are near-gray (min_colorfulness)"
         raise UserError(f"none of the {len(items)} {label} images can be used; {first}")
     meta |= {"key": digest.hexdigest()[:16], "cut": [stem for stem in meta["stems"] if stem in cut]}
     meta |= {"size": size, "pixels": written.hexdigest() if in_cache else None}
@@ -479,17 +478,25 @@ def _fill_cache(folder: Path, partial: Path, items: Sequence[Item], loading: Loa
         (partial / caches.META).write_text(json.dumps(meta))
 
 
+def is_near_gray(picture: Array, least: float) -> bool:
+    """Tell whether (H, W, 3 or more) is less colourful than `least`, or gray with a tint or a stamp; never for 0."""
+    rgb = picture[..., :3]
+    return bool(least) and (colorfulness(rgb) < least or not is_coloured(rgb))
+
+
 def _decode_all(
     items: Sequence[Item], loading: Loading, label: str, cut: set[str]
-) -> Iterator[tuple[Item, Array | UserError, list[str]]]:
+) -> Iterator[tuple[Item, Array | UserError | None, list[str]]]:
     """Yield each item with its pixels, or what is wrong with its file, and its content_hashes; in order.
 
-    They are decoded in parallel. Stems of sketches that were cut are added to `cut`.
+    Near-gray pictures are None where `loading` wants none. Files are decoded in parallel. Stems of sketches that were
+    cut are added to `cut`.
     """
 
-    def attempt(item: Item) -> tuple[Item, Array | UserError, list[str]]:
+    def attempt(item: Item) -> tuple[Item, Array | UserError | None, list[str]]:
         try:
-            return item, decode(item, loading, cut), content_hashes(item)
+            picture = decode(item, loading, cut)
+            return item, None if is_near_gray(picture, loading.min_colorfulness) else picture, content_hashes(item)
         except UserError as error:
             return item, error, ["bad"]
 

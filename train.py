@@ -202,7 +202,7 @@ def main(
     from runtime.device import keep_freed_memory, machine_words, pick_device, pick_precision
     from runtime.weights import require_folder
     from training import setup
-    from training.gan import build_gan
+    from training.gan import build_gan, needs_published
 
     given = setup.given_fields(
         Recipe, set_, epochs=epochs, size=size, batch_size=batch_size, limit=limit, save_every=save_every,
@@ -243,6 +243,8 @@ def main(
         facts["settled"] = ", ".join(f"{key} {value}" for key, value in settled.items())
     facts["device"] = f"{on}, {precision}, {memory_format}" + ", compiled: the first step takes minutes" * compiled
     facts["machine"] = machine_words(on, keeps_memory)
+    if weights and not needs_published(made):
+        facts["weights"] = f"{weights}: not used, as training needs none here; eval.py --weights takes LPIPS' there"
     plan.announce(facts, dry_run, items.notes)
     if dry_run:
         if init and stored is None:

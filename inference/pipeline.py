@@ -11,14 +11,11 @@ from time import monotonic
 from typing import Any
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 
 from config import UserError
-from imaging import color
 from imaging.files import FORMATS, check_frames, read_frames, scan, write_frames
 from imaging.metadata import Scan
-from imaging.pixels import Array, Frame
+from imaging.pixels import Array, Frame, is_coloured
 from inference.hint_files import Hints
 from inference.runner import BATCH, Pixels, Runner
 from inference.tasks import Task
@@ -27,8 +24,6 @@ from runtime.atomic import replacing
 BATCH_PIXELS = 2**24  # of all pictures of a batch
 QUEUED_PIXELS = 2**26  # of pictures that are decoded, or not yet written, before decoding waits
 WIDE = 8_000  # px; two pictures of this width side by side are about the widest WebP
-COLOURED = 4.5  # units of Lab that a pixel is off a tint
-SHARE = 0.1  # of the picture that has to be: a stamp, a note in red and a colour target have less
 
 
 @dataclass
@@ -225,25 +220,3 @@ def batch_key(job: Job) -> object:
     """Return what the jobs of a batch share: None, or of a job for itself an object of its own."""
     alone = job.status or job.frame is None or BATCH * job.frame.pixels[..., 0].size > BATCH_PIXELS
     return object() if alone else None
-
-
-def is_coloured(pixels: Pixels) -> bool:
-    """Tell a picture with colours from a gray, sepia or yellowed one.
-
-    A tint, a toning or old paper makes a and b smooth functions of L, and stains those of place. So a and b are
-    fitted by polynomials, the second time without the pixels that are farthest off, and it is counted how many
-    are off by more than COLOURED. Of 120 colour photographs 117 are told from 29 of 30 old, sepia and yellowed ones.
-    """
-    step = max(1, max(pixels.shape[:2]) // 1024)
-    planes = torch.from_numpy(np.ascontiguousarray(pixels[::step, ::step])).permute(2, 0, 1)[None]
-    rgb = F.avg_pool2d(color.rgb01(planes), min(4, *planes.shape[2:]))
-    lab = color.rgb_to_lab(rgb)[0].to(torch.float64)  # (3, h, w)
-    light, ab, off = lab[0] / 100, lab[1:].flatten(1).T, torch.zeros(lab[0].numel())
-    down, across = (torch.linspace(-1, 1, side, dtype=torch.float64) for side in light.shape)
-    terms = [light**n for n in range(4)] + [light * down[:, None], light * across]
-    terms = torch.stack(terms, 2).flatten(0, 1)  # (P, 6)
-    for _ in range(2):
-        near = off <= off.quantile(1 - SHARE)
-        tint = torch.linalg.lstsq(terms[near], ab[near], driver="gelsd").solution
-        off = (ab - terms @ tint).square().sum(1).sqrt()
-    return float((off > COLOURED).double().mean()) > SHARE

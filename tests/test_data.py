@@ -455,6 +455,19 @@ def test_near_gray_pictures_are_left_out_and_counted() -> None:
     assert (len(load_images(items, PHOTO, CACHE, "train")), images.channels) == (5, 3)
 
 
+def test_tinted_and_stamped_pictures_are_left_out_as_near_gray() -> None:
+    scene = scenes.draw(2, 64)[0]
+    gray = scene.mean(2, keepdims=True).repeat(3, 2)
+    stamped = gray.copy()
+    stamped[8:14, 8:14] = (220, 20, 30)  # 0.9 %
+    pictures = {"colour": scene, "sepia": gray * [1, 0.8, 0.5], "stamped": stamped}
+    assert all(colorfulness(made.astype(np.uint8)) > 10 for made in pictures.values())
+    items = [write(f"{name}.png", made.round().astype(np.uint8)) for name, made in pictures.items()]
+    images = load_images(items, replace(PHOTO, min_colorfulness=10.0), CACHE, "train")
+    assert (images.stems, images.gray) == (["colour"], 2)
+    assert len(load_images(items, PHOTO, CACHE, "train")) == 3
+
+
 def test_near_gray_is_judged_by_the_colour_half() -> None:
     colourful, gray = picture(16, 16), faded(picture(16, 16, 1), 0.0)
     pairs = {"a.png": (colourful, gray), "b.png": (gray, colourful)}
@@ -468,7 +481,7 @@ def test_no_image_that_can_be_used_is_one_sentence(content: bytes | None, reason
     items = [write(f"p{i}.png", faded(picture(16, 16, i), 0.0)) for i in range(3)]
     for item in items if content is not None else ():
         item.target.write_bytes(content)
-    with pytest.raises(UserError, match=rf"none of the 3 train images .* {reason}"):
+    with pytest.raises(UserError, match=rf"none of the 3 train images .*{reason}"):
         load_images(items, replace(PHOTO, min_colorfulness=10.0), CACHE, "train")
     assert list(CACHE.iterdir()) == []
 

@@ -385,6 +385,16 @@ def test_published_weights_that_are_missing_are_found_before_any_work(pictures: 
     assert [path.name for path in tmp_path.iterdir()] == ["empty"]
 
 
+@pytest.mark.parametrize(("recipe", "used"), [("coco", False), ("manga", True), ("photo", True), ("manga-ext", True)])
+def test_weights_that_training_does_not_read_are_named(
+    recipe: str, used: bool, pictures: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("w").mkdir()
+    train.main(recipe=recipe, data=str(pictures), weights="w", dry_run=True, device="cpu")
+    said = "weights        w: not used, as training needs none here; eval.py --weights takes LPIPS' there"
+    assert (said in capsys.readouterr().out.splitlines()) is not used
+
+
 def test_a_resume_keeps_the_memory_format(
     pictures: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

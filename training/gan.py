@@ -245,6 +245,12 @@ def build_optimizer(network: nn.Module, recipe: Recipe, device: torch.device) ->
     return torch.optim.Adam(groups, recipe.lr, betas, fused=fused, **decay)
 
 
+def needs_published(recipe: Recipe) -> bool:
+    """Tell whether a run of `recipe` reads published weights at all."""
+    extracts = models.GENERATORS[recipe.generator].extractor
+    return recipe.pretrained or extracts or any(term in recipe.term_weights for term in PERCEPTUAL)
+
+
 def load_pretrained(gan: Gan, recipe: Recipe, folder: Path | None, fresh: bool) -> None:
     """Load the published weights that a recipe asks for: nothing is downloaded for one that does not.
 

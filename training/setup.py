@@ -16,7 +16,7 @@ from config import CACHE, DEGRADATIONS, DEMO, ROOT, AnyRecipe, ClassifierRecipe,
 from data import MAX_ASPECT, ImageSet, Loading, evenly_spaced, held_out, load_images, require_place, steps_per_epoch
 from dataset.folders import Splits
 from dataset.shards import is_pattern
-from inference.pipeline import is_coloured
+from imaging.pixels import is_coloured
 from models import GENERATORS, fit_networks, needs_two_images
 from runtime import distributed, run_folder
 from runtime.device import can_compile, pays_to_compile, pick_format

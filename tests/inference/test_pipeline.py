@@ -23,7 +23,7 @@ from imaging import encoders
 from imaging.files import scan
 from imaging.pixels import Frame
 from inference import pipeline
-from inference.pipeline import Job, Pipeline, is_coloured
+from inference.pipeline import Job, Pipeline
 from inference.runner import Pixels, Runner
 from inference.tasks import plan_tasks
 
@@ -140,43 +140,6 @@ def test_what_exists_is_skipped_unless_it_is_to_be_overwritten() -> None:
     Path("out/a.png").write_bytes(b"older")
     done(runner, "a.png", options=AGAIN)
     assert np.array_equal(frame_of("out/a.png").pixels, runner.coloured(gray_rgb(0)))
-
-
-UNCOLOURED = {
-    "gray": lambda luma: luma * [1, 1, 1],
-    "sepia": lambda luma: luma * [1.07, 0.81, 0.5],
-    "yellowed": lambda luma: luma * [1, 0.93, 0.76],
-    "cyanotype": lambda luma: 255 * (luma / 255) ** [1.8, 1.1, 0.8],
-    "stained": lambda luma: luma * np.linspace(1, 0.93, 128)[:, None, None] ** [0, 1, 3],
-    "noisy": lambda luma: luma + np.random.default_rng(0).normal(0, 4, (128, 128, 3)),
-    "paper": lambda _: np.full((128, 128, 3), (240, 225, 190)),
-}
-
-
-def test_what_counts_as_colours() -> None:
-    assert not is_coloured(np.full((1, 1, 3), 99, np.uint8))
-    hues = np.random.default_rng(0).integers(0, 256, (9, 1, 3), np.uint8).repeat(500, 0)  # 4500 x 1 px
-    assert is_coloured(hues)
-    assert is_coloured(hues.transpose(1, 0, 2))
-    for index, dtype, scale in ((0, np.uint8, 1), (1, np.uint16, 257), (2, np.uint8, 1)):
-        assert is_coloured(scene(index).astype(dtype) * dtype(scale))
-        faded = (scene(index) @ [0.299, 0.587, 0.114])[..., None]
-        for kind, make in UNCOLOURED.items():
-            pixels = make(faded).clip(0, 255).round().astype(dtype) * dtype(scale)
-            assert not is_coloured(pixels), kind
-
-
-@pytest.mark.parametrize("kind", UNCOLOURED)
-def test_a_stamp_or_a_colour_target_on_a_page_is_no_colour_of_the_page(kind: str) -> None:
-    faded = (scene(0) @ [0.299, 0.587, 0.114])[..., None]
-    page = UNCOLOURED[kind](faded).clip(0, 255).round().astype(np.uint8)
-    stamped, measured, painted = page.copy(), page.copy(), page.copy()
-    stamped[8:17, 8:16] = (220, 20, 30)  # 0.4 % of it
-    measured[-8:] = np.random.default_rng(0).integers(0, 256, (16, 3)).repeat(8, 0)  # patches of 8 px, 6 %
-    painted[64:, 40:100] = painted[64:, 40:100] * np.array([0.3, 0.6, 0.9])  # 23 %: a coat
-    assert not is_coloured(stamped)
-    assert not is_coloured(measured)
-    assert is_coloured(painted) or kind == "paper"  # of two tones each can be a function of L
 
 
 def test_coloured_pictures_are_kept_byte_for_byte_unless_the_format_changes() -> None:

@@ -279,7 +279,8 @@ at::Tensor read_hints(const fs::path& path, const at::Tensor& image) {
     return layer.permute({2, 0, 1}).unsqueeze(0).to(image.device());
 }
 
-void colorize(torch::jit::Module& model, const Job& job, at::Device device, bool json) {
+// Colour one picture, and say so; `place` is [3/30], for people alone.
+void colorize(torch::jit::Module& model, const Job& job, at::Device device, bool json, const std::string& place) {
     const auto start = Clock::now();
     const at::Tensor picture = read_image(job.input);                             // (H, W, 1|3)
     const at::Tensor image = picture.permute({2, 0, 1}).unsqueeze(0).to(device);  // (1, 1|3, H, W)
@@ -291,7 +292,7 @@ void colorize(torch::jit::Module& model, const Job& job, at::Device device, bool
         std::cout << "{\"file\": " << quoted(job.input.string()) << ", \"output\": " << quoted(job.output.string())
                   << ", \"status\": \"done\", \"seconds\": " << seconds_since(start) << '}' << std::endl;
     else
-        std::cout << job.input.string() << " -> " << job.output.string() << ", " << image.size(3) << " x "
+        std::cout << place << job.input.string() << " -> " << job.output.string() << ", " << image.size(3) << " x "
                   << image.size(2) << " px, " << seconds_since(start) << " s" << std::endl;
 }
 
@@ -310,21 +311,26 @@ int run(const Options& options, char** argv) {
     torch::jit::setGraphExecutorOptimize(false);  // it slowed the first two images by 50 ms, and sped up none
     const c10::InferenceMode inference;
     const auto start = Clock::now();
-    size_t done = 0;
+    size_t done = 0, failed = 0;
     for (const Job& job : jobs) {
+        const std::string number = std::to_string(done + failed + 1) + "/" + std::to_string(jobs.size());
+        const std::string place = options.json ? "" : "[" + number + "] ";
         try {
-            colorize(model, job, device, options.json);
+            colorize(model, job, device, options.json, place);
             ++done;
         } catch (const std::exception& error) {
-            std::cerr << "not done: " << job.input.string() << ": " << reason(error) << std::endl;
+            ++failed;
+            std::cerr << place << "not done: " << job.input.string() << ": " << reason(error) << std::endl;
             if (options.json)
                 std::cout << "{\"file\": " << quoted(job.input.string()) << ", \"status\": \"failed\", \"reason\": "
                           << quoted(reason(error)) << '}' << std::endl;
         }
     }
-    std::cerr << "coloured " << done << " of " << jobs.size() << " images in " << seconds_since(start)
-              << " s\n";
-    return done == jobs.size() ? 0 : 1;
+    std::cerr << jobs.size() << (jobs.size() == 1 ? " file: " : " files: ");
+    if (done) std::cerr << done << " done";
+    if (failed) std::cerr << (done ? ", " : "") << failed << " failed";
+    std::cerr << "; " << seconds_since(start) << " s, in " << (fs::path(options.out) / "").string() << '\n';
+    return failed ? 1 : 0;
 }
 
 int main(int argc, char** argv) {

@@ -1,11 +1,14 @@
 """What several test files use: small networks, models, runs and pictures, and stand-ins."""
 
 import json
+import os
 import runpy
 import signal
+import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
@@ -329,3 +332,20 @@ class MeanLevel:
 def results() -> list[str]:
     """Return the names of the files below out/, half-written ones, too, but for the mark of a folder of results."""
     return sorted(path.name for path in Path("out").rglob("*") if path.is_file() and path.name != RESULTS)
+
+
+def run_in_terminal(command: Sequence[str | Path], **options: Any) -> tuple[int, str]:
+    """Run a program whose stdout and stderr are one terminal; returns its exit code and all that it wrote."""
+    import pty  # which Windows has not, nor termios
+    import termios
+
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (24, 90))  # without a size tqdm draws nothing
+    with subprocess.Popen(list(map(str, command)), stdout=theirs, stderr=theirs, **options) as process:
+        os.close(theirs)
+        said = b""
+        with suppress(OSError):  # Linux's way to say that nobody holds the other side
+            while piece := os.read(ours, 4096):
+                said += piece
+    os.close(ours)
+    return process.returncode, said.decode()

@@ -15,7 +15,18 @@ import numpy as np
 import pytest
 import torch
 import tqdm
-from helpers import StandInRunner, chroma, frame_of, frames_of, gray, results, run_stage, save_picture, write_model
+from helpers import (
+    StandInRunner,
+    chroma,
+    frame_of,
+    frames_of,
+    gray,
+    results,
+    run_in_terminal,
+    run_stage,
+    save_picture,
+    write_model,
+)
 from numpy.typing import NDArray
 from PIL import Image
 from skimage.color import rgb2lab
@@ -425,6 +436,23 @@ builtins.__import__ = only_what_inference_needs
 import colorize
 colorize.command(colorize.main)
 """
+
+
+def test_a_terminal_shows_a_line_per_file_under_a_bar_that_is_gone_at_the_end(model: Path) -> None:
+    for name in ("a.png", "c.png"):
+        save_picture(name, gray(0))
+    Path("b.png").touch()
+    command = [sys.executable, "-W", "ignore", ROOT / "colorize.py", "a.png", "b.png", "c.png", "--model", model]
+    code, said = run_in_terminal(command, env={**os.environ, "COLUMNS": "90", "OMP_NUM_THREADS": "1"})
+    assert code == 1
+    assert re.search(r"colourising: +\d+%\|.*\| \d/3 \[", said)  # the bar is drawn
+    screen = [
+        line.rpartition("\r")[2] for line in said.replace("\r\n", "\n").removesuffix("\n").split("\n")
+    ]  # as it stands at the end
+    header, *lines = [re.sub(r"\d+\.\d+ s", "T", line) for line in screen]
+    assert header.startswith(f"model {model}: ")
+    assert sorted(lines[:3]) == ["a.png -> out/a.png, T", "c.png -> out/c.png, T", f"failed: {lines[-1][10:]}"]
+    assert lines[3:] == ["3 files: 2 done, 1 failed; T, in out/", "not done: b.png: not an image that can be read"]
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ import imagecodecs
 import numpy as np
 import pytest
 import torch
-from helpers import CPU, small_model, write_model
+from helpers import CPU, run_in_terminal, small_model, write_model
 from image_samples import png_header
 from numpy.typing import NDArray
 from PIL import Image
@@ -141,8 +141,8 @@ def echo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def complaints(done: subprocess.CompletedProcess[str]) -> str:
     """Return what a program said on stderr beside its first and last line."""
-    told = ("model ", "coloured ")
-    return "".join(line for line in done.stderr.splitlines(keepends=True) if not line.startswith(told))
+    told = re.compile(r"model |\d+ files?: ")
+    return "".join(line for line in done.stderr.splitlines(keepends=True) if not told.match(line))
 
 
 def test_reads_and_colours_files_as_python_does(program: Path, echo: Path, model: Path) -> None:
@@ -253,13 +253,24 @@ def test_says_what_it_does(program: Path, model: Path) -> None:
     ]  # fmt: skip
     header, summary = done.stderr.splitlines()
     assert header == f"model {model}: recipe coco, epoch 1, fp32; on cpu"
-    assert re.fullmatch(r"coloured 2 of 2 images in \d+\.\d{3} s", summary)
+    assert re.fullmatch(r"2 files: 2 done; \d+\.\d{3} s, in a/b/", summary)
     assert sorted(os.listdir("a/b")) == ["-two.png", ".colorized", "one.png"]
     mean = call(program, "--model", write_model(Path("mean.ts"), averaged="3-20"), "--out", "c", "one.png")
     assert mean.stderr.splitlines()[0] == "model mean.ts: recipe coco, mean of epochs 3-20, fp32; on cpu"
     usage = call(program, "--help")
     assert (usage.returncode, usage.stderr) == (0, "")
     assert usage.stdout.splitlines()[0] in (CPP / "README.md").read_text()
+
+
+def test_people_read_a_numbered_line_per_file(program: Path, model: Path) -> None:
+    draw(40, 30).save("one.png")
+    Path("two.png").touch()
+    code, said = run_in_terminal([program, "--model", model, "one.png", "two.png"])
+    lines = said.splitlines()
+    assert code == 1
+    assert re.fullmatch(r"\[1/2\] one\.png -> out/one\.png, 30 x 40 px, \d+\.\d{3} s", lines[1])
+    assert lines[2] == "[2/2] not done: two.png: neither PNG nor JPEG"
+    assert re.fullmatch(r"2 files: 1 done, 1 failed; \d+\.\d{3} s, in out/", lines[3])
 
 
 def test_names_that_are_no_text_and_a_reader_that_goes_away(program: Path, model: Path) -> None:
@@ -313,7 +324,7 @@ def test_bad_files_are_named_and_the_others_are_done(program: Path, echo: Path) 
     for line, (name, (_, reason)) in zip(complaints(done).splitlines(), BAD.items(), strict=True):
         assert line.startswith(f"not done: {name}: {reason}")
     assert sorted(os.listdir("out")) == [".colorized", "first.png", "last.png"]
-    assert f"coloured 2 of {len(BAD) + 2} images in " in done.stderr
+    assert f"{len(BAD) + 2} files: 2 done, {len(BAD)} failed; " in done.stderr
 
 
 def test_a_write_that_fails_leaves_what_was_there(program: Path, echo: Path) -> None:
@@ -382,7 +393,7 @@ def test_waiting_threads_sleep(program: Path, echo: Path, monkeypatch: pytest.Mo
     def spins(threads: int) -> list[str]:
         """Return what OpenMP says each time that it starts."""
         done = call(program, "--model", echo, "--threads", str(threads), "one.png")
-        assert "coloured 1 of 1 images" in done.stderr
+        assert "1 file: 1 done; " in done.stderr
         return re.findall(r"GOMP_SPINCOUNT = '(\d+)'", complaints(done))
 
     _, last = spins(2)  # the program starts itself again

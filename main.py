@@ -47,8 +47,11 @@ def find_recipe(data: str, pair: str | None = None, pair_folders: tuple[str, str
     if not pairs and is_gray([item.target for item in items]):
         problem = f"{data} holds pictures without colour, from which none can be learnt"
         raise UserError(f"{problem}; to colour them: python colorize.py {quote(data)}")
-    name, seen = ("anime", "pairs of a drawing and its colours") if pairs else ("coco", "colour pictures")
-    say(f"{data} holds {seen}: recipe {name} (--recipe NAME for another)")
+    # painted comics have as many flat areas, lines and colours as photographs: nothing cheap tells them apart
+    name, seen, other = "coco", "colour pictures", "for drawings: --recipe anime, or manga"
+    if pairs:
+        name, seen, other = "anime", "pairs of a drawing and its colours", "--recipe NAME for another"
+    say(f"{data} holds {seen}: recipe {name} ({other})")
     return name
 
 

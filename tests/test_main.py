@@ -104,9 +104,12 @@ def test_without_a_recipe_the_pictures_decide(tmp_path: Path, capsys: pytest.Cap
     for name, picture in (("photos/a", colours), ("pairs/a", np.hstack([colours, lines]))):
         for i in range(3):
             write_image(tmp_path / f"{name}{i}.png", picture)
-    for folder, name in (("photos", "coco"), ("pairs", "anime")):
+    for folder, name, other in (
+        ("photos", "coco", "for drawings: --recipe anime, or manga"),
+        ("pairs", "anime", "--recipe NAME for another"),
+    ):
         assert main.find_recipe(str(tmp_path / folder)) == name
-        assert f": recipe {name} (--recipe NAME for another)" in capsys.readouterr().out
+        assert f": recipe {name} ({other})" in capsys.readouterr().out
     assert main.find_recipe(str(tmp_path / "pairs"), pair="none") == "coco"
     Image.new("L", (64, 64), 90).save(tmp_path / "photos/gray.png")
     assert main.find_recipe(str(tmp_path / "photos")) == "coco"  # most have colours

@@ -32,6 +32,7 @@ def start(*args: object, processes: int = 2, options: tuple[object, ...] = ("--s
     """Start a program in several processes."""
     call = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", processes, *options, "--", *args]
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    pipes["start_new_session"] = True  # a group of their own, as a terminal gives a command
     STARTED.append(subprocess.Popen([str(word) for word in call], env=ENV, **pipes))
     return STARTED[-1]
 
@@ -147,6 +148,28 @@ def test_a_signal_stops_both_with_one_state_and_a_resume_is_exact(pictures: Path
     assert saved_epochs(Path("run"))[:2] == [1, 2]
     assert same_tensors(saved_weights(Path("whole"), 2), saved_weights(Path("run"), 2))
     assert log_of(Path("run"))[:6] == log_of(Path("whole"))
+
+
+@pytest.mark.slow
+def test_ctrl_c_which_a_terminal_sends_to_all_leaves_one_state(pictures: Path) -> None:
+    process = train(pictures, "--epochs", 10**6)
+    until(lambda: len(read_records(LOG)) > 1, process)
+    os.killpg(process.pid, signal.SIGINT)
+    code, out, error = finish(process)
+    assert (code != 0, out.count("go on with: python train.py --resume --run run")) == (True, 1), error
+    steps = atomic.load(state_path(Path("run")))["steps"]
+    assert [record["steps"] for record in read_records(LOG)] == list(range(1, steps + 1))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="fewer than two CUDA devices")
+def test_two_gpus_train_one_run_and_go_on(pictures: Path) -> None:
+    on_gpu = ["--device", "cuda", "--set", "save_every=1"]
+    for given, epoch in (([], 1), (["--resume"], 2)):
+        code, out, error = finish(train(pictures, *on_gpu, "--epochs", epoch, *given))
+        assert (code, out.count("2, batches of 2 each")) == (0, 1), error
+    assert saved_epochs(Path("run")) == [1, 2]
+    assert all(weight.isfinite().all() for weight in saved_weights(Path("run"), 2).values())
 
 
 @pytest.mark.slow

@@ -89,7 +89,7 @@ def bounded(stem: str, most: int = MAX_STEM) -> str:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text, complete or not at all."""
-    with replacing(path) as temporary, open(temporary, "w") as file:
+    with replacing(path, size=len(text.encode())) as temporary, open(temporary, "w") as file:
         file.write(text)
         _flush(file)
 

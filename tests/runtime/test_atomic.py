@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from config import UserError
-from runtime.atomic import bounded, load, replacing, save, write_json, writing
+from runtime.atomic import bounded, load, replacing, save, write_json, write_text, writing
 
 
 def test_a_finished_block_replaces_the_file(tmp_path: Path) -> None:
@@ -142,7 +142,10 @@ def test_a_full_disk_says_how_much_is_missing(tmp_path: Path, monkeypatch: pytes
         patch.setattr("builtins.open", lambda *_: FullDisk())
         with pytest.raises(OSError, match="No space") as raised:
             save(tmp_path / "x.pt", payload)
-    assert raised.value.strerror == "No space left on device: 5.5 of 6.0 MB are missing"
+        assert raised.value.strerror == "No space left on device: 5.5 of 6.0 MB are missing"
+        with pytest.raises(OSError, match="No space") as raised:
+            write_text(tmp_path / "report.html", "é" * 300_000)
+        assert raised.value.strerror == "No space left on device: 0.1 of 0.6 MB are missing"
     with pytest.raises(OSError, match="No space") as raised, replacing(tmp_path / "x.png") as temporary:  # noqa: PT012
         temporary.write_bytes(bytes(300_000))
         raise full

@@ -6,8 +6,11 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,8 @@ from helpers import log_of, run_stage, same_tensors, saved_weights, times_of
 
 from config import ROOT
 from data import training_order
+from dataset.folders import open_tree
+from dataset.packing import pack
 from runtime import atomic
 from runtime.run_folder import read_records, saved_epochs, state_path
 
@@ -191,6 +196,31 @@ def test_with_as_many_pictures_per_step_another_number_of_processes_goes_on(
     assert told in capsys.readouterr().err
     assert run_stage("train", *call, "--global-batch", 4) == 0
     assert [record["steps"] for record in read_records(LOG)][-2:] == [5, 6]
+
+
+@pytest.mark.slow
+def test_two_train_on_shards_that_a_server_sends(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("webdataset")
+    monkeypatch.setattr("dataset.packing.MB", 8_000)  # bytes
+    pack(open_tree(str(pictures), Path("cache"), []), Path("shards"), None, 1)
+    asked: list[str] = []
+
+    class Server(SimpleHTTPRequestHandler):
+        def log_message(self, form: str, *words: Any) -> None:
+            asked.append(self.path)
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Server, directory="shards")) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        shards = sorted(path.name for path in Path("shards").glob("train-*.tar"))
+        assert len(shards) > 3
+        pattern = f"http://127.0.0.1:{server.server_port}/train-{{00000..{len(shards) - 1:05d}}}.tar"
+        code, out, error = finish(train(pattern, "--epochs", 2, "--set", "val_fraction=0.3"))
+        server.shutdown()
+    assert (code, out.count("2, batches of 2 each")) == (0, 1), error
+    assert set(asked) >= {f"/{name}" for name in shards}
+    steps = [record["steps"] for record in read_records(LOG)]
+    assert steps == list(range(1, len(steps) + 1))
+    assert saved_epochs(Path("run")) == [2]
 
 
 @pytest.mark.slow

@@ -354,8 +354,13 @@ def open_split(record: RunRecord, data: str | None, split: str, cache: Path, cac
     """Return a decoded split of a run's own data, wherever it lies now, or of other `data`, all of it."""
     recipe, place = record.recipe, str(data or record.data)
     if data and not _holds_own(record, place, cache, cache_gb):  # limits of the training do not apply
-        recipe = replace(recipe, limit=0, min_colorfulness=0.0, pair_folders="")
-        items = list_items(place, recipe, cache)[split]
+        recipe = replace(recipe, limit=0, min_colorfulness=0.0)
+        try:
+            items = list_items(place, recipe, cache)[split]
+        except UserError:  # other data need not have pairs in the folders that the run's own had
+            if not recipe.pair_folders:
+                raise
+            items = list_items(place, replace(recipe, pair_folders=""), cache)[split]
         return load_images(items, held_out(find_loading(recipe, items), recipe), cache, split, cache_gb)
     require_place(place)
     return load_images(list_items(place, recipe, cache)[split], _own_loading(record), cache, split, cache_gb)
@@ -418,9 +423,10 @@ def cache_key(items: Sequence[Item], loading: Loading) -> str:
         for picture in (item.target, item.source):
             path = picture.archive if isinstance(picture, Blob) else picture
             if isinstance(path, Path):
-                stats[path] = stats.get(path) or path.stat()
                 digest.update(os.fsencode(path.resolve()))
-                digest.update(f" {stats[path].st_size} {stats[path].st_mtime_ns}".encode())
+                with suppress(OSError):  # a link that leads nowhere, which decode will name
+                    stats[path] = stats.get(path) or path.stat()
+                    digest.update(f" {stats[path].st_size} {stats[path].st_mtime_ns}".encode())
         digest.update(to_bytes(f"{item.stem} {getattr(item.target, 'name', '')}"))
     if items and isinstance(items[0].target, int):
         digest.update(f"scenes {scenes.VERSION}".encode())

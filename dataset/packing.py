@@ -11,6 +11,7 @@ import tarfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 from PIL import Image
@@ -65,8 +66,9 @@ def _begin(tree: Mapping[str, Picture], out: Path, size: int | None, shard_mb: i
     """Return the manifest of the shards that are there already, or an empty one."""
     digest = hashlib.sha256(repr((size, shard_mb)).encode())
     for name, picture in sorted(tree.items()):
-        size_bytes = picture.stat().st_size if isinstance(picture, Path) else 0
-        size_bytes = picture.stop - picture.start if isinstance(picture, Blob) else size_bytes
+        size_bytes = picture.stop - picture.start if isinstance(picture, Blob) else 0
+        with suppress(OSError):  # a link that leads nowhere, which encode will name
+            size_bytes = picture.stat().st_size if isinstance(picture, Path) else size_bytes
         digest.update(to_bytes(f"{name} {size_bytes}\n"))
     source = digest.hexdigest()[:16]
     manifest = read_manifest(out)

@@ -157,15 +157,20 @@ def protocol_differences(every: Sequence[Scored]) -> list[str]:
 
 
 def recipe_differences(side: Sequence[Scored]) -> list[str]:
-    """Return what makes the runs of one side no repetitions: other settings than the seed, or one seed."""
+    """Return what makes the runs of one side no repetitions: other settings or pictures, or one seed."""
     found = []
-    recipes = {one.entry.run: asdict(read_run(one.run).recipe) for one in side}
-    for (first, ours), (second, theirs) in combinations(recipes.items(), 2):
-        names = f"{first} and {second} of one side have"
+    for one, other in combinations(side, 2):
+        first, second = read_run(one.run), read_run(other.run)
+        ours, theirs = asdict(first.recipe), asdict(second.recipe)
+        names = f"{one.entry.run} and {other.entry.run} of one side have"
         if ours["seed"] == theirs["seed"]:
             found.append(f"{names} the same seed, {ours['seed']}")
         changed = [key for key in ours if key not in FREE and ours[key] != theirs[key]]
         found += [f"{names} {key} {ours[key]} and {theirs[key]}" for key in changed]
+        if first.fingerprints.get("train") != second.fingerprints.get("train"):
+            found.append(f"{names} other training pictures")
+        if first.init != second.init:
+            found.append(f"{names} begun with other weights, {first.init or 'none'} and {second.init or 'none'}")
     return found
 
 

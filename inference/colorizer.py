@@ -25,7 +25,7 @@ class Maps(NamedTuple):
     colours: Tensor  # C = 2: ab/110. C = 3: RGB - guide in [-1, 1], or for line art RGB in [0, 1]
     gain: Tensor  # C like colours: how much they change per unit of the guide; 0 where upsampling is bicubic
     guide: Tensor  # C = 1: lightness L/100 or luma of the small image, in [0, 1]
-    ground: Tensor  # line art: C = 1, the guide without bright lines that are thinner than 3 px. Else C = 0
+    ground: Tensor  # line art: C = 1, the guide without bright lines that are thinner than 5 px; 0 in a dark image. Else C = 0
     detail: Tensor  # output Lab: C = 1, in [0, 1], the share of the input's detail to keep. Else C = 0
     seen: Tensor  # output Lab: C = 1, the L/100 that the network saw. Else C = 0
 
@@ -255,7 +255,8 @@ class Colorizer(nn.Module):
         guide = self.guide(small)
         ground = detail = seen = guide[:, :0]
         if self.keeps_lines:
-            ground = without_bright_lines(guide)
+            # in a dark picture black is the ground, and no line: what is multiplied by is at least 1 there
+            ground = without_bright_lines(guide) * (guide.mean([2, 3], keepdim=True) >= 0.5).to(guide.dtype)
         if self.y_kind == "rgb":
             rgb = ((y + 1.0) / 2.0).clamp(0.0, 1.0)
             gray = color.luma(rgb)

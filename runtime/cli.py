@@ -99,6 +99,9 @@ def command(main: Callable[..., object], shared: bool = False) -> None:
     # remarks about odd metadata in image files, among which our own messages would be lost
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # it was closed before the start, as with >&-
+            setattr(sys, name, open(os.devnull, "w"))
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a file's name need not be text
     app = typer.Typer(add_completion=False)

@@ -1,6 +1,7 @@
 """data.py: decoding, the cache, exact cuts, and an order that depends on seed and epoch alone."""
 
 import os
+import shutil
 import signal
 import sys
 import tarfile
@@ -378,6 +379,13 @@ def test_bad_files_are_skipped_and_reported() -> None:
         assert np.array_equal(images.picture(1), decode(items[2], PHOTO))
 
 
+def test_a_link_that_leads_nowhere_is_a_bad_file_like_others() -> None:
+    items = [*write_set(3), Item("p9", Path("data/p9.png"))]
+    os.symlink("nowhere.png", items[-1].target)
+    images = load_images(items, PHOTO, CACHE, "train")
+    assert (len(images), images.bad) == (3, ["data/p9.png: no such file"])
+
+
 @pytest.mark.parametrize("bug", [ValueError, MemoryError, KeyboardInterrupt])
 def test_what_is_not_the_files_fault_ends_the_loading_and_leaves_nothing_behind(
     bug: type[BaseException], monkeypatch: pytest.MonkeyPatch
@@ -436,6 +444,25 @@ def test_open_split_of_other_data_looks_at_it_anew() -> None:
         write(f"p{i}.png", pair)
     images = data.open_split(record(recipe(input="sketch", limit=1), "nowhere"), "data", "val", CACHE)
     assert np.array_equal(images.picture(0), np.concatenate([pair[:, :16], pair[:, 16:]], 2))
+
+
+def test_open_split_of_other_data_looks_for_the_runs_own_folders_first() -> None:
+    colours = picture(16, 16)
+    for i in range(2):
+        for folder, image in (("after", colours), ("before", colours[..., :1].repeat(3, 2))):
+            Path("data", folder).mkdir(parents=True, exist_ok=True)
+            write(f"{folder}/p{i}.png", image)
+    of_drawings = recipe(input="sketch", pair_folders="after/before", limit=1)
+    images = data.open_split(record(of_drawings, "nowhere"), "data", "val", CACHE)
+    assert images.channels == 6
+    assert np.array_equal(images.picture(0)[..., :3], colours)
+    other = record(replace(of_drawings, pair_folders="x/y"), "nowhere")
+    with pytest.raises(UserError, match="say --pair-folders"):  # it has neither these nor known ones
+        data.open_split(other, "data", "val", CACHE)
+    shutil.move("data", "old")
+    for folder, name in (("after", "color"), ("before", "sketch")):
+        shutil.move(f"old/{folder}", f"data/{name}")
+    assert data.open_split(other, "data", "val", CACHE).channels == 6
 
 
 def faded(image: Array, keep: float) -> Array:

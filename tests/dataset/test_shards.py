@@ -169,6 +169,7 @@ packing.pack(open_tree("photos", Path("cache"), []), Path("shards"), 32, 1)
 def test_packing_goes_on_where_it_was_killed_and_ends_with_the_same_files(shard: str) -> None:
     write_set()
     Path("photos/bad.jpg").write_bytes(b"no image")
+    os.symlink("nowhere.jpg", "photos/gone.jpg")
     packed(out="whole", size=32)
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", KILLED, shard], env=environment, check=False)

@@ -33,10 +33,12 @@ def make_run(
     protocol: dict[str, Any] = PROTOCOL,
     seed: int = 0,
     recipe: dict[str, Any] | None = None,
+    **record: Any,
 ) -> Path:
     """Write a run whose epochs 5, 10 ... have about these PSNR; the highest is the best by CIEDE2000, too."""
     run = Path("runs", name)
-    write_run(run, RunRecord(recipe=Recipe("x", **(recipe or {})), data="demo", fingerprints={}, mean_ab=(0.0, 0.0)))
+    given = {"data": "demo", "fingerprints": {}, "mean_ab": (0.0, 0.0), **record}
+    write_run(run, RunRecord(recipe=Recipe("x", **(recipe or {})), **given))
     gray = {"psnr_db": np.arange(len(stems), dtype=float), "ciede2000": np.full(len(stems), 12.0)}
     per_image, rows = {"gray": gray}, {"gray": scores.make_row("gray", gray, stems)}
     for i, mean in enumerate(psnr_db, 1):
@@ -309,6 +311,14 @@ def test_sides_that_are_no_several_trainings_are_refused() -> None:
     with pytest.raises(UserError, match=r"b1 and b3 of one side have epochs \d+ and 7"):
         compare(ours, [theirs[1], longer], force=False)
     assert compare(ours, [theirs[1], longer], force=True).not_alike
+    apart = {
+        "other training pictures": {"fingerprints": {"train": "other"}},
+        r"begun with other weights, none and photo\.ts": {"init": "photo.ts"},
+    }
+    for seed, (problem, record) in enumerate(apart.items(), 5):
+        run = make_run(f"b{seed}", psnr_db=(22.0,), recipe={"seed": seed}, **record)
+        with pytest.raises(UserError, match=f"b1 and b{seed} of one side have {problem}"):
+            compare(ours, [theirs[1], (run, None)], force=False)
     other = (make_run("b4", psnr_db=(22.0,), recipe={"seed": 4}, protocol={**PROTOCOL, "size": 64}), None)
     with pytest.raises(UserError, match="runs/a0, runs/a1, runs/b1 and runs/b4 are not alike: b4: size 32 and 64"):
         compare(ours, [theirs[1], other], force=False)

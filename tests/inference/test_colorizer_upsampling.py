@@ -237,6 +237,15 @@ def test_white_lines_on_black_get_no_rims(width: int, upsampling: str) -> None:
     assert (out.int() - 117).abs().max() <= 1  # what the network paints; black rims had 3 to 9
 
 
+@pytest.mark.parametrize("upsampling", UPSAMPLINGS)
+def test_white_shapes_on_black_get_no_rims(upsampling: str) -> None:
+    sketch = torch.zeros(1, 1, SIZE * FACTOR, SIZE * FACTOR, dtype=torch.uint8)
+    sketch[..., 40:90, 50:110] = 255
+    colorizer = Colorizer(Paint((0.46, 0.46, 0.46), True), "sketch", "rgb", SIZE, 8)
+    colorizer.upsampling = upsampling
+    assert (colorizer(sketch).int() - 117).abs().max() <= 1
+
+
 @pytest.mark.parametrize(("x_kind", "width"), [("sketch", 1), ("line", 2)])
 @pytest.mark.parametrize("forgets", [False, True])
 @pytest.mark.parametrize("upsampling", UPSAMPLINGS)

@@ -1,5 +1,6 @@
 """Progress: times in words, lines where there is no terminal, and a reader that goes away."""
 
+import io
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -79,6 +80,16 @@ def test_a_reader_that_goes_away_ends_nothing() -> None:
     assert (process.returncode, Path("done").exists()) == (2, True)
 
 
-def test_what_is_said_arrives_at_once(capsys: pytest.CaptureFixture[str]) -> None:
-    say("a line")
-    assert capsys.readouterr().out == "a line\n"
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+def test_streams_that_were_closed_before_the_start_end_nothing(closed: str) -> None:
+    call = ["sh", "-c", f'exec "$@" {closed}', "sh", sys.executable, "-c", PROGRAM, str(Path("done").absolute())]
+    assert subprocess.run(call, cwd=ROOT, capture_output=True).returncode == 2
+    assert Path("done").exists()
+
+
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_what_is_said_arrives_at_once(stream: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = io.BytesIO()
+    monkeypatch.setattr(sys, stream, io.TextIOWrapper(io.BufferedWriter(kept)))  # as a pipe, it keeps what it is given
+    say("a line") if stream == "stdout" else progress.write("a line", stream)
+    assert kept.getvalue() == b"a line\n"

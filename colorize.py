@@ -193,7 +193,7 @@ def report(jobs: Iterable["Job"], total: int, out: Path, as_json: bool, table: T
     from runtime.progress import track, write
 
     finished, began = [], time.monotonic()
-    for job in track(jobs, "colourising", total, lines=False):
+    for job in track(jobs, "colourising", total):
         try:
             tqdm.write(json.dumps(job.record()) if as_json else str(job), file=table)
             table.flush()

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 def load_epoch(
-    run: Path | None, epoch: str | None, average: str | None, precision: str
+    run: Path | None, epoch: str | None, average: str | None, precision: str, devices: str
 ) -> "tuple[Path, Colorizer, ExportRecord]":
     """Return a run's folder, the Colorizer of one saved epoch, or of the mean of some, and what a file says of it."""
     import torch
@@ -54,12 +54,12 @@ def load_epoch(
         run_record, paths = read_run(folder), [epoch_path(folder, number) for number in numbers]
         seen = run_record.trained_on
         record = ExportRecord(run_record.recipe, numbers[-1], precision, trained_on=seen, averaged=average)
-        say(f"exporting {folder}: {record}")
+        say(f"exporting {folder}: {record}; compared on {devices}")
         return folder, build_trained(*average_generators(paths), paths[-1], cpu), record
     number, why = best_or_last(folder) if epoch is None else (choose_epochs(folder, epoch, all_epochs=False)[0], "")
     run_record = read_run(folder)
     record = ExportRecord(run_record.recipe, number, precision, trained_on=run_record.trained_on)
-    say(f"exporting {folder}: {record}{f' ({why})' if why else ''}")
+    say(f"exporting {folder}: {record}{f' ({why})' if why else ''}; compared on {devices}")
     if epoch == "best":
         say(why_best(read_scores(folder)))
     return folder, load_colorizer(folder, number, cpu), record
@@ -116,13 +116,13 @@ def main(
     cpu = torch.device("cpu")
     devices = list(dict.fromkeys([cpu, pick_device(device)]))
     if model is None:
-        place, colorizer, record = load_epoch(run, epoch, average, precision)
+        place, colorizer, record = load_epoch(run, epoch, average, precision, " and ".join(map(str, devices)))
     else:
         source = checkpoint.find_model(model)
         colorizer, record = exporters.load_trained(source)
         record = replace(record, precision=precision, format=checkpoint.EXPORT_FORMAT, torch=torch.__version__)
         place = source.parent
-        say(f"exporting {source}: {record}")
+        say(f"exporting {source}: {record}; compared on {' and '.join(map(str, devices))}")
     path = Path(out or ("colorizer.html" if format_ == "html" else place / f"generator.{format_}"))
     if model is not None and not out and path.exists() and path.samefile(source):
         raise UserError(f"{path} is the model itself: name another file with --out")

@@ -95,7 +95,7 @@ def main(
     from imaging.files import find_images, read_image, write_image
     from imaging.pixels import contact_sheet, resize
     from runtime.run_folder import RECORD, outputs_path, read_run
-    from training.setup import given_fields
+    from training.setup import given_fields, remembered
 
     if recipe is None and data and not (run and Path(run, RECORD).exists()):
         recipe = find_recipe(str(data), pair, pair_folders)
@@ -107,6 +107,10 @@ def main(
     resume = (folder / RECORD).exists()
     if resume and quick:
         require_quick(folder, given_fields(Recipe, set_, size=size, batch_size=batch_size, limit=limit))
+    if resume and data:
+        known = read_run(folder).data
+        if remembered(str(data)) != known and Path(known).exists():  # else it may have been moved
+            raise UserError(f"{folder} was trained on {known}: to train on {data} name another folder with --run")
     if resume:
         say(f"{folder} holds a run: it goes on as it was begun; to begin another, name another folder with --run")
     train.main(recipe=recipe, data=data, weights=weights, resume=resume, quick=quick and not resume, **given, **reading)

@@ -135,13 +135,18 @@ def save_samples(run: Path, recipe: Recipe, epoch: int, images: "ImageSet", devi
 
 
 def begin(
-    recipe: str, data: str | None, run: Path | None, given: dict[str, Any], weights: Path | None, quick: bool
-) -> "Setup":
-    """Settle a new run; `quick` fields give way to those that the user set. Raises UserError."""
+    recipe: str, data: str | None, run: Path | None, given: dict[str, Any], weights: Path | None,
+    quick: bool, shares_batch: bool,
+) -> "Setup":  # fmt: skip
+    """Settle a new run; `quick` fields give way to those that the user set. Raises UserError.
+
+    `shares_batch`: the batch of all processes is given, so that of one is not.
+    """
     from models import fit_networks, quick_fields
     from training.setup import Setup
 
-    given = (quick_fields(known_recipe(recipe)) if quick else {}) | given
+    short = quick_fields(known_recipe(recipe)) if quick else {}
+    given = {key: value for key, value in short.items() if not (shares_batch and key == "batch_size")} | given
     made = fit_networks(make_recipe(recipe, given))
     if data is None and made.name != DEMO:
         raise UserError(f"recipe {made.name} needs --data PATH (or --data {DEMO})")
@@ -221,7 +226,7 @@ def main(
             raise UserError("--init begins a new run: --resume goes on with the weights that a run has")
         plan = setup.go_on(folder, stored, recipe, data, given, weights)
     else:
-        plan = begin(recipe or DEMO, data, run, given, weights, quick)
+        plan = begin(recipe or DEMO, data, run, given, weights, quick, global_batch is not None)
     plan = setup.complete(plan, global_batch, writes=not (dry_run or audited))
     setup.require_effect(plan.recipe, given)
     made, folder, on = plan.recipe, plan.folder, pick_device(device)

@@ -166,6 +166,8 @@ def main(
     )  # fmt: skip
     folder, weights = Path(run or RUNS / "classifier"), require_folder(weights)
     stored = setup.find_stored(folder, run_folder.ClassifierRecord, data) if resume else None
+    if weights and not (stored.recipe if stored else ClassifierRecipe(**given)).pretrained:
+        raise UserError("--weights has no effect here: it needs --pretrained; leave it out")
     if stored is not None:
         plan = setup.go_on(folder, stored, None, data, given, weights)
     elif data is None:

@@ -103,13 +103,13 @@ def colorfulness(image: Array) -> float:
     return float(np.sqrt(variance.clip(0).sum()) + 0.3 * np.hypot(*mean))
 
 
-def is_coloured(pixels: Depth) -> bool:
+def is_coloured(pixels: Depth, share: float = SHARE) -> bool:
     """Tell a picture with colours from a gray, sepia or yellowed one.
 
     A tint, a toning or old paper makes a and b smooth functions of L, and stains those of place. So a and b are
     fitted by polynomials, the second time without the pixels that are farthest off, and it is counted how many
-    are off by more than COLOURED. Of 120 colour photographs 117 are told from 29 of 30 old, sepia and yellowed ones,
-    and from all of the 120 when they are made sepia, or gray with a red stamp.
+    are off by more than COLOURED: more than `share` of all. Of 120 colour photographs 117 are told from
+    29 of 30 old, sepia and yellowed ones, and from all of the 120 when they are made sepia, or gray with a red stamp.
     """
     step = max(1, max(pixels.shape[:2]) // 1024)
     planes = torch.from_numpy(np.ascontiguousarray(pixels[::step, ::step])).permute(2, 0, 1)[None]
@@ -123,7 +123,7 @@ def is_coloured(pixels: Depth) -> bool:
         near = off <= off.quantile(1 - SHARE)
         tint = torch.linalg.lstsq(terms[near], ab[near], driver="gelsd").solution
         off = (ab - terms @ tint).square().sum(1).sqrt()
-    return float((off > COLOURED).double().mean()) > SHARE
+    return float((off > COLOURED).double().mean()) > share
 
 
 def resize(image: Array, height: int, width: int) -> Array:

@@ -25,7 +25,7 @@ class Maps(NamedTuple):
     colours: Tensor  # C = 2: ab/110. C = 3: RGB - guide in [-1, 1], or for line art RGB in [0, 1]
     gain: Tensor  # C like colours: how much they change per unit of the guide; 0 where upsampling is bicubic
     guide: Tensor  # C = 1: lightness L/100 or luma of the small image, in [0, 1]
-    ground: Tensor  # line art: C = 1, the guide without bright lines that are thinner than 5 px; 0 in a dark image. Else C = 0
+    ground: Tensor  # line art: C = 1, the guide without bright lines thinner than 5 px; 0 in a dark image. Else C = 0
     detail: Tensor  # output Lab: C = 1, in [0, 1], the share of the input's detail to keep. Else C = 0
     seen: Tensor  # output Lab: C = 1, the L/100 that the network saw. Else C = 0
 

@@ -67,11 +67,11 @@ class RunRecord(Record):
 
     @property
     def trained_on(self) -> str:
-        """What a model of this run has seen, in words, without the path."""
-        if self.data == DEMO:
+        """What a model of this run has seen, and what it began with, in words, without paths."""
+        if self.data == DEMO and not self.init:
             return "drawn scenes alone: expect wrong colours on photographs"
         count = f", {self.images['train']:,} pictures" if "train" in self.images else ""
-        return f"{Path(self.data).name}{count}"
+        return f"{Path(self.data).name}{count}{f', from {Path(self.init).name}' if self.init else ''}"
 
     def __post_init__(self) -> None:
         a, b = self.mean_ab  # JSON has lists alone

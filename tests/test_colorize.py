@@ -155,6 +155,17 @@ def test_people_read_lines(
     assert records(capsys.readouterr().out)[0]["status"] == "skipped"
 
 
+def test_without_a_terminal_stderr_says_what_is_left(
+    model: Path, scans: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("FIRST_LINE_S", "LINE_INTERVAL_S"):
+        monkeypatch.setattr(f"runtime.progress.{name}", 0.0)
+    colorize.main([scans], model=model, device="cpu")
+    out, err = capsys.readouterr()
+    assert [record["status"] for record in records(out)] == ["done"] * 3
+    assert re.search(r"^colourising: 1 of 3, about .* left$", err, re.MULTILINE)
+
+
 def test_a_run_is_coloured_with_as_it_is(scans: Path, trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert len(colorize.main([scans], run=trained, epoch="1", device="cpu")) == 3
     said = capsys.readouterr().err

@@ -101,7 +101,7 @@ def test_the_best_epoch_is_exported_and_named(
     path = export.main(run=run, epoch="best", device="cpu")
     assert load_exported(path, CPU).record.epoch == 1
     said = capsys.readouterr().out.splitlines()
-    assert said[:2] == [f"exporting {run}: {load_exported(path, CPU).record}", "best by the scores"]
+    assert said[:2] == [f"exporting {run}: {load_exported(path, CPU).record}; compared on cpu", "best by the scores"]
 
 
 def test_by_default_the_best_scored_epoch_is_exported_else_the_last(
@@ -114,7 +114,7 @@ def test_by_default_the_best_scored_epoch_is_exported_else_the_last(
     record = load_exported(export.main(run=run, device="cpu"), CPU).record
     assert record.epoch == 1
     said = capsys.readouterr().out
-    assert f"exporting {run}: recipe coco, epoch 1, fp32, trained on {record.trained_on} (the best scored)" in said
+    assert f"exporting {run}: recipe coco, epoch 1, fp32, trained on {record.trained_on} (the best scored); " in said
     assert record.trained_on == "drawn scenes alone: expect wrong colours on photographs"
 
 
@@ -155,7 +155,7 @@ def test_a_generator_ts_is_exported_again(
     image = torch.randint(0, 256, (2, 3, 50, 70), dtype=torch.uint8)
     apart = (one.module.float()(image).int() - other.module(image).int()).abs()
     assert apart.max() <= limit
-    assert f"exporting {first}: {other.record}" in capsys.readouterr().out
+    assert f"exporting {first}: {other.record}; compared on cpu" in capsys.readouterr().out
     before = first.read_bytes()
     with pytest.raises(UserError, match=r"generator\.ts is the model itself: name another file with --out"):
         export.main(model=first, device="cpu")

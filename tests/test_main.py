@@ -65,7 +65,8 @@ def test_stages_are_given_the_options(monkeypatch: pytest.MonkeyPatch, begun: bo
     run = Path("runs/coco-resnet" if begun else "runs/coco-resnet-quick")
     run.mkdir(parents=True)
     if begun:
-        (run / "recipe.json").touch()
+        made = config.make_recipe("coco-resnet", {})
+        write_run(run, RunRecord(recipe=made, data="photos", fingerprints={}, mean_ab=(0, 0)))
     with pytest.raises(InterruptedError):
         main.main(**options, **rest, quick=not begun)
     assert given == {
@@ -97,6 +98,28 @@ def test_a_first_look_is_a_run_of_its_own(monkeypatch: pytest.MonkeyPatch) -> No
     with pytest.raises(InterruptedError):
         main.main(recipe="coco", data="photos", quick=True)  # in runs/coco-quick
     assert begun == [True, True, False]
+
+
+def test_a_second_folder_is_no_resume_of_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(**_: object) -> NoReturn:
+        raise InterruptedError
+
+    monkeypatch.setattr("train.main", stop)
+    for name in ("one", "two"):
+        Path(name).mkdir()
+    record = RunRecord(
+        recipe=config.make_recipe("coco", {}), data=str(Path("one").absolute()), fingerprints={}, mean_ab=(0, 0)
+    )
+    write_run(Path("runs/coco"), record)
+    with pytest.raises(
+        UserError, match=r"^runs/coco was trained on .*one: to train on two name another folder with --run"
+    ):
+        main.main(recipe="coco", data="two")
+    with pytest.raises(InterruptedError):
+        main.main(recipe="coco", data="one")
+    Path("one").rename("moved")
+    with pytest.raises(InterruptedError):
+        main.main(recipe="coco", data="moved")
 
 
 def test_without_a_recipe_the_pictures_decide(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -135,8 +158,8 @@ def test_a_new_run_of_a_name_looks_at_the_pictures_and_one_that_is_there_goes_on
     for _ in range(2):
         with pytest.raises(InterruptedError):
             main.main(data=str(tmp_path / "photos"), run=run)
-        run.mkdir(exist_ok=True)
-        (run / "recipe.json").touch()
+        record = {"data": str(tmp_path / "photos"), "fingerprints": {}, "mean_ab": (0, 0)}
+        write_run(run, RunRecord(recipe=config.make_recipe("coco", {}), **record))
     assert given == ["coco", None]
 
 

@@ -579,6 +579,19 @@ def test_a_run_starts_from_a_network_that_normalises_by_the_batch(pictures: Path
         assert all(torch.allclose(theirs[name], ours[name], atol=1e-9) for name in theirs if name.endswith("weight"))
 
 
+def test_a_model_says_what_it_was_started_from(pictures: Path, trained: Path) -> None:
+    run = read_run(begin(pictures, str(trained), "fine"))
+    assert run.trained_on == f"{pictures.name}, 12 pictures, from {trained.name}"
+
+
+def test_quick_takes_the_batch_of_all_processes(pictures: Path) -> None:
+    options = {"recipe": "unet32", "data": str(pictures), "epochs": 1, "device": "cpu"}
+    run = train.main(**options, quick=True, global_batch=4)
+    assert read_run(run).recipe.batch_size == 4
+    with pytest.raises(UserError, match="give one of them"):
+        train.main(**options, quick=True, global_batch=4, batch_size=2, run=Path("other"))
+
+
 def test_a_run_starts_from_an_exported_file_that_can_be_trained_on(pictures: Path, trained: Path) -> None:
     for trainable in (True, False):
         export.main(run=trained, out=Path(f"{trainable}.ts"), trainable=trainable, device="cpu")

@@ -265,6 +265,12 @@ def test_fine_tuning_starts_from_published_weights(pictures: Path, weights_folde
     torch.testing.assert_close(saved_weights(again, 1)["conv1.weight"], published["conv1.weight"])
 
 
+def test_weights_that_nothing_reads_are_refused(pictures: Path) -> None:
+    Path("w").mkdir()
+    with pytest.raises(UserError, match=r"^--weights has no effect here: it needs --pretrained"):
+        train_classifier.main(**{**TINY, "data": str(pictures), "weights": Path("w")})
+
+
 def test_what_is_not_finite_is_never_saved(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(training: Training, *_: Any) -> Tensor:
         next(training.classifier.parameters()).data.fill_(math.inf)

@@ -216,6 +216,8 @@ class Status:
         is_long = left > LONG_S and isinstance(self.recipe, Recipe)
         look = "; for a first look in minutes: --quick" if is_long else ""
         whole = f"{self.recipe.epochs} epochs of {self.images:,} pictures"
+        if self.state.steps > self.done:  # others were taken before this start
+            whole, look = f"the rest of {whole}, from epoch {self.state.epoch} on", ""
         say(f"{whole}: about {duration(left)} here{condition}; Ctrl-C keeps what is done{look}")
 
     def say(self) -> None:

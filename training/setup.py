@@ -27,6 +27,7 @@ from training.loop import State, handled
 
 # what a resume may change
 RESUMABLE = {"epochs", "save_every", "log_every", "lr", "lr_d", "precision", "memory_format", "compile", "on_nan"}
+STAMP = 0.02  # of a picture: a stamp, or a note in red, has less colour
 MAX_LOOKED_AT = 64  # training pictures of which it is checked whether they have colours
 LIBRARIES = ("torch", "torchvision", "numpy", "pillow", "scikit-image")
 Stored = RunRecord | ClassifierRecord
@@ -182,7 +183,9 @@ class Setup:
         known = [self.stored.fingerprints, *(entry.get("fingerprints") for entry in self.stored.resumed)]
         if found["fingerprints"] not in known and self.data != self.stored.data:
             trained = f"{self.stored.data}, with which {self.folder} was trained"
-            hint = f"to train on others begin a new run, with --init {self.folder}"
+            hint = (
+                f"to train on others name another folder with --run, and --init {self.folder} to start from its weights"
+            )
             raise UserError(f"{self.data} does not hold the images of {trained}; {hint}")
         if found["fingerprints"] != self.stored.fingerprints:
             say("the images have changed since this run began: it goes on with those there are now")
@@ -318,17 +321,18 @@ def faults(images: Mapping[str, ImageSet]) -> str:
 
 
 def require_colour(images: ImageSet) -> None:
-    """Look at some of the pictures to train on, and say so where many have no colour.
+    """Look at some of the pictures to train on, and say so where many have little colour.
 
-    Raises UserError where none has.
+    Raises UserError where none has more than a stamp.
     """
     ids = evenly_spaced(len(images), MAX_LOOKED_AT)
-    gray = [images.stems[i] for i in ids if not is_coloured(images.picture(i)[..., :3].copy())]
-    if len(gray) == len(ids):
+    pictures = {images.stems[i]: images.picture(i)[..., :3].copy() for i in ids}
+    gray = [stem for stem, picture in pictures.items() if not is_coloured(picture)]
+    if len(gray) == len(ids) and not any(is_coloured(picture, STAMP) for picture in pictures.values()):
         problem = f"no colour in the {len(ids)} training pictures looked at"
         raise UserError(f"{problem}: there is nothing to learn from them; colorize.py colours such pictures")
     if len(gray) > len(ids) / 4:
-        problem = f"{len(gray)} of {len(ids)} training pictures looked at have no colour"
+        problem = f"{len(gray)} of {len(ids)} training pictures looked at have little or no colour"
         say(f"WARNING: {problem}: {listed(gray)}; take them out, or gray ones with --set min_colorfulness=15")
 
 

@@ -113,12 +113,13 @@ def test_a_record_has_the_means_of_its_interval(
 
 
 def watch(
-    recipe: AnyRecipe, images: int, seconds: list[float], patch: pytest.MonkeyPatch, compiled: bool = False
-) -> None:
+    recipe: AnyRecipe, images: int, seconds: list[float], patch: pytest.MonkeyPatch, compiled: bool = False,
+    epoch: int = 1, steps: int = 0,
+) -> None:  # fmt: skip
     """Let a Status see steps that take so long each."""
     now = [100.0]
     patch.setattr("time.monotonic", lambda: now[0])
-    made = state(epoch=1, step=0, steps=0, compiled=compiled)
+    made = state(epoch=epoch, step=0, steps=steps, compiled=compiled)
     status = Status(made, recipe, steps=images // recipe.batch_size, images=images)
     for i, took in enumerate(seconds):
         now[0] += took
@@ -135,6 +136,18 @@ def test_status_lines_come_by_time_and_say_what_is_left(
     assert said[1] == "epoch 1/3 | L1 1 D-real 1 | 1.3 images/s | 3 min left"  # 3 steps, in 9 s
     assert said[2] == "epoch 1/3 | L1 1 D-real 17.5 | 2.0 images/s | 2 min left"  # the next 60 s: steps 4 to 33
     assert len(said) == 3
+
+
+def test_a_resume_says_how_long_the_rest_takes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = Recipe("x", epochs=40, batch_size=4)
+    watch(recipe, 120, [60.0] * 10, monkeypatch, epoch=31, steps=900)
+    first = capsys.readouterr().out.splitlines()[0]
+    assert first.startswith("the rest of 40 epochs of 120 pictures, from epoch 31 on: about 5.0 h here")
+    assert "--quick" not in first
+    watch(recipe, 120, [60.0] * 10, monkeypatch)
+    assert capsys.readouterr().out.splitlines()[0].endswith("--quick")
 
 
 def test_steps_on_halved_pictures_count_as_half(

@@ -125,11 +125,13 @@ def test_what_was_left_out_stands_below_what_is_announced(capsys: pytest.Capture
     assert capsys.readouterr().out.splitlines()[-2:] == ["left out: this", "left out: that"]
 
 
-def noise(count: int, colourful: int) -> ImageSet:
-    """Return pictures of which the first few are colourful, the others sepia."""
+def noise(count: int, colourful: int, spot: bool = False) -> ImageSet:
+    """Return pictures of which the first few are colourful, or have a `spot` of colour, the others sepia."""
     gray = np.random.default_rng(0).integers(0, 256, (4, 4, 1), np.uint8).repeat(8, 0).repeat(8, 1)
     sepia = (gray * np.array([1.0, 0.85, 0.7])).astype(np.uint8)
     hues = np.random.default_rng(1).integers(0, 256, (4, 4, 3), np.uint8).repeat(8, 0).repeat(8, 1)
+    if spot:  # 6 %
+        hues[4:], hues[:4, 16:] = sepia[4:], sepia[:4, 16:]
     pixels = np.concatenate([hues if i < colourful else sepia for i in range(count)]).ravel()
     index = np.array([[i * hues.size, 32, 32] for i in range(count)])
     return ImageSet([f"p{i}" for i in range(count)], [""] * count, pixels, index, 3, [], 0, "key")
@@ -142,9 +144,10 @@ def test_pictures_without_colour_are_noticed(capsys: pytest.CaptureFixture[str])
     assert capsys.readouterr().out == ""
     setup.require_colour(noise(8, 1))
     said = capsys.readouterr().out
-    assert said.startswith(
-        "WARNING: 7 of 8 training pictures looked at have no colour: p1, p2, p3, p4, p5 and 2 more; take"
-    )
+    begun = "WARNING: 7 of 8 training pictures looked at have little or no colour"
+    assert said.startswith(f"{begun}: p1, p2, p3, p4, p5 and 2 more; take")
+    setup.require_colour(noise(8, 8, spot=True))  # as of comics with a spot colour
+    assert "WARNING: 8 of 8 training pictures" in capsys.readouterr().out
 
 
 def test_a_new_run_on_pictures_without_colour_is_refused(tmp_path: Path) -> None:

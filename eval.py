@@ -137,6 +137,8 @@ def main(
         scorer = on if on.type == "cuda" else torch.device("cpu")  # MPS has no float64
         with distributed.in_turn():
             metrics = load_metrics(images, record.recipe.test_size, scorer, metric, classifier, weights)
+        named = [sorted(each) for each in (metrics.per_image, metrics.of_truth, metrics.per_folder)]
+        distributed.require_same({"metrics": named, "weights": metrics.weights, "device": scorer.type})
         with nullcontext() if distributed.rank() else rendering(folder):
             scores = evaluate(folder, epochs, images, metrics, on)
         if scores is None:  # of another process, which goes on with it

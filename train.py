@@ -264,6 +264,18 @@ def main(
         return run_training(plan, gan, items, loading, on, init, cache_gb)
 
 
+def draw(run: Path, recipe: Recipe, epoch: int, images: "ImageSet", device: "torch.device", steps: int) -> None:
+    """Draw what an epoch has come to: some of the pictures, and the losses; says so where all colours are the same."""
+    from reporting.curves import plot_losses
+    from runtime.progress import say
+    from runtime.run_folder import LOG, read_records
+
+    if save_samples(run, recipe, epoch, images, device) and steps >= MIN_LEARNED_STEPS:
+        alike = "the generator gives every picture the same colours"
+        say(f"epoch {epoch}: {alike}; begin anew with a smaller lr or lambda_gan")
+    plot_losses(run / "losses.png", read_records(run / LOG))
+
+
 def restore(plan: "Setup", gan: "Gan", init: str | None, is_owner: bool = False) -> "State":
     """Return the state of a run that begins or goes on, with the weights that its networks have there.
 
@@ -292,11 +304,10 @@ def run_training(
 
     from data import mean_ab, steps_per_epoch, training_batches
     from inference.checkpoint import save_generator
-    from reporting.curves import plot_losses
     from reporting.summary import score_command
     from runtime import distributed
     from runtime.progress import say
-    from runtime.run_folder import LOG, RunRecord, read_records
+    from runtime.run_folder import RunRecord
     from training import setup
     from training.gan import make_batch, schedule, train_step
     from training.loop import fit, keep_finite
@@ -332,15 +343,14 @@ def run_training(
             return train_step(gan, batch, made, adversarial=schedule(gan, made, state, steps))
 
     def save(epoch: int) -> None:
-        if rank:
-            return
-        save_generator(folder, epoch, made, gan.generator if gan.ema is None else gan.ema.module)
-        if save_samples(folder, made, epoch, images["val"], on) and state.steps >= MIN_LEARNED_STEPS:
-            alike = "the generator gives every picture the same colours"
-            say(f"epoch {epoch}: {alike}; begin anew with a smaller lr or lambda_gan")
-        plot_losses(folder / "losses.png", read_records(folder / LOG))
+        if not rank:
+            save_generator(folder, epoch, made, gan.generator if gan.ema is None else gan.ema.module)
 
-    fit(folder, made, state, images, batches, step, save, "python train.py", made.pretrain_epochs)
+    def show(epoch: int) -> None:
+        if not rank:
+            draw(folder, made, epoch, images["val"], on, state.steps)
+
+    fit(folder, made, state, images, batches, step, save, show, "python train.py", made.pretrain_epochs)
     say(f"trained {made.epochs} epochs; see which is best: {score_command(folder)}")
     return folder
 

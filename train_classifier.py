@@ -238,7 +238,6 @@ def run_training(
     from training.loop import fit, keep_finite
 
     made, folder, classifier = plan.recipe, plan.folder, training.classifier
-    classes = classifier.classes
     rank, world, state = distributed.rank(), distributed.world(), restore(plan, training, on)
     loading = Loading(made.load_size, made.fit, "none", False)
     images = plan.load_splits(items, loading, cache_gb)
@@ -248,9 +247,9 @@ def run_training(
     if plan.stored is not None:
         plan.record_resume(images)
     else:
-        own = {"classes": classes, "memory_format": training.memory_format}
+        own = {"classes": classifier.classes, "memory_format": training.memory_format}
         plan.record(run_folder.ClassifierRecord, loading, images, **own)
-    labels = {n: torch.tensor(classifiers.label_ids(split.labels, classes)) for n, split in images.items()}
+    labels = {n: torch.tensor(classifiers.label_ids(split.labels, classifier.classes)) for n, split in images.items()}
     steps = steps_per_epoch(len(images["train"]), state.batch)
     training.classifier_ddp = distributed.averaging(classifier)
 
@@ -269,14 +268,16 @@ def run_training(
 
     def save(epoch: int) -> None:
         scores = validate(classifier, made, images["val"], labels["val"], epoch)
-        if rank:
-            return
-        classifiers.save_classifier(folder, epoch, classifier)
-        classifiers.write_accuracy(folder, scores)
-        plot_losses(folder / "losses.png", run_folder.read_records(folder / run_folder.LOG))
-        say(f"epoch {epoch} | {in_words(scores)}")
+        if not rank:
+            classifiers.save_classifier(folder, epoch, classifier)
+            classifiers.write_accuracy(folder, scores)
+            say(f"epoch {epoch} | {in_words(scores)}")
 
-    fit(folder, made, state, images, batches, step, save, "python train_classifier.py")
+    def show(epoch: int) -> None:
+        if not rank:
+            plot_losses(folder / "losses.png", run_folder.read_records(folder / run_folder.LOG))
+
+    fit(folder, made, state, images, batches, step, save, show, "python train_classifier.py")
     best = classifiers.best_accuracy(folder)
     say(f"trained {made.epochs} epochs; the best is {best.epoch}: {in_words(best)}")
     say(f"score colourised pictures with it: python eval.py --classifier {quote(str(folder))}")

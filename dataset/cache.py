@@ -111,7 +111,7 @@ def remove_leftovers(cache: Path) -> None:
     """Remove what killed processes left half made; what a living one is making stays."""
     for partial in cache.glob(f"*{PARTIAL}"):
         with suppress(OSError), open(partial / LOCK, "ab") as held:
-            if lock(held, certain=True):
+            if lock(held, certain=True) and is_current(held):  # or it was made anew since
                 shutil.rmtree(partial, ignore_errors=True)
 
 

@@ -218,6 +218,11 @@ def test_one_process_trains_a_run(run: Path, pictures: Path, capsys: pytest.Capt
     Path("new", LOCK).write_text("box since noon")  # of a process that was killed while it decoded
     train.main(run=Path("new"), recipe="coco", data=str(pictures), epochs=1, **TINY)
     assert "its last owner, box since noon, was killed; taken over" in capsys.readouterr().out
+    Path("newer").mkdir()
+    for left in (run_folder.RENDER_LOCK, ".recipe.json.0123.tmp"):  # of one that was killed while it wrote its record
+        Path("newer", left).touch()
+    train.main(run=Path("newer"), recipe="coco", data=str(pictures), epochs=1, **TINY)
+    assert not [*Path("newer").glob(".*")]
 
 
 @pytest.mark.parametrize(

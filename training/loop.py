@@ -117,6 +117,7 @@ class Log:
     def clear(self) -> None:
         """Begin an interval."""
         self.sums: dict[str, Tensor] = {}
+        self.finite: list[Tensor] = []  # of each step, whether it counts
         self.steps, self.images, self.waited, self.started = 0, 0, 0.0, time.perf_counter()
 
     def add(self, terms: Mapping[str, Tensor], images: int, waited: float) -> None:
@@ -124,6 +125,7 @@ class Log:
         if self.skip:
             finite = torch.stack([*terms.values()]).isfinite().all()
             terms = {name: value.where(finite, 0.0) for name, value in terms.items()} | {FINITE_SHARE: finite.float()}
+            self.finite.append(finite)
         for name, value in terms.items():
             self.sums[name] = self.sums[name] + value if name in self.sums else value
         self.steps, self.images, self.waited = self.steps + 1, self.images + images, self.waited + waited
@@ -137,8 +139,10 @@ class Log:
         means, done = dict(zip(self.sums, values, strict=True)), self.state.progress
         if self.skip:
             share = means.pop(FINITE_SHARE)
-            means = {name: value / share if share else math.nan for name, value in means.items()}
-            means |= {"skipped": round(self.steps * (1 - share), 3)} if share < 1 else {}
+            every = distributed.gather(torch.stack(self.finite).tolist())
+            skipped = sum(not all(flags) for flags in zip(*every, strict=True))  # one process's gradients spoil all
+            means = {name: value / share if skipped < self.steps else math.nan for name, value in means.items()}
+            means |= {"skipped": skipped} if skipped else {}
         broken = " ".join(name for name, value in means.items() if not math.isfinite(value))
         if broken:
             raise UserError(f"{broken} not finite by step {done['steps']}; nothing was overwritten: {REMEDY}")
@@ -299,16 +303,12 @@ def noted_signals() -> Iterator[list[int]]:
 
 
 def fit(
-    run: Path,
-    recipe: AnyRecipe,
-    state: State,
-    images: Mapping[str, ImageSet],
+    run: Path, recipe: AnyRecipe, state: State, images: Mapping[str, ImageSet],
     batches: Callable[[int, int, list[int]], Iterator[Any]],
     step: Callable[[Any], Mapping[str, Tensor]],
-    save: Save,
-    command: str,
-    last_of_stage: int = 0,
-) -> None:
+    save: Save, show: Save,
+    command: str, last_of_stage: int = 0,
+) -> None:  # fmt: skip
     """Train to the last epoch, or until a signal comes; state.pt is written every save_every epochs.
 
     Args:
@@ -317,6 +317,7 @@ def fit(
         batches: epoch, first step and the signals that have come, which end a wait -> that epoch's batches from there.
         step: updates the networks on a batch; returns its loss terms, detached scalars on the device.
         save: writes what is for use, before state.pt.
+        show: writes what is to look at, after it, so that nothing is lost where it fails.
         command: what the user runs to resume.
         last_of_stage: epoch after which the loss terms change, so that no record is of both; 0 = none.
 
@@ -349,7 +350,7 @@ def fit(
                 saver.save(bool(due))
                 started = time.perf_counter()
             if state.step >= steps:
-                _finish_epoch(run, recipe, log, save, last_of_stage)
+                _finish_epoch(run, recipe, log, save, show, last_of_stage)
             stop = stop or agreed(2 * sum(caught[:1])) // 2
         agreed.finish()
         if stop:
@@ -399,7 +400,7 @@ def _say_left_out(images: Mapping[str, ImageSet]) -> None:
             say(f"left {split.gray} near-gray pictures out of {name} (min_colorfulness)")
 
 
-def _finish_epoch(run: Path, recipe: AnyRecipe, log: Log, save: Save, last_of_stage: int) -> None:
+def _finish_epoch(run: Path, recipe: AnyRecipe, log: Log, save: Save, show: Save, last_of_stage: int) -> None:
     """Go on to the next epoch, saving what save_every asks for."""
     state, done = log.state, log.state.epoch
     due = done % recipe.save_every == 0 or done == recipe.epochs
@@ -411,6 +412,8 @@ def _finish_epoch(run: Path, recipe: AnyRecipe, log: Log, save: Save, last_of_st
     state.epoch, state.step = done + 1, 0
     if due:
         _save_state(run, log)
+        show(done)
+        log.clear()  # what this took is no training time either
 
 
 def _save_state(run: Path, log: Log) -> None:

@@ -71,9 +71,10 @@ class Setup:
             network: the one that computes most, on the meta device.
             channels: of its input.
 
-        Raises UserError where a process goes on and another begins, or where they differ in precision or recipe.
+        Raises UserError where a process goes on and another begins, or where they differ in folder, device or recipe.
         """
-        distributed.require_same({"resume": self.stored is not None, "precision": precision, **asdict(self.recipe)})
+        facts = {"resume": self.stored is not None, "run folder": str(self.folder.resolve()), "device": device.type}
+        distributed.require_same({**facts, "precision": precision, **asdict(self.recipe)})
         found = getattr(self.recipe, "memory_format", "auto")
         if found == "auto" and self.stored is not None:
             found = self.stored.memory_format
@@ -150,7 +151,9 @@ class Setup:
         loadings = {"train": loading, "val": held_out(loading, self.recipe)}
         with distributed.in_turn():
             images = {name: load_images(items[name], each, CACHE, name, cache_gb) for name, each in loadings.items()}
-        facts = {f"pictures of {name}": split.key for name, split in images.items()}
+        facts: dict[str, Any] = {f"pictures of {name}": split.key for name, split in images.items()}
+        if items.stream:  # their heads are the same, the rest need not be
+            facts |= {"shards": items.stream.urls, "pictures in an epoch": items.stream.count}
         distributed.require_same({**asdict(self.recipe), **facts})
         if items.stream:
             images["train"] = replace(images["train"], stream=items.stream, loading=loading)
@@ -271,7 +274,10 @@ def require_free(folder: Path) -> None:
     if (folder / run_folder.RECORD).exists() or (folder / run_folder.CLASSIFIER_RECORD).exists():
         hint = "go on with --resume, or name another folder with --run"
         raise UserError(f"{folder} already holds a run; {hint}")
-    if folder.exists() and (not folder.is_dir() or any(path.name != LOCK for path in folder.iterdir())):
+    left = (LOCK, run_folder.RENDER_LOCK)  # of a process that was killed before it had written its record
+    if folder.exists() and not (
+        folder.is_dir() and all(path.name in left or path.match(".*.tmp") for path in folder.iterdir())
+    ):
         raise UserError(f"{folder} is not empty and not a run; name another folder with --run")
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from config import AnyRecipe, ClassifierRecipe, Recipe, UserError
 from data import ImageSet
-from runtime import atomic
+from runtime import atomic, distributed
 from runtime.device import device_name
 from training.loop import Log, State, Status, fit, noted_signals, peak_memory_mb
 
@@ -246,6 +246,21 @@ def test_a_step_that_is_skipped_is_not_in_the_means() -> None:
         log.flush()
 
 
+def test_one_process_whose_losses_are_not_finite_spoils_the_steps_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    other = [False, True, False]  # the flags of another process
+    monkeypatch.setattr(distributed, "gather", lambda own: [own, other])
+    log = Log(PATH, state(steps=7), skip=True)
+    for g in (1.0, 3.0, 5.0):
+        log.add(terms(g, 1.0), 4, 0.0)
+    log.flush()
+    assert written()[0]["skipped"] == 2
+    other[1] = False
+    for g in (1.0, 3.0, 5.0):
+        log.add(terms(g, 1.0), 4, 0.0)
+    with pytest.raises(UserError, match=r"not finite by step 7"):
+        log.flush()
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="asks Linux")
 def test_a_full_disk_names_the_log() -> None:
     log = Log(PATH, state())
@@ -344,17 +359,22 @@ def run_loop(seen: list[Any], stop: int = 0, last_of_stage: int = 0, **changes: 
     def save(epoch: int) -> None:
         seen.append(("saved", epoch))
 
+    def show(epoch: int) -> None:
+        assert atomic.load(Path("checkpoints/state.pt"))["epoch"] == epoch + 1  # nothing is lost where it fails
+        seen.append(("shown", epoch))
+
     if Path("checkpoints/state.pt").exists():
         current.load_state_dict(atomic.load(Path("checkpoints/state.pt")))
-    fit(Path(), RECIPE, current, {"train": images}, batches, step, save, "python stage.py", last_of_stage)
+    fit(Path(), RECIPE, current, {"train": images}, batches, step, save, show, "python stage.py", last_of_stage)
     return current
 
 
 def test_every_epoch_is_trained_and_saved_when_due() -> None:
     seen: list[Any] = []
     assert run_loop(seen).progress == {"epoch": 6, "step": 0, "steps": 15}
-    assert [step for step in seen if step[0] != "saved"] == [(e, s) for e in range(1, 6) for s in range(3)]
-    assert [step for step in seen if step[0] == "saved"] == [("saved", 2), ("saved", 4), ("saved", 5)]
+    assert [step for step in seen if isinstance(step[0], int)] == [(e, s) for e in range(1, 6) for s in range(3)]
+    told = [step for step in seen if not isinstance(step[0], int)]
+    assert told == [(what, epoch) for epoch in (2, 4, 5) for what in ("saved", "shown")]
     assert [(record["epoch"], record["steps"]) for record in written()] == [(2, 6), (4, 12), (5, 15)]
     assert atomic.load(Path("checkpoints/state.pt"))["epoch"] == 6
 
@@ -372,7 +392,7 @@ def test_a_stopped_run_says_how_to_go_on_and_goes_on_there(stop: int, capsys: py
     assert stopped.value.code == 128 + signal.SIGTERM
     assert "go on with: python stage.py --resume --run ." in capsys.readouterr().out
     run_loop(seen)
-    assert [step for step in seen if step[0] != "saved"] == [(e, s) for e in range(1, 6) for s in range(3)]
+    assert [step for step in seen if isinstance(step[0], int)] == [(e, s) for e in range(1, 6) for s in range(3)]
     assert sorted(step[1] for step in seen if step[0] == "saved") == [2, 4, 5]
 
 

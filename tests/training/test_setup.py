@@ -18,6 +18,7 @@ from config import Recipe, UserError, make_recipe
 from data import ImageSet, Loading, find_loading
 from dataset import scenes
 from dataset.folders import Halves, Item, Splits, list_items
+from dataset.streams import Stream
 from models import fit_networks
 from runtime import distributed, run_folder
 from runtime.run_folder import read_run
@@ -269,7 +270,22 @@ def test_processes_that_would_not_go_on_alike_end(
         plan.restore(state)
 
 
-@pytest.mark.parametrize(("key", "theirs"), [("resume", True), ("precision", "bf16"), ("compile", "true")])
+UNLIKE = {"resume": True, "precision": "bf16", "compile": "true", "run folder": "/other/run", "device": "cuda"}
+
+
+def test_processes_whose_streams_differ_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = fit_networks(make_recipe("coco", {"size": 32}))
+    plan = setup.Setup(Path("run"), recipe, "pipe:x", {}, None)
+    items = Splits(train=[], val=[])
+    items.stream = Stream(("pipe:cat a.tar",), 40, frozenset())
+    monkeypatch.setattr(setup, "load_images", lambda *_: noise(4, 4))
+    for key, theirs in (("shards", ("pipe:cat b.tar",)), ("pictures in an epoch", 44)):
+        monkeypatch.setattr(distributed, "gather", lambda own, key=key, theirs=theirs: [own, {**own, key: theirs}])
+        with pytest.raises(UserError, match=f"^process 1 has {key} "):
+            plan.load_splits(items, Loading(32, "crop", "none", False))
+
+
+@pytest.mark.parametrize(("key", "theirs"), UNLIKE.items())
 def test_processes_that_were_started_unlike_end(key: str, theirs: object, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = setup.Setup(Path("run"), make_recipe("coco", {}), "photos", {}, None)
     monkeypatch.setattr(distributed, "gather", lambda own: [own, {**own, key: theirs}])

@@ -7,6 +7,8 @@ files are the same as of one that was not.
 
 import hashlib
 import io
+import math
+import os
 import tarfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,7 +26,7 @@ from imaging.encoders import QUALITY
 from imaging.pixels import Array, resize
 from runtime.atomic import replacing
 from runtime.locks import LOCK, is_current, lock
-from runtime.progress import track
+from runtime.progress import say, track
 from runtime.weights import file_hash
 
 CHUNK = 64  # images that are encoded before they are written; bounds the memory
@@ -55,6 +57,7 @@ def pack(tree: Mapping[str, Picture], out: Path, size: int | None, shard_mb: int
             raise UserError(f"another process is packing into {out}, or has just ended: wait for it, and try again")
         try:
             manifest = _begin(tree, out, size, shard_mb)
+            _mend(tree, groups, out, size, manifest)
             if not manifest.complete:
                 _write_groups(tree, groups, out, size, shard_mb * MB, manifest)
         finally:
@@ -82,9 +85,6 @@ def _begin(tree: Mapping[str, Picture], out: Path, size: int | None, shard_mb: i
         manifest.write(out)  # before the first shard, or a call that goes on would not know that as its own
     if manifest.source != source:
         raise UserError(f"{out} holds shards of other images, or of another --size or --shard-mb: name an empty folder")
-    gone = [shard.name for shard in manifest.shards if not (out / shard.name).is_file()]
-    if gone:
-        raise UserError(f"{out / gone[0]} is missing, which {MANIFEST} lists: remove {out}, and pack anew")
     return manifest
 
 
@@ -164,11 +164,25 @@ def shrink(image: Array, size: int) -> Array:
 
 def _write_shards(group: str, number: int, files: Iterator[Encoded], out: Path, most: int, manifest: Manifest) -> None:
     """Write files into shards of about `most` bytes each, from `number` on; the manifest is written with each."""
-    ended = False
-    while not ended:
-        path, images, taken = out / f"{group}-{number:05d}.tar", 0, 0
-        with replacing(path) as temporary:
-            with tarfile.open(temporary, "w") as archive:
+    while True:
+        path = out / f"{group}-{number:05d}.tar"
+        shard, ended = _write_shard(path, files, most, manifest.bad)
+        if shard.images:
+            manifest.shards.append(shard)
+            number += 1
+        else:
+            path.unlink()
+        manifest.write(out)
+        if ended:
+            return
+
+
+def _write_shard(path: Path, files: Iterator[Encoded], most: float, bad: list[str]) -> tuple[Shard, bool]:
+    """Write files into one shard until it has `most` bytes; returns what it is, and whether the files have ended."""
+    images, taken, ended = 0, 0, False
+    with replacing(path) as temporary:
+        with open(temporary, "wb") as file:
+            with tarfile.open(fileobj=file, mode="w") as archive:
                 while archive.offset < most:
                     name, content = next(files, ("", b""))
                     if not name:
@@ -176,16 +190,32 @@ def _write_shards(group: str, number: int, files: Iterator[Encoded], out: Path, 
                         break
                     taken += 1
                     if isinstance(content, UserError):
-                        manifest.bad.append(f"left out of the shards: {' '.join(str(content).split())}")
+                        bad.append(f"left out of the shards: {' '.join(str(content).split())}")
                         continue
                     member = tarfile.TarInfo(name)
                     member.size = len(content)
                     archive.addfile(member, io.BytesIO(content))
                     images += 1
-            shard = Shard(path.name, images, temporary.stat().st_size, file_hash(temporary), taken)
-        if images:
-            manifest.shards.append(shard)
-            number += 1
-        else:
-            path.unlink()
+            file.flush()
+            os.fsync(file.fileno())  # before the manifest lists it
+        return Shard(path.name, images, temporary.stat().st_size, file_hash(temporary), taken), ended
+
+
+def _mend(
+    tree: Mapping[str, Picture], groups: Mapping[str, Sequence[str]], out: Path, size: int | None, manifest: Manifest
+) -> None:
+    """Write those shards anew that are not what the manifest says. Raises UserError where it does not say of what."""
+    ends = dict.fromkeys(groups, 0)
+    stems = Counter(map(_stem, tree))
+    for i, shard in enumerate(track(manifest.shards, "checking shards", len(manifest.shards))):
+        group, path = shard.name.rpartition("-")[0], out / shard.name
+        start = ends[group]
+        ends[group] += shard.taken
+        if path.is_file() and path.stat().st_size == shard.size and file_hash(path) == shard.sha256:
+            continue
+        if not shard.taken:
+            raise UserError(f"{path} is missing or damaged, and of an earlier version: remove {out}, and pack anew")
+        say(f"{path} is missing or damaged: it is written anew")
+        files = _encode_all(tree, groups[group][start : ends[group]], size, stems)
+        manifest.shards[i], _ = _write_shard(path, files, math.inf, [])
         manifest.write(out)

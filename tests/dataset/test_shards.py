@@ -184,6 +184,23 @@ def test_packing_goes_on_where_it_was_killed_and_ends_with_the_same_files(shard:
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
+def test_packing_mends_what_is_damaged_or_missing(capsys: pytest.CaptureFixture[str]) -> None:
+    write_set()
+    Path("photos/bad.jpg").write_bytes(b"no image")
+    paths = packed(size=32)
+    assert len(paths) > 2
+    before = hashes("shards")
+    content = paths[1].read_bytes()
+    paths[1].write_bytes(content[:2000] + bytes(100) + content[2100:])  # of the same size
+    paths[0].unlink()
+    whole = paths[2].stat().st_mtime_ns
+    packed(size=32)
+    assert hashes("shards") == before
+    assert paths[2].stat().st_mtime_ns == whole
+    said = capsys.readouterr().out
+    assert [line.split()[0] for line in said.splitlines() if "written anew" in line] == [*map(str, paths[:2])]
+
+
 def test_the_manifest_counts_and_hashes() -> None:
     write_set()
     paths = packed()
@@ -286,9 +303,10 @@ def test_packing_refuses_what_would_mix_two_sets() -> None:
     with pytest.raises(UserError, match="other images"):
         packed("others")
     manifest = json.loads(Path("shards/manifest.json").read_text())
+    manifest["shards"][0]["taken"] = 0  # as earlier versions wrote it
     Path("shards/manifest.json").write_text(json.dumps({**manifest, "complete": False}))
     Path("shards/train-00000.tar").unlink()
-    with pytest.raises(UserError, match=r"train-00000.tar is missing"):
+    with pytest.raises(UserError, match=r"train-00000.tar is missing or damaged, and of an earlier version"):
         packed()
     with pytest.raises(UserError, match="drawn"):
         packed("demo", "new")

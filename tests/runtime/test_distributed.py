@@ -23,7 +23,7 @@ from data import training_order
 from dataset.folders import open_tree
 from dataset.packing import pack
 from runtime import atomic
-from runtime.run_folder import read_records, saved_epochs, state_path
+from runtime.run_folder import epoch_path, read_records, saved_epochs, state_path
 
 ENV = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
 SMALL = ["--recipe", "coco", "--size", 32, "--batch-size", 2, "--device", "cpu"]
@@ -61,6 +61,11 @@ def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
     """Return exit code, output and errors."""
     out, error = process.communicate(timeout=300)
     return process.returncode, out, error
+
+
+def written(epoch: int) -> int:
+    """Return when a saved epoch of the run was written."""
+    return epoch_path(Path("run"), epoch).stat().st_mtime_ns
 
 
 def until(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
@@ -279,6 +284,45 @@ def test_the_first_that_fails_alone_says_why(both: bool, body: str, said: str) -
     assert "gloo" not in error
 
 
+FAULTY = """
+import os, runpy, sys
+from training import gan
+real, seen = gan.train_step, []
+def step(*args, **more):
+    seen.append(args)
+    if os.environ["RANK"] == "1" and len(seen) == 4:
+        raise ValueError("a fault of one process")
+    return real(*args, **more)
+gan.train_step = step
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_training_of_which_one_process_is_lost_ends_soon_and_goes_on(killed: bool, pictures: Path) -> None:
+    Path("x.py").write_text(FAULTY)
+    given = ["--data", pictures, "--run-dir", "run", *SMALL, "--set", "save_every=1"]
+    if killed:
+        process = start(ROOT / "train.py", *given, "--epochs", 10**6)
+        until(lambda: len(saved_epochs(Path("run"))) > 1, process)
+        children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True).stdout
+        os.kill(int(children.split()[-1]), signal.SIGKILL)
+    else:
+        process = start("x.py", ROOT / "train.py", *given, "--epochs", 10**6)
+        until(lambda: len(read_records(LOG)) > 2, process)
+    began = time.monotonic()
+    code, out, error = finish(process)
+    assert (code != 0, time.monotonic() - began < 30) == (True, True), error
+    assert error.count("ValueError: a fault of one process") == (not killed), error
+    epochs = max(saved_epochs(Path("run"))) + 1
+    code, out, error = finish(start(ROOT / "train.py", *given, "--resume", "--epochs", epochs))
+    assert code == 0, error
+    assert "goes on" in out
+    assert [record["steps"] for record in read_records(LOG)] == list(range(1, 3 * epochs + 1))
+
+
 UNLIKE = """
 import os, runpy, sys
 sys.argv = sys.argv[1 : len(sys.argv) - int(os.environ["RANK"])]  # the second process lacks the last word
@@ -344,9 +388,13 @@ def test_a_machine_that_is_lost_and_comes_back_costs_the_steps_since_the_last_st
     for number in (second.pid, *map(int, children.split())):
         os.kill(number, signal.SIGKILL)
     second.communicate()
+    begun = atomic.load(state_path(Path("run")))["epoch"]
+    before = {epoch: written(epoch) for epoch in range(1, begun)}
+    assert 1 < begun < 12
     third = join(0)
     for process in (first, third):
         code, _, error = finish(process)
         assert code == 0, error
+    assert {epoch: written(epoch) for epoch in before} == before  # what was saved is not trained again
     assert saved_epochs(Path("run")) == list(range(1, 13))
     assert [record["steps"] for record in read_records(LOG)] == list(range(1, 37))

@@ -12,6 +12,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -39,17 +40,28 @@ def start(*args: object, launcher: tuple[object, ...] = ()) -> subprocess.Popen[
 
 
 def kill(process: subprocess.Popen[str], when: Callable[[], bool]) -> bool:
-    """Send SIGKILL to a process and its children once `when` holds; False where it ended before."""
-    while not when():
-        if process.poll() is not None:
-            assert process.returncode == 0, process.communicate()[0]
-            return False
-        time.sleep(0.001)
+    """Send SIGKILL to a process and its children while `when` holds; False where it ended before."""
+    while True:
+        while not when():
+            if process.poll() is not None:
+                assert process.returncode == 0, process.communicate()[0]
+                return False
+            time.sleep(0.001)
+        send(process, signal.SIGSTOP)
+        if when():  # it still does, as nothing moves
+            send(process, signal.SIGKILL)
+            process.communicate()
+            return True
+        send(process, signal.SIGCONT)
+
+
+def send(process: subprocess.Popen[str], number: int) -> None:
+    """Send a signal to a process and then to its children."""
+    os.kill(process.pid, number)
     found = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=False).stdout
-    for number in (process.pid, *map(int, found.split())):
-        os.kill(number, signal.SIGKILL)
-    process.communicate()
-    return True
+    for child in map(int, found.split()):
+        with suppress(ProcessLookupError):
+            os.kill(child, number)
 
 
 def moments(run: Path, chance: random.Random) -> Iterator[tuple[str, str, Callable[[], bool]]]:
@@ -105,7 +117,7 @@ def saved(run: Path) -> dict[int, int]:
     """Return when each epoch was written that lies before the saved state."""
     if not has_state(run):
         return {}
-    begun = load_state(run)["epoch"]
+    begun = load_state(run, is_owner=False)["epoch"]
     return {epoch: epoch_path(run, epoch).stat().st_mtime_ns for epoch in saved_epochs(run) if epoch < begun}
 
 

@@ -186,10 +186,11 @@ def owned(run: Path) -> Iterator[None]:
     made = [place for place in (run, *run.parents) if not place.exists()]
     run.mkdir(parents=True, exist_ok=True)
     try:
-        with _locked(run / LOCK, f"{run} is trained") as before:
-            if before:
+        with _locked(run / LOCK, f"{run} is trained") as (before, certain):
+            if before and certain:
                 say(f"{run}: its last owner, {before}, was killed; taken over")
-            _tidy(run)
+            if certain:
+                _tidy(run)
             with suppress(UserError), rendering(run):  # what a killed one left is removed
                 pass
             yield
@@ -206,8 +207,8 @@ def rendering(run: Path) -> Iterator[None]:
     Raises:
         UserError: another process renders or scores it.
     """
-    with _locked(run / RENDER_LOCK, f"{run} is rendered or scored"):
-        for left in run.glob("outputs/*/.*.tmp"):
+    with _locked(run / RENDER_LOCK, f"{run} is rendered or scored") as (_, certain):
+        for left in run.glob("outputs/*/.*.tmp") if certain else ():
             left.unlink(missing_ok=True)
         yield
 
@@ -223,8 +224,11 @@ def _tidy(run: Path) -> None:
 
 
 @contextmanager
-def _locked(path: Path, what: str) -> Iterator[str]:
-    """Hold a lock, whose file says who has it and is removed at the end; yields a killed owner, or nothing."""
+def _locked(path: Path, what: str) -> Iterator[tuple[str, bool]]:
+    """Hold a lock, whose file says who has it and is removed at the end.
+
+    Yields the owner before, who was killed, or "", and whether that is certain: on a disk without locks he may live.
+    """
     while True:
         with open(path, "a+") as file:
             file.seek(0)
@@ -239,7 +243,7 @@ def _locked(path: Path, what: str) -> Iterator[str]:
                     file.truncate(0)
                     file.write(f"{platform.node()} since {time.strftime('%Y-%m-%d %H:%M:%S')}")
                     file.flush()
-                yield before
+                yield before, lock(file, certain=True)
             finally:
                 with suppress(OSError):
                     file.truncate(0)  # or one that cannot be removed while it is open would tell of a killed owner

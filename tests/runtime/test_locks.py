@@ -62,6 +62,19 @@ def test_without_locks_work_goes_on_and_what_may_be_in_use_stays(
     assert not Path("run").exists()
 
 
+def test_without_locks_nobody_is_said_to_be_killed_and_his_files_stay(
+    no_locks: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    half = [Path("run", name) for name in ("checkpoints/.state.pt.12.tmp", "outputs/epoch_0001/.a.png.12.tmp")]
+    for path in half:
+        path.parent.mkdir(parents=True)
+        path.touch()
+    Path("run", run_folder.LOCK).write_text("box since noon")  # who may be at work
+    with run_folder.owned(Path("run")), run_folder.rendering(Path("run")):
+        assert all(path.exists() for path in half)
+    assert "killed" not in capsys.readouterr().out
+
+
 def test_another_failure_is_not_taken_for_a_disk_without_locks(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise OSError(errno.EIO, "Input/output error")

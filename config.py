@@ -25,7 +25,7 @@ DEMO = "demo"  # name of the embedded data set, and of the recipe for it
 # metric -> which direction is better
 METRICS = {
     "psnr_db": "higher", "ssim": "higher", "ms_ssim": "higher", "ab_mse": "lower", "ciede2000": "lower",
-    "colorfulness": "closest to the truth", "colorfulness_error": "lower", "lpips_alex": "lower", "lpips_vgg": "lower",
+    "colorfulness": "closest to the truth", "colorfulness_error": "lower", "color_error": "lower", "lpips_alex": "lower", "lpips_vgg": "lower",
     "top1": "higher", "top5": "higher", "fid": "lower", "kid": "lower", "frechet_lite0": "lower",
     "s0_psnr_db": "higher", "s0_ssim": "higher",
 }  # fmt: skip
@@ -179,7 +179,7 @@ class Recipe(AnyRecipe):
     log_every: int = 50  # steps between status lines
     samples: int = 6  # validation images on each sample sheet
     # evaluation
-    metric: str = "auto"  # of METRICS, chooses the best epoch; auto: lpips_alex if computed, else ciede2000
+    metric: str = "auto"  # of METRICS, chooses the best epoch; auto: lpips_alex if computed, else color_error
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -11,7 +11,7 @@ from evaluation.scores import BASELINES, PerImage, Protocol, Row, ScoreFile, epo
 from runtime.run_folder import read_run, saved_epochs
 
 # By which the best epoch is chosen, unless the recipe says: the first that all epochs have.
-AUTO = ("lpips_alex", "ciede2000")
+AUTO = ("lpips_alex", "color_error")
 
 
 def choose_epochs(run: Path, epoch: str | int | None, all_epochs: bool) -> list[int]:
@@ -128,7 +128,7 @@ def make_score_file(
     """Return rows together with the best epochs, and with the rows that may be as good by `metric`.
 
     Args:
-        metric: the recipe's; auto is lpips_alex where all epochs have it, else ciede2000.
+        metric: the recipe's; auto is lpips_alex where all epochs have it, else color_error.
     """
     best = best_epochs(rows)
     if metric == "auto":

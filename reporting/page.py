@@ -205,6 +205,8 @@ def write_report(run: Path) -> Path:
     per_image, stems = read_per_image(run, scores, [name for name in scores.rows if name != "truth"])
     gallery = make_gallery(run, scores, per_image, stems)  # first, so that damage is found before anything is drawn
     metrics = [m for m in scores.directions if any(m in row.scores for row in rows.values())]
+    if scores.metric != "color_error":  # a sum of two that are shown
+        metrics = [metric for metric in metrics if metric != "color_error"]
     drawn = [m for m in metrics if any(m in row.scores for row in epoch_rows(scores).values())]
     drawn.sort(key=lambda metric: metric != scores.metric)  # which is the first
     shown = {

@@ -23,6 +23,7 @@ from runtime.run_folder import RunRecord
 NAMES = {  # of metrics, and of rows
     "psnr_db": "PSNR (dB)", "ssim": "SSIM", "ms_ssim": "MS-SSIM", "ab_mse": "ab MSE",
     "ciede2000": "CIEDE2000", "colorfulness": "colourfulness", "colorfulness_error": "colourfulness error",
+    "color_error": "colour error",
     "s0_psnr_db": "gray PSNR (dB)", "s0_ssim": "gray SSIM", "lpips_alex": "LPIPS AlexNet",
     "lpips_vgg": "LPIPS VGG-16", "top1": "top-1", "top5": "top-5", "fid": "FID", "kid": "KID",
     "frechet_lite0": "Frechet Lite0",

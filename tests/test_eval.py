@@ -110,6 +110,7 @@ def reference(target: Array, output: Array) -> dict[str, float]:
         "colorfulness": colours[1],
         "colorfulness_truth": colours[0],
         "colorfulness_error": abs(colours[1] - colours[0]),
+        "color_error": deltaE_ciede2000(*labs).mean() + abs(colours[1] - colours[0]) / 2,
         "s0_psnr_db": peak_signal_noise_ratio(*grays, **options),
         "s0_ssim": structural_similarity(*grays, **options),
     }
@@ -139,7 +140,7 @@ def test_files_agree_with_what_is_returned_and_the_report_can_be_written_again(
 ) -> None:
     stored, scores = read_json(run), read_scores(run)
     assert set(stored["best"]) == set(COMPUTED)
-    assert (stored["metric"], stored["directions"]) == ("ciede2000", METRICS)
+    assert (stored["metric"], stored["directions"]) == ("color_error", METRICS)
     for name, row in stored["rows"].items():
         for metric in set(METRICS) - set(COMPUTED):  # unavailable is never a number
             assert row[metric].startswith("unavailable: ")
@@ -175,8 +176,8 @@ def test_what_is_printed(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert [line.split()[0] for line in lines[2:7]] == ALL
     (absent,) = (line for line in lines if line.startswith("not computed: "))
     assert {"fid", "lpips_alex"} < set(absent.split())
-    best = scores.rows[scores.best["ciede2000"]].epoch
-    assert any(f": ciede2000 of epoch {best} is " in line and "chosen on the images that" in line for line in lines)
+    best = scores.rows[scores.best["color_error"]].epoch
+    assert any(f": color_error of epoch {best} is " in line and "chosen on the images that" in line for line in lines)
     assert str(run / "scores.csv") in lines[-1]
     assert str(run / "report.html") in lines[-1]
 
@@ -364,7 +365,7 @@ def test_pictures_that_could_not_be_read_are_named(
 
 
 def test_the_best_epoch_can_be_scored_alone_and_rows_of_epochs_that_are_gone_are_not_kept(run: Path) -> None:
-    best = read_scores(run).best["ciede2000"]
+    best = read_scores(run).best["color_error"]
     run_folder.epoch_path(run, 3 - int(best[6:])).unlink()
     assert list(main(run=run, epoch="best", device="cpu").rows) == [*BASE, best]
 

@@ -28,7 +28,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.chdir(folder)
         patch.setattr(scenes, "SCENES", 16)
         patch.setitem(config.RECIPES, "demo", tiny)
-        patch.setattr("evaluation.best_epoch.best_epochs", lambda _: {"ciede2000": "epoch_0001"})
+        patch.setattr("evaluation.best_epoch.best_epochs", lambda _: {"color_error": "epoch_0001"})
         assert main.main(device="cpu") == Path("runs/demo/contact_sheet.png")
     return folder / "runs/demo"
 

@@ -25,9 +25,9 @@ DEMO = "demo"  # name of the embedded data set, and of the recipe for it
 # metric -> which direction is better
 METRICS = {
     "psnr_db": "higher", "ssim": "higher", "ms_ssim": "higher", "ab_mse": "lower", "ciede2000": "lower",
-    "colorfulness": "closest to the truth", "colorfulness_error": "lower", "color_error": "lower", "lpips_alex": "lower",
-    "lpips_vgg": "lower", "top1": "higher", "top5": "higher", "fid": "lower", "kid": "lower", "frechet_lite0": "lower",
-    "s0_psnr_db": "higher", "s0_ssim": "higher",
+    "colorfulness": "closest to the truth", "colorfulness_error": "lower", "color_error": "lower",
+    "lpips_alex": "lower", "lpips_vgg": "lower", "top1": "higher", "top5": "higher",
+    "fid": "lower", "kid": "lower", "frechet_lite0": "lower", "s0_psnr_db": "higher", "s0_ssim": "higher",
 }  # fmt: skip
 # degradations of the input, in the order in which they are applied: lens, film, years in a drawer, scan
 DEGRADATIONS = ("blur", "grain", "fading", "blotches", "stripes", "scratches", "jpeg")

@@ -451,7 +451,12 @@ def _fill_cache(folder: Path, partial: Path, items: Sequence[Item], loading: Loa
     meta: dict[str, Any] = {"stems": [], "labels": [], "index": [], "kept": [], "hashes": [], "bad": [], "gray": 0}
     size, cut, digest, written = 0, set(), hashlib.sha256(repr((VERSION, loading)).encode()), hashlib.sha256()
     in_cache = most > 0
-    with writing(folder / caches.PIXELS, partial), open(partial / caches.PIXELS, "wb") as file:
+    number = 0
+
+    def expected() -> int:
+        return size * len(items) // (number + 1)
+
+    with writing(folder / caches.PIXELS, partial, expected), open(partial / caches.PIXELS, "wb") as file:
         for number, (item, picture, content) in enumerate(_decode_all(items, loading, label, cut)):
             digest.update(" ".join([item.stem, *content]).encode())
             if isinstance(picture, UserError):

@@ -264,16 +264,18 @@ def main(
         return run_training(plan, gan, items, loading, on, init, cache_gb)
 
 
-def draw(run: Path, recipe: Recipe, epoch: int, images: "ImageSet", device: "torch.device", steps: int) -> None:
-    """Draw what an epoch has come to: some of the pictures, and the losses; says so where all colours are the same."""
+def draw(run: Path, recipe: Recipe, epoch: int, images: "ImageSet", device: "torch.device", steps: int) -> str:
+    """Draw what an epoch has come to: some of the pictures, and the losses; tells where all have the same colours."""
     from reporting.curves import plot_losses
     from runtime.progress import say
     from runtime.run_folder import LOG, read_records
 
+    problem = ""
     if save_samples(run, recipe, epoch, images, device) and steps >= MIN_LEARNED_STEPS:
-        alike = "the generator gives every picture the same colours"
-        say(f"epoch {epoch}: {alike}; begin anew with a smaller lr or lambda_gan")
+        problem = "the generator gives every picture the same colours: begin anew with a smaller lr or lambda_gan"
+        say(f"epoch {epoch}: {problem}")
     plot_losses(run / "losses.png", read_records(run / LOG))
+    return problem
 
 
 def restore(plan: "Setup", gan: "Gan", init: str | None, is_owner: bool = False) -> "State":
@@ -346,9 +348,8 @@ def run_training(
         if not rank:
             save_generator(folder, epoch, made, gan.generator if gan.ema is None else gan.ema.module)
 
-    def show(epoch: int) -> None:
-        if not rank:
-            draw(folder, made, epoch, images["val"], on, state.steps)
+    def show(epoch: int) -> str:
+        return "" if rank else draw(folder, made, epoch, images["val"], on, state.steps)
 
     fit(folder, made, state, images, batches, step, save, show, "python train.py", made.pretrain_epochs)
     say(f"trained {made.epochs} epochs; see which is best: {score_command(folder)}")

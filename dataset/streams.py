@@ -26,7 +26,7 @@ from dataset.cache import META, making
 from dataset.shards import MANIFEST, Manifest, expand_braces
 from dataset.sources import Blob, images_among
 from runtime import distributed
-from runtime.atomic import write_text
+from runtime.atomic import write_text, writing
 from runtime.progress import say, write
 from runtime.weights import file_hash
 
@@ -146,7 +146,7 @@ def _write_head(data: str, folder: Path) -> dict[str, Any]:
     urls, problems = expand_braces(data), []
     images = chain.from_iterable(read_shard(url, problems.append) for url in urls)
     taken = 0
-    with tarfile.open(folder / HEAD_TAR, "w") as archive:
+    with writing(folder / HEAD_TAR), tarfile.open(folder / HEAD_TAR, "w") as archive:
         for blob in islice(images, HEAD):
             member = tarfile.TarInfo(blob.name)
             member.size = blob.stop

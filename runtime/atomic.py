@@ -9,7 +9,7 @@ import secrets
 import shutil
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -36,7 +36,7 @@ def replacing(path: Path, previous: Path | None = None, size: int = 0) -> Iterat
     # a long name leaves no room for more; two containers may have equal numbers of processes
     temporary = path.with_name(f".{path.name[:40]}.{secrets.token_hex(8)}.tmp")
     try:
-        with writing(path, temporary, size):
+        with writing(path, temporary, lambda: size):
             path.parent.mkdir(parents=True, exist_ok=True)
             yield temporary
             if previous is not None and path.exists():
@@ -48,10 +48,10 @@ def replacing(path: Path, previous: Path | None = None, size: int = 0) -> Iterat
 
 
 @contextmanager
-def writing(path: Path, place: Path | None = None, size: int = 0) -> Iterator[None]:
+def writing(path: Path, place: Path | None = None, size: Callable[[], int] = lambda: 0) -> Iterator[None]:
     """Let an OSError of the block name the file `path`, which is written at `place`, unless it is another file's.
 
-    Of a full disk it says how much room there is, and what is missing where the file's `size`, in bytes, is known.
+    Of a full disk it says how much room there is, and what is missing where the file's `size`, in bytes, is known then.
     """
     place = place or path
     try:
@@ -62,7 +62,7 @@ def writing(path: Path, place: Path | None = None, size: int = 0) -> Iterator[No
         ]  # a full disk's has none
         if error.errno is None or not any(place.is_relative_to(name) for name in names):  # a library's has no number
             raise
-        room = room_left(place, size) if error.errno in FULL_DISK_ERRORS else ""
+        room = room_left(place, size()) if error.errno == errno.ENOSPC else ""  # a quota's nobody tells
         raise OSError(error.errno, f"{error.strerror}{room}", str(path)) from error
 
 

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import imagecodecs
@@ -183,7 +184,8 @@ def test_a_full_disk_names_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     items = write_set()
     real = open
     monkeypatch.setattr("builtins.open", lambda path, mode: real("/dev/full" if "pixels" in str(path) else path, mode))
-    with pytest.raises(OSError, match="No space left on device") as raised:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
+    with pytest.raises(OSError, match=r"No space left on device: \d\.\d of \d\.\d MB are missing") as raised:
         load_images(items, PHOTO, CACHE, "train")
     assert str(raised.value.filename).startswith("cache/")
 

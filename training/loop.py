@@ -29,6 +29,7 @@ from runtime.progress import Clock, duration, say, track
 from runtime.run_folder import LOG, previous_state_path, read_records, state_path
 
 Save = Callable[[int], None]  # finished epoch
+Show = Callable[[int], str | None]  # finished epoch -> what is wrong with what it shows
 TITLES = {  # of loss terms
     "G_gan": "GAN", "G_l1": "L1", "G_mse": "MSE", "G_class": "classes", "G_lpips": "LPIPS", "G_perceptual": "VGG",
     "G_anime": "Danbooru", "D_real": "D-real", "D_fake": "D-fake", "C_loss": "loss",
@@ -172,7 +173,7 @@ class Status:
         self.count = min(images, state.batch or recipe.batch_size)  # per step
         self.half = steps * getattr(recipe, "half_epochs", 0)  # steps on a quarter of the pixels
         self.alone = steps * getattr(recipe, "pretrain_epochs", 0)  # steps of the generator alone
-        self.clock, self.done, self.planned, self.won = Clock(), 0, False, 0
+        self.clock, self.done, self.planned, self.won, self.problem = Clock(), 0, False, 0, ""
         self.clear()
 
     def clear(self) -> None:
@@ -233,6 +234,7 @@ class Status:
         self.won = self.won + 1 if self.is_winning(means) else 0
         if self.won >= MIN_WON_LINES:
             words += " | the discriminator has won: begin anew with a smaller lr_d, or label_real=0.9"
+        words += f" | {self.problem}" if self.problem else ""
         say(f"epoch {self.state.epoch}/{self.recipe.epochs} | {terms} | {words}")
         self.clear()
 
@@ -306,7 +308,7 @@ def fit(
     run: Path, recipe: AnyRecipe, state: State, images: Mapping[str, ImageSet],
     batches: Callable[[int, int, list[int]], Iterator[Any]],
     step: Callable[[Any], Mapping[str, Tensor]],
-    save: Save, show: Save,
+    save: Save, show: Show,
     command: str, last_of_stage: int = 0,
 ) -> None:  # fmt: skip
     """Train to the last epoch, or until a signal comes; state.pt is written every save_every epochs.
@@ -317,7 +319,8 @@ def fit(
         batches: epoch, first step and the signals that have come, which end a wait -> that epoch's batches from there.
         step: updates the networks on a batch; returns its loss terms, detached scalars on the device.
         save: writes what is for use, before state.pt.
-        show: writes what is to look at, after it, so that nothing is lost where it fails.
+        show: writes what is to look at, after it, so that nothing is lost where it fails; what it returns stands on
+            the status lines until the next time.
         command: what the user runs to resume.
         last_of_stage: epoch after which the loss terms change, so that no record is of both; 0 = none.
 
@@ -350,7 +353,7 @@ def fit(
                 saver.save(bool(due))
                 started = time.perf_counter()
             if state.step >= steps:
-                _finish_epoch(run, recipe, log, save, show, last_of_stage)
+                _finish_epoch(run, recipe, log, save, show, last_of_stage, status)
             stop = stop or agreed(2 * sum(caught[:1])) // 2
         agreed.finish()
         if stop:
@@ -400,7 +403,9 @@ def _say_left_out(images: Mapping[str, ImageSet]) -> None:
             say(f"left {split.gray} near-gray pictures out of {name} (min_colorfulness)")
 
 
-def _finish_epoch(run: Path, recipe: AnyRecipe, log: Log, save: Save, show: Save, last_of_stage: int) -> None:
+def _finish_epoch(
+    run: Path, recipe: AnyRecipe, log: Log, save: Save, show: Show, last_of_stage: int, status: Status
+) -> None:
     """Go on to the next epoch, saving what save_every asks for."""
     state, done = log.state, log.state.epoch
     due = done % recipe.save_every == 0 or done == recipe.epochs
@@ -412,7 +417,7 @@ def _finish_epoch(run: Path, recipe: AnyRecipe, log: Log, save: Save, show: Save
     state.epoch, state.step = done + 1, 0
     if due:
         _save_state(run, log)
-        show(done)
+        status.problem = show(done) or ""
         log.clear()  # what this took is no training time either
 
 

@@ -150,6 +150,8 @@ def test_a_full_disk_says_how_much_is_missing(tmp_path: Path, monkeypatch: pytes
         temporary.write_bytes(bytes(300_000))
         raise full
     assert raised.value.strerror == "No space left on device: 0.5 MB are free, with 0.3 MB of this written"
+    with pytest.raises(OSError, match=r"^\[Errno \d+\] quota: '") as raised, writing(tmp_path / "x.png"):
+        raise OSError(errno.EDQUOT, "quota")  # what is free is not ours
     with pytest.raises(OSError, match="No space") as raised, writing(tmp_path / "gone" / "log.jsonl"):
         raise full
     assert raised.value.filename == str(tmp_path / "gone" / "log.jsonl")

@@ -359,9 +359,10 @@ def run_loop(seen: list[Any], stop: int = 0, last_of_stage: int = 0, **changes: 
     def save(epoch: int) -> None:
         seen.append(("saved", epoch))
 
-    def show(epoch: int) -> None:
+    def show(epoch: int) -> str:
         assert atomic.load(Path("checkpoints/state.pt"))["epoch"] == epoch + 1  # nothing is lost where it fails
         seen.append(("shown", epoch))
+        return "all is gray" if epoch == 2 else ""
 
     if Path("checkpoints/state.pt").exists():
         current.load_state_dict(atomic.load(Path("checkpoints/state.pt")))
@@ -377,6 +378,15 @@ def test_every_epoch_is_trained_and_saved_when_due() -> None:
     assert told == [(what, epoch) for epoch in (2, 4, 5) for what in ("saved", "shown")]
     assert [(record["epoch"], record["steps"]) for record in written()] == [(2, 6), (4, 12), (5, 15)]
     assert atomic.load(Path("checkpoints/state.pt"))["epoch"] == 6
+
+
+def test_what_is_wrong_with_an_epoch_stands_on_the_status_lines(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("training.loop.Clock.due", lambda _: True)
+    run_loop([])
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch ")]
+    assert [line[:9] for line in lines if line.endswith(" | all is gray")] == ["epoch 3/5"] * 3 + ["epoch 4/5"] * 3
 
 
 def test_a_record_ends_with_a_stage() -> None:

@@ -37,7 +37,7 @@ from dataset import cache as caches
 from dataset import scenes
 from dataset.check import ODD_ASPECT
 from dataset.degradations import make_fixed_input
-from dataset.folders import Item, find_pair, list_items, read_picture, to_bytes
+from dataset.folders import Item, NoFolders, find_pair, list_items, read_picture, to_bytes
 from dataset.shards import is_pattern
 from dataset.sources import Blob
 from dataset.streams import Stream
@@ -53,7 +53,8 @@ Corners = NDArray[np.float64]  # (N, 2) in [0, 1): positions of crops from top (
 T = TypeVar("T")
 Flips = NDArray[np.bool_]  # (N,): which crops are mirrored left to right
 MAX_ASPECT = 3  # long side / short side; what is longer is cropped around the centre
-VERSION = 5  # of the cached pixels; raise it when decoding changes by more than a rounding
+VERSION = 4  # of the cached pixels; raise it when decoding changes by more than a rounding
+GRAY_RULE = 2  # what min_colorfulness leaves out; raise it when that changes
 SIGNAL_SECONDS = 0.2  # between two looks for a signal
 WAITS = (1.0, 10.0, 60.0, 300.0)  # s, after which a stream that gave nothing is read again
 CHUNK = 64  # images that are decoded before they are written; bounds the memory
@@ -357,9 +358,7 @@ def open_split(record: RunRecord, data: str | None, split: str, cache: Path, cac
         recipe = replace(recipe, limit=0, min_colorfulness=0.0)
         try:
             items = list_items(place, recipe, cache)[split]
-        except UserError:  # other data need not have pairs in the folders that the run's own had
-            if not recipe.pair_folders:
-                raise
+        except NoFolders:  # other data need not have pairs in the folders that the run's own had
             items = list_items(place, replace(recipe, pair_folders=""), cache)[split]
         return load_images(items, held_out(find_loading(recipe, items), recipe), cache, split, cache_gb)
     require_place(place)
@@ -417,13 +416,13 @@ def load_images(
 
 def cache_key(items: Sequence[Item], loading: Loading) -> str:
     """Return a hash that changes with the place, name, size or time of any file, and with how files are loaded."""
-    digest = hashlib.sha256(repr((VERSION, loading)).encode())
+    digest = hashlib.sha256(_how(loading))
     stats: dict[Path, os.stat_result] = {}  # an archive is looked at once, not once per image
     for item in items:
         for picture in (item.target, item.source):
             path = picture.archive if isinstance(picture, Blob) else picture
             if isinstance(path, Path):
-                digest.update(os.fsencode(path.resolve()))
+                digest.update(os.fsencode(os.path.realpath(path)))  # which a link to itself does not stop
                 with suppress(OSError):  # a link that leads nowhere, which decode will name
                     stats[path] = stats.get(path) or path.stat()
                     digest.update(f" {stats[path].st_size} {stats[path].st_mtime_ns}".encode())
@@ -431,6 +430,12 @@ def cache_key(items: Sequence[Item], loading: Loading) -> str:
     if items and isinstance(items[0].target, int):
         digest.update(f"scenes {scenes.VERSION}".encode())
     return digest.hexdigest()[:16]
+
+
+def _how(loading: Loading) -> bytes:
+    """Return what the pixels of a file depend on beside the file."""
+    rule = f" gray {GRAY_RULE}" if loading.min_colorfulness else ""
+    return f"{(VERSION, loading)!r}{rule}".encode()
 
 
 def content_hashes(item: Item) -> list[str]:
@@ -449,7 +454,7 @@ def content_hashes(item: Item) -> list[str]:
 def _fill_cache(folder: Path, partial: Path, items: Sequence[Item], loading: Loading, label: str, most: float) -> None:
     """Decode all items into `partial`, a new cache folder; without pixels where these are more than `most` bytes."""
     meta: dict[str, Any] = {"stems": [], "labels": [], "index": [], "kept": [], "hashes": [], "bad": [], "gray": 0}
-    size, cut, digest, written = 0, set(), hashlib.sha256(repr((VERSION, loading)).encode()), hashlib.sha256()
+    size, cut, digest, written = 0, set(), hashlib.sha256(_how(loading)), hashlib.sha256()
     in_cache = most > 0
     number = 0
 
@@ -504,17 +509,19 @@ def _decode_all(
     cut are added to `cut`.
     """
 
+    def judged(item: Item, picture: Array) -> tuple[Item, Array | UserError | None, list[str]]:
+        return item, None if is_near_gray(picture, loading.min_colorfulness) else picture, content_hashes(item)
+
     def attempt(item: Item) -> tuple[Item, Array | UserError | None, list[str]]:
         try:
-            picture = decode(item, loading, cut)
-            return item, None if is_near_gray(picture, loading.min_colorfulness) else picture, content_hashes(item)
+            return judged(item, decode(item, loading, cut))
         except UserError as error:
             return item, error, ["bad"]
 
     numbers = [item.target for item in items if isinstance(item.target, int)]
     if len(numbers) == len(items) >= MANY_SCENES:
         drawn = zip(items, scenes.draw_all(numbers, loading.load_size), strict=True)
-        found = ((item, layers(scene, loading), content_hashes(item)) for item, scene in drawn)
+        found = (judged(item, layers(scene, loading)) for item, scene in drawn)
         yield from track(found, f"drawing {label}", len(items))
         return
     with ThreadPoolExecutor(os.cpu_count()) as pool:

@@ -13,7 +13,7 @@ Baselines, both with the lightness of the ground truth: `gray` has no colour, `m
 the training images. Upper bounds: `jpeg90`, the ground truth as a JPEG of quality 90; with a classifier also
 `truth`, the ground truth itself.
 The best epoch is that of the recipe's metric; unless the recipe names one, of lpips_alex where it is computed, else
-of ciede2000. It is chosen on the pictures that it is scored on.
+of color_error. It is chosen on the pictures that it is scored on.
 Writes scores.json, scores.csv, scores_per_image.csv, curves.png and report.html into the run folder; --against writes
 comparison.json and the report of the first run.
 """

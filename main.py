@@ -110,7 +110,7 @@ def main(
     if resume and data:
         known = read_run(folder).data
         if remembered(str(data)) != known and Path(known).exists():  # else it may have been moved
-            raise UserError(f"{folder} was trained on {known}: to train on {data} name another folder with --run")
+            raise UserError(f"{folder} was trained on {known}: for {data} name another folder with --run")
     if resume:
         say(f"{folder} holds a run: it goes on as it was begun; to begin another, name another folder with --run")
     train.main(recipe=recipe, data=data, weights=weights, resume=resume, quick=quick and not resume, **given, **reading)

@@ -249,7 +249,7 @@ def main(
     facts["device"] = f"{on}, {precision}, {memory_format}" + ", compiled: the first step takes minutes" * compiled
     facts["machine"] = machine_words(on, keeps_memory)
     if weights and not needs_published(made):
-        facts["weights"] = f"{weights}: not used, as training needs none here; eval.py --weights takes LPIPS' there"
+        facts["weights"] = f"{weights}: not used, as this recipe reads none; eval.py --weights reads those of LPIPS"
     plan.announce(facts, dry_run, items.notes)
     if dry_run:
         if init and stored is None:

@@ -27,8 +27,7 @@ from dataset.folders import Item
 from dataset.sources import Blob, Entry, read_content
 from imaging.files import read_frames, scan
 from imaging.line_art import line_art
-from imaging.pixels import Array, Frame, flatten, resize
-from inference.pipeline import is_coloured
+from imaging.pixels import Array, Frame, flatten, is_coloured, resize
 from runtime.atomic import replacing
 from runtime.progress import track
 

@@ -73,6 +73,10 @@ def read_picture(picture: Path | Blob | Entry, least: int = 0) -> Array:
     return read_image(picture, least=least) if isinstance(picture, Path) else picture.read(least)
 
 
+class NoFolders(UserError):
+    """The data has no folders of the names of --pair-folders."""
+
+
 class Splits(dict[str, list[Item]]):
     """The items of the splits train, val and test, and how they were understood."""
 
@@ -248,7 +252,7 @@ def find_halves(tree: Tree, where: str, recipe: AnyRecipe, given: Sequence[str],
         found = [next((top for top in tops if plain(top) == plain(name)), "") for name in given]
         if not all(found):
             held = f"it holds {', '.join(tops[:9])}" if tops else "it holds no folders"
-            raise UserError(f"no folders {given[0]} and {given[1]} in {where}: {held}; correct --pair-folders")
+            raise NoFolders(f"no folders {given[0]} and {given[1]} in {where}: {held}; correct --pair-folders")
         return found[0], found[1]
     if isinstance(recipe, Recipe) and recipe.pair == "none":
         return None

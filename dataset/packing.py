@@ -38,6 +38,8 @@ Encoded = tuple[str, bytes | UserError]  # name in the shard, and bytes or what 
 def pack(tree: Mapping[str, Picture], out: Path, size: int | None, shard_mb: int) -> Manifest:
     """Write the images of a data set as shards below `out`, and return their manifest.
 
+    Shards that are there are compared with the manifest's hashes; damaged and missing ones are written anew.
+
     Args:
         tree: name with folders -> image; names become those in the shards.
         size: px to which the short sides of larger images are shrunk; None: files are copied as they are.
@@ -56,6 +58,8 @@ def pack(tree: Mapping[str, Picture], out: Path, size: int | None, shard_mb: int
         if not (lock(held) and is_current(held)):
             raise UserError(f"another process is packing into {out}, or has just ended: wait for it, and try again")
         try:
+            for path in out.glob(".*.tmp"):  # of a process that was killed
+                path.unlink()
             manifest = _begin(tree, out, size, shard_mb)
             _mend(tree, groups, out, size, manifest)
             if not manifest.complete:
@@ -93,8 +97,6 @@ def _write_groups(
     manifest: Manifest,
 ) -> None:  # fmt: skip
     """Write what is not there yet of the shards of each group, of about `most` bytes each, and the manifest."""
-    for path in out.glob(".*.tmp"):  # of a process that was killed
-        path.unlink()
     stems = Counter(map(_stem, tree))
     for group, names in sorted(groups.items()):
         done = [shard for shard in manifest.shards if shard.name.startswith(f"{group}-")]
@@ -216,6 +218,10 @@ def _mend(
         if not shard.taken:
             raise UserError(f"{path} is missing or damaged, and of an earlier version: remove {out}, and pack anew")
         say(f"{path} is missing or damaged: it is written anew")
-        files = _encode_all(tree, groups[group][start : ends[group]], size, stems)
-        manifest.shards[i], _ = _write_shard(path, files, math.inf, [])
+        files, bad = _encode_all(tree, groups[group][start : ends[group]], size, stems), list[str]()
+        made, _ = _write_shard(path, files, math.inf, bad)
+        if made.images != shard.images:
+            path.unlink()
+            raise UserError(f"{path} had {shard.images} images, of which {made.images} can be read now: {bad[:1]}")
+        manifest.shards[i] = made
         manifest.write(out)

@@ -112,7 +112,7 @@ def is_coloured(pixels: Depth, share: float = SHARE) -> bool:
     29 of 30 old, sepia and yellowed ones, and from all of the 120 when they are made sepia, or gray with a red stamp.
     """
     step = max(1, max(pixels.shape[:2]) // 1024)
-    planes = torch.from_numpy(np.ascontiguousarray(pixels[::step, ::step])).permute(2, 0, 1)[None]
+    planes = torch.from_numpy(np.array(pixels[::step, ::step])).permute(2, 0, 1)[None]
     rgb = F.avg_pool2d(color.rgb01(planes), min(4, *planes.shape[2:]))
     lab = color.rgb_to_lab(rgb)[0].to(torch.float64)  # (3, h, w)
     light, ab, off = lab[0] / 100, lab[1:].flatten(1).T, torch.zeros(lab[0].numel())

@@ -149,6 +149,8 @@ def make_gallery(run: Path, scores: ScoreFile, found: PerImage, stems: Sequence[
     per_image = {epoch: found[outputs_path(run, epoch).name] for epoch in rows}
     signs = {m: SIGNS[kind] for m, kind in scores.directions.items() if kind in SIGNS}
     signs = {metric: sign for metric, sign in signs.items() if metric in per_image[max(rows)]}
+    if scores.metric != "color_error":  # as below
+        signs.pop("color_error", None)
     metric = scores.metric if scores.metric in signs else next(iter(signs))
     best = summary.best_epoch(scores, metric) or max(rows)
     ranked = rank_stems(run, stems, signs[metric] * per_image[best][metric])
@@ -227,6 +229,7 @@ def write_report(run: Path) -> Path:
         "verdict": verdict,
     }  # fmt: skip
     text = environment.get_template("page.html").render(shown)
-    with replacing(run / "report.html") as temporary:
-        temporary.write_text(text, encoding="utf-8", errors="replace")  # a file name may hold any bytes
+    content = text.encode(errors="replace")  # a file name may hold any bytes
+    with replacing(run / "report.html", size=len(content)) as temporary:
+        temporary.write_bytes(content)
     return run / "report.html"

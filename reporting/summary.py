@@ -189,11 +189,13 @@ def best_words(scores: ScoreFile, asked: str = "auto") -> list[str]:
     metric, epoch, ours = scores.metric, best_epoch(scores, scores.metric), epoch_rows(scores)
     if asked != "auto":
         by = "the metric of the recipe"
+    elif metric not in AUTO:
+        by = "the default when it was scored"
     else:
         by = "the default" if metric == AUTO[0] else f"the default where {title(AUTO[0])} is not computed"
     others: dict[int | None, list[str]] = {}
     for key in scores.best:
-        if key != metric and not key.startswith("s0_"):  # gray metrics do not see colour
+        if key not in (metric, "color_error") and not key.startswith("s0_"):  # gray metrics do not see colour
             others.setdefault(best_epoch(scores, key), []).append(title(key))
     by_others = "; ".join(f"epoch {n} ({', '.join(names)})" for n, names in sorted(others.items()))
     rest = [f"Best by other metrics: {by_others}."] if by_others else []

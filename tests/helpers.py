@@ -4,6 +4,7 @@ import json
 import os
 import runpy
 import signal
+import struct
 import subprocess
 import sys
 import warnings
@@ -336,11 +337,12 @@ def results() -> list[str]:
 
 def run_in_terminal(command: Sequence[str | Path], **options: Any) -> tuple[int, str]:
     """Run a program whose stdout and stderr are one terminal; returns its exit code and all that it wrote."""
-    import pty  # which Windows has not, nor termios
+    import fcntl  # which Windows has not, nor the others
+    import pty
     import termios
 
     ours, theirs = pty.openpty()
-    termios.tcsetwinsize(theirs, (24, 90))  # without a size tqdm draws nothing
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 90, 0, 0))  # without a size tqdm draws nothing
     with subprocess.Popen(list(map(str, command)), stdout=theirs, stderr=theirs, **options) as process:
         os.close(theirs)
         said = b""

@@ -382,10 +382,12 @@ def test_bad_files_are_skipped_and_reported() -> None:
 
 
 def test_a_link_that_leads_nowhere_is_a_bad_file_like_others() -> None:
-    items = [*write_set(3), Item("p9", Path("data/p9.png"))]
+    items = [*write_set(3), *(Item(name, Path(f"data/{name}.png")) for name in ("p8", "p9"))]
+    os.symlink("p8.png", items[-2].target)  # which leads to itself
     os.symlink("nowhere.png", items[-1].target)
     images = load_images(items, PHOTO, CACHE, "train")
-    assert (len(images), images.bad) == (3, ["data/p9.png: no such file"])
+    assert (len(images), images.bad[1:]) == (3, ["data/p9.png: no such file"])
+    assert images.bad[0].startswith("data/p8.png: ")
 
 
 @pytest.mark.parametrize("bug", [ValueError, MemoryError, KeyboardInterrupt])
@@ -495,6 +497,23 @@ def test_tinted_and_stamped_pictures_are_left_out_as_near_gray() -> None:
     images = load_images(items, replace(PHOTO, min_colorfulness=10.0), CACHE, "train")
     assert (images.stems, images.gray) == (["colour"], 2)
     assert len(load_images(items, PHOTO, CACHE, "train")) == 3
+
+
+def test_scenes_that_processes_draw_are_judged_too() -> None:
+    items = [Item(f"scene{i}", i) for i in range(data.MANY_SCENES)]
+    found = load_images(items, replace(PHOTO, min_colorfulness=90.0), CACHE, "train")
+    assert 0 < found.gray < len(items)
+    few = load_images(items[:20], replace(PHOTO, min_colorfulness=90.0), CACHE, "train")
+    assert few.stems == found.stems[: len(few)]
+
+
+def test_the_rule_for_gray_is_in_the_keys_where_it_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    items = write_set(3)
+    before = [cache_key(items, replace(PHOTO, min_colorfulness=least)) for least in (0.0, 1.0)]
+    monkeypatch.setattr(data, "GRAY_RULE", data.GRAY_RULE + 1)
+    after = [cache_key(items, replace(PHOTO, min_colorfulness=least)) for least in (0.0, 1.0)]
+    assert before[0] == after[0]
+    assert before[1] != after[1]
 
 
 def test_near_gray_is_judged_by_the_colour_half() -> None:

@@ -111,9 +111,7 @@ def test_a_second_folder_is_no_resume_of_the_first(monkeypatch: pytest.MonkeyPat
         recipe=config.make_recipe("coco", {}), data=str(Path("one").absolute()), fingerprints={}, mean_ab=(0, 0)
     )
     write_run(Path("runs/coco"), record)
-    with pytest.raises(
-        UserError, match=r"^runs/coco was trained on .*one: to train on two name another folder with --run"
-    ):
+    with pytest.raises(UserError, match=r"^runs/coco was trained on .*one: for two name another folder with --run"):
         main.main(recipe="coco", data="two")
     with pytest.raises(InterruptedError):
         main.main(recipe="coco", data="one")

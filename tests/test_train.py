@@ -396,7 +396,7 @@ def test_weights_that_training_does_not_read_are_named(
 ) -> None:
     Path("w").mkdir()
     train.main(recipe=recipe, data=str(pictures), weights="w", dry_run=True, device="cpu")
-    said = "weights        w: not used, as training needs none here; eval.py --weights takes LPIPS' there"
+    said = "weights        w: not used, as this recipe reads none; eval.py --weights reads those of LPIPS"
     assert (said in capsys.readouterr().out.splitlines()) is not used
 
 

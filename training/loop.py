@@ -106,7 +106,8 @@ class Log:
     def __init__(self, path: Path, state: State, skip: bool = False) -> None:
         """Open the log; records of later steps, left by a run that was cut off, are dropped.
 
-        `skip`: a step with a loss that is not finite is not counted, unless an interval has no other.
+        `skip`: a step with a loss that is not finite is not counted, unless an interval has no other. Of several
+        processes those whose own losses were finite are in the means of a step that all leave out.
         """
         self.skip, self.path, self.state, self.device_name = skip, path, state, device_name(state.device)
         if not distributed.rank():
@@ -136,7 +137,7 @@ class Log:
         if not self.steps:
             return
         sums = distributed.add(torch.stack(list(self.sums.values())))
-        values = (sums / (self.steps * distributed.world())).tolist()  # the one wait for the device
+        values = (sums / (self.steps * distributed.world())).tolist()  # which waits for the device
         means, done = dict(zip(self.sums, values, strict=True)), self.state.progress
         if self.skip:
             share = means.pop(FINITE_SHARE)
@@ -320,7 +321,7 @@ def fit(
         step: updates the networks on a batch; returns its loss terms, detached scalars on the device.
         save: writes what is for use, before state.pt.
         show: writes what is to look at, after it, so that nothing is lost where it fails; what it returns stands on
-            the status lines until the next time.
+            the status lines until the next time. A kill before its end loses what that epoch shows.
         command: what the user runs to resume.
         last_of_stage: epoch after which the loss terms change, so that no record is of both; 0 = none.
 

@@ -73,7 +73,7 @@ class Setup:
 
         Raises UserError where a process goes on and another begins, or where they differ in folder, device or recipe.
         """
-        facts = {"resume": self.stored is not None, "run folder": str(self.folder.resolve()), "device": device.type}
+        facts = {"resume": self.stored is not None, "run folder": str(self.folder.absolute()), "device": device.type}
         distributed.require_same({**facts, "precision": precision, **asdict(self.recipe)})
         found = getattr(self.recipe, "memory_format", "auto")
         if found == "auto" and self.stored is not None:
@@ -153,7 +153,8 @@ class Setup:
             images = {name: load_images(items[name], each, CACHE, name, cache_gb) for name, each in loadings.items()}
         facts: dict[str, Any] = {f"pictures of {name}": split.key for name, split in images.items()}
         if items.stream:  # their heads are the same, the rest need not be
-            facts |= {"shards": items.stream.urls, "pictures in an epoch": items.stream.count}
+            facts |= {f"shard {i}": url for i, url in enumerate(items.stream.urls)}  # the first that differs is named
+            facts |= {"number of shards": len(items.stream.urls), "pictures in an epoch": items.stream.count}
         distributed.require_same({**asdict(self.recipe), **facts})
         if items.stream:
             images["train"] = replace(images["train"], stream=items.stream, loading=loading)
@@ -339,7 +340,10 @@ def require_colour(images: ImageSet) -> None:
         raise UserError(f"{problem}: there is nothing to learn from them; colorize.py colours such pictures")
     if len(gray) > len(ids) / 4:
         problem = f"{len(gray)} of {len(ids)} training pictures looked at have little or no colour"
-        say(f"WARNING: {problem}: {listed(gray)}; take them out, or gray ones with --set min_colorfulness=15")
+        advice = "little can be learnt from them"
+        if len(gray) < len(ids):
+            advice = "take them out, as --set min_colorfulness=15 does, also with spots of colour"
+        say(f"WARNING: {problem}: {listed(gray)}; {advice}")
 
 
 def listed(names: Sequence[str]) -> str:

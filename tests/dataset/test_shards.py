@@ -199,6 +199,14 @@ def test_packing_mends_what_is_damaged_or_missing(capsys: pytest.CaptureFixture[
     assert paths[2].stat().st_mtime_ns == whole
     said = capsys.readouterr().out
     assert [line.split()[0] for line in said.splitlines() if "written anew" in line] == [*map(str, paths[:2])]
+    name = tarfile.open(paths[0]).getnames()[0]
+    size = Path("photos", name).stat().st_size
+    Path("photos", name).write_bytes(bytes(size))  # which could be read before
+    paths[0].unlink()
+    with pytest.raises(
+        UserError, match=r"train-00000.tar had \d+ images, of which \d+ can be read now: .*not an image"
+    ):
+        packed(size=32)
 
 
 def test_the_manifest_counts_and_hashes() -> None:

@@ -246,6 +246,14 @@ def test_white_shapes_on_black_get_no_rims(upsampling: str) -> None:
     assert (colorizer(sketch).int() - 117).abs().max() <= 1
 
 
+def test_black_lines_on_gray_stay_black() -> None:
+    """As of a night scene, on paper of 45 %."""
+    sketch = (lines(2).float() / 255 * 115).to(torch.uint8)
+    out = Colorizer(Paint((0.8, 0.6, 0.4), True), "sketch", "rgb", SIZE, 8)(sketch)
+    assert out[(sketch == 0).expand_as(out)].max() <= 16
+    assert out[(sketch == 115).expand_as(out)].float().mean() > 120
+
+
 @pytest.mark.parametrize(("x_kind", "width"), [("sketch", 1), ("line", 2)])
 @pytest.mark.parametrize("forgets", [False, True])
 @pytest.mark.parametrize("upsampling", UPSAMPLINGS)

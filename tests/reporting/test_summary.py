@@ -32,10 +32,12 @@ def test_why_the_best_epoch_is_best(scores: ScoreFile) -> None:
 
 
 def test_the_default_metric_is_said_to_be_one(scores: ScoreFile) -> None:
-    said = "The epoch is chosen by CIEDE2000, the default where LPIPS AlexNet is not computed."
-    assert said in summary.best_words(scores, "auto")
+    assert "The epoch is chosen by CIEDE2000, the default when it was scored." in summary.best_words(scores, "auto")
     for row in scores.rows.values():
-        row.scores["lpips_alex"] = row.scores["ciede2000"]
+        row.scores["color_error"] = row.scores["lpips_alex"] = row.scores["ciede2000"]
+    scores = replace(scores, metric="color_error", best={**scores.best, "color_error": "epoch_0010"})
+    sentences = summary.best_words(scores, "auto")
+    assert "The epoch is chosen by colour error, the default where LPIPS AlexNet is not computed." in sentences
     scores = replace(scores, metric="lpips_alex", best={**scores.best, "lpips_alex": "epoch_0010"})
     sentences = summary.best_words(scores, "auto")
     assert sentences[0].startswith("LPIPS AlexNet 4.40 (3.40 to 5.40; lower is better) at epoch 10")

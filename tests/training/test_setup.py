@@ -148,7 +148,9 @@ def test_pictures_without_colour_are_noticed(capsys: pytest.CaptureFixture[str])
     begun = "WARNING: 7 of 8 training pictures looked at have little or no colour"
     assert said.startswith(f"{begun}: p1, p2, p3, p4, p5 and 2 more; take")
     setup.require_colour(noise(8, 8, spot=True))  # as of comics with a spot colour
-    assert "WARNING: 8 of 8 training pictures" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "WARNING: 8 of 8 training pictures" in said
+    assert "min_colorfulness" not in said  # which would leave all out
 
 
 def test_a_new_run_on_pictures_without_colour_is_refused(tmp_path: Path) -> None:
@@ -279,7 +281,7 @@ def test_processes_whose_streams_differ_end(monkeypatch: pytest.MonkeyPatch) -> 
     items = Splits(train=[], val=[])
     items.stream = Stream(("pipe:cat a.tar",), 40, frozenset())
     monkeypatch.setattr(setup, "load_images", lambda *_: noise(4, 4))
-    for key, theirs in (("shards", ("pipe:cat b.tar",)), ("pictures in an epoch", 44)):
+    for key, theirs in (("shard 0", "pipe:cat b.tar"), ("number of shards", 2), ("pictures in an epoch", 44)):
         monkeypatch.setattr(distributed, "gather", lambda own, key=key, theirs=theirs: [own, {**own, key: theirs}])
         with pytest.raises(UserError, match=f"^process 1 has {key} "):
             plan.load_splits(items, Loading(32, "crop", "none", False))

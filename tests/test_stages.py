@@ -37,7 +37,7 @@ def test_from_folder_to_coloured_files(
     assert first_and_last("train", "--recipe", recipe, "--data", data, *TINY, "--size", size) == 0
     assert run_stage("test", "--all-epochs") == 0
     assert run_stage("eval", "--all-epochs") == 0
-    assert "ciede2000 of epoch" in capsys.readouterr().out
+    assert "color_error of epoch" in capsys.readouterr().out
     assert run_stage("export") == 0
     assert first_and_last("colorize", *given, "--run", f"runs/{recipe}", "--out", "out") == 0
     for path in given:

@@ -276,8 +276,9 @@ cli.command(main, shared=True)
 )
 def test_the_first_that_fails_alone_says_why(both: bool, body: str, said: str) -> None:
     Path("x.py").write_text(PROGRAM.format(both=both, body=body))
-    # torchrun looks every 5 s: the process that is left has the time to speak before it is ended too
-    code, _, error = finish(start("x.py", options=("--standalone", "--monitor-interval", 5)))
+    # until torchrun looks again the process that is left has the time to speak before it is ended too
+    interval = 15 if "kill" in body else 5  # s; it looks at any time, and to notice a loss takes longer
+    code, _, error = finish(start("x.py", options=("--standalone", "--monitor-interval", interval)))
     assert time.time() - Path("failed").stat().st_mtime < 30  # s from the failure to the end of all
     assert code != 0
     assert error.count(said) == 1

@@ -1,6 +1,6 @@
 """How many pictures a second training takes with one core, two, and two processes: figures of this machine.
 
-python -m pytest -n 0 -m slow -s tests/soak/test_process_speed.py      # prints a table; docs/scale.md has one
+python -m pytest -n 0 -m slow -s tests/soak/test_process_speed.py      # prints a table
 """
 
 import os
@@ -13,7 +13,7 @@ import pytest
 from config import ROOT
 from runtime.run_folder import LOG, read_records
 
-TRAIN = [ROOT / "train.py", "--recipe", "coco", "--data", "demo", "--limit", 160, "--size", 128, "--epochs", 3]
+TRAIN = [ROOT / "train.py", "--recipe", "coco", "--data", "demo", "--limit", 80, "--size", 128, "--epochs", 2]
 TRAIN += ["--device", "cpu", "--global-batch", 16, "--set", "ngf=32", "--set", "log_every=5", "--run-dir"]
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2, "--"]
 KINDS: dict[str, tuple[list[object], int]] = {
@@ -32,7 +32,7 @@ def test_pictures_a_second_with_cores_and_processes() -> None:
             environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
             subprocess.run([str(word) for word in call], check=True, capture_output=True, env=environment)
             records = [record for record in read_records(run / LOG) if record["epoch"] > 1]  # the first ones warm up
-            assert len(records) >= 2
+            assert records
             rates[kind].append(sum(record["images_per_s"] for record in records) / len(records))
     print(f"\ncoco at 128 px, ngf 32, 16 pictures a step, {os.cpu_count()} cores, medians of 3 (least to most)")
     for kind, found in rates.items():

@@ -25,7 +25,7 @@ class Maps(NamedTuple):
     colours: Tensor  # C = 2: ab/110. C = 3: RGB - guide in [-1, 1], or for line art RGB in [0, 1]
     gain: Tensor  # C like colours: how much they change per unit of the guide; 0 where upsampling is bicubic
     guide: Tensor  # C = 1: lightness L/100 or luma of the small image, in [0, 1]
-    ground: Tensor  # line art: C = 1, the guide without bright lines thinner than 5 px; 0 where it is dark. Else C = 0
+    ground: Tensor  # line art: C = 1, the guide without bright lines thinner than 5 px; 0 in a dark image. Else C = 0
     detail: Tensor  # output Lab: C = 1, in [0, 1], the share of the input's detail to keep. Else C = 0
     seen: Tensor  # output Lab: C = 1, the L/100 that the network saw. Else C = 0
 
@@ -60,7 +60,7 @@ class Colorizer(nn.Module):
     - output Lab: the predicted lightness gets the image's fine detail, except where it was repaired;
     - output rgb from L or gray: with the image's own lightness or luma;
     - output rgb from line art: multiplied by the image's lines where they are darker than in the small copy.
-      White lines on black, and what lies in dark surroundings, are left as they are: there the dark is ground.
+      White lines on black, and images that are dark in the mean, are left as they are: there the dark is ground.
 
     Attributes that a caller may set, on the file too:
         size: int, px, the short side at which the network works; larger sees finer things and costs more.
@@ -255,9 +255,9 @@ class Colorizer(nn.Module):
         guide = self.guide(small)
         ground = detail = seen = guide[:, :0]
         if self.keeps_lines:
-            # where it is dark around, black is the ground and no line: what is multiplied by is at least 1 there
-            around = F.avg_pool2d(guide, 33, 1, 16, count_include_pad=False)
-            ground = without_bright_lines(guide) * (4.0 * around - 1.0).clamp(0.0, 1.0)
+            # in a dark image black is the ground and no line: what is multiplied by is at least 1 there
+            ink = (4.0 * guide.mean([2, 3], keepdim=True) - 1.0).clamp(0.0, 1.0)
+            ground = without_bright_lines(guide) * ink
         if self.y_kind == "rgb":
             rgb = ((y + 1.0) / 2.0).clamp(0.0, 1.0)
             gray = color.luma(rgb)

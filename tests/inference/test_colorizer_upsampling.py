@@ -250,7 +250,7 @@ def test_black_lines_on_gray_stay_black() -> None:
     """As of a night scene, on paper of 45 %."""
     sketch = (lines(2).float() / 255 * 115).to(torch.uint8)
     out = Colorizer(Paint((0.8, 0.6, 0.4), True), "sketch", "rgb", SIZE, 8)(sketch)
-    assert out[(sketch == 0).expand_as(out)].max() <= 16
+    assert out[(sketch == 0).expand_as(out)].max() <= 24
     assert out[(sketch == 115).expand_as(out)].float().mean() > 120
 
 

@@ -13,7 +13,7 @@ import pytest
 from config import ROOT
 from runtime.run_folder import LOG, read_records
 
-TRAIN = [ROOT / "train.py", "--recipe", "coco", "--data", "demo", "--limit", 80, "--size", 128, "--epochs", 2]
+TRAIN = [ROOT / "train.py", "--recipe", "coco", "--data", "demo", "--limit", 80, "--size", 64, "--epochs", 2]
 TRAIN += ["--device", "cpu", "--global-batch", 16, "--set", "ngf=32", "--set", "log_every=5", "--run-dir"]
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2, "--"]
 KINDS: dict[str, tuple[list[object], int]] = {
@@ -34,7 +34,7 @@ def test_pictures_a_second_with_cores_and_processes() -> None:
             records = [record for record in read_records(run / LOG) if record["epoch"] > 1]  # the first ones warm up
             assert records
             rates[kind].append(sum(record["images_per_s"] for record in records) / len(records))
-    print(f"\ncoco at 128 px, ngf 32, 16 pictures a step, {os.cpu_count()} cores, medians of 3 (least to most)")
+    print(f"\ncoco at 64 px, ngf 32, 16 pictures a step, {os.cpu_count()} cores, medians of 3 (least to most)")
     for kind, found in rates.items():
         least, middle, most = sorted(found)
         print(f"{kind:<28}{middle:8.1f} pictures/s ({least:.1f} to {most:.1f})")

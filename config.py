@@ -114,9 +114,7 @@ class Recipe(AnyRecipe):
     line_share: float = 0.5  # probability of line art where input is gray+line
     val_fraction: float = 0.1  # share held out where the data has no val folder
     limit: int = 0  # images of each split at most, chosen by a hash of their names; 0 = all
-    min_colorfulness: float = (
-        0.0  # less colourful ones (15 is slightly), toned and spot-coloured ones are left out; 0: none
-    )
+    min_colorfulness: float = 0.0  # what has less (15 is slightly), toned and spot-coloured ones are left out
     # degradation of the input: strength in [0, 1], and the probability that a picture gets it
     scratches: float = 0.5  # bright and dark threads
     scratches_p: float = 0.0

@@ -222,6 +222,7 @@ def _mend(
         made, _ = _write_shard(path, files, math.inf, bad)
         if made.images != shard.images:
             path.unlink()
-            raise UserError(f"{path} had {shard.images} images, of which {made.images} can be read now: {bad[:1]}")
+            problem = f"{path} had {shard.images} images, of which {made.images} can be read now; {' '.join(bad[:1])}"
+            raise UserError(f"{problem}; put them back, or remove {out} and pack anew")
         manifest.shards[i] = made
         manifest.write(out)

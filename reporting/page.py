@@ -148,9 +148,7 @@ def make_gallery(run: Path, scores: ScoreFile, found: PerImage, stems: Sequence[
     rows, command = epoch_rows(scores), summary.score_command(run)
     per_image = {epoch: found[outputs_path(run, epoch).name] for epoch in rows}
     signs = {m: SIGNS[kind] for m, kind in scores.directions.items() if kind in SIGNS}
-    signs = {metric: sign for metric, sign in signs.items() if metric in per_image[max(rows)]}
-    if scores.metric != "color_error":  # as below
-        signs.pop("color_error", None)
+    signs = {metric: sign for metric, sign in signs.items() if metric in per_image[max(rows)] and shows(scores, metric)}
     metric = scores.metric if scores.metric in signs else next(iter(signs))
     best = summary.best_epoch(scores, metric) or max(rows)
     ranked = rank_stems(run, stems, signs[metric] * per_image[best][metric])
@@ -200,15 +198,19 @@ def score_curve(scores: ScoreFile, metric: str) -> Drawing:
     return score_svg(metric, {epoch: row.scores[metric] for epoch, row in ours.items()}, others, best, label)
 
 
+def shows(scores: ScoreFile, metric: str) -> bool:
+    """Tell whether a metric has a place in the report: color_error, the sum of two others, only where it chooses."""
+    return metric != "color_error" or metric == scores.metric
+
+
 def write_report(run: Path) -> Path:
     """Write a scored run's report.html; returns its path. Raises UserError where scores are damaged."""
     record, scores = read_run(run), read_scores(run)
     records, rows = read_records(run / LOG), summary.all_rows(scores)
     per_image, stems = read_per_image(run, scores, [name for name in scores.rows if name != "truth"])
     gallery = make_gallery(run, scores, per_image, stems)  # first, so that damage is found before anything is drawn
-    metrics = [m for m in scores.directions if any(m in row.scores for row in rows.values())]
-    if scores.metric != "color_error":  # a sum of two that are shown
-        metrics = [metric for metric in metrics if metric != "color_error"]
+    known = [m for m in scores.directions if any(m in row.scores for row in rows.values())]
+    metrics = [m for m in known if shows(scores, m)]
     drawn = [m for m in metrics if any(m in row.scores for row in epoch_rows(scores).values())]
     drawn.sort(key=lambda metric: metric != scores.metric)  # which is the first
     shown = {

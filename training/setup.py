@@ -333,7 +333,7 @@ def require_colour(images: ImageSet) -> None:
     Raises UserError where none has more than a stamp.
     """
     ids = evenly_spaced(len(images), MAX_LOOKED_AT)
-    pictures = {images.stems[i]: images.picture(i)[..., :3].copy() for i in ids}
+    pictures = {images.stems[i]: images.picture(i)[..., :3] for i in ids}
     gray = [stem for stem, picture in pictures.items() if not is_coloured(picture)]
     if len(gray) == len(ids) and not any(is_coloured(picture, STAMP) for picture in pictures.values()):
         problem = f"no colour in the {len(ids)} training pictures looked at"

@@ -204,7 +204,8 @@ def test_packing_mends_what_is_damaged_or_missing(capsys: pytest.CaptureFixture[
     Path("photos", name).write_bytes(bytes(size))  # which could be read before
     paths[0].unlink()
     with pytest.raises(
-        UserError, match=r"train-00000.tar had \d+ images, of which \d+ can be read now: .*not an image"
+        UserError,
+        match=r"train-00000.tar had \d+ images, of which \d+ can be read now; .*not an image.*; put them back",
     ):
         packed(size=32)
 

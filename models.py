@@ -22,6 +22,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from config import RECIPES, Recipe, UserError, closest, make_recipe, require
 from imaging.color import CHANNELS
+from imaging.pixels import interpolate
 
 NORMS = {"batch": nn.BatchNorm2d, "instance": nn.InstanceNorm2d, "none": None}
 
@@ -267,7 +268,7 @@ class DanbooruFeatures(FrozenFeatures):
 
     def forward(self, rgb01: Tensor) -> list[Tensor]:
         """Map (N, 1|3, H, W) in [0, 1] to one tensor (N, 512)."""
-        x = F.interpolate(rgb01.float(), [self.SIZE, self.SIZE], mode="bilinear", antialias=True)
+        x = interpolate(rgb01.float(), self.SIZE, self.SIZE, "bilinear", antialias=True)
         x = self.body(self.normalise(x.to(rgb01.dtype)))  # (N, 2048, 12, 12)
         return [self.head(torch.cat([x.amax((2, 3)), x.mean((2, 3))], 1))]  # (N, 512)
 
@@ -591,7 +592,8 @@ class LiteUNet(nn.Module):
         features = self.encoder(x)
         y = features.pop()
         for block in self.decoder:
-            y = block(torch.cat([F.interpolate(y, scale_factor=2.0), features.pop()], 1))
+            size = 2 * y.size(2), 2 * y.size(3)
+            y = block(torch.cat([interpolate(y, size[0], size[1], "nearest"), features.pop()], 1))
         return self.last(y)
 
     def readout(self, logits: Tensor) -> Tensor:
@@ -602,7 +604,7 @@ class LiteUNet(nn.Module):
             y = F.conv2d(torch.softmax(logits / self.temperature, 1), self.colors)
         else:
             y = torch.tanh(logits)
-        return F.interpolate(y, scale_factor=4.0, mode="bilinear")
+        return interpolate(y, 4 * y.size(2), 4 * y.size(3), "bilinear")
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x (N, in, H, W) to (N, out, H, W) in [-1, 1]; H and W are multiples of 32."""

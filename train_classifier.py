@@ -60,12 +60,14 @@ def build_training(recipe: ClassifierRecipe, classes: list[str], device: "torch.
     torch.manual_seed(recipe.seed)
     classifier = build_classifier(recipe.network, classes, recipe.size, recipe.batch_size)
     classifier.to(device)
+    scaler = Scaler(device, precision, recipe.on_nan == "skip")
+    # where the first step is skipped, torch's fused SGD goes on with a momentum that nobody has set
+    fused = device.type in ("cpu", "cuda") and not scaler.is_enabled()
     optimizer = torch.optim.SGD(
         classifier.parameters(), recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay,
-        nesterov=recipe.momentum > 0, fused=device.type in ("cpu", "cuda"),
+        nesterov=recipe.momentum > 0, fused=fused,
     )  # fmt: skip
     loss = torch.nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
-    scaler = Scaler(device, precision, recipe.on_nan == "skip")
     return Training(classifier, loss, optimizer, scaler, autocast(device, precision))
 
 

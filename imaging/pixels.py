@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
 
 from config import UserError
 from imaging import color
@@ -126,12 +127,29 @@ def is_coloured(pixels: Depth, share: float = SHARE) -> bool:
     return float((off > COLOURED).double().mean()) > share
 
 
+def interpolate(image: Tensor, height: int, width: int, mode: str, antialias: bool = False) -> Tensor:
+    """Return (N, C, H, W) as F.interpolate makes it (N, C, height, width); mode: nearest | bilinear | bicubic.
+
+    For scripts: of F.interpolate itself they hold every branch, and torch reads none that needs a newer torch.
+    """
+    size = [height, width]
+    if mode == "nearest":
+        return torch.ops.aten.upsample_nearest2d(image, size)
+    if mode == "bilinear" and antialias:
+        return torch.ops.aten._upsample_bilinear2d_aa(image, size, False)
+    if mode == "bilinear":
+        return torch.ops.aten.upsample_bilinear2d(image, size, False)
+    if mode == "bicubic" and antialias:
+        return torch.ops.aten._upsample_bicubic2d_aa(image, size, False)
+    raise ValueError("no such mode of interpolation")
+
+
 def resize(image: Array, height: int, width: int) -> Array:
     """Resize (H, W, C) uint8 with an antialiased bicubic filter."""
     if image.shape[:2] == (height, width):
         return image
     planes = torch.from_numpy(image).permute(2, 0, 1)[None]  # (1, C, H, W)
-    planes = F.interpolate(planes, (height, width), mode="bicubic", antialias=True)[0]
+    planes = interpolate(planes, height, width, "bicubic", antialias=True)[0]
     return np.ascontiguousarray(planes.permute(1, 2, 0).numpy())
 
 

@@ -153,7 +153,12 @@ def load_exported(path: Path, device: torch.device) -> Exported:
         with path.open("rb"), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "`torch.jit")  # deprecated; its category differs from torch to torch
             module = torch.jit.load(path, map_location="cpu", _extra_files=files)
-    except (RuntimeError, ValueError):
+    except (RuntimeError, ValueError) as error:
+        if "Unknown builtin op" in str(error):
+            versions = f"written with torch {read_record(path).torch}, this is {torch.__version__}"
+            raise UserError(
+                f"{path} needs a newer torch ({versions}): install one, or export it with this one"
+            ) from None
         raise UserError(f"{path} is not a TorchScript file, or it is damaged") from None
     record = _parse_record(path, files[METADATA])
     if computed_in(record.precision, device) == "fp32":

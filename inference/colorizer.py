@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from imaging import color
+from imaging.pixels import interpolate
 
 STRIP = 2**18  # px processed at a time: they fit into a CPU's caches. 4 times as many take 1.25 times as long
 
@@ -388,7 +389,7 @@ def local_gain(guide: Tensor, planes: Tensor) -> Tensor:
 def enlarge(maps: Tensor, top: int, rows: int, height: int, width: int) -> Tensor:
     """Return rows top .. top + rows of maps (N, C, h, w) enlarged to (N, C, height, width), bicubic.
 
-    F.interpolate cannot compute a part of an image. So rows are interpolated here, while they are narrow.
+    torch cannot interpolate a part of an image. So rows are interpolated here, while they are narrow.
     Source: Keys, "Cubic convolution interpolation for digital image processing", 1981, eq. 15.
     """
     row = torch.arange(rows, dtype=torch.float32, device=maps.device)
@@ -410,7 +411,7 @@ def resize(image: Tensor, height: int, width: int) -> Tensor:
 
 def resize_columns(image: Tensor, width: int, mode: str = "bicubic") -> Tensor:
     """Resize the width of (N, C, H, W), antialiased."""
-    return F.interpolate(image.contiguous(), [image.size(2), width], mode=mode, antialias=True)
+    return interpolate(image.contiguous(), image.size(2), width, mode, antialias=True)
 
 
 def resize_rows(image: Tensor, height: int, mode: str = "bicubic") -> Tensor:
@@ -420,7 +421,7 @@ def resize_rows(image: Tensor, height: int, mode: str = "bicubic") -> Tensor:
     image is contiguous, and in 2.15 where channels lie last.
     """
     width = image.size(3)
-    return F.interpolate(F.pad(image, [0, 1]), [height, width + 1], mode=mode, antialias=True)[:, :, :, :width]
+    return interpolate(F.pad(image, [0, 1]), height, width + 1, mode, antialias=True)[:, :, :, :width]
 
 
 def resample(image: Tensor, height: int, width: int, mode: str = "bicubic") -> Tensor:

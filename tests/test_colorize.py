@@ -98,7 +98,7 @@ def test_stdout_is_a_line_of_json_per_file_and_stderr_a_summary(
     save_picture("out/one.png", gray(0))
     colours = np.random.default_rng(0).integers(0, 255, (40, 40, 3)).astype(np.uint8)
     save_picture("scans/colour.png", colours.repeat(8, 0).repeat(8, 1))
-    assert run_stage("colorize", "scans", "--model", model, "--keep-coloured", "--jobs", 2) == 1
+    assert run_stage("colorize", "scans", "--model", model, "--keep-coloured", "--jobs", 2, "--device", "cpu") == 1
     said = capsys.readouterr()
     lines = records(said.out)
     assert [(line["file"].removeprefix("scans/"), line["status"]) for line in lines] == [

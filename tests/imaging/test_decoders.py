@@ -314,7 +314,11 @@ def test_a_gray_profile_is_as_exact_as_its_formula(dtype: type) -> None:
     assert np.abs(to_frame(image).pixels - srgb[..., None]).max() < 2
 
 
-@pytest.mark.parametrize("profile", [b"no profile", SRGB[:200], imagecodecs.cms_profile("gray", gamma=1.0)])
+@pytest.mark.parametrize(
+    "profile",
+    [b"no profile", SRGB[:200], imagecodecs.cms_profile("gray", gamma=1.0)],
+    ids=["none", "cut off", "gray"],  # not their bytes, of which one is the time
+)
 def test_a_broken_or_mismatching_profile_is_left_out(profile: bytes) -> None:
     for values in (RGB, DEEP):
         tifffile.imwrite("x.tif", values, photometric="rgb", iccprofile=profile)

@@ -9,13 +9,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from helpers import COLORIZER_KINDS, CPU, Constant, lightness, midtones, noise_image, small_colorizer
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from imaging import color
-from inference.colorizer import Colorizer, check_image, mirror, resample, resize, use_batch_statistics
+from inference.checkpoint import infer
+from inference.colorizer import (
+    Colorizer,
+    check_image,
+    interpolate,
+    mirror,
+    resample,
+    resize,
+    use_batch_statistics,
+)
 
 DTYPES = [torch.uint8, torch.uint16, torch.float16, torch.bfloat16, torch.float32, torch.float64]
 SHAPES = [(1, 1, 1, 1), (1, 3, 1, 500), (2, 1, 37, 251), (1, 3, 500, 1), (3, 3, 33, 32)]
@@ -161,13 +169,13 @@ def test_mirror_is_numpys_symmetric_padding_and_predict_undoes_it(length: int, m
 
 
 def test_a_strong_reduction_is_averaged_first_and_looks_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    ramp, interpolate, scales = torch.linspace(0, 1, 4000).expand(1, 3, 2000, 4000), F.interpolate, []
+    ramp, scales = torch.linspace(0, 1, 4000).expand(1, 3, 2000, 4000), []
 
-    def noted(image: Tensor, size: list[int], **options: Any) -> Tensor:
-        scales.extend(before / after for before, after in zip(image.shape[2:], size, strict=True))
-        return interpolate(image, size, **options)
+    def noted(image: Tensor, height: int, width: int, mode: str, antialias: bool) -> Tensor:
+        scales.extend((image.size(2) / height, image.size(3) / width))
+        return interpolate(image, height, width, mode, antialias)
 
-    monkeypatch.setattr(F, "interpolate", noted)
+    monkeypatch.setattr("inference.colorizer.interpolate", noted)
     small = resample(ramp, 16, 32)  # 125 times smaller
     assert max(scales) < 47  # what CUDA's filter can do
     torch.testing.assert_close(small[0, 0, 8], torch.linspace(0, 1, 65)[1::2], atol=0.01, rtol=0)
@@ -399,10 +407,11 @@ def test_a_gpu_does_what_the_cpu_does(x_kind: str, y_kind: str) -> None:
         image = noise_image(2, 3, 61, 150, dtype=dtype)
         expected = colorizer.cpu()(image)
         for module in (colorizer.cuda(), torch.jit.script(colorizer)):
-            out = module(image.cuda())
+            out = infer(module, image.cuda())
             assert (out.dtype, out.device.type) == (dtype, "cuda")
             assert (color.rgb01(out.cpu()) - color.rgb01(expected)).abs().mean() < 0.5 / 255
-            assert torch.equal(color.rgb01(module(image.cuda())), color.rgb01(out))
+            again = infer(module, image.cuda())  # not to the bit: cuDNN adds up in any order
+            assert (color.rgb01(again) - color.rgb01(out)).abs().max() < 1.5 / 255
 
 
 @pytest.mark.gpu

@@ -281,6 +281,17 @@ def assert_agrees(
         assert (theirs - image).abs().max() * 255 > 1  # there is something to agree on
 
 
+@pytest.mark.parametrize("name", ["lite-unet", "unet-att-ext"])
+def test_a_script_holds_nothing_that_the_oldest_torch_does_not_know(name: str, tmp_path: Path) -> None:
+    exporters.write_script(
+        tmp_path / "x.ts", exporters.deployable(build(name, **KINDS.get(name, {})), "fp32"), RECORD, []
+    )
+    with zipfile.ZipFile(tmp_path / "x.ts") as archive:
+        code = "".join(archive.read(entry).decode() for entry in archive.namelist() if entry.endswith(".py"))
+    assert "upsample_bi" in code
+    assert "lanczos" not in code  # of F.interpolate, since torch 2.12
+
+
 @pytest.mark.parametrize("name", KINDS)
 def test_traceable_does_what_the_colorizer_does(name: str) -> None:
     module = exporters.deployable(build(name, **KINDS[name]), "fp32")

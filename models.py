@@ -407,6 +407,14 @@ class ConvGenerator(nn.Module):
         return self.last(x)  # (N, out, H, W)
 
 
+class Double(nn.Module):
+    """Twice the size, each pixel repeated; nn.Upsample without what interpolate avoids."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, C, H, W) to (N, C, 2 H, 2 W)."""
+        return interpolate(x, 2 * x.size(2), 2 * x.size(3), "nearest")
+
+
 class ResNetColorizer(nn.Module):
     """A ResNet-18 cut at 1/8 of the size, then 3x3 convolutions and nearest-neighbour doublings.
 
@@ -418,9 +426,9 @@ class ResNetColorizer(nn.Module):
         self.encoder = ResNetEncoder("resnet18", in_channels, 2)
         conv = partial(down, kernel=3, stride=1, bias=True, slope=0.0)
         self.decoder = nn.Sequential(
-            conv(128, 2 * ngf), nn.Upsample(scale_factor=2.0), conv(2 * ngf, ngf), conv(ngf, ngf),
-            nn.Upsample(scale_factor=2.0), conv(ngf, ngf // 2), nn.Conv2d(ngf // 2, out_channels, 3, 1, 1),
-            nn.Upsample(scale_factor=2.0),
+            conv(128, 2 * ngf), Double(), conv(2 * ngf, ngf), conv(ngf, ngf),
+            Double(), conv(ngf, ngf // 2), nn.Conv2d(ngf // 2, out_channels, 3, 1, 1),
+            Double(),
         )  # fmt: skip
 
     def forward(self, x: Tensor) -> Tensor:
@@ -582,6 +590,7 @@ class LiteUNet(nn.Module):
             conv = nn.Conv2d(width + skip, out, 3, 1, 1, bias=False)
             self.decoder.append(nn.Sequential(conv, nn.BatchNorm2d(out), nn.ReLU()))
             width = out
+        self.doubled = Double()
         self.is_ab = out_channels == 2
         self.last = nn.Conv2d(width, AB_SIDE**2 if self.is_ab else out_channels, 1)
         self.temperature = 0.6
@@ -592,8 +601,7 @@ class LiteUNet(nn.Module):
         features = self.encoder(x)
         y = features.pop()
         for block in self.decoder:
-            size = 2 * y.size(2), 2 * y.size(3)
-            y = block(torch.cat([interpolate(y, size[0], size[1], "nearest"), features.pop()], 1))
+            y = block(torch.cat([self.doubled(y), features.pop()], 1))
         return self.last(y)
 
     def readout(self, logits: Tensor) -> Tensor:

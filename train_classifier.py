@@ -60,13 +60,14 @@ def build_training(recipe: ClassifierRecipe, classes: list[str], device: "torch.
     torch.manual_seed(recipe.seed)
     classifier = build_classifier(recipe.network, classes, recipe.size, recipe.batch_size)
     classifier.to(device)
-    scaler = Scaler(device, precision, recipe.on_nan == "skip")
-    # where the first step is skipped, torch's fused SGD goes on with a momentum that nobody has set
-    fused = device.type in ("cpu", "cuda") and not scaler.is_enabled()
     optimizer = torch.optim.SGD(
         classifier.parameters(), recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay,
-        nesterov=recipe.momentum > 0, fused=fused,
+        nesterov=recipe.momentum > 0, fused=device.type in ("cpu", "cuda"),
     )  # fmt: skip
+    if recipe.momentum:  # where a scaler skips the first step, torch 2.14's fused SGD leaves it as memory comes
+        for parameter in classifier.parameters():
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    scaler = Scaler(device, precision, recipe.on_nan == "skip")
     loss = torch.nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
     return Training(classifier, loss, optimizer, scaler, autocast(device, precision))
 

@@ -234,8 +234,10 @@ torch::jit::Module load_model(const Options& options, at::Device device) {
     torch::jit::Module model;
     try {
         model = torch::jit::load(path, at::kCPU, files);
-    } catch (const std::exception&) {
-        refuse(path + " is not a TorchScript file, or it is damaged");
+    } catch (const std::exception& error) {
+        const bool lacks = std::string(error.what()).find("Unknown builtin op") != std::string::npos;
+        refuse(path + (lacks ? " needs an operator that this torch lacks: build with the torch that wrote it, or a newer one"
+                             : " is not a TorchScript file, or it is damaged"));
     }
     const std::string& metadata = files["tinct.json"];
     if (metadata.empty()) refuse(path + " is a TorchScript file, but not one written by export.py");

@@ -35,16 +35,21 @@ def draw_hints(y: Tensor, rng: torch.Generator) -> Tensor:
 
 
 def paint_means(y: Tensor, patches: list[tuple[int, int, int, int]], most: int) -> Tensor:
-    """Return hints as draw_hints does, with the mean of y in each patch; of two that overlap the later is seen.
+    """Return the mean of y in each patch, there; of two that overlap the later is seen.
 
-    All patches at once: on a GPU a call for each would take longer than the networks.
+    All at once, as each patch by itself would be five calls of a GPU.
 
     Args:
-        patches: picture, top, left and side in px of each; at most `most` px wide.
+        y: (N, C, H, W) float32.
+        patches: picture, top, left and side in px of each.
+        most: the largest side that there may be, px.
+
+    Returns:
+        (N, C + 1, H, W) float32, as draw_hints.
     """
     count, channels, height, width = y.shape
-    table = torch.tensor(patches, dtype=torch.long, device=y.device)
-    picture, top, left, side = table.view(-1, 4, 1, 1).unbind(1)  # (K, 1, 1)
+    numbers = torch.tensor(patches, dtype=torch.long).view(-1, 4, 1, 1).to(y.device, non_blocking=True)
+    picture, top, left, side = numbers.unbind(1)  # (K, 1, 1)
     offsets = torch.arange(most, device=y.device)
     within = (offsets[:, None] < side) & (offsets < side)  # (K, most, most)
     pixels = (picture * height + top + offsets[:, None]) * width + left + offsets

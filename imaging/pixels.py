@@ -128,20 +128,23 @@ def is_coloured(pixels: Depth, share: float = SHARE) -> bool:
 
 
 def interpolate(image: Tensor, height: int, width: int, mode: str, antialias: bool = False) -> Tensor:
-    """Return (N, C, H, W) as F.interpolate makes it (N, C, height, width); mode: nearest | bilinear | bicubic.
+    """Return F.interpolate of (N, C, H, W) to (N, C, height, width), also in scripts that an older torch loads.
 
-    For scripts: of F.interpolate itself they hold every branch, and torch reads none that needs a newer torch.
+    A script stores all branches of F.interpolate, and one of them needs torch 2.12.
+
+    Args:
+        mode: nearest or bilinear; with antialias, bilinear or bicubic. Raises ValueError for others.
     """
     size = [height, width]
-    if mode == "nearest":
+    if mode == "nearest" and not antialias:
         return torch.ops.aten.upsample_nearest2d(image, size)
-    if mode == "bilinear" and antialias:
-        return torch.ops.aten._upsample_bilinear2d_aa(image, size, False)
-    if mode == "bilinear":
+    if mode == "bilinear" and not antialias:
         return torch.ops.aten.upsample_bilinear2d(image, size, False)
+    if mode == "bilinear":
+        return torch.ops.aten._upsample_bilinear2d_aa(image, size, False)
     if mode == "bicubic" and antialias:
         return torch.ops.aten._upsample_bicubic2d_aa(image, size, False)
-    raise ValueError("no such mode of interpolation")
+    raise ValueError("no interpolation " + mode + (", antialiased" if antialias else ", not antialiased"))
 
 
 def resize(image: Array, height: int, width: int) -> Array:

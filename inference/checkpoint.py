@@ -155,10 +155,9 @@ def load_exported(path: Path, device: torch.device) -> Exported:
             module = torch.jit.load(path, map_location="cpu", _extra_files=files)
     except (RuntimeError, ValueError) as error:
         if "Unknown builtin op" in str(error):
-            versions = f"written with torch {read_record(path).torch}, this is {torch.__version__}"
-            raise UserError(
-                f"{path} needs a newer torch ({versions}): install one, or export it with this one"
-            ) from None
+            problem = f"written with torch {read_record(path).torch}, needs an operator that {torch.__version__} lacks"
+            remedy = "update torch, or export its run again with this one: python export.py --run RUN"
+            raise UserError(f"{path}, {problem}: {remedy}") from None
         raise UserError(f"{path} is not a TorchScript file, or it is damaged") from None
     record = _parse_record(path, files[METADATA])
     if computed_in(record.precision, device) == "fp32":

@@ -271,7 +271,7 @@ def test_options_change_the_pictures(model: Path) -> None:
     found = {}
     options = ["--size 64", "--upsampling bicubic", "--strength 0.5", "--strength 0", "--compare", ""]
     for option in options:
-        words = ["x.png", "--model", model, "--out", option or "plain", *option.split()]
+        words = ["x.png", "--model", model, "--out", option or "plain", "--device", "cpu", *option.split()]
         assert run_stage("colorize", *words) == 0
         found[option] = frame_of(Path(option or "plain", "x.png")).pixels
     assert len({picture.tobytes() for picture in found.values()}) == 5
@@ -337,7 +337,8 @@ def test_hints_are_points_a_layer_or_a_folder(hint_model: Path) -> None:
     for i, hints in enumerate(("", "points.json", "layers", "layers/a.png")):
         inputs = "p/a.png" if hints == "layers/a.png" else "p"
         given = ["--hints", hints] if hints else []
-        assert run_stage("colorize", inputs, *given, "--model", hint_model, "--out", f"out{i}") == 0
+        where = ["--out", f"out{i}", "--device", "cpu"]
+        assert run_stage("colorize", inputs, *given, "--model", hint_model, *where) == 0
         spots[hints] = frame_of(f"out{i}/a.png").pixels[20, 28].astype(int)
     assert np.array_equal(frame_of("out1/b.png").pixels, frame_of("out0/b.png").pixels)
     red = [spots[hints] for hints in ("points.json", "layers", "layers/a.png")]

@@ -1,6 +1,8 @@
 """Networks and their blocks: published counts and shapes, details of layers, gradients, scripting, sizes."""
 
+import io
 import re
+import zipfile
 from collections.abc import Callable
 from typing import Any
 
@@ -157,9 +159,25 @@ def test_gradient_reaches_every_parameter(name: str, small_extractor: None) -> N
 
 
 @pytest.mark.parametrize("name", ["unet", "unet-att-ext", *HALVINGS, "patch26", "image32", "image-rgb"])
-def test_scripted_is_eager(name: str, small_extractor: None) -> None:
+def test_scripted_is_eager_and_loads_in_the_oldest_torch(name: str, small_extractor: None) -> None:
     network, arguments = build_network(name).eval(), network_inputs(name)
-    torch.testing.assert_close(torch.jit.script(network)(*arguments), network(*arguments))
+    script = torch.jit.script(network)
+    torch.testing.assert_close(script(*arguments), network(*arguments))
+    require_old_operators(script)
+
+
+@pytest.mark.slow
+def test_the_published_extractor_loads_in_the_oldest_torch() -> None:
+    require_old_operators(torch.jit.script(models.DanbooruFeatures()))
+
+
+def require_old_operators(script: torch.jit.ScriptModule) -> None:
+    """Find no F.interpolate, one branch of which needs torch 2.12: requirements.txt allows 2.11."""
+    written = io.BytesIO()
+    torch.jit.save(script, written)
+    with zipfile.ZipFile(written) as archive:
+        found = [name for name in archive.namelist() if b"def interpolate(" in archive.read(name)]
+    assert [name for name in found if "/nn/functional" in name] == []
 
 
 @pytest.mark.parametrize(

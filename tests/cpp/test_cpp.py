@@ -19,7 +19,7 @@ import imagecodecs
 import numpy as np
 import pytest
 import torch
-from helpers import CPU, run_in_terminal, small_model, write_model
+from helpers import CPU, ask_for_an_unknown_operator, run_in_terminal, small_model, write_model
 from image_samples import png_header
 from numpy.typing import NDArray
 from PIL import Image
@@ -345,6 +345,7 @@ MISTAKES = {
     "--model echo.ts one.png --out": "--out needs a value",
     "--model nothing.ts one.png": "no model nothing.ts; write one with: python export.py",
     "--model one.png one.png": "one.png is not a TorchScript file",
+    "--model newer.ts one.png": "newer.ts needs an operator that this torch lacks",
     "--model bare.ts one.png": "bare.ts is a TorchScript file, but not one written by export.py",
     "--model old.ts one.png": "old.ts is of an older version of Tinct; export it again",
     "--model new.ts one.png": "new.ts is of a newer version of Tinct, format 3, and this program knows",
@@ -365,6 +366,7 @@ def test_a_mistake_is_one_sentence_before_any_work(program: Path, echo: Path) ->
     save(Path("bare.ts"), None)
     save(Path("old.ts"), '{"epoch": 2, "note": "\\"format\\": 1"}')
     save(Path("new.ts"), '{"epoch": 1, "format": 3}')
+    ask_for_an_unknown_operator(write_model(Path("newer.ts")))
     before = Path("one.png").read_bytes()
     for words, sentence in MISTAKES.items():
         done = call(program, *words.split())

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from dataset.degradations import seeded
-from dataset.hints import draw_hints
+from dataset.hints import draw_hints, paint_means
 
 
 def test_hints_hold_the_mean_of_what_they_cover_and_nothing_elsewhere() -> None:
@@ -25,6 +25,20 @@ def test_hints_hold_the_mean_of_what_they_cover_and_nothing_elsewhere() -> None:
             row, column = (int(n) for n in there[i, 0].nonzero()[0])
             assert torch.allclose(hints[i, :2, row, column], y[i, :, row, column])
     assert len(lone) > 0
+
+
+@pytest.mark.parametrize("count", [0, 1, 40])
+def test_each_patch_has_its_mean_and_the_later_is_seen(count: int) -> None:
+    rng = torch.Generator().manual_seed(count)
+    y = torch.rand(3, 2, 12, 9, generator=rng)
+    drawn = torch.rand(count, 4, generator=rng) * torch.tensor([3, 8, 5, 5])
+    patches = [(i, top, left, 1 + side) for i, top, left, side in drawn.int().tolist()]  # which overlap, where 40
+    expected = torch.zeros(3, 3, 12, 9)
+    for i, top, left, side in patches:
+        rows, columns = slice(top, top + side), slice(left, left + side)
+        expected[i, :2, rows, columns] = y[i, :, rows, columns].mean((1, 2), keepdim=True)
+        expected[i, 2, rows, columns] = 1.0
+    torch.testing.assert_close(paint_means(y, patches, 5), expected)
 
 
 def test_hints_are_seven_on_average_of_the_published_sizes_and_anywhere() -> None:

@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+import torch
+import torch.nn.functional as F
 from image_samples import RGB
 from numpy.typing import NDArray
 from PIL import Image
@@ -15,6 +17,7 @@ from imaging.pixels import (
     colorfulness,
     contact_sheet,
     flatten,
+    interpolate,
     is_coloured,
     resize,
     to_8_bits,
@@ -161,3 +164,20 @@ def test_a_stamp_or_a_colour_target_on_a_page_is_no_colour_of_the_page(kind: str
     assert not is_coloured(stamped)
     assert not is_coloured(measured)
     assert is_coloured(painted) or kind == "paper"  # of two tones each can be a function of L
+
+
+@pytest.mark.parametrize(
+    ("mode", "antialias"), [("nearest", False), ("bilinear", False), ("bilinear", True), ("bicubic", True)]
+)
+@pytest.mark.parametrize("size", [(5, 9), (40, 31)])
+def test_interpolate_is_torchs_also_in_a_script(mode: str, antialias: bool, size: tuple[int, int]) -> None:
+    image = torch.rand(2, 3, 20, 17, generator=torch.Generator().manual_seed(0))
+    expected = F.interpolate(image, size, mode=mode, antialias=antialias)
+    for function in (interpolate, torch.jit.script(interpolate)):
+        assert torch.equal(function(image, *size, mode, antialias), expected)
+
+
+@pytest.mark.parametrize(("mode", "antialias"), [("bicubic", False), ("nearest", True), ("area", False)])
+def test_other_interpolations_are_refused(mode: str, antialias: bool) -> None:
+    with pytest.raises(ValueError, match=f"no interpolation {mode}"):
+        interpolate(torch.zeros(1, 1, 4, 4), 2, 2, mode, antialias)

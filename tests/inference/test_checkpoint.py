@@ -1,7 +1,6 @@
 """checkpoint.py: a generator comes back from its file, exported or not, and every other file is refused."""
 
 import json
-import zipfile
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import CPU, Glance, randomise, write_model
+from helpers import CPU, Glance, ask_for_an_unknown_operator, randomise, write_model
 from torch import Tensor, nn
 
 import models
@@ -114,21 +113,13 @@ def damage(path: Path) -> None:
     path.write_bytes(content)
 
 
-def ask_for_an_unknown_function(path: Path) -> None:
-    with zipfile.ZipFile(write_model(path)) as archive:
-        content = {name: archive.read(name) for name in archive.namelist()}
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, data in content.items():
-            archive.writestr(name, data.replace(b"torch.sub(", b"torch.subtract_all("))
-
-
 MODELS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "missing": (lambda path: None, "no model x.ts; write one with: python export.py"),
     "empty": (lambda path: path.write_bytes(b""), DAMAGED),
     "checkpoint": (lambda path: atomic.save(path, {"a": torch.zeros(1)}), DAMAGED),
     "cut": (lambda path: path.write_bytes(write_model(path).read_bytes()[:5000]), DAMAGED),
     "damaged": (damage, DAMAGED),
-    "of a newer torch": (ask_for_an_unknown_function, r"needs a newer torch \(written with torch 2.*\): install one"),
+    "of a newer torch": (lambda path: ask_for_an_unknown_operator(write_model(path)), "lacks: update torch"),
     "somebody's": (lambda path: script(None), FOREIGN),
     **{text: (lambda path, text=text: script(text), FOREIGN) for text in ("hello", "[1]", "{}")},
     "no recipe": (told(recipe=3), FOREIGN),

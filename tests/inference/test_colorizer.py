@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from imaging import color
+from imaging.pixels import interpolate
 from inference.checkpoint import infer
 from inference.colorizer import (
     Colorizer,
     check_image,
-    interpolate,
     mirror,
     resample,
     resize,
@@ -410,8 +410,9 @@ def test_a_gpu_does_what_the_cpu_does(x_kind: str, y_kind: str) -> None:
             out = infer(module, image.cuda())
             assert (out.dtype, out.device.type) == (dtype, "cuda")
             assert (color.rgb01(out.cpu()) - color.rgb01(expected)).abs().mean() < 0.5 / 255
-            again = infer(module, image.cuda())  # not to the bit: cuDNN adds up in any order
-            assert (color.rgb01(again) - color.rgb01(out)).abs().max() < 1.5 / 255
+            for _ in range(3):  # as a service calls it, with TorchScript's optimisation; not the same to the bit
+                again = module(image.cuda())
+                assert (color.rgb01(again) - color.rgb01(out)).abs().max() < 1.5 / 255
 
 
 @pytest.mark.gpu

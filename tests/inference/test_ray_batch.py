@@ -60,6 +60,7 @@ def test_every_file_is_written_once_though_a_worker_is_killed(tmp_path: Path) ->
     pytest.importorskip("ray", reason="needs Ray: pip install -r requirements-scale.txt")
     model = write_scans()
     command = [sys.executable, ROOT / "colorize.py", "scans", "--model", model, "--engine", "ray", "--workers", "2"]
+    command += ["--device", "cpu"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "RAY_raylet_start_wait_time_s": "120"}
     killed, times = "", {}
     with open("table.jsonl", "wb") as table, open("said.txt", "wb") as said:

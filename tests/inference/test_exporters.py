@@ -314,7 +314,9 @@ def test_every_kind_of_layer_can_be_written(name: str, tmp_path: Path, monkeypat
     program = exporters.trace(module)
     monkeypatch.setattr(exporters, "trace", lambda _: program)
     forms = {"pt2": (), "onnx": ((1, 50, 1), (2, 900, 6))}  # but for shapes where it makes a side of 1 px
-    for form, but in forms.items() if name in IN_ONNX else [("pt2", ())]:
+    if name.startswith("unet"):  # a pt2 file is the program that ONNX is made from: two networks do for it
+        del forms["onnx" if name == "unet32" else "pt2"]
+    for form, but in forms.items():
         folder = tmp_path / form
         folder.mkdir()
         WRITE[form](folder / "x", module, RECORD)
@@ -344,7 +346,7 @@ def check_onnx(path: Path) -> None:
 def test_half_precision_agrees_or_is_refused(form: str, precision: str, tmp_path: Path, quick: None) -> None:
     for package in exporters.PACKAGES if form == "onnx" else ():
         pytest.importorskip(package)
-    trained = build("unet")
+    trained = build("unet", "bicubic")
     path, record = tmp_path / "x", ExportRecord(Recipe("x"), 1, precision)
     if (form, precision) == ("onnx", "bf16"):
         with pytest.raises(UserError, match="onnx has no convolution in bf16"):

@@ -313,7 +313,7 @@ def test_every_kind_of_layer_can_be_written(name: str, tmp_path: Path, monkeypat
     module = exporters.deployable(trained, "fp32")
     program = exporters.trace(module)
     monkeypatch.setattr(exporters, "trace", lambda _: program)
-    forms = {"onnx": ((1, 50, 1), (2, 900, 6))}  # but for shapes where it makes a side of 1 px
+    forms: dict[str, Any] = {"onnx": ((1, 50, 1), (2, 900, 6))}  # but for shapes where it makes a side of 1 px
     if name == "resunet":  # one does for pt2, which is the program that ONNX is made from
         forms["pt2"] = ()
     for form, but in forms.items():

@@ -52,7 +52,10 @@ def loss_names(records: Sequence[Mapping[str, float]]) -> list[str]:
 def plot_losses(path: Path, records: Sequence[Mapping[str, float]]) -> None:
     """Draw every loss term of log.jsonl over the steps into a PNG file: one panel per term."""
     names = loss_names(records)
-    with _figure(4 * len(names), 3.2) as figure, replacing(path) as temporary:
+    width = 4 * len(names)  # inches
+    with _figure(width, 3.2, layout=None) as figure, replacing(path) as temporary:
+        # fixed margins: to lay it out takes longer than to draw it, and it is drawn after every epoch
+        figure.subplots_adjust(left=0.65 / width, right=1 - 0.2 / width, bottom=0.14, top=0.9, wspace=0.22)
         for i, name in enumerate(names, 1):
             axis = figure.add_subplot(1, len(names), i, title=name)
             draw_losses(axis, records, name, len(records))
@@ -178,10 +181,10 @@ def _middle(group: Sequence[tuple[float, str]]) -> float:
 
 
 @contextmanager
-def _figure(width: float, height: float) -> Iterator[Figure]:
+def _figure(width: float, height: float, layout: str | None = "constrained") -> Iterator[Figure]:
     """Yield an empty figure of this size in inches. Our style holds within the block alone."""
     with rc_context(STYLE):
-        yield Figure(figsize=(width, height), layout="constrained")
+        yield Figure(figsize=(width, height), layout=layout)
 
 
 def _svg(figure: Figure, name: str, label: str) -> Drawing:

@@ -243,10 +243,12 @@ def _stream_pictures(images: ImageSet, seed: int, epoch: int, rank: int, world: 
                     if picture is not None:
                         usable, waits = True, [*WAITS]
                         yield picture
-            if not usable and not waits:
+            if usable:
+                stream.tell("an epoch has more pictures than the stream: its shards are read again")
+            elif not waits:
                 last = f": {stream.said[-1]}" if stream.said else ""
                 raise UserError(f"none of the images of the stream {stream.urls[0]} ... can be used{last}")
-            if not usable:  # as while a network is down
+            else:  # as while a network is down
                 time.sleep(waits.pop(0))
 
 
@@ -480,7 +482,8 @@ def _fill_cache(folder: Path, partial: Path, items: Sequence[Item], loading: Loa
                 meta["hashes"].append(hashlib.sha256(content[0].encode()).hexdigest()[:16])
                 size += picture.size
             due = (number + 1) % CHUNK == 0 or number + 1 == len(items)  # all caches are looked at for it
-            if in_cache and due and most < math.inf and not caches.make_room(folder.parent, size, most):
+            needed = max(size, expected() * 4 // 5)  # what surely does not fit drives no other cache out
+            if in_cache and due and most < math.inf and not caches.make_room(folder.parent, needed, most):
                 in_cache = False
                 file.truncate(0)
     if not size:

@@ -268,13 +268,13 @@ def draw(run: Path, recipe: Recipe, epoch: int, images: "ImageSet", device: "tor
     """Draw what an epoch has come to: some of the pictures, and the losses; tells where all have the same colours."""
     from reporting.curves import plot_losses
     from runtime.progress import say
-    from runtime.run_folder import LOG, read_records
+    from runtime.run_folder import CURVES, LOG, read_records
 
     problem = ""
     if save_samples(run, recipe, epoch, images, device) and steps >= MIN_LEARNED_STEPS:
         problem = "the generator gives every picture the same colours: begin anew with a smaller lr or lambda_gan"
         say(f"epoch {epoch}: {problem}")
-    plot_losses(run / "losses.png", read_records(run / LOG))
+    plot_losses(run / CURVES, read_records(run / LOG))
     return problem
 
 

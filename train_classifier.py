@@ -278,7 +278,7 @@ def run_training(
 
     def show(epoch: int) -> None:
         if not rank:
-            plot_losses(folder / "losses.png", run_folder.read_records(folder / run_folder.LOG))
+            plot_losses(folder / run_folder.CURVES, run_folder.read_records(folder / run_folder.LOG))
 
     fit(folder, made, state, images, batches, step, save, show, "python train_classifier.py")
     best = classifiers.best_accuracy(folder)

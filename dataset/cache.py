@@ -45,7 +45,7 @@ def open_cache(folder: Path, most: float) -> tuple[dict[str, Any], NDArray[np.ui
             lock(file, shared=True, wait=True)
             pixels = np.memmap(file, np.uint8, mode="r")  # keeps the file open, and so its lock
         if hashlib.sha256(pixels).hexdigest() == wanted:  # of what is mapped: another process may put a new one there
-            with suppress(PermissionError):  # of a cache of another user
+            with suppress(OSError):  # of a cache of another user, or on a disk that is only read
                 os.utime(folder / META)  # when it was last opened
             return meta, pixels
         say(f"{folder} is damaged: its pictures are decoded anew")

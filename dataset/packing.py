@@ -174,6 +174,7 @@ def _write_shards(group: str, number: int, files: Iterator[Encoded], out: Path, 
             number += 1
         else:
             path.unlink()
+        manifest.bad = list(dict.fromkeys(manifest.bad))  # files that a call before this one could not read either
         manifest.write(out)
         if ended:
             return

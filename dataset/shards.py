@@ -63,10 +63,10 @@ def read_manifest(folder: Path) -> Manifest | None:
     """Return the manifest of a folder; None where there is none. Raises UserError where it is damaged."""
     path = folder / MANIFEST
     text = path.read_bytes() if path.is_file() else None
-    return None if text is None or _is_foreign(text) else Manifest.parse(text, str(path))
+    return None if text is None or is_foreign(text) else Manifest.parse(text, str(path))
 
 
-def _is_foreign(text: bytes) -> bool:
+def is_foreign(text: bytes) -> bool:
     """Tell whether what a file called manifest.json holds is whole, and of another program."""
     try:
         content = json.loads(text)

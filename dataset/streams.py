@@ -23,7 +23,7 @@ import numpy as np
 
 from config import UserError
 from dataset.cache import META, making
-from dataset.shards import MANIFEST, Manifest, expand_braces
+from dataset.shards import MANIFEST, Manifest, expand_braces, is_foreign
 from dataset.sources import Blob, images_among
 from runtime import distributed
 from runtime.atomic import write_text, writing
@@ -178,12 +178,15 @@ def _listed_images(urls: list[str]) -> int | None:
 
 
 def _read_counts(where: str) -> dict[str, int]:
-    """Return how many images each shard of a manifest has; nothing where it cannot be read."""
+    """Return how many images each shard of a manifest has; nothing where there is none. UserError: it is damaged."""
     try:
         with _webdataset("gopen").gopen(where) as file:
-            return {shard.name: shard.images for shard in Manifest.parse(file.read(), where).shards}
-    except BROKEN:  # also UserError: whatever else a server answers
+            content = file.read()
+    except BROKEN:
         return {}
+    if not content.lstrip().startswith(b"{") or is_foreign(content):  # whatever else a server answers
+        return {}
+    return {shard.name: shard.images for shard in Manifest.parse(content, where).shards}
 
 
 def open_stream(data: str, limit: int, held: Iterable[str], cache: Path) -> Stream:

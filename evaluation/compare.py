@@ -162,6 +162,8 @@ def recipe_differences(side: Sequence[Scored]) -> list[str]:
     for one, other in combinations(side, 2):
         first, second = read_run(one.run), read_run(other.run)
         ours, theirs = asdict(first.recipe), asdict(second.recipe)
+        for recipe, run in ((ours, first), (theirs, second)):
+            recipe["batch_size"] *= run.processes
         names = f"{one.entry.run} and {other.entry.run} of one side have"
         if ours["seed"] == theirs["seed"]:
             found.append(f"{names} the same seed, {ours['seed']}")

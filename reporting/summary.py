@@ -285,7 +285,7 @@ def recipe_words(record: RunRecord) -> list[str]:
         f"Networks: generator {r.generator}{counts.get('generator', '')}; "
         f"{discriminator if r.is_adversarial else 'no discriminator'}.",
         f"Loss: {' + '.join(losses)}.",
-        f"Epochs: {r.stages}. {r.batch_size} pictures a step, Adam at {rate}, {r.schedule}.",
+        f"Epochs: {r.stages}. {r.batch_size * record.processes} pictures a step, Adam at {rate}, {r.schedule}.",
         *([f"The input is damaged: {listed(degraded)} of the pictures."] if degraded else []),
         f"Data: {Path(record.data).name}{', ' if counted else ''}{counted}; seed {r.seed}.",
     ]

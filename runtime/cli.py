@@ -52,7 +52,7 @@ PairFoldersOption = Annotated[
     tuple[str, str] | None,
     typer.Option(metavar="COLOUR SKETCH", help="Names of the two folders of pairs, if not found by themselves."),
 ]
-BatchSizeOption = Annotated[int | None, typer.Option(min=1, help="Images per step.")]
+BatchSizeOption = Annotated[int | None, typer.Option(min=1, help="Images per step, of each process.")]
 CacheOption = Annotated[
     float | None,
     typer.Option("--cache-gb", min=0, help="Limit of the decoded images in cache/, 10^9 bytes; 0: decode every time."),

@@ -27,6 +27,7 @@ T = TypeVar("T")
 # Others wait while one decodes a data set. A process that dies is noticed at once all the same, by torchrun.
 TIMEOUT = timedelta(days=1)
 LOST_MESSAGE = "another process of this run was killed, or its machine is gone; go on with --resume"
+LOST_FIRST_MESSAGE = "process 0 is gone; if it was not killed, it has told its error where it ran; go on with --resume"
 
 
 @contextmanager
@@ -49,14 +50,16 @@ def joined() -> Iterator[None]:
         yield
     except Exception as error:
         is_lost = isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
-        try:
-            is_first = store.add("failed", 1) == 1
-        except dist.DistError:  # gone with the process that had it
-            is_first = is_lost
+        message = LOST_MESSAGE
+        try:  # torchrun may keep the store when it starts all again
+            is_first = store.add(f"failed {os.environ.get('TORCHELASTIC_RESTART_COUNT')}", 1) == 1
+        except dist.DistError:  # gone with process 0, which had it: one of each machine speaks
+            is_first = is_lost and local_rank() == (os.environ.get("GROUP_RANK") == "0")
+            message = LOST_FIRST_MESSAGE
         if not is_first:
             raise SystemExit(2 if isinstance(error, UserError) else 1) from None
         if is_lost:
-            raise UserError(LOST_MESSAGE) from error
+            raise UserError(message) from error
         raise
     finally:
         dist.destroy_process_group()

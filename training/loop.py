@@ -6,6 +6,7 @@ everything random depends on the seed, the epoch and the step, or on torch's gen
 
 import json
 import math
+import os
 import signal
 import sys
 import threading
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 from config import AnyRecipe, Recipe, UserError
 from data import ImageSet, steps_per_epoch
 from runtime import atomic, distributed
-from runtime.atomic import replacing, writing
+from runtime.atomic import write_text, writing
 from runtime.device import device_name, restore_rng, rng_state
 from runtime.progress import Clock, duration, say, track
 from runtime.run_folder import LOG, previous_state_path, read_records, state_path
@@ -112,8 +113,7 @@ class Log:
         self.skip, self.path, self.state, self.device_name = skip, path, state, device_name(state.device)
         if not distributed.rank():
             kept = [record for record in read_records(path) if record["steps"] <= state.steps]
-            with replacing(path) as temporary:
-                temporary.write_text("".join(json.dumps(record) + "\n" for record in kept))
+            write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
         self.clear()
 
     def clear(self) -> None:
@@ -194,7 +194,8 @@ class Status:
     @property
     def seconds_left(self) -> float:
         """How long the rest takes at the speed since the first step, which is slower than others; or at its own."""
-        now, end = self.state.steps, self.steps * self.recipe.epochs
+        # not State.steps: before a resume they may have been larger or smaller
+        now, end = (self.state.epoch - 1) * self.steps + self.state.step, self.steps * self.recipe.epochs
         others = self.done > 1
         worth = self.work(now) - self.work(now - self.done + others)
         return (time.monotonic() - (self.warm if others else self.began)) / worth * (self.work(end) - self.work(now))
@@ -428,6 +429,8 @@ def _save_state(run: Path, log: Log) -> None:
     log.state.check_finite()
     state = log.state.state_dict()
     if not distributed.rank():
+        with writing(log.path), open(log.path, "a") as file:
+            os.fsync(file.fileno())  # or after a power cut the log could lack steps that the state has
         atomic.save(state_path(run), state, previous_state_path(run))
     distributed.wait()  # or torchrun would take the end of one for the end of all
     log.clear()  # what saving took is no training time

@@ -167,14 +167,24 @@ class Setup:
                 used = f"of pictures longer than {MAX_ASPECT}:1 the middle alone is used, so cut strips up"
                 say(f"{used}; {len(long)} of {name} are so long, or just {MAX_ASPECT}:1: {listed(long)}")
         if self.data != DEMO:
-            say(f"{'checked':<14} {faults(images)}; more: python data.py --check {quote(self.data)}")
+            say(f"{'checked':<14} {faults(images)}{'' if items.stream else f'; more: {self._check_command()}'}")
         return images
+
+    def _check_command(self) -> str:
+        """Return the command that looks at all of the data."""
+        words = ["python data.py --check", quote(self.data)]
+        if isinstance(self.recipe, Recipe) and self.recipe.pair != "auto":
+            words.append(f"--pair {self.recipe.pair}")
+        if isinstance(self.recipe, Recipe) and self.recipe.pair_folders:
+            words.append(f"--pair-folders {' '.join(map(quote, self.recipe.pair_folders.split('/')))}")
+        return " ".join(words)
 
     def record(self, kind: type[Record], loading: Loading, images: Mapping[str, ImageSet], **own: Any) -> None:
         """Write the record of a new run; `own` has the fields of its kind beside those of Record."""
         weights = str(self.weights.resolve()) if self.weights else None
-        shared = {"recipe": self.recipe, "data": remembered(self.data), "weights": weights}
-        made = kind(**shared, **own, **provenance(images), loading=asdict(loading))
+        shared: dict[str, Any] = {"recipe": self.recipe, "data": remembered(self.data), "weights": weights}
+        shared |= {"processes": distributed.world(), "loading": asdict(loading)}
+        made = kind(**shared, **own, **provenance(images))
         if not distributed.rank():
             run_folder.write_run(self.folder, made)
 

@@ -222,14 +222,15 @@ def test_a_cache_that_is_half_removed_makes_room_first() -> None:
     assert folders() == ["whole"]
 
 
-def test_a_cache_of_another_user_is_used_as_it_is_and_stays(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("number", [errno.EPERM, errno.EROFS])
+def test_a_cache_that_may_not_be_changed_is_used_as_it_is_and_stays(
+    number: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     items = write_set(4)
     expected = pixels(load(items))
 
     def refuse(path: Path, *_: object) -> None:
-        raise PermissionError(errno.EPERM, "Operation not permitted", str(path))
+        raise OSError(number, os.strerror(number), str(path))
 
     size = sum(map(len, expected)) / 1e9
     with monkeypatch.context() as patch:
@@ -248,7 +249,15 @@ def test_room_is_looked_for_once_per_chunk_of_pictures(monkeypatch: pytest.Monke
     monkeypatch.setattr(data, "CHUNK", 4)
     monkeypatch.setattr(caches, "make_room", lambda cache, needed, most: asked.append(needed) or True)
     load(items, cache_gb=1)
-    assert asked == [count * 16 * 16 * 3 for count in (4, 8, 9)]
+    assert asked == [count * 16 * 16 * 3 * part // 10 for count, part in ((9, 8), (8, 10), (9, 10))]
+
+
+def test_a_set_that_will_not_fit_drives_no_other_cache_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data, "CHUNK", 4)
+    few, many = write_set(4), write_set(12)
+    size = sum(map(len, pixels(load(few)))) / 1e9
+    assert not load(many, replace(PHOTO, load_size=15), 1.5 * size).pixels.size  # its first four would fit
+    assert folders() == ["listed", "whole"]
 
 
 def test_a_split_that_is_larger_than_the_limit_is_decoded_every_time() -> None:

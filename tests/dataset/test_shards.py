@@ -184,6 +184,22 @@ def test_packing_goes_on_where_it_was_killed_and_ends_with_the_same_files(shard:
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
+def test_files_that_cannot_be_read_are_listed_once_however_often_packing_is_cut_off() -> None:
+    write_set()
+    for split in ("test", "train"):  # in this order, a shard of the first is never written
+        Path("photos", split).mkdir()
+    for folder in ("cat", "dog"):
+        Path("photos", folder).rename(Path("photos/train", folder))
+    Path("photos/test/bad.jpg").write_bytes(b"no image")
+    packed(out="whole", size=32)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", KILLED, "3"], env=environment, check=False)
+    assert done.returncode == -signal.SIGKILL
+    packed(size=32)
+    assert hashes("shards") == hashes("whole")
+    assert len(read_manifest(Path("shards")).bad) == 1
+
+
 def test_packing_mends_what_is_damaged_or_missing(capsys: pytest.CaptureFixture[str]) -> None:
     write_set()
     Path("photos/bad.jpg").write_bytes(b"no image")

@@ -330,6 +330,12 @@ def test_how_long_a_stream_is_stands_in_the_manifest_or_is_said(monkeypatch: pyt
     assert count(data) == 40
     assert count(data.replace("pipe:cat ", "file://")) == 40
     assert count(data, limit=20) == 20
+    for number, content in enumerate(
+        (Path("shards", MANIFEST).read_bytes()[:-9], b"<html>no such file", b'{"error": 4}')
+    ):
+        Path("shards", MANIFEST).write_bytes(content)
+        with pytest.raises(UserError, match="--limit N" if number else "manifest.json is damaged, or no manifest"):
+            count(data.replace("cat ", f"cat {' ' * (number + 2)}"))
     Path("shards", MANIFEST).unlink()
     other = data.replace("cat ", "cat  ")
     with pytest.raises(UserError, match="--limit N"):

@@ -307,6 +307,9 @@ def test_sides_that_are_no_several_trainings_are_refused() -> None:
     copied = (make_run("b2", psnr_db=(22.0,), recipe={"seed": 1, "log_every": 7}), None)
     with pytest.raises(UserError, match=r"b1 and b2 of one side have the same seed, 1; .*--force"):
         compare(ours, [theirs[1], copied], force=False)
+    shared = make_run("b4", psnr_db=(22.0,), recipe={"seed": 4, "batch_size": 8}, processes=4), None  # 16 are default
+    with pytest.raises(UserError, match="b1 and b4 of one side have batch_size 16 and 32"):
+        compare(ours, [theirs[1], shared], force=False)
     longer = (make_run("b3", psnr_db=(22.0,), recipe={"seed": 3, "epochs": 7}), None)
     with pytest.raises(UserError, match=r"b1 and b3 of one side have epochs \d+ and 7"):
         compare(ours, [theirs[1], longer], force=False)

@@ -171,6 +171,7 @@ def colour_with_stand_in(monkeypatch: pytest.MonkeyPatch, start: Exception | Non
     ("start", "work", "words"),
     [
         (ConnectionError("Could not find any running Ray instance"), None, "any running Ray instance): start it with"),
+        (RuntimeError("Version mismatch"), None, "Ray cannot be reached (Version mismatch)"),
         (RayError("InvalidAuthToken"), None, "Ray cannot be reached (InvalidAuthToken)"),
         (None, OutOfMemoryError("a task was killed"), "want of memory, or they could not start (a task was killed)"),
     ],

@@ -266,22 +266,23 @@ cli.command(main, shared=True)
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("both", "body", "said"),
+    ("both", "body", "said", "restarts"),
     [
-        (False, "raise ValueError('a bug')", "ValueError: a bug"),
-        (False, "os.kill(os.getpid(), 9)", "another process of this run was killed"),
-        (True, "raise UserError('a mistake')", "x.py: a mistake"),
-        (True, "distributed.require_same({'lr': distributed.rank()})", "process 1 has lr 1, process 0 has 0: start"),
+        (False, "raise ValueError('a bug')", "ValueError: a bug", 1),
+        (False, "os.kill(os.getpid(), 9)", "another process of this run was killed", 0),
+        (True, "raise UserError('a mistake')", "x.py: a mistake", 0),
+        (True, "distributed.require_same({'lr': distributed.rank()})", "process 1 has lr 1, process 0 has 0: start", 0),
     ],
 )
-def test_the_first_that_fails_alone_says_why(both: bool, body: str, said: str) -> None:
+def test_the_first_that_fails_alone_says_why(both: bool, body: str, said: str, restarts: int) -> None:
     Path("x.py").write_text(PROGRAM.format(both=both, body=body))
     # until torchrun looks again the process that is left has the time to speak before it is ended too
     interval = 15 if "kill" in body else 5  # s; it looks at any time, and to notice a loss takes longer
-    code, _, error = finish(start("x.py", options=("--standalone", "--monitor-interval", interval)))
+    options = ("--standalone", "--monitor-interval", interval, "--max-restarts", restarts)
+    code, _, error = finish(start("x.py", options=options))
     assert time.time() - Path("failed").stat().st_mtime < 30  # s from the failure to the end of all
     assert code != 0
-    assert error.count(said) == 1
+    assert error.count(said) == 1 + restarts
     assert "gloo" not in error
 
 

@@ -118,6 +118,17 @@ def test_a_run_folder_has_one_owner_until_that_ends_however_it_ends(
     assert capsys.readouterr().out == ""
 
 
+def test_what_others_are_writing_beside_a_training_stays_for_a_day() -> None:
+    RUN.mkdir(parents=True)
+    names = [f".{name}.{age}.tmp" for name in ("generator.ts", "log.jsonl") for age in ("new", "old")]
+    for name in names:
+        (RUN / name).touch()
+        if "old" in name:
+            os.utime(RUN / name, (1, 1))
+    with run_folder.owned(RUN):
+        assert {path.name for path in RUN.iterdir()} == {".generator.ts.new.tmp", LOCK}
+
+
 def test_a_run_is_rendered_by_one_process_beside_its_training() -> None:
     half = RUN / "outputs" / "epoch_0001" / ".a.png.12.tmp"
     half.parent.mkdir(parents=True)

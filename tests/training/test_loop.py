@@ -123,7 +123,7 @@ def watch(
     status = Status(made, recipe, steps=images // recipe.batch_size, images=images)
     for i, took in enumerate(seconds):
         now[0] += took
-        made.steps += 1
+        made.step, made.steps = made.step + 1, made.steps + 1
         status.add(terms(1.0, float(i)))
 
 
@@ -205,6 +205,16 @@ def test_a_discriminator_that_has_won_for_long_is_named(
         status.say()
     lines = capsys.readouterr().out.splitlines()
     assert [i for i, line in enumerate(lines) if "the discriminator has won: " in line] == ([4, 5] if told else [])
+
+
+def test_what_is_left_counts_steps_of_the_size_that_is_now(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for steps in (30, 4000):  # in one process, or before a resume with as many pictures per step as an epoch has
+        watch(Recipe("x", epochs=3, batch_size=4), 120, [2.0] * 39, monkeypatch, epoch=2, steps=steps)
+    said = capsys.readouterr().out.splitlines()
+    assert said[: len(said) // 2] == said[len(said) // 2 :]
+    assert said[1].endswith("images/s | 2 min left")  # 56 steps of 2 s
 
 
 def test_a_plan_of_days_says_so_after_ten_steps(

@@ -209,7 +209,7 @@ def test_what_decoding_has_shown_of_a_set_is_one_line(capsys: pytest.CaptureFixt
     recipe = fit_networks(make_recipe("coco", {"size": 64}))
     plan = setup.Setup(Path("run"), recipe, "data", {}, None)
 
-    def said() -> str:
+    def said(plan: setup.Setup = plan) -> str:
         items = list_items("data", recipe, Path("cache"))
         plan.load_splits(items, find_loading(recipe, items["train"]))
         return capsys.readouterr().out
@@ -220,6 +220,8 @@ def test_what_decoding_has_shown_of_a_set_is_one_line(capsys: pytest.CaptureFixt
     Path("data/val/leak.png").write_bytes(Path("data/train/2.png").read_bytes())
     told = "11 pictures: 1 cannot be read, 1 are there twice, 1 to validate on are trained on, too; more"
     assert [told in said() for _ in range(2)] == [True, True]  # decoded, then cached
+    other = replace(recipe, pair="none", pair_folders="one/the other")
+    assert "--check data --pair none --pair-folders one 'the other'" in said(replace(plan, recipe=other))
 
 
 # several processes

@@ -41,6 +41,8 @@ def joined() -> Iterator[None]:
     from torch.distributed.rendezvous import rendezvous  # which not every torch has
 
     store, rank, world = next(rendezvous("env://", timeout=TIMEOUT))
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":  # kept over a restart, with the addresses of before
+        store = dist.PrefixStore(f"start {os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=TIMEOUT)
     if rank:
@@ -51,8 +53,8 @@ def joined() -> Iterator[None]:
     except Exception as error:
         is_lost = isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
         message = LOST_MESSAGE
-        try:  # torchrun may keep the store when it starts all again
-            is_first = store.add(f"failed {os.environ.get('TORCHELASTIC_RESTART_COUNT')}", 1) == 1
+        try:
+            is_first = store.add("failed", 1) == 1
         except dist.DistError:  # gone with process 0, which had it: one of each machine speaks
             is_first = is_lost and local_rank() == (os.environ.get("GROUP_RANK") == "0")
             message = LOST_FIRST_MESSAGE

@@ -145,7 +145,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.skipif(sys.platform != "linux", reason="asks Linux")
 def test_memory_does_not_grow_with_the_number_of_pictures(model: Path) -> None:
     def peak(count: int) -> int:

@@ -32,7 +32,9 @@ KINDS: dict[str, dict[str, Any]] = {  # of networks, and of input and output
     "unet-att-ext": {"input": "gray+line", "attention": 16},
     "unet32": {"upsampling": "bicubic"},
 }
-IN_ONNX = ("resunet", "unet-reflect", "unet-att-ext")  # every layer is in one of them; each takes a minute
+# every layer is in one of them; each takes a minute
+IN_ONNX = [*(pytest.param(name, marks=pytest.mark.soak) for name in ("resunet", "unet-reflect"))]
+IN_ONNX += [pytest.param("unet-att-ext", marks=pytest.mark.slow)]
 WRITE = {"pt2": exporters.write_pt2, "onnx": exporters.write_onnx}
 LOAD = {"pt2": exporters.load_pt2, "onnx": exporters.load_onnx}
 RECORD = ExportRecord(Recipe("caf\N{LATIN SMALL LETTER E WITH ACUTE}"), 1, "fp32")
@@ -299,7 +301,6 @@ def test_a_pt2_file_agrees_with_eager_at_any_shape(tmp_path: Path) -> None:
     assert told.decode() == RECORD.to_json()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", IN_ONNX)
 def test_every_kind_of_layer_can_be_written(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for package in exporters.PACKAGES:
@@ -340,8 +341,13 @@ def check_onnx(path: Path) -> None:
     assert {entry.domain: entry.version for entry in model.opset_import}[""] == exporters.OPSET
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("form", "precision"), [("pt2", "bf16"), ("onnx", "fp16"), ("onnx", "bf16")])
+@pytest.mark.parametrize(
+    ("form", "precision"),
+    [
+        pytest.param("pt2", "bf16", marks=pytest.mark.soak), pytest.param("onnx", "fp16", marks=pytest.mark.slow),
+        ("onnx", "bf16"),
+    ],
+)  # fmt: skip
 def test_half_precision_agrees_or_is_refused(form: str, precision: str, tmp_path: Path, quick: None) -> None:
     for package in exporters.PACKAGES if form == "onnx" else ():
         pytest.importorskip(package)

@@ -119,7 +119,7 @@ def steps(norm: str, count: int, *options: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize(
-    "options", [(), pytest.param(("compiled",), marks=pytest.mark.slow)], ids=["eager", "compiled"]
+    "options", [(), pytest.param(("compiled",), marks=pytest.mark.soak)], ids=["eager", "compiled"]
 )
 def test_two_processes_take_the_steps_of_one(options: tuple[str, ...]) -> None:
     one, two = steps("none", 10, *options)
@@ -129,7 +129,7 @@ def test_two_processes_take_the_steps_of_one(options: tuple[str, ...]) -> None:
     torch.testing.assert_close(torch.tensor(one["losses"]), torch.tensor(two["losses"]), rtol=0, atol=1e-4)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_with_batchnorm_the_losses_of_two_processes_run_along_those_of_one() -> None:
     one, two = (torch.tensor(found["losses"]).view(10, 10, -1).mean(1) for found in steps("batch", 102))  # (10, terms)
     torch.testing.assert_close(one, two, rtol=0.02, atol=0.01)
@@ -302,21 +302,26 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("killed", [False, True])
-def test_a_training_of_which_one_process_is_lost_ends_soon_and_goes_on(killed: bool, pictures: Path) -> None:
+def test_a_training_of_which_one_process_is_killed_goes_on_by_itself(pictures: Path) -> None:
+    call = ["--epochs", 12, "--set", "save_every=1", "--resume"]
+    process = train(pictures, *call, options=("--standalone", "--max-restarts", 1))
+    until(lambda: len(saved_epochs(Path("run"))) > 1, process)
+    children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True).stdout
+    os.kill(int(children.split()[-1]), signal.SIGKILL)
+    code, _, error = finish(process)
+    assert (code, error.count("another process of this run was killed")) == (0, 1), error
+    assert [record["steps"] for record in read_records(LOG)] == list(range(1, 37))
+
+
+@pytest.mark.slow
+def test_a_training_of_which_one_process_fails_ends_soon_and_goes_on(pictures: Path) -> None:
     Path("x.py").write_text(FAULTY)
     given = ["--data", pictures, "--run-dir", "run", *SMALL, "--set", "save_every=1"]
-    if killed:
-        process = start(ROOT / "train.py", *given, "--epochs", 10**6)
-        until(lambda: len(saved_epochs(Path("run"))) > 1, process)
-        children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True).stdout
-        os.kill(int(children.split()[-1]), signal.SIGKILL)
-    else:
-        process = start("x.py", ROOT / "train.py", *given, "--epochs", 10**6)
-        until(lambda: len(read_records(LOG)) > 2, process)
+    process = start("x.py", ROOT / "train.py", *given, "--epochs", 10**6)
+    until(lambda: len(read_records(LOG)) > 2, process)
     code, out, error = finish(process, seconds=30)
     assert code != 0
-    assert error.count("ValueError: a fault of one process") == (not killed), error
+    assert error.count("ValueError: a fault of one process") == 1, error
     epochs = max(saved_epochs(Path("run"))) + 1
     code, out, error = finish(start(ROOT / "train.py", *given, "--resume", "--epochs", epochs))
     assert code == 0, error
@@ -366,7 +371,7 @@ def test_mistakes_are_one_sentence(pictures: Path) -> None:
 # Two machines
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_machine_that_is_lost_and_comes_back_costs_the_steps_since_the_last_state(
     pictures: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,6 +1,6 @@
 """A training is killed again and again, at moments that chance chooses, and ends with the bits of one that was not.
 
-python -m pytest -n 0 -m slow -s tests/soak/test_kills.py      # prints kills, resumes and how many bytes were compared
+python -m pytest -n 0 -m soak -s tests/soak/test_kills.py      # prints kills, resumes and how many bytes were compared
 """
 
 import os
@@ -30,7 +30,7 @@ TRAIN += [word for each in ("ngf=4", "ndf=4", "samples=2", "save_every=1", "log_
 TRAIN += [word for each in ("dropout=0.5", "ema=0.9", "grain_p=0.5") for word in ("--set", each)]
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2, "--"]
 MIN_COMPARED = 10_000_000  # bytes of all epochs and the last state
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.soak
 
 
 def start(*args: object, launcher: tuple[object, ...] = ()) -> subprocess.Popen[str]:

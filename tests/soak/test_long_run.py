@@ -1,6 +1,6 @@
 """A training that saves and renders again and again keeps its memory, its file handles and its threads.
 
-python -m pytest -n 0 -m slow -s tests/soak/test_long_run.py # 30 minutes, or SOAK_MINUTES; prints what it measured
+python -m pytest -n 0 -m soak -s tests/soak/test_long_run.py # 30 minutes, or SOAK_MINUTES; prints what it measured
 
 All is measured within the training process, each time that it has saved and rendered an epoch: 30 times, so once a
 minute in half an hour. The first third is left out, in which libraries are loaded and memory gets to its peak.
@@ -46,7 +46,7 @@ train.save_samples = save_samples
 cli.command(train.main)
 """
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.soak,
     pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="asks Linux"),
 ]
 

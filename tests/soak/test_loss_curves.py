@@ -1,6 +1,6 @@
 """The losses of our training run along those of the published step, as near as those of another seed do.
 
-python -m pytest -n 0 -m slow -s tests/soak/test_loss_curves.py      # minutes; prints the curves
+python -m pytest -n 0 -m soak -s tests/soak/test_loss_curves.py      # minutes; prints the curves
 
 The networks of `coco` with a quarter of their channels, at 64 px on drawn scenes, 200 steps. Ours is trained in fp32,
 and as this machine picks it: bf16, channels last and compiled where it has units for that.
@@ -25,7 +25,7 @@ STEPS, WINDOW, SIZE, PICTURES = 200, 20, 64, 256
 FIELDS = {"size": SIZE, "batch_size": 8, "ngf": 16, "ndf": 16}
 RECIPE = fit_networks(make_recipe("coco", FIELDS))
 TERMS = ("G_l1", "G_gan", "D_real", "D_fake")
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.soak
 
 
 def curve(kind: str, seed: int, pictures: torch.Tensor) -> np.ndarray:

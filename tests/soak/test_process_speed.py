@@ -1,6 +1,6 @@
 """How many pictures a second training takes with one core, two, and two processes: figures of this machine.
 
-python -m pytest -n 0 -m slow -s tests/soak/test_process_speed.py      # prints a table
+python -m pytest -n 0 -m soak -s tests/soak/test_process_speed.py      # prints a table
 """
 
 import os
@@ -21,7 +21,7 @@ KINDS: dict[str, tuple[list[object], int]] = {
 }  # fmt: skip
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="two processes need two cores")
 def test_pictures_a_second_with_cores_and_processes() -> None:
     rates: dict[str, list[float]] = {kind: [] for kind in KINDS}

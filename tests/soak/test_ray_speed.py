@@ -1,6 +1,6 @@
 """How many files a second colorize.py colours alone and with one and two workers of Ray: figures of this machine.
 
-python -m pytest -n 0 -m slow -s tests/soak/test_ray_speed.py      # prints a table; docs/scale.md has one
+python -m pytest -n 0 -m soak -s tests/soak/test_ray_speed.py      # prints a table; docs/scale.md has one
 """
 
 import os
@@ -22,7 +22,7 @@ KINDS: dict[str, list[object]] = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="two workers need two cores")
 def test_files_a_second_alone_and_with_workers() -> None:
     ray = pytest.importorskip("ray", reason="needs Ray: pip install -r requirements-scale.txt")

@@ -1,6 +1,6 @@
 """serve.py under load: eight clients, some more that do not wait, and slow ones; nothing is lost, memory is flat.
 
-SECONDS_OF_LOAD=300 python -m pytest -n 0 -m slow -s tests/soak/test_serve_load.py   # prints counts, p50, p95, memory
+SECONDS_OF_LOAD=300 python -m pytest -n 0 -m soak -s tests/soak/test_serve_load.py   # prints counts, p50, p95, memory
 """
 
 import collections
@@ -34,7 +34,7 @@ pytest.importorskip("uvicorn", reason="serve.py needs requirements-web.txt")
 SECONDS = float(os.environ.get("SECONDS_OF_LOAD", 300))
 CLIENTS, HASTY, SLOW = 8, 4, 20  # who wait for their turn, go away when told to come again, or send a byte a second
 GROWTH = 20.0  # MB that memory may grow by from the second quarter of the time to the last
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="reads memory as Linux tells it")]
+pytestmark = [pytest.mark.soak, pytest.mark.skipif(sys.platform != "linux", reason="reads memory as Linux tells it")]
 
 
 def encode(picture: Image.Image, form: str) -> bytes:

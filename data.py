@@ -244,7 +244,7 @@ def _stream_pictures(images: ImageSet, seed: int, epoch: int, rank: int, world: 
                         usable, waits = True, [*WAITS]
                         yield picture
             if usable:
-                stream.tell("an epoch has more pictures than the stream: its shards are read again")
+                stream.tell("a process has fewer pictures than its part of an epoch: it reads its shards again")
             elif not waits:
                 last = f": {stream.said[-1]}" if stream.said else ""
                 raise UserError(f"none of the images of the stream {stream.urls[0]} ... can be used{last}")
@@ -457,7 +457,7 @@ def _fill_cache(folder: Path, partial: Path, items: Sequence[Item], loading: Loa
     """Decode all items into `partial`, a new cache folder; without pixels where these are more than `most` bytes."""
     meta: dict[str, Any] = {"stems": [], "labels": [], "index": [], "kept": [], "hashes": [], "bad": [], "gray": 0}
     size, cut, digest, written = 0, set(), hashlib.sha256(_how(loading)), hashlib.sha256()
-    in_cache = most > 0
+    in_cache, refused = most > 0, 0
     number = 0
 
     def expected() -> int:
@@ -482,15 +482,15 @@ def _fill_cache(folder: Path, partial: Path, items: Sequence[Item], loading: Loa
                 meta["hashes"].append(hashlib.sha256(content[0].encode()).hexdigest()[:16])
                 size += picture.size
             due = (number + 1) % CHUNK == 0 or number + 1 == len(items)  # all caches are looked at for it
-            needed = max(size, expected() * 4 // 5)  # what surely does not fit drives no other cache out
+            needed = max(size, expected() * 4 // 5)  # a set that is far too large drives no other cache out
             if in_cache and due and most < math.inf and not caches.make_room(folder.parent, needed, most):
-                in_cache = False
+                in_cache, refused = False, needed
                 file.truncate(0)
     if not size:
         first = f"the first: {meta['bad'][0]}" if meta["bad"] else "all are near-gray (min_colorfulness)"
         raise UserError(f"none of the {len(items)} {label} images can be used; {first}")
     meta |= {"key": digest.hexdigest()[:16], "cut": [stem for stem in meta["stems"] if stem in cut]}
-    meta |= {"size": size, "pixels": written.hexdigest() if in_cache else None}
+    meta |= {"size": max(size, refused), "pixels": written.hexdigest() if in_cache else None}
     if not in_cache:
         (partial / caches.PIXELS).unlink()
     with writing(folder / caches.META, partial):

@@ -118,7 +118,7 @@ def read_shard(url: str, report: Callable[[str], None]) -> Iterator[Blob]:
 
 
 def take_head(data: str, cache: Path) -> tuple[Path, int | None]:
-    """Return a tar of the first images of a stream, and how many the stream has, None if that is not known.
+    """Return a tar of the first images of a stream, and how many the stream has, None if these are not all.
 
     They are read once, and kept in the cache with their hash; where that differs they are read again.
 
@@ -158,7 +158,7 @@ def _write_head(data: str, folder: Path) -> dict[str, Any]:
         raise UserError(f"the stream {data} lacks {problems[0]}: try again, or leave that shard out")
     for problem in problems:
         say(f"left out: {problem}")
-    images = taken if taken < HEAD else _listed_images(urls)
+    images = taken if taken < HEAD else None
     meta = {"data": data, "images": images, "hash": file_hash(folder / HEAD_TAR)}
     write_text(folder / META, json.dumps(meta))
     return meta
@@ -178,7 +178,10 @@ def _listed_images(urls: list[str]) -> int | None:
 
 
 def _read_counts(where: str) -> dict[str, int]:
-    """Return how many images each shard of a manifest has; nothing where there is none. UserError: it is damaged."""
+    """Return how many images each shard of a manifest has; nothing where there is none.
+
+    Raises UserError where it is damaged.
+    """
     try:
         with _webdataset("gopen").gopen(where) as file:
             content = file.read()
@@ -199,6 +202,8 @@ def open_stream(data: str, limit: int, held: Iterable[str], cache: Path) -> Stre
     Raises UserError where it is not known how many images it has.
     """
     names, (_, images) = frozenset(held), take_head(data, cache)
+    if not limit and images is None:
+        images = _listed_images(expand_braces(data))
     if not limit and images is None:
         problem = "a stream does not tell how long it is: say with --limit N how many pictures an epoch has"
         raise UserError(f"{problem}, or put the {MANIFEST} of data.py --pack beside its shards")

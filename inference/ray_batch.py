@@ -73,7 +73,7 @@ def colour_files(
     quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
     try:
         ray.init(ignore_reinit_error=True, runtime_env={"env_vars": {"PYTHONPATH": paths}}, **quiet)
-    except Exception as error:  # Ray raises many types, as for another version or a slow start
+    except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:  # as for another version
         problem = f"Ray cannot be reached ({one_line(error)})"
         raise UserError(f"{problem}: start it with ray start --head, or take RAY_ADDRESS away") from error
     try:

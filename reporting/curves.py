@@ -182,7 +182,10 @@ def _middle(group: Sequence[tuple[float, str]]) -> float:
 
 @contextmanager
 def _figure(width: float, height: float, layout: str | None = "constrained") -> Iterator[Figure]:
-    """Yield an empty figure of this size in inches. Our style holds within the block alone."""
+    """Yield an empty figure of this size in inches. Our style holds within the block alone.
+
+    `layout`: as matplotlib's; None: the caller sets the margins.
+    """
     with rc_context(STYLE):
         yield Figure(figsize=(width, height), layout=layout)
 

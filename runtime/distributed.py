@@ -27,12 +27,14 @@ T = TypeVar("T")
 # Others wait while one decodes a data set. A process that dies is noticed at once all the same, by torchrun.
 TIMEOUT = timedelta(days=1)
 LOST_MESSAGE = "another process of this run was killed, or its machine is gone; go on with --resume"
-LOST_FIRST_MESSAGE = "process 0 is gone; if it was not killed, it has told its error where it ran; go on with --resume"
+LOST_FIRST_MESSAGE = "process 0 is gone: killed, or after an error that it or another has told; go on with --resume"
 
 
 @contextmanager
 def joined() -> Iterator[None]:
     """Join the processes that torchrun started with this one. Where some fail, the first alone says why.
+
+    Where process 0 is gone with what it kept for all, one of each machine says so.
 
     Raises:
         SystemExit: this process failed after another, mostly because of it.
@@ -41,7 +43,8 @@ def joined() -> Iterator[None]:
     from torch.distributed.rendezvous import rendezvous  # which not every torch has
 
     store, rank, world = next(rendezvous("env://", timeout=TIMEOUT))
-    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":  # kept over a restart, with the addresses of before
+    # on one machine torchrun keeps the store over a restart, with the addresses of before; several count restarts apart
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" and os.environ["GROUP_WORLD_SIZE"] == "1":
         store = dist.PrefixStore(f"start {os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=TIMEOUT)
@@ -55,8 +58,9 @@ def joined() -> Iterator[None]:
         message = LOST_MESSAGE
         try:
             is_first = store.add("failed", 1) == 1
-        except dist.DistError:  # gone with process 0, which had it: one of each machine speaks
-            is_first = is_lost and local_rank() == (os.environ.get("GROUP_RANK") == "0")
+        except dist.DistError:  # gone with process 0, which had it, and is the first of its machine
+            speaker = 1 if os.environ["GROUP_RANK"] == "0" else 0
+            is_first = is_lost and local_rank() == speaker
             message = LOST_FIRST_MESSAGE
         if not is_first:
             raise SystemExit(2 if isinstance(error, UserError) else 1) from None

@@ -36,7 +36,7 @@ R = TypeVar("R", bound="Record")
 RENDER_LOCK = ".render.lock"  # of who renders or scores a run, which may be beside its training
 RECORD, CLASSIFIER_RECORD, LOG = "recipe.json", "classifier.json", "log.jsonl"
 CURVES = "losses.png"
-LEFT_S = 86_400.0  # s after which a half-written file is taken for one that a killed process left
+LEFT_S = 86_400.0  # s after which a half-written file is left over: no export or scoring takes so long
 STAMP = ".stamp"  # file in a folder of rendered pictures that says what they were rendered from
 
 
@@ -53,7 +53,7 @@ class Record:
     git: str | None = None  # commit of the code
     weights: str | None = None  # folder of weight files
     memory_format: str = "channels_last"  # of images in memory, in which a resume goes on
-    processes: int = 1  # that began it, each with the recipe's batch_size
+    processes: int = 1  # of the last start, each with the recipe's batch_size
     resumed: list[dict[str, Any]] = field(default_factory=list)  # data and versions of each resume
 
 
@@ -221,13 +221,11 @@ def _tidy(run: Path) -> None:
 
     What others write beside a training, as scores or an export, is removed when it is a day old.
     """
-    ours = [f".{name}.*.tmp" for name in (RECORD, CLASSIFIER_RECORD, LOG, CURVES)]
-    lefts = [left for pattern in (*ours, "checkpoints/.*.tmp", "samples/.*.tmp") for left in run.glob(pattern)]
-    for left in run.glob(".*.tmp"):
+    ours = tuple(f".{name}." for name in (RECORD, CLASSIFIER_RECORD, LOG, CURVES))
+    for left in [*run.glob(".*.tmp"), *run.glob("checkpoints/.*.tmp"), *run.glob("samples/.*.tmp")]:
         with suppress(FileNotFoundError):
-            if time.time() - left.stat().st_mtime > LEFT_S:
-                lefts.append(left)
-    for left in lefts:
+            if left.parent == run and not left.name.startswith(ours) and time.time() - left.stat().st_mtime < LEFT_S:
+                continue
         if left.name.startswith(f".{state_path(run).name}.") and not state_path(run).exists():
             with suppress(UserError):
                 atomic.load(left)

@@ -204,6 +204,7 @@ class Setup:
         if found["fingerprints"] != self.stored.fingerprints:
             say("the images have changed since this run began: it goes on with those there are now")
         changes = {"recipe": self.recipe, "data": self.data, "resumed": [*self.stored.resumed, found]}
+        changes["processes"] = distributed.world()
         if isinstance(self.stored, RunRecord) and self.stored.overrides is not None:
             changes["overrides"] = {**self.stored.overrides, **self.given}
         if not distributed.rank():

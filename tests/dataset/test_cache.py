@@ -260,6 +260,21 @@ def test_a_set_that_will_not_fit_drives_no_other_cache_out(monkeypatch: pytest.M
     assert folders() == ["listed", "whole"]
 
 
+def test_a_set_whose_first_pictures_are_large_is_decoded_every_time_and_ends(
+    monkeypatch: pytest.MonkeyPatch, time_limit: None
+) -> None:
+    monkeypatch.setattr(data, "CHUNK", 4)
+    items = write_set(12)
+    for item in items[:4]:
+        wide = np.random.default_rng(0).integers(0, 256, (20, 60, 3), np.uint8)
+        Image.fromarray(wide).save(item.target)
+    size = sum(map(len, pixels(load(items)))) / 1e9
+    shutil.rmtree(CACHE)
+    assert not load(items, cache_gb=1.1 * size).pixels.size  # the first four tell of much more
+    assert folders() == ["listed"]
+    assert load(items, cache_gb=2 * size).pixels.size
+
+
 def test_a_split_that_is_larger_than_the_limit_is_decoded_every_time() -> None:
     items = write_set(4)
     images = load(items, cache_gb=2 * 16 * 16 * 3 / 1e9)  # two of four

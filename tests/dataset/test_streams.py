@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -120,7 +121,7 @@ def test_two_ranks_of_local_shards_see_each_image_once_an_epoch() -> None:
         assert torch.equal(batch[1], torch.cat([half[1] for half in halves]))
 
 
-def test_batches_are_those_of_the_pictures_and_go_on_where_they_stopped() -> None:
+def test_batches_are_those_of_the_pictures_and_go_on_where_they_stopped(capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("webdataset")
     data = write_shards()
     splits = list_items(data, RECIPE, CACHE)
@@ -134,6 +135,11 @@ def test_batches_are_those_of_the_pictures_and_go_on_where_they_stopped() -> Non
     shown = torch.cat([target for _, target in training_batches(images, 4, 16, 0.0, 1, 3)])
     assert {picture.permute(1, 2, 0).numpy().tobytes() for picture in shown} <= known
     assert len(shown.flatten(1).unique(dim=0)) == len(shown)
+    told = "a process has fewer pictures than its part of an epoch: it reads its shards again"
+    assert told not in capsys.readouterr().out
+    longer = replace(images, stream=replace(images.stream, count=2 * images.per_epoch))
+    assert len(list(training_batches(longer, 4, 16, 0.5, 1, 3))) == 2 * images.per_epoch // 4
+    assert capsys.readouterr().out.count(told) == 1
 
 
 @pytest.mark.usefixtures("no_curves")

@@ -32,7 +32,7 @@ KINDS: dict[str, dict[str, Any]] = {  # of networks, and of input and output
     "unet-att-ext": {"input": "gray+line", "attention": 16},
     "unet32": {"upsampling": "bicubic"},
 }
-# every layer is in one of them; each takes a minute
+# every layer is in one of them; each takes a minute or more, so that .ci/run tries the last alone
 IN_ONNX = [*(pytest.param(name, marks=pytest.mark.soak) for name in ("resunet", "unet-reflect"))]
 IN_ONNX += [pytest.param("unet-att-ext", marks=pytest.mark.slow)]
 WRITE = {"pt2": exporters.write_pt2, "onnx": exporters.write_onnx}

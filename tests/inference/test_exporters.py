@@ -344,7 +344,7 @@ def check_onnx(path: Path) -> None:
 @pytest.mark.parametrize(
     ("form", "precision"),
     [
-        pytest.param("pt2", "bf16", marks=pytest.mark.soak), pytest.param("onnx", "fp16", marks=pytest.mark.slow),
+        pytest.param("pt2", "bf16", marks=pytest.mark.soak), pytest.param("onnx", "fp16", marks=pytest.mark.soak),
         ("onnx", "bf16"),
     ],
 )  # fmt: skip

@@ -54,7 +54,7 @@ def test_a_share_without_files_starts_no_ray(monkeypatch: pytest.MonkeyPatch) ->
     assert list(ray_batch.colour_files([], None, "auto", {}, {})) == []
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
 def test_every_file_is_written_once_though_a_worker_is_killed(tmp_path: Path) -> None:
     pytest.importorskip("ray", reason="needs Ray: pip install -r requirements-scale.txt")

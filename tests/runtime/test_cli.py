@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from helpers import run_stage
 
 from config import ROOT, UserError
 from runtime import cli, progress
@@ -89,6 +90,18 @@ def test_a_stage_that_one_process_does_is_not_for_torchrun(
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="asks GCC's OpenMP, which torch uses on Linux")
+def test_a_stage_of_one_process_is_not_started_by_torchrun(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+    assert run_stage("colorize", "x.png") == 2
+    assert "this stage works in one process: start it without torchrun" in capsys.readouterr().err
+    monkeypatch.setenv("LOCAL_RANK", "1")  # the first has told it
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    assert run_stage("colorize", "x.png") == 2
+    assert capsys.readouterr().err == ""
+
+
 def test_openmp_is_told_how_long_to_spin_before_torch_loads() -> None:
     ours = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
     clean = {key: value for key, value in os.environ.items() if key not in ours}

@@ -160,7 +160,7 @@ def test_a_signal_stops_both_with_one_state_and_a_resume_is_exact(pictures: Path
     assert log_of(Path("run"))[:6] == log_of(Path("whole"))
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_ctrl_c_which_a_terminal_sends_to_all_leaves_one_state(pictures: Path) -> None:
     process = train(pictures, "--epochs", 10**6)
     until(lambda: len(read_records(LOG)) > 1, process)
@@ -240,9 +240,7 @@ def test_a_classifier_is_trained_and_pictures_are_rendered_and_scored_by_two(pic
     shutil.copytree(trained, "two")
     given = ("--data", pictures / "train", "--all-epochs", "--device", "cpu")  # several batches
     assert run_stage("eval", "--run", "one", *given) == 0
-    code, out, error = finish(start(ROOT / "test.py", "--run", "two", *given))
-    assert (code, out.count("rendered")) == (0, 2), error
-    code, out, error = finish(start(ROOT / "eval.py", "--run", "two", *given))
+    code, out, error = finish(start(ROOT / "eval.py", "--run", "two", *given))  # which renders as test.py does
     assert (code, out.count("scores: ")) == (0, 1), error
     for name in ("scores.csv", "scores_per_image.csv"):
         assert Path("one", name).read_text() == Path("two", name).read_text()
@@ -314,19 +312,14 @@ def test_a_training_of_which_one_process_is_killed_goes_on_by_itself(pictures: P
 
 
 @pytest.mark.slow
-def test_a_training_of_which_one_process_fails_ends_soon_and_goes_on(pictures: Path) -> None:
+def test_a_training_of_which_one_process_fails_ends_soon(pictures: Path) -> None:
     Path("x.py").write_text(FAULTY.format(fault="raise ValueError('a fault of one process')"))
     given = ["--data", pictures, "--run-dir", "run", *SMALL, "--set", "save_every=1"]
     process = start("x.py", ROOT / "train.py", *given, "--epochs", 10**6)
     until(lambda: len(read_records(LOG)) > 2, process)
-    code, out, error = finish(process, seconds=30)
+    code, _, error = finish(process, seconds=30)
     assert code != 0
     assert error.count("ValueError: a fault of one process") == 1, error
-    epochs = max(saved_epochs(Path("run"))) + 1
-    code, out, error = finish(start(ROOT / "train.py", *given, "--resume", "--epochs", epochs))
-    assert code == 0, error
-    assert "goes on" in out
-    assert [record["steps"] for record in read_records(LOG)] == list(range(1, 3 * epochs + 1))
 
 
 UNLIKE = """
@@ -358,20 +351,16 @@ def test_a_run_that_one_process_resumes_and_another_begins_is_left_alone(picture
 
 
 @pytest.mark.slow
-def test_mistakes_are_one_sentence(pictures: Path) -> None:
-    for args, said in (
-        ((ROOT / "train.py", "--data", pictures, *SMALL, "--batch-size", 8), "12 training pictures are too few for 2"),
-        ((ROOT / "colorize.py", "x.png"), "this stage works in one process: start it without torchrun"),
-    ):
-        code, _, error = finish(start(*args))
-        assert (code, error.count(said)) == (1, 1), error
-        assert not Path("runs/coco/recipe.json").exists()
+def test_a_mistake_is_one_sentence(pictures: Path) -> None:
+    code, _, error = finish(start(ROOT / "train.py", "--data", pictures, *SMALL, "--batch-size", 8))
+    assert (code, error.count("12 training pictures are too few for 2")) == (1, 1), error
+    assert not Path("runs/coco/recipe.json").exists()
 
 
 # Two machines
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_machine_that_is_lost_and_comes_back_costs_the_steps_since_the_last_state(
     pictures: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -104,7 +104,7 @@ def test_both_sides_of_a_step_take_turns(capsys: pytest.CaptureFixture[str], mon
     assert 0 < sides["ours"]["share_of_ceiling"]
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_both_sides_load_and_colour_the_same_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "write_untrained", write_model)  # a small one
     loaded = bench.main(Mode.data, recipe="demo", size=32, batch=2, device="cpu", repeats=1, images=8)

@@ -18,11 +18,11 @@ import pytest
 import torch
 from helpers import log_of, run_stage, same_tensors, saved_weights, times_of
 
-from config import ROOT
+from config import ROOT, UserError
 from data import training_order
 from dataset.folders import open_tree
 from dataset.packing import pack
-from runtime import atomic
+from runtime import atomic, distributed
 from runtime.run_folder import epoch_path, read_records, read_run, saved_epochs, state_path
 
 ENV = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
@@ -240,7 +240,9 @@ def test_a_classifier_is_trained_and_pictures_are_rendered_and_scored_by_two(pic
     shutil.copytree(trained, "two")
     given = ("--data", pictures / "train", "--all-epochs", "--device", "cpu")  # several batches
     assert run_stage("eval", "--run", "one", *given) == 0
-    code, out, error = finish(start(ROOT / "eval.py", "--run", "two", *given))  # which renders as test.py does
+    code, out, error = finish(start(ROOT / "test.py", "--run", "two", *given))
+    assert (code, out.count("rendered")) == (0, 2), error
+    code, out, error = finish(start(ROOT / "eval.py", "--run", "two", *given))
     assert (code, out.count("scores: ")) == (0, 1), error
     for name in ("scores.csv", "scores_per_image.csv"):
         assert Path("one", name).read_text() == Path("two", name).read_text()
@@ -286,6 +288,27 @@ def test_the_first_that_fails_alone_says_why(both: bool, body: str, said: str, r
     assert "gloo" not in error
 
 
+@pytest.mark.parametrize(("machine", "process", "speaks"), [(0, 1, True), (0, 2, False), (1, 0, True), (1, 1, False)])
+def test_where_process_0_is_gone_one_of_each_machine_says_so(
+    machine: int, process: int, speaks: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stand-in of a store that ended with process 0."""
+
+    class Gone:
+        def add(self, *_: object) -> int:
+            raise torch.distributed.DistNetworkError("connection reset")
+
+    monkeypatch.setattr("torch.distributed.rendezvous.rendezvous", lambda *_, **__: iter([(Gone(), 0, 4)]))
+    for name in ("init_process_group", "destroy_process_group"):
+        monkeypatch.setattr(torch.distributed, name, lambda *_, **__: None)
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setenv("GROUP_RANK", str(machine))
+    monkeypatch.setenv("LOCAL_RANK", str(process))
+    with pytest.raises(UserError if speaks else SystemExit) as raised, distributed.joined():
+        raise torch.distributed.DistNetworkError("connection closed")
+    assert ("process 0 is gone" in str(raised.value)) == speaks
+
+
 FAULTY = """
 import os, runpy, sys
 from training import gan
@@ -312,7 +335,7 @@ def test_a_training_of_which_one_process_is_killed_goes_on_by_itself(pictures: P
 
 
 @pytest.mark.slow
-def test_a_training_of_which_one_process_fails_ends_soon(pictures: Path) -> None:
+def test_a_training_of_which_one_process_fails_ends_soon_and_goes_on(pictures: Path) -> None:
     Path("x.py").write_text(FAULTY.format(fault="raise ValueError('a fault of one process')"))
     given = ["--data", pictures, "--run-dir", "run", *SMALL, "--set", "save_every=1"]
     process = start("x.py", ROOT / "train.py", *given, "--epochs", 10**6)
@@ -320,6 +343,11 @@ def test_a_training_of_which_one_process_fails_ends_soon(pictures: Path) -> None
     code, _, error = finish(process, seconds=30)
     assert code != 0
     assert error.count("ValueError: a fault of one process") == 1, error
+    epochs = max(saved_epochs(Path("run"))) + 1
+    code, out, error = finish(start(ROOT / "train.py", *given, "--resume", "--epochs", epochs))
+    assert code == 0, error
+    assert "goes on" in out
+    assert [record["steps"] for record in read_records(LOG)] == list(range(1, 3 * epochs + 1))
 
 
 UNLIKE = """

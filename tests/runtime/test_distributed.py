@@ -298,7 +298,8 @@ def test_where_process_0_is_gone_one_of_each_machine_says_so(
         def add(self, *_: object) -> int:
             raise torch.distributed.DistNetworkError("connection reset")
 
-    monkeypatch.setattr("torch.distributed.rendezvous.rendezvous", lambda *_, **__: iter([(Gone(), 0, 4)]))
+    module = sys.modules["torch.distributed.rendezvous"]  # torch.distributed has a function of this name
+    monkeypatch.setattr(module, "rendezvous", lambda *_, **__: iter([(Gone(), 0, 4)]))
     for name in ("init_process_group", "destroy_process_group"):
         monkeypatch.setattr(torch.distributed, name, lambda *_, **__: None)
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)

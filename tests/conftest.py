@@ -1,4 +1,7 @@
-"""Fixtures: every test works in a folder of its own; a folder of small pictures; one tiny trained run."""
+"""Fixtures: every test works in a folder of its own; a folder of small pictures; one tiny trained run.
+
+What takes long to import is imported within: pytest's first process, which only deals out the tests, does without.
+"""
 
 import hashlib
 import shutil
@@ -7,29 +10,22 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import pytest
-import torch
-import torchvision
-from helpers import TINY
-from PIL import Image
-from torch import Tensor
-
-import models
-import train
-from dataset import scenes
-from runtime import weights
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
+    from torch import Tensor
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chromium-headless-shell")
 
-torch.set_num_threads(1)  # tiny networks gain nothing from more, and on a busy machine threads wait
 
-
-def stand_in(name: str) -> dict[str, Tensor]:
+def stand_in(name: str) -> "dict[str, Tensor]":
     """Return random weights with the names and shapes of a published file; they share a few numbers."""
+    import torch
+    import torchvision
+
+    import models
+
     with torch.device("meta"):
         if name == "danbooru":
             extractor = models.DanbooruFeatures()
@@ -64,6 +60,10 @@ def compared_on_few_images(request: pytest.FixtureRequest, monkeypatch: pytest.M
 @pytest.fixture(scope="session")
 def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Return files of random numbers under the published weights' names, shapes and keys."""
+    import torch
+
+    from runtime import weights
+
     folder, files = tmp_path_factory.mktemp("weights"), {}
     for name in weights.WEIGHTS.keys() - {"inception"}:  # a program, not a list of tensors
         torch.save(stand_in(name), folder / name)
@@ -75,9 +75,11 @@ def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture
 def weights_folder(stand_ins: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> Path:
     """Return the folder of stand-ins, which WEIGHTS then names; the Danbooru network looks at 64 px."""
-    monkeypatch.setattr(models.DanbooruFeatures, "SIZE", 64)
+    from runtime.weights import WEIGHTS
+
+    monkeypatch.setattr("models.DanbooruFeatures.SIZE", 64)
     for name, path in stand_ins.items():
-        monkeypatch.setitem(weights.WEIGHTS, name, (f"https://example.org/{path.name}",))
+        monkeypatch.setitem(WEIGHTS, name, (f"https://example.org/{path.name}",))
     return next(iter(stand_ins.values())).parent
 
 
@@ -88,8 +90,14 @@ def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def one_memory_format() -> Iterator[None]:
-    """Let no training try which memory format is faster: what comes out depends on how busy the machine is."""
+def as_on_any_machine() -> Iterator[None]:
+    """Take one thread, as tiny networks gain nothing from more, which wait for each other on a busy machine.
+
+    Let no training try which memory format is faster: what comes out depends on how busy the machine is.
+    """
+    import torch
+
+    torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("training.setup.pick_format", lambda *_: "contiguous")
         yield
@@ -120,6 +128,11 @@ def no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder of 12 training and 4 validation pictures, of several shapes, formats and depths."""
+    import numpy as np
+    from PIL import Image
+
+    from dataset import scenes
+
     root = tmp_path_factory.mktemp("pictures")
     for i in range(16):
         folder = root / ("train" if i < 12 else "val") / ("a" if i % 2 else "b")
@@ -132,6 +145,10 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def trained(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a run folder of two saved epochs of a tiny photo colouriser."""
+    from helpers import TINY
+
+    import train
+
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("trained"))
         return train.main(recipe="coco", data=str(pictures), epochs=2, save_every=1, **TINY).resolve()

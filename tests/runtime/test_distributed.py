@@ -205,7 +205,7 @@ def test_with_as_many_pictures_per_step_another_number_of_processes_goes_on(
     assert [record["steps"] for record in read_records(LOG)][-2:] == [5, 6]
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_two_train_on_shards_that_a_server_sends(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("webdataset")
     monkeypatch.setattr("dataset.packing.MB", 8_000)  # bytes
@@ -251,6 +251,7 @@ def test_a_classifier_is_trained_and_pictures_are_rendered_and_scored_by_two(pic
 # What goes wrong
 
 
+slow, soak = (partial(pytest.param, marks=mark) for mark in (pytest.mark.slow, pytest.mark.soak))
 PROGRAM = """
 import os
 from pathlib import Path
@@ -266,14 +267,13 @@ cli.command(main, shared=True)
 """
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("both", "body", "said", "restarts"),
     [
-        (False, "raise ValueError('a bug')", "ValueError: a bug", 1),
-        (False, "os.kill(os.getpid(), 9)", "another process of this run was killed", 0),
-        (True, "raise UserError('a mistake')", "x.py: a mistake", 0),
-        (True, "distributed.require_same({'lr': distributed.rank()})", "process 1 has lr 1, process 0 has 0: start", 0),
+        slow(False, "raise ValueError('a bug')", "ValueError: a bug", 1),
+        slow(False, "os.kill(os.getpid(), 9)", "another process of this run was killed", 0),
+        soak(True, "raise UserError('a mistake')", "x.py: a mistake", 0),
+        soak(True, "distributed.require_same({'lr': distributed.rank()})", "process 1 has lr 1, process 0 has 0", 0),
     ],
 )
 def test_the_first_that_fails_alone_says_why(both: bool, body: str, said: str, restarts: int) -> None:
@@ -325,7 +325,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_training_of_which_one_process_is_killed_goes_on_by_itself(pictures: Path) -> None:
     Path("x.py").write_text(FAULTY.format(fault="os.kill(os.getpid(), 9)"))
     given = ["--data", pictures, "--run-dir", "run", *SMALL, "--set", "save_every=1", "--epochs", 3, "--resume"]

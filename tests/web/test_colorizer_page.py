@@ -38,7 +38,7 @@ def test_ten_pictures_are_coloured_as_python_colours_them(page: "Page", model: P
     assert max(differences.values()) <= 2, differences
 
 
-@pytest.mark.parametrize("width", [360, 1280])
+@pytest.mark.parametrize("width", [pytest.param(360, marks=pytest.mark.soak), 1280])
 def test_a_spot_is_placed_moved_resized_undone_and_removed(
     open_page: Open, html: Path, width: int, model: Path, photographs: list[Path]
 ) -> None:
@@ -445,8 +445,7 @@ LAYOUT = """() => {
 }"""
 
 
-@pytest.mark.parametrize("scheme", ["dark", "light"])
-@pytest.mark.parametrize("width", [360, 1280])
+@pytest.mark.parametrize(("width", "scheme"), [(360, "dark"), (1280, "light")])
 def test_nothing_is_cut_off_or_faint(
     open_page: Open, html: Path, photographs: list[Path], width: int, scheme: str
 ) -> None:

@@ -40,7 +40,7 @@ def test_what_is_pasted_is_coloured_and_named_apart(page: "Page", photographs: l
     assert np.ptp(pixels(download(page)).astype(int), axis=2).max() > 20
 
 
-@pytest.mark.parametrize("percent", [50, 150])
+@pytest.mark.parametrize("percent", [pytest.param(50, marks=pytest.mark.soak), 150])
 def test_a_new_spot_keeps_the_colour_that_is_there_at_any_strength(
     page: "Page", model: Path, photographs: list[Path], percent: int
 ) -> None:

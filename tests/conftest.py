@@ -162,6 +162,8 @@ def browser() -> "Iterator[Browser]":
     if found is None:
         pytest.skip(f"no browser to open a page in: none of {' '.join(BROWSERS)} is installed")
     with playwright.sync_playwright() as started:
-        opened = started.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        # WebAssembly is compiled once, quickly: to do it better in the background takes longer than the few pictures
+        options = ["--no-sandbox", "--js-flags=--liftoff-only"]
+        opened = started.chromium.launch(executable_path=found, args=options)
         yield opened
         opened.close()

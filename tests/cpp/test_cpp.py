@@ -429,50 +429,60 @@ def test_cmake_says_which_torch_it_takes_and_that_there_is_none() -> None:
         assert "Give -DTORCH_DIR=/path/to/libtorch, or -DPYTHON=/path/to/python." in said
 
 
-@pytest.fixture
-def onnxruntime_dir(tmp_path: Path) -> Path:
-    """Return the layout of ONNX Runtime's release archive, made of pip's library and headers that lie here."""
+@pytest.fixture(scope="session")
+def onnx_program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return colorize_onnx, built with the layout of ONNX Runtime's release archive: pip's library, headers here."""
     onnxruntime = pytest.importorskip("onnxruntime")
     found = [Path(p) for p in (os.environ.get("ORT_INCLUDE"), "/usr/include/onnxruntime") if p]
     headers = next((folder for folder in found if (folder / "onnxruntime_cxx_api.h").exists()), None)
     if headers is None:
         pytest.skip("no headers of ONNX Runtime: libonnxruntime-dev, or their folder in ORT_INCLUDE")
     (library,) = Path(onnxruntime.__file__).parent.glob("capi/libonnxruntime.so.*")
-    folder = tmp_path / "onnxruntime"
+    folder = tmp_path_factory.mktemp("onnxruntime")
     (folder / "lib").mkdir(parents=True)
     (folder / "include").symlink_to(headers)
     for name in ("libonnxruntime.so", "libonnxruntime.so.1"):
         (folder / "lib" / name).symlink_to(library)
-    return folder
+    return build(CPP / "onnx", folder / "build", f"-DORT_DIR={folder}") / "colorize_onnx"
 
 
-def write_onnx_echo(path: Path) -> None:
-    """Write a model in ONNX that takes no hints, and gives the image back."""
+def write_onnx_echo(path: Path, *hints: str) -> None:
+    """Write a model in ONNX that gives the image back, perhaps with another input."""
     from onnx import TensorProto, helper, save_model
 
-    shape = ["batch", 3, "height", "width"]
-    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in ("image", "colour")]
-    graph = helper.make_graph([helper.make_node("Identity", ["image"], ["colour"])], "echo", ends[:1], ends[1:])
+    image, colour, *others = (
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", channels, "height", "width"])
+        for name, channels in [("image", 3), ("colour", 3), *((name, 4) for name in hints)]
+    )
+    graph = helper.make_graph([helper.make_node("Identity", ["image"], ["colour"])], "echo", [image, *others], [colour])
     save_model(helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10), path)
 
 
-def test_the_onnx_program_does_what_the_python_one_does(onnxruntime_dir: Path, guided: Path, tmp_path: Path) -> None:
-    program = build(CPP / "onnx", tmp_path / "build", f"-DORT_DIR={onnxruntime_dir}") / "colorize_onnx"
+def test_the_onnx_program_feeds_a_model_and_says_what_is_wrong(onnx_program: Path) -> None:
+    draw(61, 140).save("photo.ppm")
+    write_onnx_echo(Path("echo.onnx"))
+    write_onnx_echo(Path("guided.onnx"), "hints")
+    for name in ("echo.onnx", "guided.onnx"):
+        done = call(onnx_program, name, "photo.ppm", "coloured.ppm")
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+        np.testing.assert_array_equal(read_image(Path("coloured.ppm")), read_image(Path("photo.ppm")))
+    for words, said in (
+        (("echo.onnx", "photo.ppm"), "usage: colorize_onnx generator.onnx photo.ppm coloured.ppm\n"),
+        (("echo.onnx", "echo.onnx", "x"), "echo.onnx: not a binary PPM of 8 bits (no comments)\n"),
+        (("echo.onnx", "photo.ppm", "no/x.ppm"), "no/x.ppm: cannot be written\n"),
+    ):
+        done = call(onnx_program, *words)
+        assert (done.returncode, done.stderr) == (2, said)
+
+
+@pytest.mark.soak  # to write a network as ONNX takes a minute; test_exporters.py compares what ONNX Runtime gives
+def test_the_onnx_program_does_what_the_python_one_does(onnx_program: Path, guided: Path) -> None:
     draw(61, 140).save("photo.ppm")
     given = torch.from_numpy(read_image(Path("photo.ppm"))).permute(2, 0, 1)[None]
     colorizer, recipe = small_model(hints=True)
     write_onnx(Path("generator.onnx"), colorizer, ExportRecord(recipe, 1, "fp32"))
-    write_onnx_echo(Path("echo.onnx"))
     expected = infer(load_exported(guided, CPU).module, given)[0].permute(1, 2, 0).int().numpy()
     assert np.ptp(expected, axis=2).max() > 0  # there is colour
-    for name, wanted in (("generator.onnx", expected), ("echo.onnx", read_image(Path("photo.ppm")).astype(int))):
-        done = call(program, name, "photo.ppm", "coloured.ppm")
-        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-        np.testing.assert_allclose(read_image(Path("coloured.ppm")).astype(int), wanted, rtol=0, atol=1)
-    for words, said in (
-        (("generator.onnx", "photo.ppm"), "usage: colorize_onnx generator.onnx photo.ppm coloured.ppm\n"),
-        (("generator.onnx", "generator.onnx", "x"), "generator.onnx: not a binary PPM of 8 bits (no comments)\n"),
-        (("generator.onnx", "photo.ppm", "no/x.ppm"), "no/x.ppm: cannot be written\n"),
-    ):
-        done = call(program, *words)
-        assert (done.returncode, done.stderr) == (2, said)
+    done = call(onnx_program, "generator.onnx", "photo.ppm", "coloured.ppm")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    np.testing.assert_allclose(read_image(Path("coloured.ppm")).astype(int), expected, rtol=0, atol=1)

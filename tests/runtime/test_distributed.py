@@ -379,7 +379,7 @@ def test_a_run_that_one_process_resumes_and_another_begins_is_left_alone(picture
     assert not Path("run/outputs").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_mistake_is_one_sentence(pictures: Path) -> None:
     code, _, error = finish(start(ROOT / "train.py", "--data", pictures, *SMALL, "--batch-size", 8))
     assert (code, error.count("12 training pictures are too few for 2")) == (1, 1), error

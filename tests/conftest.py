@@ -1,6 +1,6 @@
 """Fixtures: every test works in a folder of its own; a folder of small pictures; one tiny trained run.
 
-What takes long to import is imported within: pytest's first process, which only deals out the tests, does without.
+Heavy packages are imported inside the fixtures: pytest's first process only deals out the tests, and needs none.
 """
 
 import hashlib
@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+
+from runtime import cli  # noqa: F401  which tells OpenMP how long to spin, before torch is loaded
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -90,14 +92,16 @@ def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def as_on_any_machine() -> Iterator[None]:
-    """Take one thread, as tiny networks gain nothing from more, which wait for each other on a busy machine.
-
-    Let no training try which memory format is faster: what comes out depends on how busy the machine is.
-    """
+def one_thread() -> None:
+    """Use one thread: tiny networks gain nothing from more, and on a busy machine threads wait."""
     import torch
 
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_memory_format() -> Iterator[None]:
+    """Let no training try which memory format is faster: what comes out depends on how busy the machine is."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("training.setup.pick_format", lambda *_: "contiguous")
         yield
@@ -162,8 +166,8 @@ def browser() -> "Iterator[Browser]":
     if found is None:
         pytest.skip(f"no browser to open a page in: none of {' '.join(BROWSERS)} is installed")
     with playwright.sync_playwright() as started:
-        # WebAssembly is compiled once, quickly: to do it better in the background takes longer than the few pictures
-        options = ["--no-sandbox", "--js-flags=--liftoff-only"]
+        # WebAssembly is compiled once, quickly: to optimise it takes longer than it saves on a few pictures
+        options = ["--no-sandbox", "--js-flags=--no-wasm-tier-up,--no-wasm-dynamic-tiering"]
         opened = started.chromium.launch(executable_path=found, args=options)
         yield opened
         opened.close()

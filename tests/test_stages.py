@@ -33,7 +33,7 @@ def test_from_folder_to_coloured_files(
         pytest.skip("the development pictures are not on this machine")
     data = SHARED / folder if folder else pictures
     given = sorted((SHARED / "oldphotos").glob("*.jpg"))[:3] if folder else find_images(pictures / "val")
-    first_and_last = run_process if (recipe, folder) == ("coco", "") else run_stage  # one in processes of its own
+    first_and_last = run_process if (recipe, folder) == ("coco", "") else run_stage  # one as a user starts it
     assert first_and_last("train", "--recipe", recipe, "--data", data, *TINY, "--size", size) == 0
     assert run_stage("test", "--all-epochs") == 0
     assert run_stage("eval", "--all-epochs") == 0

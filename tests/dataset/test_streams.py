@@ -6,8 +6,11 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections import Counter
 from dataclasses import replace
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -140,6 +143,29 @@ def test_batches_are_those_of_the_pictures_and_go_on_where_they_stopped(capsys: 
     longer = replace(images, stream=replace(images.stream, count=2 * images.per_epoch))
     assert len(list(training_batches(longer, 4, 16, 0.5, 1, 3))) == 2 * images.per_epoch // 4
     assert capsys.readouterr().out.count(told) == 1
+
+
+@pytest.mark.skipif(not shutil.which("curl"), reason="needs curl, by which WebDataset reads an address")
+def test_what_a_server_sends_is_what_a_program_gives() -> None:
+    pytest.importorskip("webdataset")
+    piped = write_shards()
+
+    class Server(SimpleHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            """Be silent."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Server, directory="shards")) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        sent = f"http://127.0.0.1:{server.server_port}/{piped.rpartition('/')[2]}"
+        found = []
+        for data in (piped, sent):
+            splits = list_items(data, RECIPE, CACHE)
+            plan = setup.Setup(Path("run"), RECIPE, data, {}, None)
+            images = plan.load_splits(splits, find_loading(RECIPE, splits["train"]))["train"]
+            found.append([target for _, target in training_batches(images, 4, 16, 0.5, 1, 3)])
+        server.shutdown()
+    assert len(found[0]) == images.per_epoch // 4
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
 
 
 @pytest.mark.usefixtures("no_curves")

@@ -251,7 +251,6 @@ def test_a_classifier_is_trained_and_pictures_are_rendered_and_scored_by_two(pic
 # What goes wrong
 
 
-slow, soak = (partial(pytest.param, marks=mark) for mark in (pytest.mark.slow, pytest.mark.soak))
 PROGRAM = """
 import os
 from pathlib import Path
@@ -265,15 +264,18 @@ def main() -> None:
     distributed.wait()
 cli.command(main, shared=True)
 """
+UNEQUAL = "distributed.require_same({'lr': distributed.rank()})"
 
 
 @pytest.mark.parametrize(
     ("both", "body", "said", "restarts"),
     [
-        slow(False, "raise ValueError('a bug')", "ValueError: a bug", 1),
-        slow(False, "os.kill(os.getpid(), 9)", "another process of this run was killed", 0),
-        soak(True, "raise UserError('a mistake')", "x.py: a mistake", 0),
-        soak(True, "distributed.require_same({'lr': distributed.rank()})", "process 1 has lr 1, process 0 has 0", 0),
+        pytest.param(False, "raise ValueError('a bug')", "ValueError: a bug", 1, marks=pytest.mark.slow),
+        pytest.param(
+            False, "os.kill(os.getpid(), 9)", "another process of this run was killed", 0, marks=pytest.mark.slow
+        ),
+        pytest.param(True, "raise UserError('a mistake')", "x.py: a mistake", 0, marks=pytest.mark.soak),
+        pytest.param(True, UNEQUAL, "process 1 has lr 1, process 0 has 0: start", 0, marks=pytest.mark.soak),
     ],
 )
 def test_the_first_that_fails_alone_says_why(both: bool, body: str, said: str, restarts: int) -> None:
@@ -325,7 +327,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
-@pytest.mark.soak
+@pytest.mark.slow
 def test_a_training_of_which_one_process_is_killed_goes_on_by_itself(pictures: Path) -> None:
     Path("x.py").write_text(FAULTY.format(fault="os.kill(os.getpid(), 9)"))
     given = ["--data", pictures, "--run-dir", "run", *SMALL, "--set", "save_every=1", "--epochs", 3, "--resume"]
@@ -335,7 +337,7 @@ def test_a_training_of_which_one_process_is_killed_goes_on_by_itself(pictures: P
     assert [record["steps"] for record in read_records(LOG)] == list(range(1, 10))
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_training_of_which_one_process_fails_ends_soon_and_goes_on(pictures: Path) -> None:
     Path("x.py").write_text(FAULTY.format(fault="raise ValueError('a fault of one process')"))
     given = ["--data", pictures, "--run-dir", "run", *SMALL, "--set", "save_every=1"]

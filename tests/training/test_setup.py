@@ -375,6 +375,13 @@ def test_one_picture_is_too_few_for_a_norm_of_one_pixel() -> None:
             setup.require_batch(recipe, 1)
 
 
+def test_every_process_has_a_whole_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("runtime.distributed.world", lambda: 2)
+    setup.require_batch(make_recipe("coco", {"batch_size": 6}), 12)
+    with pytest.raises(UserError, match="12 training pictures are too few for 2 processes with batches of 8: take a"):
+        setup.require_batch(make_recipe("coco", {"batch_size": 8}), 12)
+
+
 def test_a_share_of_one_picture_is_too_few_for_a_norm_of_one_pixel(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("runtime.distributed.world", lambda: 4)
     plan = setup.Setup(Path("run"), make_recipe("manga", {"size": 64}), "photos", {}, None)

@@ -445,7 +445,15 @@ LAYOUT = """() => {
 }"""
 
 
-@pytest.mark.parametrize(("width", "scheme"), [(360, "dark"), (1280, "light")])
+@pytest.mark.parametrize(
+    ("width", "scheme"),
+    [
+        (360, "dark"),
+        (1280, "light"),
+        pytest.param(360, "light", marks=pytest.mark.soak),
+        pytest.param(1280, "dark", marks=pytest.mark.soak),
+    ],
+)
 def test_nothing_is_cut_off_or_faint(
     open_page: Open, html: Path, photographs: list[Path], width: int, scheme: str
 ) -> None:

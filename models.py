@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import ClassVar, Final
+from typing import Any, ClassVar, Final
 
 import torch
 import torch.nn.functional as F
@@ -578,6 +578,8 @@ class LiteUNet(nn.Module):
     Of ab it predicts how likely each of 256 colours is; the answer is their mean, sharpened by `temperature`:
     near 0 the likeliest colour, at 1 the mean of all, which is grayish where several are possible.
 
+    Hints reach each block of the decoder, too: on their way through the encoder much of their colour is lost.
+
     Source: Zhang, Isola and Efros, "Colorful image colorization", arXiv 1603.08511 (annealed mean).
     """
 
@@ -585,9 +587,10 @@ class LiteUNet(nn.Module):
         super().__init__()
         self.encoder = LiteEncoder(in_channels)
         self.decoder = nn.ModuleList()
+        self.hints = out_channels + 1 if in_channels > out_channels + 1 else 0  # without them there are at most 3
         width = 320
         for skip, out in zip((112, 40, 24), (2 * ngf, 3 * ngf // 2, ngf), strict=True):
-            conv = nn.Conv2d(width + skip, out, 3, 1, 1, bias=False)
+            conv = nn.Conv2d(width + skip + self.hints, out, 3, 1, 1, bias=False)
             self.decoder.append(nn.Sequential(conv, nn.BatchNorm2d(out), nn.ReLU()))
             width = out
         self.doubled = Double()
@@ -596,12 +599,25 @@ class LiteUNet(nn.Module):
         self.temperature = 0.6
         self.register_buffer("colors", bin_colors(), persistent=False)
 
+    def _load_from_state_dict(self, state: dict[str, Tensor], prefix: str, *rest: Any) -> None:
+        """Take weights of before the decoder saw hints, too: it does not see them then."""
+        for i, block in enumerate(self.decoder):
+            key, wanted = f"{prefix}decoder.{i}.0.weight", block[0].in_channels
+            if key in state and state[key].size(1) == wanted - self.hints:
+                state[key] = F.pad(state[key], [0, 0, 0, 0, 0, self.hints])  # (out, in, 3, 3)
+        super()._load_from_state_dict(state, prefix, *rest)
+
     def logits(self, x: Tensor) -> Tensor:
         """Map x (N, in, H, W) to the last layer (N, 256|out, H/4, W/4); H and W are multiples of 32."""
         features = self.encoder(x)
         y = features.pop()
+        stride = 32
         for block in self.decoder:
-            y = block(torch.cat([self.doubled(y), features.pop()], 1))
+            stride = stride // 2
+            parts = [self.doubled(y), features.pop()]
+            if self.hints > 0:
+                parts.append(pool_hints(x[:, -self.hints :], stride))
+            y = block(torch.cat(parts, 1))
         return self.last(y)
 
     def readout(self, logits: Tensor) -> Tensor:
@@ -617,6 +633,13 @@ class LiteUNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map x (N, in, H, W) to (N, out, H, W) in [-1, 1]; H and W are multiples of 32."""
         return self.readout(self.logits(x))
+
+
+def pool_hints(hints: Tensor, side: int) -> Tensor:
+    """Average hints (N, C + 1, H, W) over blocks of `side` px: the mean colour of those there are, and 1 for any."""
+    mean = F.avg_pool2d(hints, side)
+    cover = mean[:, -1:]
+    return torch.cat([mean[:, :-1] / cover.clamp(min=1.0 / (side * side)), (cover > 0.0).to(hints.dtype)], 1)
 
 
 def bin_colors() -> Tensor:

@@ -124,8 +124,8 @@ class Traceable(nn.Module):
             y = self.predict(x, rows, columns)
         else:
             seen = encode_hints(average(weigh(hints), _length(rows), _length(columns)), c.y_kind)
-            there = seen[:, -1:]
-            y = self.predict(torch.cat([x, seen], 1), rows, columns) * (1.0 - there) + seen[:, :-1] * there
+            x = torch.cat([x, seen], 1)
+            y = c.follow(x, self.predict(x, rows, columns))
         sides = _length(torch.minimum(height, rows)), _length(torch.minimum(width, columns))
         maps = c.prepare(small, swing, y, *sides)
         large = enlarge(pack(maps), 0, image.size(2), image.size(2), image.size(3))

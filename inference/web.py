@@ -81,10 +81,11 @@ def write_network(colorizer: Colorizer) -> bytes:
         size = f"{weights / 1e6:.0f} MB, and a page takes {MAX_NETWORK / 1e6:.0f}"
         raise UserError(f"the network has {size}; open it with: python serve.py --model FILE")
     module = Network(fold_batch_norm(copy.deepcopy(colorizer.generator))).eval()
-    example, step = (
-        torch.randn(2, CHANNELS[colorizer.x_kind] + 3 * colorizer.takes_hints, 96, 160).clamp(-1.0, 1.0),
-        colorizer.multiple,
-    )
+    channels, step = CHANNELS[colorizer.x_kind] + 3 * colorizer.takes_hints, colorizer.multiple
+    example = 2.0 * torch.rand(2, channels, 96, 160, generator=torch.Generator().manual_seed(0)) - 1.0
+    if colorizer.takes_hints:
+        example[:, -1] = (example[:, -1] > 0.9).float()
+        example[:, -3:-1] *= example[:, -1:]
     sides = {2: step * Dim("rows", min=1, max=999), 3: step * Dim("columns", min=1, max=999)}
     names = ["y", "logits"][: 1 + has_bins(module.generator)]
     try:

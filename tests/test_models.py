@@ -24,6 +24,7 @@ from models import (
     NORMS,
     DanbooruFeatures,
     FrozenFeatures,
+    LiteUNet,
     PixelShuffleUp,
     ResNetEncoder,
     SelfAttention,
@@ -36,6 +37,7 @@ from models import (
     init_kaiming,
     init_normal,
     needs_two_images,
+    pool_hints,
     quick_fields,
 )
 
@@ -549,6 +551,49 @@ def test_the_extractor_inside_a_generator_is_scripted_as_it_is(monkeypatch: pyte
         torch.testing.assert_close(torch.jit.script(generator)(x), expected)
         generator.extractor.head[1].bias.add_(5.0)
         assert not torch.equal(generator(x), expected)  # its features are seen
+
+
+def test_hints_reach_the_decoder_beside_the_encoder() -> None:
+    network = LiteUNet(4, 2, 8).eval()
+    with torch.no_grad():
+        first = next(network.encoder.parameters())
+        first[:, 1:] = 0  # through the encoder nothing is seen of them
+        x = torch.rand(1, 4, 64, 64)
+        x[:, 1:] = 0
+        hinted = x.clone()
+        hinted[:, 1:, 10:12, 20:22] = torch.tensor([0.4, -0.2, 1.0]).view(3, 1, 1)
+        changed = (network(hinted) - network(x)).abs().amax((0, 1))
+    assert changed[11, 21] > 0
+    assert changed[-8:, -8:].max() == 0  # far away
+    for channels, out, hints in ((1, 2, 0), (3, 2, 0), (3, 3, 0), (4, 2, 3), (7, 3, 4)):
+        assert LiteUNet(channels, out, 8).hints == hints
+
+
+def test_weights_of_before_the_decoder_saw_hints_give_what_they_gave() -> None:
+    torch.manual_seed(0)
+    network, x = LiteUNet(4, 2, 8).eval(), torch.rand(1, 4, 64, 64)
+    state = {key: value.clone() for key, value in network.state_dict().items()}
+    seen = re.compile(r"decoder\.\d\.0\.weight")
+    blind = {key: value[:, :-3] if seen.fullmatch(key) else value for key, value in state.items()}
+    assert sum(blind[key].shape != state[key].shape for key in state) == 3
+    with torch.no_grad():
+        before = network(x)
+        network.load_state_dict(blind)
+        assert not torch.equal(network(x), before)
+        assert torch.equal(network.decoder[1][0].weight[:, :-3], blind["decoder.1.0.weight"])
+        assert not network.decoder[1][0].weight[:, -3:].any()
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        network.load_state_dict({**blind, "decoder.1.0.weight": torch.zeros(1, 1, 3, 3)})
+
+
+def test_hints_are_reduced_to_their_mean_colour_and_a_mark() -> None:
+    hints = torch.zeros(1, 3, 8, 8)
+    hints[:, :, 1:3, 2:4] = torch.tensor([0.4, -0.2, 1.0]).view(3, 1, 1)
+    hints[:, :, 1, 7], hints[:, :, 2, 7] = torch.tensor([0.1, 0.1, 1.0]), torch.tensor([0.3, 0.1, 1.0])
+    found = pool_hints(hints, 4)
+    wanted = torch.zeros(1, 3, 2, 2)
+    wanted[0, :, 0] = torch.tensor([[0.4, 0.2], [-0.2, 0.1], [1, 1]])
+    torch.testing.assert_close(found, wanted)
 
 
 def test_a_published_encoder_sees_gray_as_three_equal_channels_and_hints_not_yet() -> None:

@@ -260,6 +260,91 @@ function decideHints({ height, width, data }) {
   return result;
 }
 
+const TONES = 16; // levels of lightness, in which hints are carried on
+
+/** Average windows of 7 x 7 cells that lie within a stack; the result has 6 rows and columns less. */
+function average7(stack) {
+  const across = makeStack(stack.channels, stack.height, stack.width - 6);
+  const result = makeStack(stack.channels, stack.height - 6, across.width);
+  for (let i = 0; i < across.data.length; i++) {
+    const from = i + 6 * Math.floor(i / across.width);
+    for (let d = 0; d < 7; d++) across.data[i] += stack.data[from + d] / 7;
+  }
+  const plane = result.height * result.width;
+  for (let i = 0; i < result.data.length; i++) {
+    const from = i + 6 * across.width * Math.floor(i / plane);
+    for (let d = 0; d < 7; d++) result.data[i] += across.data[from + d * across.width] / 7;
+  }
+  return result;
+}
+
+/**
+ * Return what a prediction y (2, h, w) missed at hints (3, h, w), in cells of `side` px with 9 more around: for each
+ * tone a and b, times their weight, and the weight.
+ */
+function splatHints(y, hints, guide, side) {
+  const { height, width } = guide;
+  const area = height * width;
+  const there = hints.data.subarray(2 * area);
+  const cells = makeStack(3 * TONES, Math.ceil(height / side) + 18, Math.ceil(width / side) + 18);
+  const plane = cells.height * cells.width;
+  for (let i = 0; i < area; i++) {
+    if (!there[i]) continue;
+    const [row, column] = [Math.floor(i / width), i % width];
+    let crowd = 0; // hinted px around it
+    for (let r = Math.max(0, row - side); r <= Math.min(height - 1, row + side); r++) {
+      for (let c = Math.max(0, column - side); c <= Math.min(width - 1, column + side); c++) crowd += there[r * width + c];
+    }
+    const cell = (Math.floor(row / side) + 9) * cells.width + Math.floor(column / side) + 9;
+    for (let tone = 0; tone < TONES; tone++) {
+      const weight = Math.exp(-0.5 * (guide.data[i] * (TONES - 1) - tone) ** 2) / crowd;
+      cells.data[3 * tone * plane + cell] += weight * (hints.data[i] - y.data[i]);
+      cells.data[(3 * tone + 1) * plane + cell] += weight * (hints.data[area + i] - y.data[area + i]);
+      cells.data[(3 * tone + 2) * plane + cell] += weight;
+    }
+  }
+  return cells;
+}
+
+/** Return how a side of `length` px is read from `count` cells of `side` px: [one, other, share of the other]. */
+function betweenCells(length, side, count) {
+  return Array.from({ length }, (_, i) => {
+    const at = Math.max(0, (i + 0.5) / side - 0.5);
+    const one = Math.floor(at);
+    return [one, Math.min(one + 1, count - 1), at - one];
+  });
+}
+
+/** Return what to add to a prediction y (2, h, w) so that it follows hints (3, h, w); `size` is the network's. */
+function carryOn(y, hints, guide, size) {
+  const { height, width } = guide;
+  const area = height * width;
+  const side = Math.max(1, Math.floor((size + 16) / 32));
+  const result = makeStack(2, height, width);
+  if (!hints.data.subarray(2 * area).some((there) => there)) return result;
+  const cells = average7(average7(average7(splatHints(y, hints, guide, side))));
+  const plane = cells.height * cells.width;
+  const [down, across] = [betweenCells(height, side, cells.height), betweenCells(width, side, cells.width)];
+  for (let i = 0; i < area; i++) {
+    const [top, bottom, low] = down[Math.floor(i / width)];
+    const [left, right, far] = across[i % width];
+    const sums = [0, 0, 0];
+    const level = guide.data[i] * (TONES - 1);
+    for (let tone = Math.max(0, Math.ceil(level - 1)); tone <= Math.min(TONES - 1, Math.floor(level + 1)); tone++) {
+      for (let c = 0; c < 3; c++) {
+        const at = (3 * tone + c) * plane;
+        const above = cells.data[at + top * cells.width + left] * (1 - far) + cells.data[at + top * cells.width + right] * far;
+        const below =
+          cells.data[at + bottom * cells.width + left] * (1 - far) + cells.data[at + bottom * cells.width + right] * far;
+        sums[c] += triangle(level - tone) * (343 / 37) ** 2 * (above * (1 - low) + below * low);
+      }
+    }
+    result.data[i] = sums[0] / Math.max(1, sums[2]);
+    result.data[area + i] = sums[1] / Math.max(1, sums[2]);
+  }
+  return result;
+}
+
 /** Return indices that pad 0..length-1 on both sides by reflection to the next multiple, at least `least`. */
 function mirror(length, multiple, least) {
   const total = Math.ceil(Math.max(length, least) / multiple) * multiple;

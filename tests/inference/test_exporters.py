@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import CPU, Glance, noise_image, randomise
+from helpers import CPU, Glance, noise_image, randomise, small_model
 from torch import Tensor, nn
 
 import models
@@ -288,6 +288,16 @@ def test_traceable_does_what_the_colorizer_does(name: str) -> None:
     module = exporters.deployable(build(name, **KINDS[name]), "fp32")
     for module.size in (16, 64, 97) if name == "unet" else (64,):
         assert_agrees(exporters.Traceable(module), module)
+
+
+@pytest.mark.parametrize("shape", [(2, 70, 91), (1, 300, 60)])
+def test_traceable_follows_hints_as_the_colorizer_does(shape: tuple[int, int, int]) -> None:
+    module, _ = small_model(hints=True)
+    traceable, image = exporters.Traceable(module), noise_image(shape[0], 3, *shape[1:]).float() / 255
+    none, some = exporters.example_hints(image)
+    assert (traceable(image, none) - module(image)).abs().max() * 255 <= 1
+    assert (traceable(image, some) - module(image, some)).abs().max() * 255 <= 1
+    assert (module(image, some) - module(image)).abs().max() * 255 > 20
 
 
 def test_a_pt2_file_agrees_with_eager_at_any_shape(tmp_path: Path) -> None:

@@ -596,7 +596,7 @@ class LiteUNet(nn.Module):
         self.doubled = Double()
         self.is_ab = out_channels == 2
         self.last = nn.Conv2d(width, AB_SIDE**2 if self.is_ab else out_channels, 1)
-        self.temperature = 0.6
+        self.temperature = 0.5
         self.register_buffer("colors", bin_colors(), persistent=False)
 
     def _load_from_state_dict(self, state: dict[str, Tensor], prefix: str, *rest: Any) -> None:

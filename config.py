@@ -337,10 +337,10 @@ RECIPES: dict[str, dict[str, Any]] = {
     "cgan": dict(system="framework, conditional GAN", output="rgb", size=224, load_size=256, flip=0.5,
         generator="convgen", discriminator="image-rgb", init="kaiming", label_real=0.9),
     # The colouriser that comes along: pretrained/README.md.
-    "photo": dict(system="photo in Lab, hints", size=128, load_size=176, test_size=256, flip=0.5, hints=True,
-        min_colorfulness=5.0, generator="lite-unet", discriminator="none", pretrained=True,
-        lambda_l1=10.0, lambda_class=0.3, lambda_lpips=3.0, epochs=24, lr=1.5e-3, lr_encoder=3e-4,
-        beta1=0.9, weight_decay=0.01, schedule="cosine", warmup=0.01, ema=0.998, save_every=1,
+    "photo": dict(system="photo in Lab, hints", size=160, load_size=208, test_size=256, flip=0.5, hints=True,
+        batch_size=32, min_colorfulness=5.0, generator="lite-unet", discriminator="none", pretrained=True,
+        lambda_l1=10.0, lambda_class=0.3, lambda_lpips=3.0, epochs=6, lr=1.5e-3, lr_encoder=2e-4,
+        beta1=0.9, weight_decay=0.05, schedule="cosine", warmup=0.01, ema=0.995, save_every=1,
         scratches_p=0.08, stripes_p=0.03, blotches_p=0.08, fading_p=0.25, blur_p=0.15, grain_p=0.15, jpeg_p=0.1),
     # Named by the U-ResNet's authors as future work: a degraded input, L restored beside ab. A U-Net of
     # pix2pix checkers the lightness, as nothing but transposed convolutions reaches its full resolution.

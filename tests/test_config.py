@@ -264,8 +264,8 @@ def test_classifier_recipes_out_of_range(changes: dict[str, Any], message: str) 
 
 def test_fields_follow_those_given_in_the_recipes_proportions() -> None:
     assert settle("unet224", {"size": 112}) == {"load_size": 128}
-    assert settle("photo", {"size": 64}) == {"load_size": 88, "test_size": 128}
-    assert settle("photo", {"size": 64, "test_size": 64}) == {"load_size": 88}
+    assert settle("photo", {"size": 64}) == {"load_size": 83, "test_size": 102}
+    assert settle("photo", {"size": 64, "test_size": 64}) == {"load_size": 83}
     assert settle("groups", {"epochs": 6}) == {"pretrain_epochs": 1}
     assert settle("groups", {"epochs": 6, "pretrain_epochs": 3}) == settle("coco", {"size": 64, "epochs": 2}) == {}
     assert make_recipe("unet224", {"size": 112}).load_size == 128

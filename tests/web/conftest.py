@@ -38,13 +38,12 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     recipe = fit_networks(make_recipe("photo", {"size": 64, "test_size": 64, "ngf": 16}))
     path = tmp_path_factory.mktemp("model") / "generator.ts"
     with shallow() as patch:
-        torch.manual_seed(0)
+        torch.manual_seed(3)
         colorizer = checkpoint.build_colorizer(recipe).eval()
         with torch.no_grad():
             for module in colorizer.modules():  # else BatchNorm that saw nothing lets every signal die
                 if isinstance(module, torch.nn.Conv2d):
                     torch.nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-            colorizer.generator.last.weight.mul_(2.0)  # some colours are far likelier than others
         patch.setattr(exporters, "SIZES", ((40, 60),))
         patch.setattr(exporters, "BATCHES", (1,))
         record = checkpoint.ExportRecord(recipe, 1, "fp16", trained_on="nothing")

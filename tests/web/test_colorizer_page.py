@@ -34,7 +34,7 @@ def test_ten_pictures_are_coloured_as_python_colours_them(page: "Page", model: P
             for name, path in zip(found.namelist(), photographs, strict=True)
         }
     gray = np.array(Image.open(photographs[0]).convert("RGB"))
-    assert apart(by_python(model, photographs[0]), gray) > 25  # there is something to agree on
+    assert apart(by_python(model, photographs[0]), gray) > 40  # there is something to agree on
     assert max(differences.values()) <= 2, differences
 
 

@@ -222,7 +222,9 @@ class Colorizer(nn.Module):
         if self.y_kind != "rgb":  # rgb is for drawings, too, which are as light on both sides of a line
             missed = (wanted - y)[:, -2:] * there
             more = carry_on(missed, there, (x[:, :1] + 1.0) / 2.0, self.size)  # x begins with L
-            y = torch.cat([y[:, :-2], (y[:, -2:] + more).clamp(-1.0, 1.0)], 1)
+            ab = y[:, -2:]  # what a palette moved beyond the range stays there: it is so without hints, too
+            ab = torch.minimum(torch.maximum(ab + more, ab.clamp(max=-1.0)), ab.clamp(min=1.0))
+            y = torch.cat([y[:, :-2], ab], 1)
         return y * (1.0 - there) + wanted * there
 
     def predict_parts(self, x: Tensor) -> Tensor:
@@ -379,7 +381,7 @@ def carry_on(missed: Tensor, there: Tensor, guide: Tensor, size: int) -> Tensor:
     side, tones = max(1, (size + 16) // 32), 16  # px of a cell; levels of lightness
     around = 2 * side + 1
     crowd = F.avg_pool2d(there, around, 1, side) * float(around * around)  # hinted px around each
-    weight = there * float(side * side) / crowd.clamp(min=1.0)  # a spot of any size counts once in all
+    weight = there * float(side * side) / crowd.clamp(min=1.0)  # a spot up to `around` px wide counts once in all
     spots = torch.cat([missed * weight, weight], 1)
     sums = torch.zeros_like(spots)
     for tone in range(tones):

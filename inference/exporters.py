@@ -98,6 +98,8 @@ def load_trained(path: Path) -> tuple[Colorizer, ExportRecord]:
         colorizer.load_state_dict({key: state[key].float() for key in colorizer.state_dict()})
     except (KeyError, RuntimeError):
         raise UserError(f"{path} does not fit its recipe {record.recipe.name}: export its run again") from None
+    if hasattr(colorizer.generator, "temperature"):
+        colorizer.generator.temperature = float(model.generator.temperature)
     return colorizer.requires_grad_(False), record
 
 

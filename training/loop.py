@@ -80,6 +80,12 @@ class State:
                     part.load_state_dict(state[name])
         except (KeyError, RuntimeError, ValueError):
             raise UserError("state.pt does not fit the networks of this recipe") from None
+        for part in self.parts.values():
+            moments = part.state.items() if isinstance(part, torch.optim.Optimizer) else ()
+            found = [(weight.shape, value) for weight, of in moments for value in of.values()]
+            if any(isinstance(value, Tensor) and value.shape not in ((), shape) for shape, value in found):
+                problem = "state.pt is of networks of another shape, from before this version"
+                raise UserError(f"{problem}: start a new run from its weights with --init")
         self.epoch, self.step, self.steps = state["epoch"], state["step"], state["steps"]
         before = state.get("batch", self.batch)
         if self.step and before != self.batch:

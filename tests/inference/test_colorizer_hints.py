@@ -71,6 +71,20 @@ def test_the_palette_moves_what_is_predicted_and_leaves_hints_alone() -> None:
     assert off(model(gray, hints), float(rgb2lab(np.full(3, 0.5))[0]), 45, 60) < 5
 
 
+def test_a_hint_changes_no_other_picture_of_its_batch() -> None:
+    """Nor where a palette takes colours beyond the range in which networks answer."""
+    model, _ = small_model(hints=True)
+    model.palette = torch.tensor([1.2, -1.2, 0.4, 0.4])
+    x = model.look(torch.rand(2, 3, 90, 120))[0]
+    alone = model.predict(x[:1])
+    assert alone.abs().max() > 1.1
+    x[1, -3:, 4:8, 6:10] = torch.tensor([0.2, 0.3, 1.0]).view(3, 1, 1)
+    both = model.predict(x)
+    torch.testing.assert_close(both[:1], alone, atol=1e-5, rtol=0)
+    x[1, -3:] = 0
+    assert (both[1] - model.predict(x)[1]).abs().max() > 0.1
+
+
 def spot(height: int, width: int, row: int, column: int) -> Tensor:
     """Return (1, 1, H, W), 1 in a spot of 4 x 4 px."""
     there = torch.zeros(1, 1, height, width)

@@ -98,6 +98,13 @@ def test_a_generator_ts_becomes_the_colorizer_that_it_was(
     assert (found(image).int() - colorizer(image).int()).abs().max() <= 1
 
 
+def test_a_generator_ts_keeps_its_temperature(quick: None, tmp_path: Path) -> None:
+    colorizer, path = build("lite-unet"), tmp_path / "generator.ts"
+    colorizer.generator.temperature = 0.07  # is not among the weights
+    exporters.write(path, colorizer, ExportRecord(small("lite-unet"), 1, "fp32"), "ts", [CPU])
+    assert exporters.load_trained(path)[0].generator.temperature == 0.07
+
+
 def test_a_generator_ts_that_does_not_fit_its_recipe_is_refused(quick: None, tmp_path: Path) -> None:
     path, wider = tmp_path / "generator.ts", dataclasses.replace(small("unet"), ngf=8)
     exporters.write(path, build("unet"), ExportRecord(wider, 1, "fp32"), "ts", [CPU])

@@ -72,6 +72,17 @@ def test_states_that_do_not_fit(change: dict[str, Any], words: str) -> None:
         state().load_state_dict({**state().state_dict(), **change})
 
 
+def test_moments_of_another_shape_are_told_before_a_step_fails() -> None:
+    first = state()
+    first.parts["network"](torch.ones(1, 1)).sum().backward()
+    first.parts["optimizer"].step()
+    saved = first.state_dict()
+    state().load_state_dict(saved)
+    saved["optimizer"]["state"][0]["momentum_buffer"] = torch.zeros(1, 3)
+    with pytest.raises(UserError, match=r"^state\.pt is of networks of another shape.* --init$"):
+        state().load_state_dict(saved)
+
+
 def test_weights_and_buffers_that_are_not_finite_are_found() -> None:
     good = state()
     good.parts["network"] = nn.Sequential(nn.Linear(1, 1), nn.BatchNorm1d(1))

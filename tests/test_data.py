@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import tarfile
 import threading
@@ -22,7 +23,7 @@ from skimage.color import rgb2lab
 from torch import Tensor
 
 import data
-from config import Recipe, UserError
+from config import ROOT, Recipe, UserError
 from data import (
     ImageSet,
     Loading,
@@ -262,6 +263,26 @@ def test_nobody_waits_for_an_item_that_is_not_wanted(time_limit: None) -> None:
     assert not stalled.is_set()
     stalled.set()
     assert list(ahead(stalling(stalled))) == ["first", "second"]
+
+
+def test_a_thread_within_torch_does_not_abort_the_process_that_ends() -> None:
+    """Each of four threads is within torch for half a second, in which the process ends."""
+    program = """
+import time, torch
+from data import ahead
+
+def items():
+    yield "first"
+    end = time.monotonic() + 0.5
+    while time.monotonic() < end:
+        torch.stack([torch.zeros(3, 16, 16)] * 4).float().permute(0, 2, 3, 1).contiguous()
+
+for _ in range(4):
+    assert next(found := ahead(items())) == "first"
+    globals().setdefault("kept", []).append(found)
+"""
+    ended = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (0, "")
 
 
 @pytest.fixture

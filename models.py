@@ -572,13 +572,76 @@ AB_STEP, AB_SIDE = 12.0, 16  # Lab units between bins of colour, and bins on a s
 AB_FIRST = (-84.0, -96.0)  # a and b of the first bin; the last has 96 and 84
 
 
+class HintAttention(nn.Module):
+    """Corrects a prediction by what it missed at its hints, wherever the picture is like it is there.
+
+    Each pixel looks at every hint: the more alike the two are, in what the network sees there, in their lightness
+    and in their place, the more of what was missed is added. Hints that are alike share their weight. All weights
+    small: little is added; no hints: nothing.
+
+    Sources: Vaswani et al., "Attention is all you need", arXiv 1706.03762, with a Gaussian of lightness and place
+    and no softmax, as most pixels should follow no hint; Yun et al., "iColoriT", arXiv 2207.06831 (attention to hints).
+    """
+
+    WIDTH: Final = 32  # numbers that describe a pixel
+    MOST: Final = 64  # hinted cells of 16 x 16 px that are looked at; of more, some everywhere
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.describe = nn.Conv2d(features, self.WIDTH, 1)
+        # how much counts that two differ in description, in lightness [-1, 1], and in place, in short sides
+        self.scales = nn.Parameter(torch.tensor([1.4, 2.5, 1.4]))
+
+    def forward(self, y: Tensor, features: Tensor, light: Tensor, hints: Tensor) -> Tensor:
+        """Return y corrected, in [-1, 1].
+
+        Args:
+            y: (N, C, h, w) in [-1, 1], h and w multiples of 4, the prediction.
+            features: (N, F, h, w), what the network says of each pixel.
+            light: (N, 1, 4 h, 4 w) in [-1, 1].
+            hints: (N, C + 1, 4 h, 4 w): colours in [-1, 1], 0 where there is no hint, and 1 where there is one.
+        """
+        height, width, y = y.size(2), y.size(3), y.to(torch.float32)
+        given = F.avg_pool2d(torch.cat([hints, light], 1).to(torch.float32), 4)
+        there, light = given[:, -2:-1], given[:, -1:]
+        described = F.normalize(self.describe(features).to(torch.float32), dim=1)
+        short = torch.minimum(torch.scalar_tensor(height), torch.scalar_tensor(width)).to(y)
+        down = (torch.arange(height, device=y.device) / short).view(1, 1, -1, 1).expand_as(light)
+        across = (torch.arange(width, device=y.device) / short).view(1, 1, 1, -1).expand_as(light)
+        pixels = torch.cat([described, light, down, across], 1)
+
+        told = torch.cat([pixels * there, y * there, given[:, :-1]], 1)
+        cells = F.pad(F.avg_pool2d(told, 4).flatten(2), [0, self.MOST])  # (N, K, cells), at least MOST
+        order = torch.arange(cells.size(2), device=y.device) * 0.618034  # neighbours come far apart
+        best = ((cells[:, -1] > 0.0).to(torch.float32) * (1.0 + order.frac())).topk(self.MOST, 1)[1]
+        keys = cells.gather(2, best.unsqueeze(1).expand(-1, cells.size(1), -1))  # (N, K, MOST)
+        hinted = (keys[:, -1:] > 0.0).to(torch.float32)
+        keys = keys / keys[:, -1:].clamp(min=1e-6)
+        means, seen, wanted = keys[:, :-1].split([pixels.size(1), y.size(1), y.size(1)], 1)
+
+        crowd = (self.alike(means, means) * hinted).sum(2, keepdim=True)
+        weights = self.alike(means, pixels.flatten(2)) * hinted.transpose(1, 2) / crowd.clamp(min=1e-6)
+        more = torch.bmm((wanted - seen) * hinted, weights) / weights.sum(1, keepdim=True).clamp(min=1.0)
+        return (y + more.view_as(y)).clamp(-1.0, 1.0)
+
+    def alike(self, one: Tensor, other: Tensor) -> Tensor:
+        """Return how alike two lists of pixels (N, WIDTH + 3, A) and (N, WIDTH + 3, B) are, (N, A, B) up to 1."""
+        n, scales = self.WIDTH, self.scales.to(torch.float32) ** 2
+        odds = scales[0] * (torch.bmm(one[:, :n].transpose(1, 2), other[:, :n]) - 1.0)
+        for channel in range(n, n + 3):
+            apart = one[:, channel].unsqueeze(2) - other[:, channel].unsqueeze(1)
+            odds = odds - (scales[1] if channel == n else scales[2]) * apart * apart
+        return torch.exp(odds)
+
+
 class LiteUNet(nn.Module):
     """A U-Net on EfficientNet-Lite0 that answers at 1/4 of the size, which is then enlarged.
 
     Of ab it predicts how likely each of 256 colours is; the answer is their mean, sharpened by `temperature`:
     near 0 the likeliest colour, at 1 the mean of all, which is grayish where several are possible.
 
-    Hints reach each block of the decoder, too: on their way through the encoder much of their colour is lost.
+    Hints reach each block of the decoder, too: on their way through the encoder much of their colour is lost. What is
+    still missed at them corrects all that is alike.
 
     Source: Zhang, Isola and Efros, "Colorful image colorization", arXiv 1603.08511 (annealed mean).
     """
@@ -596,15 +659,19 @@ class LiteUNet(nn.Module):
         self.doubled = Double()
         self.is_ab = out_channels == 2
         self.last = nn.Conv2d(width, AB_SIDE**2 if self.is_ab else out_channels, 1)
+        self.attention = HintAttention(self.last.out_channels) if self.hints else None
         self.temperature = 0.5
         self.register_buffer("colors", bin_colors(), persistent=False)
 
     def _load_from_state_dict(self, state: dict[str, Tensor], prefix: str, *rest: Any) -> None:
-        """Take weights of before the decoder saw hints, too: it does not see them then."""
+        """Take weights of before the decoder saw hints, too: it does not see them then, and attention is untrained."""
         for i, block in enumerate(self.decoder):
             key, wanted = f"{prefix}decoder.{i}.0.weight", block[0].in_channels
             if key in state and state[key].size(1) == wanted - self.hints:
                 state[key] = F.pad(state[key], [0, 0, 0, 0, 0, self.hints])  # (out, in, 3, 3)
+        if self.attention is not None:
+            for key, value in self.attention.state_dict(prefix=f"{prefix}attention.").items():
+                state.setdefault(key, value)
         super()._load_from_state_dict(state, prefix, *rest)
 
     def logits(self, x: Tensor) -> Tensor:
@@ -620,19 +687,21 @@ class LiteUNet(nn.Module):
             y = block(torch.cat(parts, 1))
         return self.last(y)
 
-    def readout(self, logits: Tensor) -> Tensor:
-        """Return the answer (N, 2|out, H, W) in [-1, 1] that the last layer (N, 256|out, H/4, W/4) gives."""
+    def readout(self, logits: Tensor, x: Tensor) -> Tensor:
+        """Return the answer (N, 2|out, H, W) in [-1, 1] that the last layer (N, 256|out, H/4, W/4) gives for x."""
         if self.is_ab:
             if self.temperature <= 0.0:
                 raise ValueError("temperature is greater than 0")
             y = F.conv2d(torch.softmax(logits / self.temperature, 1), self.colors)
         else:
             y = torch.tanh(logits)
+        if self.attention is not None:
+            y = self.attention(y, logits, x[:, :1], x[:, -self.hints :]).to(logits.dtype)
         return interpolate(y, 4 * y.size(2), 4 * y.size(3), "bilinear")
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x (N, in, H, W) to (N, out, H, W) in [-1, 1]; H and W are multiples of 32."""
-        return self.readout(self.logits(x))
+        return self.readout(self.logits(x), x)
 
 
 def pool_hints(hints: Tensor, side: int) -> Tensor:

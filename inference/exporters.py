@@ -95,8 +95,8 @@ def load_trained(path: Path) -> tuple[Colorizer, ExportRecord]:
     if colorizer.state_dict().keys() - state.keys():
         fold_batch_norm(colorizer)  # as at the export of the file
     try:
-        colorizer.load_state_dict({key: state[key].float() for key in colorizer.state_dict()})
-    except (KeyError, RuntimeError):
+        colorizer.load_state_dict({key: state[key].float() for key in colorizer.state_dict() if key in state})
+    except RuntimeError:
         raise UserError(f"{path} does not fit its recipe {record.recipe.name}: export its run again") from None
     if hasattr(colorizer.generator, "temperature"):
         colorizer.generator.temperature = float(model.generator.temperature)

@@ -60,7 +60,7 @@ class Network(nn.Module):
         if not has_bins(self.generator):
             return (self.generator(x),)
         logits = self.generator.logits(x)
-        return self.generator.readout(logits), logits
+        return self.generator.readout(logits, x), logits
 
 
 def has_bins(generator: nn.Module) -> bool:

@@ -24,6 +24,7 @@ from models import (
     NORMS,
     DanbooruFeatures,
     FrozenFeatures,
+    HintAttention,
     LiteUNet,
     PixelShuffleUp,
     ResNetEncoder,
@@ -559,6 +560,7 @@ def test_hints_reach_the_decoder_beside_the_encoder() -> None:
     with torch.no_grad():
         first = next(network.encoder.parameters())
         first[:, 1:] = 0  # through the encoder nothing is seen of them
+        network.attention.scales[:] = 100.0  # and nothing is like another pixel
         x = torch.rand(1, 4, 64, 64)
         x[:, 1:] = 0
         hinted = x.clone()
@@ -570,25 +572,83 @@ def test_hints_reach_the_decoder_beside_the_encoder() -> None:
         assert LiteUNet(channels, out, 8).hints == hints
 
 
-def test_weights_of_before_the_decoder_saw_hints_give_what_they_gave() -> None:
+def test_weights_of_before_the_decoder_saw_hints_load_and_give_what_they_gave() -> None:
     torch.manual_seed(0)
     network, old, x = LiteUNet(4, 2, 8).eval(), LiteUNet(4, 2, 8).eval(), torch.rand(1, 4, 64, 64)
     state = {key: value.clone() for key, value in network.state_dict().items()}
     seen = re.compile(r"decoder\.\d\.0\.weight")
     blind = {key: value[:, :-3] if seen.fullmatch(key) else value for key, value in state.items()}
     assert sum(blind[key].shape != state[key].shape for key in state) == 3
+    blind = {key: value for key, value in blind.items() if not key.startswith("attention.")}
     with torch.no_grad():
         before = network(x)
         network.load_state_dict(blind)
         assert not torch.equal(network(x), before)
-        old.hints = 0  # as the network was
+        old.hints, old.attention = 0, None  # as the network was
         for block in old.decoder:
             conv = block[0]
             block[0] = nn.Conv2d(conv.in_channels - 3, conv.out_channels, 3, 1, 1, bias=False)
         old.load_state_dict(blind)
+        torch.testing.assert_close(network.logits(x), old.logits(x), atol=1e-5, rtol=0)
+        x[:, 1:] = 0  # to hints there is attention now
         torch.testing.assert_close(network(x), old(x), atol=1e-6, rtol=0)
     with pytest.raises(RuntimeError, match="size mismatch"):
         network.load_state_dict({**blind, "decoder.1.0.weight": torch.zeros(1, 1, 3, 3)})
+
+
+def attend(attention: HintAttention, light: Tensor, hints: Tensor) -> Tensor:
+    """Return what is added to a prediction 0 for a picture whose pixels differ in lightness and place alone."""
+    zero = torch.zeros(1, 2, light.size(2) // 4, light.size(3) // 4)
+    with torch.no_grad():
+        return attention(zero, torch.ones(1, 5, *zero.shape[2:]), light, hints)
+
+
+def test_attention_corrects_what_is_alike_and_near() -> None:
+    torch.manual_seed(0)
+    attention, light, hints = HintAttention(5), torch.zeros(1, 1, 64, 128), torch.zeros(1, 3, 64, 128)
+    light[:, :, 32:] = 0.8
+    assert attend(attention, light, hints).abs().max() == 0
+    hints[:, :, 8:12, 16:20] = torch.tensor([0.5, -0.25, 1.0]).view(3, 1, 1)
+    more = attend(attention, light, hints)
+    torch.testing.assert_close(more[0, :, 2, 4], torch.tensor([0.5, -0.25]), atol=1e-3, rtol=0)
+    torch.testing.assert_close(more[:, 1], -more[:, 0] / 2, atol=1e-6, rtol=0)
+    a = more[0, 0]
+    assert a[2, 4] > a[2, 8] > a[2, 16] > a[2, 31] > 0  # the nearer, the more
+    assert a[6, 4] > 10 * a[10, 4] > 0  # the more, the more alike
+    with torch.no_grad():
+        attention.scales[0] = 0  # then a description does not count
+    torch.testing.assert_close(attend(attention, light, hints), more, atol=1e-5, rtol=0)
+    features = torch.ones(1, 5, 16, 32)
+    features[:, :3, :, 16:] = -4
+    zero = torch.zeros(1, 2, 16, 32)
+    with torch.no_grad():
+        attention.scales[0] = 2
+        described = attention(zero, features, light, hints)[0, 0]
+    torch.testing.assert_close(described[:, :16], a[:, :16], atol=1e-5, rtol=0)
+    assert (described[:, 16:] < 0.9 * a[:, 16:]).all()
+
+
+def test_a_large_hint_counts_no_more_than_a_small_one_far_away() -> None:
+    torch.manual_seed(0)
+    attention, light = HintAttention(5), torch.zeros(1, 1, 128, 256)
+    color = torch.tensor([0.5, -0.25, 1.0]).view(3, 1, 1)
+    small, large = torch.zeros(1, 3, 128, 256), torch.zeros(1, 3, 128, 256)
+    small[:, :, 40:44, 40:44], large[:, :, 16:64, 16:64] = color, color  # in one cell, and in nine
+    one, nine = (attend(attention, light, hints)[0, 0, :, 40:] for hints in (small, large))
+    assert one.max() < 0.25
+    assert ((nine - one).abs() < 0.3 * one.max()).all()
+
+
+def test_of_very_many_hints_some_are_seen_everywhere() -> None:
+    """384 x 384 px are 576 cells; the upper half is red, the lower green."""
+    torch.manual_seed(0)
+    attention, hints = HintAttention(5), torch.ones(1, 3, 384, 384)
+    hints[:, 0], hints[:, 1] = torch.where(torch.arange(384) < 192, 0.5, -0.5)[:, None], 0.1
+    with torch.no_grad():
+        attention.scales[2] = 6
+    more = attend(attention, torch.zeros(1, 1, 384, 384), hints)[0, 0]
+    assert (more[:40] > 0.05).all()
+    assert (more[-40:] < -0.05).all()
 
 
 def test_hints_are_reduced_to_their_mean_colour_and_a_mark() -> None:

@@ -151,7 +151,7 @@ class WithLogits(nn.Module):
         if not self.with_logits:
             return self.generator(x), None
         logits = self.generator.logits(x)
-        return self.generator.readout(logits), logits
+        return self.generator.readout(logits, x), logits
 
 
 @dataclass

@@ -605,7 +605,8 @@ class HintAttention(nn.Module):
         given = F.avg_pool2d(torch.cat([hints, light], 1).to(torch.float32), 4)
         there, light = given[:, -2:-1], given[:, -1:]
         described = F.normalize(self.describe(features).to(torch.float32), dim=1)
-        short = torch.minimum(torch.scalar_tensor(height), torch.scalar_tensor(width)).to(y)
+        sides = [torch.scalar_tensor(side, dtype=torch.float32, device=y.device) for side in (height, width)]
+        short = torch.minimum(sides[0], sides[1])
         down = (torch.arange(height, device=y.device) / short).view(1, 1, -1, 1).expand_as(light)
         across = (torch.arange(width, device=y.device) / short).view(1, 1, 1, -1).expand_as(light)
         pixels = torch.cat([described, light, down, across], 1)

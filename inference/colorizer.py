@@ -5,8 +5,7 @@ Training samples, test.py, colorize.py and generator.ts all use this forward, ea
 Sources: He, Sun, Tang, "Guided image filtering", 2013, eq. 5 (colour as a local linear function of a guide);
 Aiazzi, Baronti, Selva, "Improving component substitution pansharpening through multivariate regression of
 MS+Pan data", 2007 (such a function applied to the detail that the small image lost); Xu et al., "Structure
-extraction from texture via relative total variation", 2012 (how screentone is told from an edge); Chen, Paris,
-Durand, "Real-time edge-aware image processing with the bilateral grid", 2007 (how hints correct their like).
+extraction from texture via relative total variation", 2012 (how screentone is told from an edge).
 """
 
 from typing import Final, List, NamedTuple, Optional, Tuple  # noqa: UP035  TorchScript knows these alone
@@ -40,8 +39,7 @@ class Colorizer(nn.Module):
       only a model of input `sketch` sees more than lightness or luma.
     - Hints, for a model that takes them: (N, 4, H, W) of the image's dtype, sRGB and opacity; where it is 0
       (or below 0.1) there is none. A spot keeps the colour of its hint, of which a model of output `ab` takes a
-      and b alone, at `strength` 1, and the network carries it on as far as it belongs. Of ab and Lab, what
-      the network still missed at the spot is corrected around it, too, where the lightness is alike.
+      and b alone, at `strength` 1, and the network carries it on as far as it belongs.
     - Output: (N, 3, H, W) of the same dtype and range on the same device, which is the module's. `.half()`
       and `.to(torch.bfloat16)` set the precision of the network; all else computes in float32.
     - Images of a batch do not influence one another, unless the recipe says norm_stats=batch. Calls may
@@ -207,24 +205,16 @@ class Colorizer(nn.Module):
     def predict(self, x: Tensor) -> Tensor:
         """Run the generator on x (N, C, h, w), in parts where it is long; returns (N, Cy, h, w) float32.
 
-        It has the palette, if one is set, and follows the hints, if x has any.
+        It has the palette, if one is set, and the colours of the hints.
         """
         y = self.predict_parts(x)
         if self.palette.numel() == 4:
             y = torch.cat([y[:, :-2], color.take_palette(y[:, -2:], self.palette)], 1)
-        if self.takes_hints and bool((x[:, -1] > 0.0).any()):
-            y = self.follow(x, y)
-        return y
+        return self.follow(x, y) if self.takes_hints else y
 
     def follow(self, x: Tensor, y: Tensor) -> Tensor:
         """Return a prediction y (N, Cy, h, w) that has the colours of the hints, the last Cy + 1 channels of x."""
         wanted, there = x[:, -1 - y.size(1) : -1], x[:, -1:]
-        if self.y_kind != "rgb":  # rgb is for drawings, too, which are as light on both sides of a line
-            missed = (wanted - y)[:, -2:] * there
-            more = carry_on(missed, there, (x[:, :1] + 1.0) / 2.0, self.size)  # x begins with L
-            ab = y[:, -2:]  # what a palette moved beyond the range stays there: it is so without hints, too
-            ab = torch.minimum(torch.maximum(ab + more, ab.clamp(max=-1.0)), ab.clamp(min=1.0))
-            y = torch.cat([y[:, :-2], ab], 1)
         return y * (1.0 - there) + wanted * there
 
     def predict_parts(self, x: Tensor) -> Tensor:
@@ -363,37 +353,6 @@ def encode_hints(layer: Tensor, kind: str) -> Tensor:
     there = ((cover > 0.45 * F.max_pool2d(cover, 3, 1, 1)) & (cover > 0.001)).to(torch.float32)
     rgb = (layer[:, :3] / cover.clamp(min=1e-6)).clamp(0.0, 1.0)
     return torch.cat([color.encode(rgb, kind) * there, there], 1)
-
-
-def carry_on(missed: Tensor, there: Tensor, guide: Tensor, size: int) -> Tensor:
-    """Return what to add to a prediction so that it follows its hints, (N, C, h, w) in ab/110.
-
-    A weighted mean of what the prediction missed at the hints. A hint counts the more, the nearer it is (the weight
-    falls as a Gaussian of 0.11 x `size` px does) and the more alike its lightness (7 units of L). Where all weights
-    are small, little is added; where there is no hint near, 0.
-
-    Args:
-        missed: (N, C, h, w) in ab/110, hints less prediction, 0 where there is no hint.
-        there: (N, 1, h, w), 1 where there is a hint, else 0.
-        guide: (N, 1, h, w) in [0, 1], L/100.
-        size: px, the short side at which the network works.
-    """
-    side, tones = max(1, (size + 16) // 32), 16  # px of a cell; levels of lightness
-    around = 2 * side + 1
-    crowd = F.avg_pool2d(there, around, 1, side) * float(around * around)  # hinted px around each
-    weight = there * float(side * side) / crowd.clamp(min=1.0)  # a spot up to `around` px wide counts once in all
-    spots = torch.cat([missed * weight, weight], 1)
-    sums = torch.zeros_like(spots)
-    for tone in range(tones):
-        apart = guide * float(tones - 1) - float(tone)
-        alike = F.pad(spots * torch.exp(-0.5 * apart * apart), [0, side - 1, 0, side - 1])  # no ceil_mode in ONNX
-        cells = F.pad(F.avg_pool2d(alike, side), [9, 9, 9, 9])
-        for _ in range(3):  # three means of 7 cells are nearly a Gaussian; 37/343 of a cell stay in it, each way
-            cells = F.avg_pool2d(cells, 7, 1)
-        cells = interpolate(cells, side * cells.size(2), side * cells.size(3), "bilinear")
-        sums = sums + cells[:, :, : guide.size(2), : guide.size(3)] * (1.0 - apart.abs()).clamp(min=0.0)
-    sums = sums * (343.0 / 37.0) ** 2
-    return sums[:, :-1] / sums[:, -1:].clamp(min=1.0)
 
 
 def average(image: Tensor, height: int, width: int) -> Tensor:

@@ -105,13 +105,11 @@ async function look({ guide, size }, hints, config) {
   return predict(x, config, run);
 }
 
-/** Return the maps of a picture whose prediction is y; where there is a hint, it is the answer, and y follows nearby. */
+/** Return the maps of a picture whose prediction is y; where there is a hint, it is the answer. */
 function mapsOf({ small, swing, guide, size }, y, hints) {
   const area = small.height * small.width;
-  const encoded = encodeHints(hints, size.height, size.width, small.height, small.width);
-  const given = encoded.data;
-  const more = carryOn(y, encoded, guide, model.size).data;
-  const decided = { ...y, data: y.data.map((value, i) => Math.min(1, Math.max(-1, value + more[i]))) };
+  const given = encodeHints(hints, size.height, size.width, small.height, small.width).data;
+  const decided = { ...y, data: y.data.slice() };
   for (let i = 0; i < area; i++) {
     if (!given[2 * area + i]) continue;
     decided.data[i] = given[i];

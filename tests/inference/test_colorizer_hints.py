@@ -12,7 +12,7 @@ from torch import Tensor
 from config import UserError
 from imaging import color
 from inference.checkpoint import load_colorizer
-from inference.colorizer import Colorizer, carry_on
+from inference.colorizer import Colorizer
 from inference.runner import Runner
 from runtime.run_folder import epoch_path
 
@@ -83,92 +83,6 @@ def test_a_hint_changes_no_other_picture_of_its_batch() -> None:
     torch.testing.assert_close(both[:1], alone, atol=1e-5, rtol=0)
     x[1, -3:] = 0
     assert (both[1] - model.predict(x)[1]).abs().max() > 0.1
-
-
-def spot(height: int, width: int, row: int, column: int) -> Tensor:
-    """Return (1, 1, H, W), 1 in a spot of 4 x 4 px."""
-    there = torch.zeros(1, 1, height, width)
-    there[:, :, row : row + 4, column : column + 4] = 1
-    return there
-
-
-@pytest.mark.parametrize("width", [64, 71])
-def test_what_a_hint_missed_is_corrected_around_it_where_the_lightness_is_alike(width: int) -> None:
-    guide = torch.full((1, 1, 64, width), 0.31)
-    guide[:, :, :, 32:] = 0.62
-    there = spot(64, width, 30, 26)
-    found = carry_on(there * torch.tensor([0.4, -0.2]).view(1, 2, 1, 1), there, guide, 64)
-    torch.testing.assert_close(found[0, 0], -2 * found[0, 1])
-    assert found[0, 0, 30:34, 24:30].min() > 0.3  # at the spot, and on its way
-    assert found[0, 0].max() <= 0.4 + 1e-6
-    assert found[0, 0, :, 32:].abs().max() < 0.01  # across the edge, from 2 px away
-    assert found[0, 0, :4].abs().max() < 0.01  # 26 px away
-    assert torch.equal(carry_on(torch.zeros(1, 2, 64, width), torch.zeros_like(there), guide, 64), 0 * found)
-
-
-def test_between_two_hints_the_nearer_one_counts_more() -> None:
-    guide, first, second = torch.full((2, 1, 64, 64), 0.5), spot(64, 64, 30, 20), spot(64, 64, 30, 40)
-    missed = torch.cat([0.4 * first + 0.1 * second, 0.4 * first])
-    found = carry_on(missed, torch.cat([first + second, first]), guide, 64)
-    row = found[0, 0, 32, 22:42]
-    assert 0.1 <= row[-1] < row[10] < row[0] <= 0.4
-    alone = carry_on(missed[1:], first, guide[1:], 64)
-    torch.testing.assert_close(found[1:], alone)  # pictures of a batch do not mix
-
-
-@pytest.mark.parametrize("side", [1, 3, 7])
-def test_a_hint_reaches_as_far_wherever_it_lies(side: int) -> None:
-    reached = []
-    for start in (120, 123, 125, 127):
-        there, guide = torch.zeros(1, 1, 256, 256), torch.full((1, 1, 256, 256), 0.5)
-        there[:, :, start : start + side, start : start + side] = 1
-        found = carry_on(there, there, guide, 256)[0, 0]
-        center = start + side // 2
-        reached.append(torch.stack([found[center + away, center] for away in (0, 16, 32, 48)]))
-    wanted = torch.tensor([0.87, 0.77, 0.5, 0.24])
-    for found in reached:
-        assert (found - wanted).abs().max() < 0.09, found
-
-
-@pytest.mark.parametrize(("height", "width", "size"), [(1, 1, 256), (1, 90, 64), (300, 7, 8), (33, 65, 300)])
-def test_an_image_of_any_size_follows_its_hints(height: int, width: int, size: int) -> None:
-    there = torch.zeros(1, 1, height, width)
-    there[:, :, height // 2, width // 2] = 1
-    found = carry_on(-0.3 * there, there, torch.full_like(there, 0.5), size)
-    assert found.shape == there.shape
-    assert -0.3 - 1e-6 <= found[0, 0, height // 2, width // 2] < -0.2
-    assert found.max() <= 0
-
-
-@pytest.mark.parametrize(("kind", "follows"), [("ab", True), ("Lab", True), ("rgb", False)])
-def test_hints_are_carried_on_in_ab_alone(kind: str, follows: bool) -> None:
-    class Gray(torch.nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            return torch.zeros_like(x[:, :channels])
-
-    channels = 2 if kind == "ab" else 3
-    model = Colorizer(Gray(), "L" if kind != "rgb" else "gray", kind, 64, 1, takes_hints=True)
-    image = torch.full((1, 1, 64, 64), 0.5)
-    layer = torch.cat([torch.tensor(SPOT).view(1, 3, 1, 1) * spot(64, 64, 30, 30), spot(64, 64, 30, 30)], 1)
-    x = model.look(image, layer)[0]
-    y = model.predict(x)
-    assert torch.equal(y[:, :, 32, 32], x[:, -1 - channels : -1, 32, 32])
-    assert (y[0, -1, 32, 36].abs() > 0.5 * y[0, -1, 32, 32].abs()) == follows
-    if kind == "Lab":
-        assert y[0, 0, 32, 36] == 0  # a hint says nothing of the lightness beside it
-
-
-def test_what_is_carried_on_stays_a_colour() -> None:
-    class Split(torch.nn.Module):  # one half is as far from the hint as colours can be, the other beyond it
-        def forward(self, x: Tensor) -> Tensor:
-            y = torch.full_like(x[:, :2], 0.95)
-            y[:, :, :, :32] = -0.5
-            return y
-
-    model = Colorizer(Split(), "L", "ab", 64, 1, takes_hints=True)
-    layer = torch.cat([torch.tensor(SPOT).view(1, 3, 1, 1) * spot(64, 64, 30, 27), spot(64, 64, 30, 27)], 1)
-    y = model.predict(model.look(torch.full((1, 1, 64, 64), 0.5), layer)[0])
-    assert y[:, :, :, 32:].max() == 1
 
 
 def test_of_a_soft_brush_only_what_can_be_seen_is_a_hint() -> None:

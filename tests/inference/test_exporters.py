@@ -297,9 +297,10 @@ def test_traceable_does_what_the_colorizer_does(name: str) -> None:
         assert_agrees(exporters.Traceable(module), module)
 
 
+@pytest.mark.parametrize("name", ["unet", "lite-unet"])
 @pytest.mark.parametrize("shape", [(2, 70, 91), (1, 300, 60)])
-def test_traceable_follows_hints_as_the_colorizer_does(shape: tuple[int, int, int]) -> None:
-    module, _ = small_model(hints=True)
+def test_traceable_follows_hints_as_the_colorizer_does(name: str, shape: tuple[int, int, int]) -> None:
+    module = small_model(hints=True)[0] if name == "unet" else build(name, hints=True)
     traceable, image = exporters.Traceable(module), noise_image(shape[0], 3, *shape[1:]).float() / 255
     none, some = exporters.example_hints(image)
     assert (traceable(image, none) - module(image)).abs().max() * 255 <= 1

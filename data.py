@@ -57,7 +57,7 @@ MAX_ASPECT = 3  # long side / short side; what is longer is cropped around the c
 VERSION = 4  # of the cached pixels; raise it when decoding changes by more than a rounding
 GRAY_RULE = 2  # what min_colorfulness leaves out; raise it when that changes
 SIGNAL_SECONDS = 0.2  # between two looks for a signal
-EXIT_SECONDS = 3.0  # that the end of the process waits for threads; for a stream that has stalled no longer
+EXIT_SECONDS = 3.0  # the longest wait for such threads at exit
 WAITS = (1.0, 10.0, 60.0, 300.0)  # s, after which a stream that gave nothing is read again
 CHUNK = 64  # images that are decoded before they are written; bounds the memory
 MANY_SCENES = 100  # from so many on, scenes are drawn by processes, which take half a second to start
@@ -190,14 +190,12 @@ def ahead(items: Iterator[T], signals: Sequence[int] = ()) -> Iterator[T]:
         yield item
 
 
-_made_by_threads: set["Future[Any]"] = set()
+_threads: list[threading.Thread] = []  # that make items
 
 
 def _make_next(items: Iterator[T]) -> "Future[T | None]":
     """Let a thread make the next item, None at the end; no executor, which waits for it however long it takes."""
     coming: Future[T | None] = Future()
-    _made_by_threads.add(coming)
-    coming.add_done_callback(_made_by_threads.discard)
 
     def make() -> None:
         try:
@@ -205,14 +203,18 @@ def _make_next(items: Iterator[T]) -> "Future[T | None]":
         except BaseException as error:
             coming.set_exception(error)
 
-    threading.Thread(target=make, daemon=True).start()
+    thread = threading.Thread(target=make, daemon=True)
+    thread.start()
+    _threads[:] = [*filter(threading.Thread.is_alive, _threads), thread]
     return coming
 
 
 @atexit.register
 def _wait_for_threads() -> None:
-    """Python ends its threads as it ends; one that is within torch then takes the process with it, by SIGABRT."""
-    wait([*_made_by_threads], EXIT_SECONDS)
+    """Wait a little: Python ends such threads as it ends, and one within torch then aborts the process, by SIGABRT."""
+    end = time.monotonic() + EXIT_SECONDS
+    for thread in _threads:
+        thread.join(max(0.0, end - time.monotonic()))
 
 
 def stream_batches(

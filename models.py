@@ -573,66 +573,77 @@ AB_FIRST = (-84.0, -96.0)  # a and b of the first bin; the last has 96 and 84
 
 
 class HintAttention(nn.Module):
-    """Corrects a prediction by what it missed at its hints, wherever the picture is like it is there.
+    """Corrects a prediction by its error at hints, wherever the picture is similar.
 
-    Each pixel looks at every hint: the more alike the two are, in what the network sees there, in their lightness
-    and in their place, the more of what was missed is added. Hints that are alike share their weight. All weights
-    small: little is added; no hints: nothing.
+    Queries are pixels; keys are cells of 8 x 8 px with a hint, values the error of the prediction there. A pixel and a
+    key are similar in the scores of their colours, in their lightness and in their place. A weight is exp(-distance),
+    at most 1 and without softmax, as most pixels should follow no hint. Keys that are similar share their weight, so
+    that a large hint counts like a small one.
 
-    Sources: Vaswani et al., "Attention is all you need", arXiv 1706.03762, with a Gaussian of lightness and place
-    and no softmax, as most pixels should follow no hint; Yun et al., "iColoriT", arXiv 2207.06831 (attention to hints).
+    Sources: Vaswani et al., "Attention is all you need", arXiv 1706.03762; Yun et al., "iColoriT", arXiv 2207.06831
+    (attention to hints).
     """
 
-    WIDTH: Final = 32  # numbers that describe a pixel
-    MOST: Final = 64  # hinted cells of 16 x 16 px that are looked at; of more, some everywhere
+    CHANNELS: Final = 32  # of the description of a pixel
+    MAX_KEYS: Final = 128  # of more hinted cells small hints, and then some everywhere, are taken
 
-    def __init__(self, features: int) -> None:
+    def __init__(self, classes: int) -> None:
         super().__init__()
-        self.describe = nn.Conv2d(features, self.WIDTH, 1)
-        # how much counts that two differ in description, in lightness [-1, 1], and in place, in short sides
+        self.describe = nn.Conv2d(classes, self.CHANNELS, 1)
+        # square roots of the weights of: 1 - cosine of descriptions; squared differences of lightness, of place
         self.scales = nn.Parameter(torch.tensor([1.4, 2.5, 1.4]))
 
-    def forward(self, y: Tensor, features: Tensor, light: Tensor, hints: Tensor) -> Tensor:
-        """Return y corrected, in [-1, 1].
+    def forward(self, y: Tensor, logits: Tensor, light: Tensor, hints: Tensor) -> Tensor:
+        """Return y corrected, float32 in [-1, 1].
 
         Args:
-            y: (N, C, h, w) in [-1, 1], h and w multiples of 4, the prediction.
-            features: (N, F, h, w), what the network says of each pixel.
+            y: (N, 2, h, w) in [-1, 1], h and w multiples of 2, the prediction.
+            logits: (N, K, h, w), of which it was made.
             light: (N, 1, 4 h, 4 w) in [-1, 1].
-            hints: (N, C + 1, 4 h, 4 w): colours in [-1, 1], 0 where there is no hint, and 1 where there is one.
+            hints: (N, 3, 4 h, 4 w): colours in [-1, 1], 0 where there is no hint, and 1 where there is one.
         """
         height, width, y = y.size(2), y.size(3), y.to(torch.float32)
-        given = F.avg_pool2d(torch.cat([hints, light], 1).to(torch.float32), 4)
-        there, light = given[:, -2:-1], given[:, -1:]
-        described = F.normalize(self.describe(features).to(torch.float32), dim=1)
+        small = F.avg_pool2d(torch.cat([hints, light], 1).to(torch.float32), 4)
+        given, cover, light = small.split([2, 1, 1], 1)
+        described = F.normalize(self.describe(logits).to(torch.float32), dim=1)
         sides = [torch.scalar_tensor(side, dtype=torch.float32, device=y.device) for side in (height, width)]
         short = torch.minimum(sides[0], sides[1])
-        down = (torch.arange(height, device=y.device) / short).view(1, 1, -1, 1).expand_as(light)
-        across = (torch.arange(width, device=y.device) / short).view(1, 1, 1, -1).expand_as(light)
-        pixels = torch.cat([described, light, down, across], 1)
+        row = torch.arange(height, dtype=torch.float32, device=y.device) / short
+        column = torch.arange(width, dtype=torch.float32, device=y.device) / short
+        place = [row.view(1, 1, -1, 1).expand_as(light), column.view(1, 1, 1, -1).expand_as(light)]
+        pixels = torch.cat([described, light, place[0], place[1]], 1)  # (N, D, h, w)
 
-        told = torch.cat([pixels * there, y * there, given[:, :-1]], 1)
-        cells = F.pad(F.avg_pool2d(told, 4).flatten(2), [0, self.MOST])  # (N, K, cells), at least MOST
-        order = torch.arange(cells.size(2), device=y.device) * 0.618034  # neighbours come far apart
-        best = ((cells[:, -1] > 0.0).to(torch.float32) * (1.0 + order.frac())).topk(self.MOST, 1)[1]
-        keys = cells.gather(2, best.unsqueeze(1).expand(-1, cells.size(1), -1))  # (N, K, MOST)
-        hinted = (keys[:, -1:] > 0.0).to(torch.float32)
-        keys = keys / keys[:, -1:].clamp(min=1e-6)
-        means, seen, wanted = keys[:, :-1].split([pixels.size(1), y.size(1), y.size(1)], 1)
+        cells = F.avg_pool2d(torch.cat([pixels * cover, y * cover, given, cover], 1), 2)
+        index = self.choose(cells[:, -1:]).unsqueeze(1).expand(-1, cells.size(1), -1)
+        keys = F.pad(cells.flatten(2), [0, self.MAX_KEYS]).gather(2, index)  # (N, D + 5, MAX_KEYS)
+        there = (keys[:, -1:] > 0.0).to(torch.float32)
+        keys, seen, wanted = (keys[:, :-1] / keys[:, -1:].clamp(min=1e-6)).split([pixels.size(1), 2, 2], 1)
 
-        crowd = (self.alike(means, means) * hinted).sum(2, keepdim=True)
-        weights = self.alike(means, pixels.flatten(2)) * hinted.transpose(1, 2) / crowd.clamp(min=1e-6)
-        more = torch.bmm((wanted - seen) * hinted, weights) / weights.sum(1, keepdim=True).clamp(min=1.0)
+        crowd = (self.similarity(keys, keys) * there).sum(2, keepdim=True)
+        weights = self.similarity(keys, pixels.flatten(2)) * there.transpose(1, 2) / crowd.clamp(min=1e-6)
+        more = torch.bmm((wanted - seen) * there, weights) / weights.sum(1, keepdim=True).clamp(min=1.0)
         return (y + more.view_as(y)).clamp(-1.0, 1.0)
 
-    def alike(self, one: Tensor, other: Tensor) -> Tensor:
-        """Return how alike two lists of pixels (N, WIDTH + 3, A) and (N, WIDTH + 3, B) are, (N, A, B) up to 1."""
-        n, scales = self.WIDTH, self.scales.to(torch.float32) ** 2
-        odds = scales[0] * (torch.bmm(one[:, :n].transpose(1, 2), other[:, :n]) - 1.0)
-        for channel in range(n, n + 3):
-            apart = one[:, channel].unsqueeze(2) - other[:, channel].unsqueeze(1)
-            odds = odds - (scales[1] if channel == n else scales[2]) * apart * apart
-        return torch.exp(odds)
+    def choose(self, cover: Tensor) -> Tensor:
+        """Return the places (N, MAX_KEYS) of keys in the flattened cells; `cover` (N, 1, h, w) is above 0 at hints.
+
+        Where there are fewer, the rest are cells without a hint, or past the last cell.
+        """
+        hinted = (cover > 0.0).to(torch.float32)
+        is_small = (F.avg_pool2d(hinted, 5, 1, 2) < 0.4).to(torch.float32)
+        spread = torch.arange(cover.size(2) * cover.size(3), dtype=torch.float32, device=cover.device) * 0.618034
+        score = hinted.flatten(1) * (1.0 + is_small.flatten(1) + spread.frac())  # neighbours come far apart
+        return F.pad(score, [0, self.MAX_KEYS]).topk(self.MAX_KEYS, 1)[1]
+
+    def similarity(self, one: Tensor, other: Tensor) -> Tensor:
+        """Return how similar pixels (N, D, A) and (N, D, B) are, (N, A, B) in [0, 1]."""
+        channels, weights = self.CHANNELS, self.scales.to(torch.float32) ** 2
+        cosine = torch.bmm(one[:, :channels].transpose(1, 2), other[:, :channels])
+        distance = weights[0] * (1.0 - cosine)
+        for i in range(3):  # lightness, row, column
+            apart = one[:, channels + i].unsqueeze(2) - other[:, channels + i].unsqueeze(1)
+            distance = distance + (weights[1] if i == 0 else weights[2]) * apart * apart
+        return torch.exp(-distance)
 
 
 class LiteUNet(nn.Module):
@@ -641,8 +652,8 @@ class LiteUNet(nn.Module):
     Of ab it predicts how likely each of 256 colours is; the answer is their mean, sharpened by `temperature`:
     near 0 the likeliest colour, at 1 the mean of all, which is grayish where several are possible.
 
-    Hints reach each block of the decoder, too: on their way through the encoder much of their colour is lost. What is
-    still missed at them corrects all that is alike.
+    Hints reach each block of the decoder, too: on their way through the encoder much of their colour is lost. Of output
+    ab, HintAttention then corrects similar pixels by the error that remains at the hints.
 
     Source: Zhang, Isola and Efros, "Colorful image colorization", arXiv 1603.08511 (annealed mean).
     """
@@ -659,19 +670,22 @@ class LiteUNet(nn.Module):
             width = out
         self.doubled = Double()
         self.is_ab = out_channels == 2
+        self.attention = HintAttention(AB_SIDE**2) if self.is_ab and self.hints else None
         self.last = nn.Conv2d(width, AB_SIDE**2 if self.is_ab else out_channels, 1)
-        self.attention = HintAttention(self.last.out_channels) if self.hints else None
         self.temperature = 0.5
         self.register_buffer("colors", bin_colors(), persistent=False)
 
     def _load_from_state_dict(self, state: dict[str, Tensor], prefix: str, *rest: Any) -> None:
-        """Take weights of before the decoder saw hints, too: it does not see them then, and attention is untrained."""
+        """Take older weights too: the decoder does not see the hints that it did not see, attention is untrained."""
         for i, block in enumerate(self.decoder):
             key, wanted = f"{prefix}decoder.{i}.0.weight", block[0].in_channels
             if key in state and state[key].size(1) == wanted - self.hints:
                 state[key] = F.pad(state[key], [0, 0, 0, 0, 0, self.hints])  # (out, in, 3, 3)
         if self.attention is not None:
-            for key, value in self.attention.state_dict(prefix=f"{prefix}attention.").items():
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(0)  # the same, however often they are loaded
+                untrained = HintAttention(self.attention.describe.in_channels)
+            for key, value in untrained.state_dict(prefix=f"{prefix}attention.").items():
                 state.setdefault(key, value)
         super()._load_from_state_dict(state, prefix, *rest)
 

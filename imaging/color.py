@@ -6,6 +6,8 @@ element-wise operations alone are used, no matrix product, which autocast would 
 Sources: IEC 61966-2-1 (sRGB), CIE 15 (Lab), D65 white and matrix as in scikit-image.
 """
 
+from typing import Tuple  # noqa: UP035  TorchScript knows this alone
+
 import torch
 from torch import Tensor
 
@@ -158,16 +160,16 @@ def palette_of(image: Tensor) -> Tensor:
     return torch.cat([ab.mean(1), ab.std(1, correction=0)])
 
 
-def take_palette(ab: Tensor, palette: Tensor) -> Tensor:
-    """Give each image's colours ab/110 (N, 2, H, W) the mean and standard deviation of a palette (4).
+def fit_palette(ab: Tensor, palette: Tensor) -> Tuple[Tensor, Tensor]:  # noqa: UP006
+    """Return factor and offset, (N, 2, 1, 1), that give each image's colours the mean and deviation of a palette (4).
 
-    Colours are spread or narrowed by a factor of 3 at most. Source: Reinhard et al., "Color transfer between
-    images", 2001.
+    Colours ab/110 (N, 2, H, W) become factor * ab + offset; they are spread or narrowed by 3 at most.
+    Source: Reinhard et al., "Color transfer between images", 2001.
     """
     mean = ab.mean([2, 3], keepdim=True)
     spread = ((ab - mean) ** 2).mean([2, 3], keepdim=True).clamp(min=1e-6).sqrt()
     factor = (palette[2:].view(1, 2, 1, 1) / spread).clamp(1.0 / 3.0, 3.0)
-    return (ab - mean) * factor + palette[:2].view(1, 2, 1, 1)
+    return factor, palette[:2].view(1, 2, 1, 1) - factor * mean
 
 
 def show_input(source: Tensor, kind: str) -> Tensor:

@@ -207,10 +207,27 @@ class Colorizer(nn.Module):
 
         It has the palette, if one is set, and the colours of the hints.
         """
-        y = self.predict_parts(x)
-        if self.palette.numel() == 4:
-            y = torch.cat([y[:, :-2], color.take_palette(y[:, -2:], self.palette)], 1)
+        y = self.predict_parts(x) if self.palette.numel() == 0 else self.predict_in_palette(x)
         return self.follow(x, y) if self.takes_hints else y
+
+    def predict_in_palette(self, x: Tensor) -> Tensor:
+        """Run the generator on x as `predict_parts` does, and give its answer the palette.
+
+        The palette is fitted to the answer without hints. Hints are given to the network in the colours that the
+        palette turns into theirs, so that their surroundings get theirs too.
+        """
+        hinted = self.takes_hints and bool((x[:, -1] > 0.0).any())
+        blind = x
+        if hinted:
+            channels = 3 if self.y_kind == "ab" else 4
+            blind = torch.cat([x[:, :-channels], torch.zeros_like(x[:, -channels:])], 1)
+        y = self.predict_parts(blind)
+        factor, offset = color.fit_palette(y[:, -2:], self.palette)
+        if hinted:
+            there = x[:, -1:]
+            told = ((x[:, -3:-1] - offset) / factor).clamp(-1.0, 1.0) * there
+            y = self.predict_parts(torch.cat([x[:, :-3], told, there], 1))
+        return torch.cat([y[:, :-2], factor * y[:, -2:] + offset], 1)
 
     def follow(self, x: Tensor, y: Tensor) -> Tensor:
         """Return a prediction y (N, Cy, h, w) that has the colours of the hints, the last Cy + 1 channels of x."""

@@ -92,7 +92,7 @@ def load_trained(path: Path) -> tuple[Colorizer, ExportRecord]:
         colorizer = build_colorizer(record.recipe).eval()
     if record.recipe.norm_stats == "batch":
         colorizer.apply(use_batch_statistics)
-    if colorizer.state_dict().keys() - state.keys():
+    if any("running_mean" in key for key in colorizer.state_dict().keys() - state.keys()):
         fold_batch_norm(colorizer)  # as at the export of the file
     try:
         colorizer.load_state_dict({key: state[key].float() for key in colorizer.state_dict() if key in state})

@@ -266,9 +266,10 @@ def test_nobody_waits_for_an_item_that_is_not_wanted(time_limit: None) -> None:
 
 
 def test_a_thread_within_torch_does_not_abort_the_process_that_ends() -> None:
-    """Each of four threads is within torch for half a second, in which the process ends."""
+    """Each of four threads is within torch for half a second, in which the process ends; one never ends."""
     program = """
-import time, torch
+import threading, time, torch
+import data
 from data import ahead
 
 def items():
@@ -277,11 +278,15 @@ def items():
     while time.monotonic() < end:
         torch.stack([torch.zeros(3, 16, 16)] * 4).float().permute(0, 2, 3, 1).contiguous()
 
-for _ in range(4):
-    assert next(found := ahead(items())) == "first"
-    globals().setdefault("kept", []).append(found)
+def stalling():
+    yield "first"
+    threading.Event().wait()
+
+data.EXIT_SECONDS = 2.0
+kept = [ahead(made) for made in (stalling(), items(), items(), items(), items())]
+assert [next(made) for made in kept] == ["first"] * 5
 """
-    ended = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    ended = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert (ended.returncode, ended.stderr) == (0, "")
 
 

@@ -2,6 +2,7 @@
 
 import io
 import re
+import warnings
 import zipfile
 from collections.abc import Callable
 from typing import Any
@@ -560,7 +561,7 @@ def test_hints_reach_the_decoder_beside_the_encoder() -> None:
     with torch.no_grad():
         first = next(network.encoder.parameters())
         first[:, 1:] = 0  # through the encoder nothing is seen of them
-        network.attention.scales[:] = 100.0  # and nothing is like another pixel
+        network.attention = None
         x = torch.rand(1, 4, 64, 64)
         x[:, 1:] = 0
         hinted = x.clone()
@@ -584,6 +585,9 @@ def test_weights_of_before_the_decoder_saw_hints_load_and_give_what_they_gave() 
         before = network(x)
         network.load_state_dict(blind)
         assert not torch.equal(network(x), before)
+        again = LiteUNet(4, 2, 8).eval()
+        again.load_state_dict(blind)
+        assert torch.equal(again(x), network(x))  # what is untrained is the same each time
         old.hints, old.attention = 0, None  # as the network was
         for block in old.decoder:
             conv = block[0]
@@ -633,14 +637,14 @@ def test_a_large_hint_counts_no_more_than_a_small_one_far_away() -> None:
     attention, light = HintAttention(5), torch.zeros(1, 1, 128, 256)
     color = torch.tensor([0.5, -0.25, 1.0]).view(3, 1, 1)
     small, large = torch.zeros(1, 3, 128, 256), torch.zeros(1, 3, 128, 256)
-    small[:, :, 40:44, 40:44], large[:, :, 16:64, 16:64] = color, color  # in one cell, and in nine
-    one, nine = (attend(attention, light, hints)[0, 0, :, 40:] for hints in (small, large))
+    small[:, :, 40:44, 40:44], large[:, :, 16:64, 16:64] = color, color  # in one cell, and in 36
+    one, many = (attend(attention, light, hints)[0, 0, :, 40:] for hints in (small, large))
     assert one.max() < 0.25
-    assert ((nine - one).abs() < 0.3 * one.max()).all()
+    assert ((many - one).abs() < 0.3 * one.max()).all()
 
 
 def test_of_very_many_hints_some_are_seen_everywhere() -> None:
-    """384 x 384 px are 576 cells; the upper half is red, the lower green."""
+    """384 x 384 px are 2,304 cells; the upper half is red, the lower green."""
     torch.manual_seed(0)
     attention, hints = HintAttention(5), torch.ones(1, 3, 384, 384)
     hints[:, 0], hints[:, 1] = torch.where(torch.arange(384) < 192, 0.5, -0.5)[:, None], 0.1
@@ -649,6 +653,46 @@ def test_of_very_many_hints_some_are_seen_everywhere() -> None:
     more = attend(attention, torch.zeros(1, 1, 384, 384), hints)[0, 0]
     assert (more[:40] > 0.05).all()
     assert (more[-40:] < -0.05).all()
+
+
+@pytest.mark.parametrize(("row", "column"), [(132, 3), (180, 77), (201, 250), (255, 130)])
+def test_a_dot_is_seen_beside_a_painted_half(row: int, column: int) -> None:
+    torch.manual_seed(0)
+    attention, light, hints = HintAttention(5), torch.zeros(1, 1, 256, 256), torch.zeros(1, 3, 256, 256)
+    hints[:, :, :96] = torch.tensor([0.5, 0.1, 1.0]).view(3, 1, 1)  # 384 cells
+    light[:, :, 112:] = 0.9
+    before = attend(attention, light, hints)[0, 0]
+    hints[:, :, row, column] = torch.tensor([-0.5, 0.1, 1.0])
+    after = attend(attention, light, hints)[0, 0]
+    assert before[row // 4, column // 4] > 0
+    assert after[row // 4, column // 4] < -0.3
+
+
+@pytest.mark.parametrize("size", [(32, 32), (64, 96)])
+def test_attention_in_a_network(size: tuple[int, int]) -> None:
+    """Scripted it is the same, pictures of a batch do not mix, and gradients are finite (no hint, many)."""
+    torch.manual_seed(0)
+    network, x = LiteUNet(4, 2, 8).eval(), torch.rand(3, 4, *size) - 0.5
+    x[0, 1:] = 0
+    x[1, 1:] *= (torch.rand(size) > 0.98).float()
+    x[:, 3:] = (x[:, 3:] != 0).float()
+    with torch.no_grad():
+        network.attention.scales *= 2
+        found, changed = network(x), x.clone()
+        changed[2, 1] *= -1
+        torch.testing.assert_close(network(changed)[:2], found[:2], atol=1e-6, rtol=0)
+        torch.testing.assert_close(network(x[1:2]), found[1:2], atol=1e-5, rtol=0)
+        plain = network.readout(network.logits(x), torch.zeros_like(x))
+        assert torch.equal(plain[0], found[0])
+        assert (plain - found)[1].abs().max() > 0.05
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # TorchScript is deprecated
+            torch.testing.assert_close(torch.jit.script(network)(x), found, atol=1e-6, rtol=0)
+    network(x).square().sum().backward()
+    assert all(weight.grad.isfinite().all() for weight in network.parameters())
+    assert network.attention.describe.weight.grad.abs().max() > 0
+    assert LiteUNet(7, 3, 8).attention is None  # of drawings, and of L, which a hint does not know
+    assert LiteUNet(1, 2, 8).attention is None
 
 
 def test_hints_are_reduced_to_their_mean_colour_and_a_mark() -> None:

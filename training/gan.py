@@ -151,7 +151,8 @@ class WithLogits(nn.Module):
         if not self.with_logits:
             return self.generator(x), None
         logits = self.generator.logits(x)
-        return self.generator.readout(logits, x), logits
+        with torch.autocast(x.device.type, enabled=False):  # similarities need float32
+            return self.generator.readout(logits.float(), x), logits
 
 
 @dataclass
@@ -332,7 +333,7 @@ def generator_terms(
     """Return the generator's loss terms, unweighted, with or without that of the discriminator."""
     terms = {}
     if gan.class_loss is not None and logits is not None:
-        terms["G_class"] = gan.class_loss(logits, batch.y)
+        terms["G_class"] = gan.class_loss(logits, batch.y) + 0.0 * fake.sum()  # DDP: every weight has a gradient
     if adversarial:
         with gan.amp:
             fake_logits = gan.discriminator(batch.x, fake)  # (N, 1, h, w)

@@ -78,14 +78,11 @@ class State:
             for name, part in self.parts.items():
                 if name != "scaler" or state[name]:  # one that was off has no state
                     part.load_state_dict(state[name])
+                if isinstance(part, torch.optim.Optimizer):
+                    require_shapes(part)
         except (KeyError, RuntimeError, ValueError):
-            raise UserError("state.pt does not fit the networks of this recipe") from None
-        for part in self.parts.values():
-            moments = part.state.items() if isinstance(part, torch.optim.Optimizer) else ()
-            found = [(weight.shape, value) for weight, of in moments for value in of.values()]
-            if any(isinstance(value, Tensor) and value.shape not in ((), shape) for shape, value in found):
-                problem = "state.pt is of networks of another shape, from before this version"
-                raise UserError(f"{problem}: start a new run from its weights with --init")
+            problem = "state.pt does not fit the networks of this recipe, or those of this version"
+            raise UserError(f"{problem}: its weights can begin another run (train.py --init)") from None
         self.epoch, self.step, self.steps = state["epoch"], state["step"], state["steps"]
         before = state.get("batch", self.batch)
         if self.step and before != self.batch:
@@ -105,6 +102,14 @@ class State:
             if not all(torch.isfinite(value).all() for value in values):
                 problem = f"the {name} has weights that are not finite; nothing was overwritten"
                 raise UserError(f"{problem}: {REMEDY}")
+
+
+def require_shapes(optimizer: torch.optim.Optimizer) -> None:
+    """Raise ValueError where moments do not have the shapes of their weights, which torch does not check."""
+    for weight, moments in optimizer.state.items():
+        for value in moments.values():
+            if isinstance(value, Tensor) and value.shape not in ((), weight.shape):
+                raise ValueError(f"a moment {[*value.shape]} of a weight {[*weight.shape]}")
 
 
 class Log:

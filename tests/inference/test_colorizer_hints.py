@@ -14,6 +14,7 @@ from imaging import color
 from inference.checkpoint import load_colorizer
 from inference.colorizer import Colorizer
 from inference.runner import Runner
+from models import LiteUNet
 from runtime.run_folder import epoch_path
 
 SPOT = (0.70, 0.35, 0.30)
@@ -69,6 +70,18 @@ def test_the_palette_moves_what_is_predicted_and_leaves_hints_alone() -> None:
     torch.testing.assert_close(ab.mean(1), model.palette[:2], atol=1e-4, rtol=0)
     gray, hints = torch.full((1, 1, 90, 120), 0.5), painted((90, 120), 45, 60, dtype=torch.float32)
     assert off(model(gray, hints), float(rgb2lab(np.full(3, 0.5))[0]), 45, 60) < 5
+
+
+def test_what_a_hint_spreads_is_not_moved_by_the_palette() -> None:
+    torch.manual_seed(0)
+    model = Colorizer(LiteUNet(4, 2, 8).eval(), "L", "ab", 64, 32, takes_hints=True).requires_grad_(False)
+    image, hints = torch.full((1, 1, 64, 96), 0.5), painted((64, 96), 30, 40, 4, torch.float32)
+    model.palette = torch.tensor([-0.02, -0.4, 0.001, 0.001])
+    plain, hinted = (model.predict(model.look(image, layer)[0]) for layer in (None, hints))
+    wanted = color.encode(torch.tensor(SPOT).view(1, 3, 1, 1), "ab").view(2)
+    torch.testing.assert_close(plain[0, :, 30, 52], model.palette[:2], atol=0.01, rtol=0)
+    torch.testing.assert_close(hinted[0, :, 30, 40], wanted, atol=0.01, rtol=0)
+    assert (hinted[0, :, 30, 52] - wanted).norm() < 0.25 * (plain[0, :, 30, 52] - wanted).norm()  # beside the spot
 
 
 def test_a_hint_changes_no_other_picture_of_its_batch() -> None:

@@ -79,7 +79,7 @@ def test_moments_of_another_shape_are_told_before_a_step_fails() -> None:
     saved = first.state_dict()
     state().load_state_dict(saved)
     saved["optimizer"]["state"][0]["momentum_buffer"] = torch.zeros(1, 3)
-    with pytest.raises(UserError, match=r"^state\.pt is of networks of another shape.* --init$"):
+    with pytest.raises(UserError, match=r"^state\.pt does not fit .*--init\)$"):
         state().load_state_dict(saved)
 
 

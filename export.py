@@ -3,6 +3,7 @@
     python export.py                                 # newest run, its best scored epoch, else the last
     python export.py --run runs/coco --epoch best    # by the recipe's metric, as eval.py found it
     python export.py --run runs/coco --average 3-6   # the mean of these epochs' weights: often better than each
+    python export.py --mix pretrained/photo.ts=0.3   # 30 % of its weights: what a fine-tuning forgot
     python export.py --precision bf16                # half the size, faster where the machine has it
     python export.py --format onnx                   # or pt2, torch.export's
     python export.py --format html                   # colorizer.html: a page that colours without Python or network
@@ -71,6 +72,9 @@ def main(
     average: Annotated[
         str | None, typer.Option(metavar="N-M", help="Instead of an epoch: the mean of the weights of N to M.")
     ] = None,
+    mix: Annotated[
+        str | None, typer.Option(metavar="FILE=SHARE", help="Mix in weights of a generator.ts, say photo.ts=0.3.")
+    ] = None,
     model: Annotated[
         Path | None, typer.Option(metavar="FILE", help="A generator.ts instead of a run; of html, default: photo.")
     ] = None,
@@ -123,6 +127,14 @@ def main(
         record = replace(record, precision=precision, format=checkpoint.EXPORT_FORMAT, torch=torch.__version__)
         place = source.parent
         say(f"exporting {source}: {record}; compared on {' and '.join(map(str, devices))}")
+    if mix is not None:
+        other, _, given = mix.rpartition("=")
+        if not re.fullmatch(r"0?\.\d+", given):
+            raise UserError(f"--mix is FILE=SHARE, the share between 0 and 1 like 0.3, got {mix}")
+        checkpoint.mix_weights(colorizer.generator, Path(other), float(given))
+        mixed = f"mixed with {float(given):.0%} of {Path(other).name}"
+        record = replace(record, trained_on=f"{record.trained_on}, {mixed}")
+        say(mixed)
     path = Path(out or ("colorizer.html" if format_ == "html" else place / f"generator.{format_}"))
     if model is not None and not out and path.exists() and path.samefile(source):
         raise UserError(f"{path} is the model itself: name another file with --out")

@@ -101,6 +101,21 @@ def average_generators(paths: Sequence[Path]) -> tuple[Recipe, dict[str, Tensor]
     return recipe, {key: (value / len(paths)).to(kinds[key]) for key, value in total.items()}
 
 
+def mix_weights(generator: nn.Module, path: Path, share: float) -> None:
+    """Replace a share of a generator's weights by those of an exported file of the same network, in place.
+
+    What the file lacks stays as it is, so that a part that is new in the network need not be in it. Raises UserError.
+    Source: Wortsman et al., "Robust fine-tuning of zero-shot models", arXiv 2109.01903.
+    """
+    own, other = generator.state_dict(), load_exported(path, torch.device("cpu"))[0].generator.state_dict()
+    odd = [key for key, value in own.items() if key in other and other[key].shape != value.shape]
+    if odd or not own.keys() & other.keys() or any("running_mean" in key for key in own.keys() - other.keys()):
+        raise UserError(f"{path} does not fit: --mix takes the same network, exported with --trainable")
+    for key in own.keys() & other.keys():
+        if own[key].is_floating_point():
+            own[key].lerp_(other[key].to(own[key]), share)
+
+
 def build_trained(recipe: Recipe, state: Mapping[str, Tensor], path: Path, device: torch.device) -> Colorizer:
     """Return the Colorizer of weights from a file, ready for inference. Raises UserError where they do not fit."""
     with torch.random.fork_rng(devices=[]):  # building draws random weights; a training run must not notice

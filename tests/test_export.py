@@ -136,6 +136,24 @@ def test_the_mean_of_epochs_is_exported(trained: Path, capsys: pytest.CaptureFix
         export.main(run=trained, average="1-2", epoch="1", device="cpu")
 
 
+def test_weights_of_another_file_are_mixed_in(trained: Path) -> None:
+    given = {"device": "cpu", "trainable": True}
+    other = export.main(run=trained, epoch="1", out=Path("other.ts"), **given)
+    path = export.main(run=trained, epoch="2", mix=f"{other}=0.25", out=Path("mixed.ts"), **given)
+    model, record = load_exported(path, CPU)
+    assert record.trained_on.endswith(", mixed with 25% of other.ts")
+    first, second = (saved_weights(trained, epoch) for epoch in (1, 2))
+    found = {key: value for key, value in model.generator.state_dict().items() if value.is_floating_point()}
+    assert all(torch.allclose(found[key], 0.25 * first[key] + 0.75 * second[key], atol=1e-6) for key in found)
+    folded = export.main(run=trained, epoch="1", out=Path("folded.ts"), device="cpu")
+    for mix, words in (
+        (f"{folded}=0.3", r"folded\.ts does not fit: --mix takes the same network, exported with --trainable"),
+        ("other.ts", "--mix is FILE=SHARE"), ("other.ts=1.5", "--mix is FILE=SHARE"), ("none.ts=0.5", "no model"),
+    ):  # fmt: skip
+        with pytest.raises(UserError, match=words):
+            export.main(run=trained, epoch="2", mix=mix, **given)
+
+
 def test_batch_statistics_are_exported(tmp_path: Path, run: Path) -> None:
     folder = make_run(tmp_path / "batch", "coco", size=32, depth=3, norm_stats="batch")
     model, record = load_exported(export.main(run=folder, device="cpu"), CPU)

@@ -498,7 +498,7 @@ def test_a_readout_is_sharper_at_a_lower_temperature() -> None:
     logits[:, 3], logits[:, 200] = 2.0, 1.0
     found = []
     for network.temperature in (0.05, 10.0):
-        found.append(network.readout(logits)[0, :, 0, 0])
+        found.append(network.readout(logits, torch.zeros(1, 1, 8, 8))[0, :, 0, 0])
     torch.testing.assert_close(found[0], models.bin_colors().flatten(1)[:, 3], atol=1e-4, rtol=0)
     assert found[1].abs().max() < 0.1  # about the mean of all
 

@@ -670,8 +670,9 @@ class LiteUNet(nn.Module):
             width = out
         self.doubled = Double()
         self.is_ab = out_channels == 2
+        last = nn.Conv2d(width, AB_SIDE**2 if self.is_ab else out_channels, 1)
         self.attention = HintAttention(AB_SIDE**2) if self.is_ab and self.hints else None
-        self.last = nn.Conv2d(width, AB_SIDE**2 if self.is_ab else out_channels, 1)
+        self.last = last  # after it: the audit of losses looks at the last weights, which all terms reach
         self.temperature = 0.5
         self.register_buffer("colors", bin_colors(), persistent=False)
 

@@ -622,7 +622,7 @@ def test_spots_outside_a_picture_are_left_out_whether_it_is_read_yet_or_not(
 
 
 def test_what_is_transparent_is_white_in_a_jpeg(page: "Page") -> None:
-    clear = Image.new("RGBA", (60, 40), (90, 90, 90, 255))
+    clear = Image.new("RGBA", (60, 40), (60, 60, 60, 255))
     clear.paste((0, 0, 0, 0), (0, 0, 30, 40))
     clear.save("clear.png")
     drop(page, [Path("clear.png")])

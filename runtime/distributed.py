@@ -8,6 +8,7 @@ averaged by DDP, over gloo between CPUs and nccl between GPUs. docs/scale.md say
 Source: torch_utils/distributed.py of EDM2, Karras et al., arXiv 2312.02696.
 """
 
+import gc
 import os
 import sys
 from collections.abc import Iterator, Mapping
@@ -40,6 +41,8 @@ def joined() -> Iterator[None]:
         SystemExit: this process failed after another, mostly because of it.
         UserError: this is the first that noticed that another is gone without a word.
     """
+    # imported later, as by DDP, its functions' defaults keep the group, whose threads may abort a process at its end
+    import torch.distributed.nn
     from torch.distributed.rendezvous import rendezvous  # which not every torch has
 
     store, rank, world = next(rendezvous("env://", timeout=TIMEOUT))
@@ -69,6 +72,7 @@ def joined() -> Iterator[None]:
         raise
     finally:
         dist.destroy_process_group()
+        gc.collect()  # of shared networks, which keep the group and its threads
 
 
 def is_joined() -> bool:

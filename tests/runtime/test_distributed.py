@@ -90,6 +90,31 @@ def test_a_torch_without_distributed_does_for_one_process() -> None:
     assert (done.returncode, done.stdout) == (0, "0 1 [3]\n"), done.stderr
 
 
+LEAVE = """
+from pathlib import Path
+import torch
+from runtime import distributed
+
+def step():
+    distributed.averaging(torch.nn.Linear(2, 2))(torch.ones(1, 2)).sum().backward()
+
+def threads():
+    return [name for name in (path.read_text() for path in Path("/proc/self/task").glob("*/comm")) if "gloo" in name]
+
+with distributed.joined():
+    step()
+    assert threads()
+assert not threads(), threads()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads are listed in /proc")
+def test_who_leaves_the_others_has_no_thread_of_theirs_which_might_abort_it_at_its_end() -> None:
+    Path("leave.py").write_text(LEAVE)
+    code, _, error = finish(start("leave.py"))
+    assert code == 0, error
+
+
 # What a process sees
 
 

@@ -577,21 +577,27 @@ class HintAttention(nn.Module):
 
     Queries are pixels; keys are cells of 8 x 8 px with a hint, values the error of the prediction there. A pixel and a
     key are similar in the scores of their colours, in their lightness and in their place. A weight is exp(-distance),
-    at most 1 and without softmax, as most pixels should follow no hint. Keys that are similar share their weight, so
-    that a large hint counts like a small one.
+    at most 1 and without softmax, as most pixels should follow no hint. The values are solved for, so that keys get
+    their own colours, however many are similar: a large hint counts like a small one. It is the mean of a Gaussian
+    process, whose covariance is what is called similar here.
 
-    Sources: Vaswani et al., "Attention is all you need", arXiv 1706.03762; Yun et al., "iColoriT", arXiv 2207.06831
-    (attention to hints).
+    Sources: Yun et al., "iColoriT", arXiv 2207.06831 (attention to hints); Rasmussen and Williams, "Gaussian processes
+    for machine learning", 2006, eq. 2.23; Hestenes and Stiefel, "Methods of conjugate gradients", 1952.
     """
 
     CHANNELS: Final = 32  # of the description of a pixel
     MAX_KEYS: Final = 128  # of more hinted cells small hints, and then some everywhere, are taken
+    # weights of 1 - cosine of descriptions, and of squared differences of lightness and of place
+    OF_COLORS: Final = 1.0
+    OF_LIGHT: Final = 1.4
+    OF_PLACE: Final = 0.27
+    FINE: Final = 0.15  # share of what only the most similar have in common
+    NOISE: Final = 0.1  # of hints, as a share of the variance
+    STEPS: Final = 16  # of conjugate gradients
 
     def __init__(self, classes: int) -> None:
         super().__init__()
         self.describe = nn.Conv2d(classes, self.CHANNELS, 1)
-        # square roots of the weights of: 1 - cosine of descriptions; squared differences of lightness, of place
-        self.scales = nn.Parameter(torch.tensor([1.4, 2.5, 1.4]))
 
     def forward(self, y: Tensor, logits: Tensor, light: Tensor, hints: Tensor) -> Tensor:
         """Return y corrected, float32 in [-1, 1].
@@ -619,9 +625,9 @@ class HintAttention(nn.Module):
         there = (keys[:, -1:] > 0.0).to(torch.float32)
         keys, seen, wanted = (keys[:, :-1] / keys[:, -1:].clamp(min=1e-6)).split([pixels.size(1), 2, 2], 1)
 
-        crowd = (self.similarity(keys, keys) * there).sum(2, keepdim=True)
-        weights = self.similarity(keys, pixels.flatten(2)) * there.transpose(1, 2) / crowd.clamp(min=1e-6)
-        more = torch.bmm((wanted - seen) * there, weights) / weights.sum(1, keepdim=True).clamp(min=1.0)
+        among = self.similarity(keys, keys) * there * there.transpose(1, 2)
+        values = self.solve(among, (wanted - seen) * there)
+        more = torch.bmm(values, self.similarity(keys, pixels.flatten(2)))
         return (y + more.view_as(y)).clamp(-1.0, 1.0)
 
     def choose(self, cover: Tensor) -> Tensor:
@@ -635,15 +641,28 @@ class HintAttention(nn.Module):
         score = hinted.flatten(1) * (1.0 + is_small.flatten(1) + spread.frac())  # neighbours come far apart
         return F.pad(score, [0, self.MAX_KEYS]).topk(self.MAX_KEYS, 1)[1]
 
+    def solve(self, matrix: Tensor, wanted: Tensor) -> Tensor:
+        """Return values (N, 2, K) whose products with (N, K, K) and NOISE on its diagonal are about those wanted."""
+        values, rest = torch.zeros_like(wanted), wanted
+        direction, size = rest, (rest * rest).sum(2, keepdim=True)
+        for _ in range(self.STEPS):
+            product = (matrix.unsqueeze(1) * direction.unsqueeze(2)).sum(3) + self.NOISE * direction
+            step = size / (direction * product).sum(2, keepdim=True).clamp(min=1e-10)
+            values = values + step * direction
+            rest = rest - step * product
+            before, size = size, (rest * rest).sum(2, keepdim=True)
+            direction = rest + size / before.clamp(min=1e-10) * direction
+        return values
+
     def similarity(self, one: Tensor, other: Tensor) -> Tensor:
         """Return how similar pixels (N, D, A) and (N, D, B) are, (N, A, B) in [0, 1]."""
-        channels, weights = self.CHANNELS, self.scales.to(torch.float32) ** 2
+        channels = self.CHANNELS
         cosine = torch.bmm(one[:, :channels].transpose(1, 2), other[:, :channels])
-        distance = weights[0] * (1.0 - cosine)
+        distance = self.OF_COLORS * (1.0 - cosine)
         for i in range(3):  # lightness, row, column
             apart = one[:, channels + i].unsqueeze(2) - other[:, channels + i].unsqueeze(1)
-            distance = distance + (weights[1] if i == 0 else weights[2]) * apart * apart
-        return torch.exp(-distance)
+            distance = distance + (self.OF_LIGHT if i == 0 else self.OF_PLACE) * apart * apart
+        return (1.0 - self.FINE) * torch.exp(-distance) + self.FINE * torch.exp(-16.0 * distance)
 
 
 class LiteUNet(nn.Module):
@@ -688,6 +707,7 @@ class LiteUNet(nn.Module):
                 untrained = HintAttention(self.attention.describe.in_channels)
             for key, value in untrained.state_dict(prefix=f"{prefix}attention.").items():
                 state.setdefault(key, value)
+            state.pop(f"{prefix}attention.scales", None)  # were learnt
         super()._load_from_state_dict(state, prefix, *rest)
 
     def logits(self, x: Tensor) -> Tensor:
@@ -713,7 +733,7 @@ class LiteUNet(nn.Module):
             y = torch.tanh(logits)
         if self.attention is not None:
             y = self.attention(y, logits, x[:, :1], x[:, -self.hints :]).to(logits.dtype)
-        return interpolate(y, 4 * y.size(2), 4 * y.size(3), "bilinear")
+        return interpolate(y, 4 * y.size(2), 4 * y.size(3), "bicubic").clamp(-1.0, 1.0)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x (N, in, H, W) to (N, out, H, W) in [-1, 1]; H and W are multiples of 32."""

@@ -133,13 +133,15 @@ def interpolate(image: Tensor, height: int, width: int, mode: str, antialias: bo
     A script stores all branches of F.interpolate, and one of them needs torch 2.12.
 
     Args:
-        mode: nearest or bilinear; with antialias, bilinear or bicubic. Raises ValueError for others.
+        mode: nearest, bilinear or bicubic; with antialias, bilinear or bicubic. Raises ValueError for others.
     """
     size = [height, width]
     if mode == "nearest" and not antialias:
         return torch.ops.aten.upsample_nearest2d(image, size)
     if mode == "bilinear" and not antialias:
         return torch.ops.aten.upsample_bilinear2d(image, size, False)
+    if mode == "bicubic" and not antialias:
+        return torch.ops.aten.upsample_bicubic2d(image, size, False)
     if mode == "bilinear":
         return torch.ops.aten._upsample_bilinear2d_aa(image, size, False)
     if mode == "bicubic" and antialias:

@@ -159,7 +159,7 @@ def plain_lite(x: Tensor, weights: Iterator[Tensor]) -> Tensor:
     share = (conv(x, weights, 1, 0, bias=True) / 0.5).softmax(1)  # (N, 256, h, w)
     bins = torch.tensor([[-84 + 12 * (i // 16), -96 + 12 * (i % 16)] for i in range(256)]) / 110
     y = torch.einsum("nkhw,kc->nchw", share, bins)
-    return F.interpolate(y, scale_factor=4, mode="bilinear")
+    return F.interpolate(y, scale_factor=4, mode="bicubic").clamp(-1, 1)
 
 
 def plain_patch(xy: Tensor, weights: Iterator[Tensor], name: str) -> Tensor:

@@ -692,7 +692,7 @@ class LiteUNet(nn.Module):
         last = nn.Conv2d(width, AB_SIDE**2 if self.is_ab else out_channels, 1)
         self.attention = HintAttention(AB_SIDE**2) if self.is_ab and self.hints else None
         self.last = last  # after it: the audit of losses looks at the last weights, which all terms reach
-        self.temperature = 0.5
+        self.temperature = 0.45
         self.register_buffer("colors", bin_colors(), persistent=False)
 
     def _load_from_state_dict(self, state: dict[str, Tensor], prefix: str, *rest: Any) -> None:

@@ -576,23 +576,25 @@ class HintAttention(nn.Module):
     """Corrects a prediction by its error at hints, wherever the picture is similar.
 
     Queries are pixels; keys are cells of 8 x 8 px with a hint, values the error of the prediction there. A pixel and a
-    key are similar in the scores of their colours, in their lightness and in their place. A weight is exp(-distance),
-    at most 1 and without softmax, as most pixels should follow no hint. The values are solved for, so that keys get
-    their own colours, however many are similar: a large hint counts like a small one. It is the mean of a Gaussian
-    process, whose covariance is what is called similar here.
+    key are similar in the scores of their colours, in their lightness and in their place. The correction is the
+    posterior mean of a Gaussian process whose covariance is that similarity: hints that are similar are explained
+    together, so that a large one counts about like a small one; most pixels follow none.
 
     Sources: Yun et al., "iColoriT", arXiv 2207.06831 (attention to hints); Rasmussen and Williams, "Gaussian processes
-    for machine learning", 2006, eq. 2.23; Hestenes and Stiefel, "Methods of conjugate gradients", 1952.
+    for machine learning", 2006, eq. 2.23; Hestenes and Stiefel, "Methods of conjugate gradients", 1952 (ONNX has no
+    solver).
     """
 
     CHANNELS: Final = 32  # of the description of a pixel
     MAX_KEYS: Final = 128  # of more hinted cells small hints, and then some everywhere, are taken
-    # weights of 1 - cosine of descriptions, and of squared differences of lightness and of place
-    OF_COLORS: Final = 1.0
-    OF_LIGHT: Final = 1.4
-    OF_PLACE: Final = 0.27
-    FINE: Final = 0.15  # share of what only the most similar have in common
-    NOISE: Final = 0.1  # of hints, as a share of the variance
+    # of 1 - cosine of descriptions, and of squared differences; chosen as pretrained/README.md says, as those that were
+    # learnt by L1 were narrower than what PSNR asks for
+    COLOR_WEIGHT: Final = 1.0
+    LIGHTNESS_WEIGHT: Final = 1.4
+    PLACE_WEIGHT: Final = 0.27
+    FINE_SHARE: Final = 0.15  # of the variance, is common only to what is FINE_FACTOR times as near
+    FINE_FACTOR: Final = 16.0
+    NOISE_VARIANCE: Final = 0.1  # of hints
     STEPS: Final = 16  # of conjugate gradients
 
     def __init__(self, classes: int) -> None:
@@ -625,9 +627,9 @@ class HintAttention(nn.Module):
         there = (keys[:, -1:] > 0.0).to(torch.float32)
         keys, seen, wanted = (keys[:, :-1] / keys[:, -1:].clamp(min=1e-6)).split([pixels.size(1), 2, 2], 1)
 
-        among = self.similarity(keys, keys) * there * there.transpose(1, 2)
-        values = self.solve(among, (wanted - seen) * there)
-        more = torch.bmm(values, self.similarity(keys, pixels.flatten(2)))
+        covariance = self.similarity(keys, keys) * there * there.transpose(1, 2)
+        weights = self.solve(covariance, (wanted - seen) * there)
+        more = torch.bmm(weights, self.similarity(keys, pixels.flatten(2)))
         return (y + more.view_as(y)).clamp(-1.0, 1.0)
 
     def choose(self, cover: Tensor) -> Tensor:
@@ -641,28 +643,42 @@ class HintAttention(nn.Module):
         score = hinted.flatten(1) * (1.0 + is_small.flatten(1) + spread.frac())  # neighbours come far apart
         return F.pad(score, [0, self.MAX_KEYS]).topk(self.MAX_KEYS, 1)[1]
 
-    def solve(self, matrix: Tensor, wanted: Tensor) -> Tensor:
-        """Return values (N, 2, K) whose products with (N, K, K) and NOISE on its diagonal are about those wanted."""
-        values, rest = torch.zeros_like(wanted), wanted
-        direction, size = rest, (rest * rest).sum(2, keepdim=True)
+    def solve(self, covariance: Tensor, errors: Tensor) -> Tensor:
+        """Return weights of keys (N, 2, K), by which (covariance + noise) times weights is about the errors.
+
+        In training exactly: gradients through steps that have converged explode. Else by products and sums alone, which
+        ONNX has, and which autocast leaves in float32.
+
+        Args:
+            covariance: (N, K, K), of keys, 0 for those that are not there.
+            errors: (N, 2, K), 0 for those that are not there.
+        """
+        if self.training:
+            noise = self.NOISE_VARIANCE * torch.eye(errors.size(2), dtype=errors.dtype, device=errors.device)
+            return torch.linalg.solve(covariance + noise, errors.transpose(1, 2)).transpose(1, 2)
+        weights, residual = torch.zeros_like(errors), errors
+        direction, norm = residual, (residual * residual).sum(2, keepdim=True)  # squared
         for _ in range(self.STEPS):
-            product = (matrix.unsqueeze(1) * direction.unsqueeze(2)).sum(3) + self.NOISE * direction
-            step = size / (direction * product).sum(2, keepdim=True).clamp(min=1e-10)
-            values = values + step * direction
-            rest = rest - step * product
-            before, size = size, (rest * rest).sum(2, keepdim=True)
-            direction = rest + size / before.clamp(min=1e-10) * direction
-        return values
+            product = (covariance.unsqueeze(1) * direction.unsqueeze(2)).sum(3) + self.NOISE_VARIANCE * direction
+            curvature = (direction * product).sum(2, keepdim=True)
+            least = self.NOISE_VARIANCE * (direction * direction).sum(2, keepdim=True)  # but for rounding
+            step = norm / torch.maximum(curvature, least).clamp(min=1e-10)
+            weights = weights + step * direction
+            residual = residual - step * product
+            before, norm = norm, (residual * residual).sum(2, keepdim=True)
+            direction = residual + norm / before.clamp(min=1e-10) * direction
+        return weights
 
     def similarity(self, one: Tensor, other: Tensor) -> Tensor:
-        """Return how similar pixels (N, D, A) and (N, D, B) are, (N, A, B) in [0, 1]."""
+        """Return how similar pixels (N, D, A) and (N, D, B) are, (N, A, B), about in [0, 1]."""
         channels = self.CHANNELS
         cosine = torch.bmm(one[:, :channels].transpose(1, 2), other[:, :channels])
-        distance = self.OF_COLORS * (1.0 - cosine)
+        distance = self.COLOR_WEIGHT * (1.0 - cosine)
         for i in range(3):  # lightness, row, column
             apart = one[:, channels + i].unsqueeze(2) - other[:, channels + i].unsqueeze(1)
-            distance = distance + (self.OF_LIGHT if i == 0 else self.OF_PLACE) * apart * apart
-        return (1.0 - self.FINE) * torch.exp(-distance) + self.FINE * torch.exp(-16.0 * distance)
+            distance = distance + (self.LIGHTNESS_WEIGHT if i == 0 else self.PLACE_WEIGHT) * apart * apart
+        fine = torch.exp(-self.FINE_FACTOR * distance)
+        return torch.exp(-distance) + self.FINE_SHARE * (fine - torch.exp(-distance))
 
 
 class LiteUNet(nn.Module):

@@ -9,6 +9,7 @@ Source: torch_utils/distributed.py of EDM2, Karras et al., arXiv 2312.02696.
 """
 
 import gc
+import importlib
 import os
 import sys
 from collections.abc import Iterator, Mapping
@@ -41,8 +42,9 @@ def joined() -> Iterator[None]:
         SystemExit: this process failed after another, mostly because of it.
         UserError: this is the first that noticed that another is gone without a word.
     """
-    # imported later, as by DDP, its functions' defaults keep the group, whose threads may abort a process at its end
-    import torch.distributed.nn
+    # functions of nn have the group there is when it is imported as a default, and so would keep it and its threads,
+    # which may abort a process that ends
+    importlib.import_module("torch.distributed.nn")
     from torch.distributed.rendezvous import rendezvous  # which not every torch has
 
     store, rank, world = next(rendezvous("env://", timeout=TIMEOUT))

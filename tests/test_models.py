@@ -580,9 +580,12 @@ def test_weights_of_before_the_decoder_saw_hints_load_and_give_what_they_gave() 
     seen = re.compile(r"decoder\.\d\.0\.weight")
     blind = {key: value[:, :-3] if seen.fullmatch(key) else value for key, value in state.items()}
     assert sum(blind[key].shape != state[key].shape for key in state) == 3
+    fresh = LiteUNet(4, 2, 8).eval()
+    fresh.load_state_dict({**state, "attention.scales": torch.ones(3)})  # of weights whose widths were learnt
     blind = {key: value for key, value in blind.items() if not key.startswith("attention.")}
     with torch.no_grad():
         before = network(x)
+        assert torch.equal(fresh(x), before)
         network.load_state_dict(blind)
         assert not torch.equal(network(x), before)
         again = LiteUNet(4, 2, 8).eval()
@@ -618,17 +621,37 @@ def test_attention_corrects_what_is_alike_and_near() -> None:
     torch.testing.assert_close(more[:, 1], -more[:, 0] / 2, atol=1e-6, rtol=0)
     a = more[0, 0]
     assert a[2, 4] > a[2, 8] > a[2, 16] > a[2, 31] > 0  # the nearer, the more
-    assert a[6, 4] > 3 * a[10, 4] > 0  # the more, the more alike
-    attention.OF_COLORS = 0.0  # then a description does not count
+    assert a[6, 4] > 2.5 * a[10, 4] > 0  # the more, the more alike
+    attention.COLOR_WEIGHT = 0.0  # then a description does not count
     torch.testing.assert_close(attend(attention, light, hints), more, atol=1e-5, rtol=0)
     features = torch.ones(1, 5, 16, 32)
     features[:, :3, :, 16:] = -4
     zero = torch.zeros(1, 2, 16, 32)
-    attention.OF_COLORS = 4.0
+    attention.COLOR_WEIGHT = 1.0
     with torch.no_grad():
         described = attention(zero, features, light, hints)[0, 0]
     torch.testing.assert_close(described[:, :16], a[:, :16], atol=1e-5, rtol=0)
     assert (described[:, 16:] < 0.9 * a[:, 16:]).all()
+
+
+@pytest.mark.parametrize(("keys", "tolerance"), [(1, 1e-6), (10, 1e-5), (128, 0.02)])
+def test_the_weights_of_keys_are_in_use_about_those_of_training(keys: int, tolerance: float) -> None:
+    """Random keys, a third of them not there, and random errors; compared is what the weights explain."""
+    rng = torch.Generator().manual_seed(keys)
+    attention, places = HintAttention(5), torch.rand(2, 35, keys, generator=rng)
+    places[:, :32] = F.normalize(places[:, :32] - 0.5, dim=1)
+    there = (torch.rand(2, 1, keys, generator=rng) > 0.3).float()
+    there[:, :, 0] = 1
+    errors = torch.randn(2, 2, keys, generator=rng) * there
+    with torch.no_grad():
+        covariance = attention.similarity(places, places) * there * there.transpose(1, 2)
+        trained, used = (attention.train(mode).solve(covariance, errors) for mode in (True, False))
+    for weights in (trained, used):
+        assert (weights * (1 - there)).abs().max() == 0
+    difference = (used - trained) @ covariance
+    assert difference.abs().max() <= tolerance * errors.abs().max()
+    left = errors - trained @ covariance - attention.NOISE_VARIANCE * trained
+    assert left.abs().max() < 1e-5
 
 
 def test_a_large_hint_counts_no_more_than_a_small_one_far_away() -> None:
@@ -637,7 +660,7 @@ def test_a_large_hint_counts_no_more_than_a_small_one_far_away() -> None:
     color = torch.tensor([0.5, -0.25, 1.0]).view(3, 1, 1)
     small, large = torch.zeros(1, 3, 128, 256), torch.zeros(1, 3, 128, 256)
     small[:, :, 40:44, 40:44], large[:, :, 16:64, 16:64] = color, color  # in one cell, and in 36
-    one, many = (attend(attention, light, hints)[0, 0, :, 40:] for hints in (small, large))
+    one, many = (attend(attention, light, hints)[0, 0, :, 48:] for hints in (small, large))
     assert one.max() < 0.3
     assert ((many - one).abs() < 0.3 * one.max()).all()
 
@@ -647,7 +670,7 @@ def test_of_very_many_hints_some_are_seen_everywhere() -> None:
     torch.manual_seed(0)
     attention, hints = HintAttention(5), torch.ones(1, 3, 384, 384)
     hints[:, 0], hints[:, 1] = torch.where(torch.arange(384) < 192, 0.5, -0.5)[:, None], 0.1
-    attention.OF_PLACE = 36.0
+    attention.PLACE_WEIGHT = 36.0
     more = attend(attention, torch.zeros(1, 1, 384, 384), hints)[0, 0]
     assert (more[:40] > 0.05).all()
     assert (more[-40:] < -0.05).all()
@@ -672,20 +695,20 @@ def test_attention_in_a_network(size: tuple[int, int]) -> None:
     torch.manual_seed(0)
     network, x = LiteUNet(4, 2, 8).eval(), torch.rand(3, 4, *size) - 0.5
     x[0, 1:] = 0
-    x[1, 1:] *= (torch.rand(size) > 0.997).float()
+    x[1, 1:] *= (torch.rand(size) > 0.98).float()
     x[:, 3:] = (x[:, 3:] != 0).float()
     with torch.no_grad():
         found, changed = network(x), x.clone()
         changed[2, 1] *= -1
         torch.testing.assert_close(network(changed)[:2], found[:2], atol=1e-6, rtol=0)
-        torch.testing.assert_close(network(x[1:2]), found[1:2], atol=1e-4, rtol=0)
+        torch.testing.assert_close(network(x[1:2]), found[1:2], atol=5e-3, rtol=0)  # noise, which solving amplifies
         plain = network.readout(network.logits(x), torch.zeros_like(x))
         assert torch.equal(plain[0], found[0])
         assert (plain - found)[1].abs().max() > 0.05
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # TorchScript is deprecated
             torch.testing.assert_close(torch.jit.script(network)(x), found, atol=1e-6, rtol=0)
-    network(x).square().sum().backward()
+    network.train()(x).square().sum().backward()
     assert all(weight.grad.isfinite().all() for weight in network.parameters())
     assert network.attention.describe.weight.grad.abs().max() > 0
     assert LiteUNet(7, 3, 8).attention is None  # of drawings, and of L, which a hint does not know

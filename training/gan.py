@@ -148,11 +148,11 @@ class WithLogits(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return what the generator makes of x, (N, Cy, S, S), and its logits where there is a loss on them."""
-        if not self.with_logits:
+        if not isinstance(self.generator, models.LiteUNet):
             return self.generator(x), None
         logits = self.generator.logits(x)
         with torch.autocast(x.device.type, enabled=False):  # similarities need float32
-            return self.generator.readout(logits.float(), x), logits
+            return self.generator.readout(logits.float(), x), logits if self.with_logits else None
 
 
 @dataclass

@@ -185,6 +185,20 @@ def test_a_step_in_bf16_keeps_losses_and_weights_in_float32() -> None:
     assert {p.dtype for p in half.generator.parameters()} == {torch.float32}
 
 
+@pytest.mark.parametrize("lambda_class", [0.0, 0.3])
+def test_attention_to_hints_is_in_float32_whatever_the_precision(lambda_class: float) -> None:
+    fields = {"generator": "lite-unet", "discriminator": "none", "hints": True, "lambda_class": lambda_class}
+    recipe = tiny_recipe(input="L", output="ab", **fields)
+    networks, seen = build(recipe, "bf16"), []
+    networks.generator.attention.register_forward_hook(lambda _, given, y: seen.append((given[1].dtype, y.dtype)))
+    target = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+    for number in range(3):
+        terms = train_step(networks, make_batch(target, target, recipe, CPU, number), recipe, False)
+        assert all(value.isfinite() for value in terms.values())
+    assert seen == 3 * [(torch.float32, torch.float32)]
+    assert all(parameter.isfinite().all() for parameter in networks.generator.parameters())
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "fields", [{}, {"generator": "lite-unet", "discriminator": "none", "lambda_class": 0.1}], ids=["unet", "lite-unet"]

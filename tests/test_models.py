@@ -691,17 +691,17 @@ def test_a_dot_is_seen_beside_a_painted_half(row: int, column: int) -> None:
 
 @pytest.mark.parametrize("size", [(32, 32), (64, 96)])
 def test_attention_in_a_network(size: tuple[int, int]) -> None:
-    """Scripted it is the same, pictures of a batch do not mix, and gradients are finite (no hint, many)."""
+    """Scripted it is the same, pictures of a batch do not mix, and gradients are finite (no hint, few, all)."""
     torch.manual_seed(0)
     network, x = LiteUNet(4, 2, 8).eval(), torch.rand(3, 4, *size) - 0.5
     x[0, 1:] = 0
-    x[1, 1:] *= (torch.rand(size) > 0.98).float()
+    x[1, 1:] *= (torch.rand(size) > 0.997).float()
     x[:, 3:] = (x[:, 3:] != 0).float()
     with torch.no_grad():
         found, changed = network(x), x.clone()
         changed[2, 1] *= -1
         torch.testing.assert_close(network(changed)[:2], found[:2], atol=1e-6, rtol=0)
-        torch.testing.assert_close(network(x[1:2]), found[1:2], atol=5e-3, rtol=0)  # noise, which solving amplifies
+        torch.testing.assert_close(network(x[1:2]), found[1:2], atol=1e-4, rtol=0)  # solving amplifies rounding
         plain = network.readout(network.logits(x), torch.zeros_like(x))
         assert torch.equal(plain[0], found[0])
         assert (plain - found)[1].abs().max() > 0.05

@@ -677,8 +677,8 @@ class HintAttention(nn.Module):
         for i in range(3):  # lightness, row, column
             apart = one[:, channels + i].unsqueeze(2) - other[:, channels + i].unsqueeze(1)
             distance = distance + (self.LIGHTNESS_WEIGHT if i == 0 else self.PLACE_WEIGHT) * apart * apart
-        fine = torch.exp(-self.FINE_FACTOR * distance)
-        return torch.exp(-distance) + self.FINE_SHARE * (fine - torch.exp(-distance))
+        wide, fine = torch.exp(-distance), torch.exp(-self.FINE_FACTOR * distance)
+        return wide + self.FINE_SHARE * (fine - wide)
 
 
 class LiteUNet(nn.Module):

@@ -634,8 +634,8 @@ def test_attention_corrects_what_is_alike_and_near() -> None:
     assert (described[:, 16:] < 0.9 * a[:, 16:]).all()
 
 
-@pytest.mark.parametrize(("keys", "tolerance"), [(1, 1e-6), (10, 1e-5), (128, 0.02)])
-def test_the_weights_of_keys_are_in_use_about_those_of_training(keys: int, tolerance: float) -> None:
+@pytest.mark.parametrize(("keys", "tolerance"), [(1, 1e-6), (10, 1e-6), (128, 1e-5)])
+def test_the_weights_of_keys_are_in_use_those_of_training(keys: int, tolerance: float) -> None:
     """Random keys, a third of them not there, and random errors; compared is what the weights explain."""
     rng = torch.Generator().manual_seed(keys)
     attention, places = HintAttention(5), torch.rand(2, 35, keys, generator=rng)
@@ -689,19 +689,30 @@ def test_a_dot_is_seen_beside_a_painted_half(row: int, column: int) -> None:
     assert after[row // 4, column // 4] < -0.3
 
 
+def test_a_rounding_error_is_not_amplified_by_hints_that_disagree() -> None:
+    torch.manual_seed(0)
+    attention, y, light = HintAttention(5).eval(), torch.rand(1, 2, 64, 64) - 0.5, torch.rand(1, 1, 256, 256)
+    logits, hints = 1 + 0.3 * torch.randn(1, 5, 64, 64), torch.ones(1, 3, 256, 256)
+    hints[:, :2] = torch.rand(1, 2, 256, 256) - 0.5
+    with torch.no_grad():
+        exact, rounded = (attention(y + 1e-6 * noise, logits, light, hints) for noise in (0.0, torch.randn_like(y)))
+    assert (exact - y).abs().max() > 0.1
+    assert (exact - rounded).abs().max() < 1e-4
+
+
 @pytest.mark.parametrize("size", [(32, 32), (64, 96)])
 def test_attention_in_a_network(size: tuple[int, int]) -> None:
     """Scripted it is the same, pictures of a batch do not mix, and gradients are finite (no hint, few, all)."""
     torch.manual_seed(0)
     network, x = LiteUNet(4, 2, 8).eval(), torch.rand(3, 4, *size) - 0.5
     x[0, 1:] = 0
-    x[1, 1:] *= (torch.rand(size) > 0.997).float()
+    x[1, 1:] *= (torch.rand(size) > 0.98).float()
     x[:, 3:] = (x[:, 3:] != 0).float()
     with torch.no_grad():
         found, changed = network(x), x.clone()
         changed[2, 1] *= -1
         torch.testing.assert_close(network(changed)[:2], found[:2], atol=1e-6, rtol=0)
-        torch.testing.assert_close(network(x[1:2]), found[1:2], atol=1e-4, rtol=0)  # solving amplifies rounding
+        torch.testing.assert_close(network(x[1:2]), found[1:2], atol=1e-5, rtol=0)
         plain = network.readout(network.logits(x), torch.zeros_like(x))
         assert torch.equal(plain[0], found[0])
         assert (plain - found)[1].abs().max() > 0.05

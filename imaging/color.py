@@ -54,19 +54,23 @@ def rgb_to_lab(rgb: Tensor) -> Tensor:
 
     Returns float32 of the same shape, L in [0, 100], a and b in [-108, 99].
     """
-    r, g, b = linear_rgb(rgb.to(torch.float32)).unbind(1)
-    x = (0.412453 * r + 0.357580 * g + 0.180423 * b) / 0.95047
-    y = 0.212671 * r + 0.715160 * g + 0.072169 * b
-    z = (0.019334 * r + 0.119193 * g + 0.950227 * b) / 1.08883
+    linear = linear_rgb(rgb.to(torch.float32))
+    x = _weighted(linear, 0.412453 / 0.95047, 0.357580 / 0.95047, 0.180423 / 0.95047)
+    y = _weighted(linear, 0.212671, 0.715160, 0.072169)
+    z = _weighted(linear, 0.019334 / 1.08883, 0.119193 / 1.08883, 0.950227 / 1.08883)
     fx, fy, fz = _lab_root(torch.stack([x, y, z], 1)).unbind(1)
-    return torch.stack([116.0 * fy - 16.0, 500.0 * (fx - fy), 200.0 * (fy - fz)], 1)
+    return torch.stack([(116.0 * fy).sub_(16.0), (fx - fy).mul_(500.0), (fy - fz).mul_(200.0)], 1)
 
 
 def rgb_to_lightness(rgb: Tensor) -> Tensor:
     """Return only the L of rgb_to_lab, (N, 1, H, W) in [0, 100], at half its cost."""
-    r, g, b = linear_rgb(rgb.to(torch.float32)).unbind(1)
-    y = 0.212671 * r + 0.715160 * g + 0.072169 * b
+    y = _weighted(linear_rgb(rgb.to(torch.float32)), 0.212671, 0.715160, 0.072169)
     return 116.0 * _lab_root(y.unsqueeze(1)) - 16.0
+
+
+def _weighted(rgb: Tensor, red: float, green: float, blue: float) -> Tensor:
+    """Return a weighted sum (N, H, W) of the channels; in place, as new memory takes most of the time."""
+    return (rgb[:, 0] * red).add_(rgb[:, 1], alpha=green).add_(rgb[:, 2], alpha=blue)
 
 
 def _lab_root(xyz: Tensor) -> Tensor:

@@ -213,15 +213,16 @@ def _to_srgb(image: Image.Image) -> Frame:
     pixels = np.empty((image.height, image.width, 3), np.uint8)
     alpha = np.empty(pixels.shape[:2], np.uint8) if transparent else None
     for rows in strips(image.height, image.width):
-        with guarded():
-            part = image.crop((0, rows.start, image.width, rows.stop))
+        with guarded():  # crop and convert copy, which takes longer than to decode a JPEG
+            is_all = rows.stop - rows.start == image.height
+            part = image if is_all else image.crop((0, rows.start, image.width, rows.stop))
             if alpha is not None:
                 part = part.convert(f"{mode}A")
                 alpha[rows] = part.getchannel("A")
-            part = part.convert(mode)
+            part = part if part.mode == mode else part.convert(mode)
         managed = _apply_profile(np.asarray(part), profile) if profile else None
         with guarded():
-            pixels[rows] = part.convert("RGB") if managed is None else managed
+            pixels[rows] = managed if managed is not None else part if mode == "RGB" else part.convert("RGB")
     return Frame(pixels, alpha)
 
 

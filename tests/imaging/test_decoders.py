@@ -605,6 +605,6 @@ def test_no_memory_is_not_called_damage(name: str, monkeypatch: pytest.MonkeyPat
     data = encoded(name)
     found = scan(Path(name), data)
     monkeypatch.setattr(imagecodecs, "png_decode", no_memory)
-    monkeypatch.setattr(Image.Image, "crop", no_memory)
+    monkeypatch.setattr(Image.Image, "tobytes", no_memory)
     with pytest.raises(MemoryError):
         next(read_frames(found))

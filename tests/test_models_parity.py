@@ -156,7 +156,7 @@ def plain_lite(x: Tensor, weights: Iterator[Tensor]) -> Tensor:
                 conv(torch.cat([x.repeat_interleave(2, 2).repeat_interleave(2, 3), taps[tap]], 1), weights, 1), weights
             )
         )
-    share = (conv(x, weights, 1, 0, bias=True) / 0.45).softmax(1)  # (N, 256, h, w)
+    share = (conv(x, weights, 1, 0, bias=True) / 0.5).softmax(1)  # (N, 256, h, w)
     bins = torch.tensor([[-84 + 12 * (i // 16), -96 + 12 * (i % 16)] for i in range(256)]) / 110
     y = torch.einsum("nkhw,kc->nchw", share, bins)
     return F.interpolate(y, scale_factor=4, mode="bicubic").clamp(-1, 1)

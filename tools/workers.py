@@ -139,9 +139,10 @@ def our_loading(spec: Spec) -> tuple[Work, Spec]:
 
     from data import find_loading, load_images, training_batches
     from dataset.folders import list_items
-    from runtime.device import pick_device
+    from runtime.device import keep_freed_memory, pick_device
     from training.gan import make_batch
 
+    keep_freed_memory()
     recipe, device, cache = the_recipe(spec), pick_device(spec["device"]), Path(spec["folder"]).parent / "cache"
     items = list_items(spec["folder"], recipe, cache)["train"]
 

@@ -595,7 +595,7 @@ class HintAttention(nn.Module):
     FINE_SHARE: Final = 0.15  # of the variance, is common only to what is FINE_FACTOR times as near
     FINE_FACTOR: Final = 16.0
     NOISE_VARIANCE: Final = 0.1  # of hints
-    DOUBLINGS: Final = 13  # leave 3e-6 of what MAX_KEYS equal keys may leave
+    DOUBLINGS: Final = 13  # of a series that leaves at most 3e-6 of its start, for MAX_KEYS equal keys
 
     def __init__(self, classes: int) -> None:
         super().__init__()
@@ -646,25 +646,26 @@ class HintAttention(nn.Module):
     def solve(self, covariance: Tensor, errors: Tensor) -> Tensor:
         """Return weights of keys (N, 2, K), by which (covariance + noise) times weights is the errors.
 
-        In use it is the inverse as a series of powers; each doubling takes as many terms again. Steps whose length
-        depends on their results, as conjugate gradients have them, made 2,000 times as much of a rounding error. In
-        training it is a solver: gradients through the series explode where keys are equal.
+        In use it is the inverse as a series of powers; each step doubles the number of terms. It is summed in float64,
+        which autocast and TF32 do not touch, as squaring also doubles the rounding errors. Conjugate gradients that
+        stop early amplify those of the prediction. In training it is a solver, which takes less time with its gradients.
 
         Args:
             covariance: (N, K, K), of keys, from 0 to 1, and 0 for those that are not there.
             errors: (N, 2, K), 0 for those that are not there.
         """
-        identity = torch.eye(errors.size(2), dtype=errors.dtype, device=errors.device)
-        matrix = covariance + self.NOISE_VARIANCE * identity
+        kind = torch.float32 if errors.device.type == "mps" else torch.float64  # MPS has no other
+        identity = torch.eye(errors.size(2), dtype=kind, device=errors.device)
+        matrix, weights = covariance.to(kind) + self.NOISE_VARIANCE * identity, errors.to(kind)
         if self.training:
-            return torch.linalg.solve(matrix, errors.transpose(1, 2)).transpose(1, 2)
+            return torch.linalg.solve(matrix, weights.transpose(1, 2)).transpose(1, 2).to(errors.dtype)
         bound = matrix.sum(2).amax(1).view(-1, 1, 1)  # no eigenvalue is larger, and none below the noise
         scale = 2.0 / (bound + self.NOISE_VARIANCE)
-        rest, weights = identity - scale * matrix, scale * errors
+        rest, weights = identity - scale * matrix, scale * weights
         for _ in range(self.DOUBLINGS):
             weights = weights + torch.bmm(weights, rest)
             rest = torch.bmm(rest, rest)
-        return weights
+        return weights.to(errors.dtype)
 
     def similarity(self, one: Tensor, other: Tensor) -> Tensor:
         """Return how similar pixels (N, D, A) and (N, D, B) are, (N, A, B), about in [0, 1]."""

@@ -213,8 +213,8 @@ def _to_srgb(image: Image.Image) -> Frame:
     pixels = np.empty((image.height, image.width, 3), np.uint8)
     alpha = np.empty(pixels.shape[:2], np.uint8) if transparent else None
     for rows in strips(image.height, image.width):
+        is_all = rows.stop - rows.start == image.height
         with guarded():  # crop and convert copy, which takes longer than to decode a JPEG
-            is_all = rows.stop - rows.start == image.height
             part = image if is_all else image.crop((0, rows.start, image.width, rows.stop))
             if alpha is not None:
                 part = part.convert(f"{mode}A")
@@ -222,7 +222,10 @@ def _to_srgb(image: Image.Image) -> Frame:
             part = part if part.mode == mode else part.convert(mode)
         managed = _apply_profile(np.asarray(part), profile) if profile else None
         with guarded():
-            pixels[rows] = managed if managed is not None else part if mode == "RGB" else part.convert("RGB")
+            if managed is not None:
+                pixels[rows] = managed
+            else:
+                pixels[rows] = part if mode == "RGB" else part.convert("RGB")
     return Frame(pixels, alpha)
 
 

@@ -84,7 +84,7 @@ def write_network(colorizer: Colorizer) -> bytes:
     channels, step = CHANNELS[colorizer.x_kind] + 3 * colorizer.takes_hints, colorizer.multiple
     example = 2.0 * torch.rand(2, channels, 96, 160, generator=torch.Generator().manual_seed(0)) - 1.0
     if colorizer.takes_hints:
-        example[:, -1] = (example[:, -1] > 0.8).float()  # of a tenth of the pixels
+        example[:, -1] = (example[:, -1] > 0.8).float()  # hints at a tenth of the pixels
         example[:, -3:-1] *= example[:, -1:]
     sides = {2: step * Dim("rows", min=1, max=999), 3: step * Dim("columns", min=1, max=999)}
     names = ["y", "logits"][: 1 + has_bins(module.generator)]

@@ -634,12 +634,13 @@ def test_attention_corrects_what_is_alike_and_near() -> None:
     assert (described[:, 16:] < 0.9 * a[:, 16:]).all()
 
 
-@pytest.mark.parametrize(("keys", "tolerance"), [(1, 1e-6), (10, 1e-6), (128, 1e-5)])
-def test_the_weights_of_keys_are_in_use_those_of_training(keys: int, tolerance: float) -> None:
+@pytest.mark.parametrize(("keys", "apart"), [(1, 1.0), (10, 1.0), (128, 1.0), (128, 0.02), (128, 0.0)])
+def test_the_weights_of_keys_are_in_use_those_of_training(keys: int, apart: float) -> None:
     """Random keys, a third of them not there, and random errors; compared is what the weights explain."""
     rng = torch.Generator().manual_seed(keys)
     attention, places = HintAttention(5), torch.rand(2, 35, keys, generator=rng)
     places[:, :32] = F.normalize(places[:, :32] - 0.5, dim=1)
+    places = places[:, :, :1] + apart * (places - places[:, :, :1])
     there = (torch.rand(2, 1, keys, generator=rng) > 0.3).float()
     there[:, :, 0] = 1
     errors = torch.randn(2, 2, keys, generator=rng) * there
@@ -649,9 +650,9 @@ def test_the_weights_of_keys_are_in_use_those_of_training(keys: int, tolerance: 
     for weights in (trained, used):
         assert (weights * (1 - there)).abs().max() == 0
     difference = (used - trained) @ covariance
-    assert difference.abs().max() <= tolerance * errors.abs().max()
+    assert difference.abs().max() <= 1e-5 * errors.abs().max()
     left = errors - trained @ covariance - attention.NOISE_VARIANCE * trained
-    assert left.abs().max() < 1e-5
+    assert left.abs().max() < 2e-6 * trained.abs().max()  # which are rounded to float32
 
 
 def test_a_large_hint_counts_no_more_than_a_small_one_far_away() -> None:
@@ -689,15 +690,18 @@ def test_a_dot_is_seen_beside_a_painted_half(row: int, column: int) -> None:
     assert after[row // 4, column // 4] < -0.3
 
 
-def test_a_rounding_error_is_not_amplified_by_hints_that_disagree() -> None:
+def test_rounding_is_not_amplified_by_hints_that_disagree() -> None:
     torch.manual_seed(0)
     attention, y, light = HintAttention(5).eval(), torch.rand(1, 2, 64, 64) - 0.5, torch.rand(1, 1, 256, 256)
-    logits, hints = 1 + 0.3 * torch.randn(1, 5, 64, 64), torch.ones(1, 3, 256, 256)
+    logits, hints = 1 + torch.randn(1, 5, 64, 64), torch.ones(1, 3, 256, 256)
     hints[:, :2] = torch.rand(1, 2, 256, 256) - 0.5
     with torch.no_grad():
         exact, rounded = (attention(y + 1e-6 * noise, logits, light, hints) for noise in (0.0, torch.randn_like(y)))
+        with torch.autocast("cpu", torch.bfloat16):
+            coarse = attention(y, logits, light, hints)
     assert (exact - y).abs().max() > 0.1
     assert (exact - rounded).abs().max() < 1e-4
+    assert (exact - coarse).abs().mean() < 0.05
 
 
 @pytest.mark.parametrize("size", [(32, 32), (64, 96)])

@@ -27,8 +27,10 @@ def run_process(name: str, *args: object) -> int:
     [("coco", 32, ""), ("anime", 64, ""), ("coco", 32, "photos/val"), ("anime", 64, "anime/val")],
 )
 def test_from_folder_to_coloured_files(
-    recipe: str, size: int, folder: str, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+    recipe: str, size: int, folder: str, pictures: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory,
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path_factory.mktemp("torch")))  # where LPIPS was fetched, it is taken
     if folder and not SHARED.is_dir():
         pytest.skip("the development pictures are not on this machine")
     data = SHARED / folder if folder else pictures

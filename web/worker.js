@@ -140,7 +140,7 @@ async function draft(found, { hints }) {
   if (!found.colored || found.colored.wanted === JSON.stringify(hints)) return colour(found, { hints });
   const before = await prepare(found);
   const { y } = await look(found, hints, { ...model, size: model.draft });
-  // a spot reaches further in a smaller copy, so its change counts less: 0.69 and 0.84 of it (1 and 5 spots) fit best at half the size
+  // a spot reaches further in a smaller copy, so its change counts less: 0.81 and 0.86 of it (1 and 5 spots) fit best at half the size
   const share = 0.5 + (0.5 * model.draft) / model.size;
   for (let i = 0; i < y.data.length; i++) y.data[i] = share * (y.data[i] - before.data[i]);
   const changed = resizeRows(resizeColumns(y, found.small.width), found.small.height);
